@@ -1,0 +1,258 @@
+"""Who may come in, and when to come back: keys, rate limits, models, the measured drain rate.
+
+`admit` answers with a `Permit`, which lives as long as the request, or raises an error that says when to come back.
+The depth limit itself is not judged here: it is exact, in the store, in the same script as the push. Knows nothing of
+HTTP beyond header values; the pool it judges by is the last one that `look` was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.errors import (
+    Draining,
+    Forbidden,
+    ModelNotFound,
+    NoWorkers,
+    QueueFull,
+    RateLimited,
+    StoreUnavailable,
+    Unauthorized,
+    UnsupportedParameter,
+)
+from penstock.fleet import Capabilities, Pool
+from penstock.job import Sampling
+from penstock.keys import Key, KeyRing
+from penstock.transports.base import RateLimit, Transport, Verdict
+from penstock.transports.gcra import gcra
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_RATE_MEMORY_S = 10.0
+_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
+_MAX_LOCAL_KEYS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `id` is the verified key's, "" without keys; `address` is what limits count by then."""
+
+    id: str
+    address: str
+    key: Key | None = None
+
+    @property
+    def rate_key(self) -> str:
+        return f"key:{self.id}" if self.id else f"ip:{self.address}"
+
+
+class DrainRate:
+    """How fast workers take ids, as an exponentially weighted mean (time constant `_RATE_MEMORY_S`)."""
+
+    def __init__(self) -> None:
+        self.per_s = 0.0
+        self._last: tuple[float, int] | None = None
+
+    def observe(self, num_taken: int, now: float) -> None:
+        if self._last is None or num_taken < self._last[1]:
+            self._last = (now, num_taken)
+            return
+        elapsed = now - self._last[0]
+        if elapsed < 0.05:
+            return
+        rate = (num_taken - self._last[1]) / elapsed
+        weight = min(1.0, elapsed / _RATE_MEMORY_S) if self.per_s else 1.0
+        self.per_s += weight * (rate - self.per_s)
+        self._last = (now, num_taken)
+
+    def wait_s(self, depth: int) -> float | None:
+        """How long `depth` requests take to leave the queue; None while nothing has been measured."""
+        return depth / self.per_s if self.per_s > 1e-3 else None
+
+
+class Permit:
+    """Admission to one request; lives as long as it does, and is given back once on success, error and hang-up."""
+
+    __slots__ = ("_admission", "caller")
+
+    def __init__(self, admission: Admission, caller: Caller) -> None:
+        self._admission: Admission | None = admission
+        self.caller = caller
+        admission.num_inside += 1
+
+    def release(self) -> None:
+        """Give it back. Safe to repeat."""
+        if self._admission is not None:
+            self._admission.num_inside -= 1
+            self._admission = None
+
+
+class Admission:
+    """The gate of one gateway process."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        keys: KeyRing | None = None,
+        rate_limit: RateLimit | None = None,
+        trusted_proxies: Sequence[Network] = (),
+        no_worker_grace_s: float = 10.0,
+        max_waiting: int = 1000,
+    ) -> None:
+        self._transport = transport
+        self._keys = keys
+        self._rate_limit = rate_limit
+        self._trusted = tuple(trusted_proxies)
+        self._grace_s = no_worker_grace_s
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+        self._local_tats: OrderedDict[str, float] = OrderedDict()
+        self._arrival = asyncio.Event()
+        self.pool = Pool(depth=0)
+        self.drain_rate = DrainRate()
+        self.num_inside = 0
+        self.is_draining = False
+
+    def look(self, pool: Pool) -> None:
+        """Judge by this pool from now on."""
+        self.pool = pool
+        self.drain_rate.observe(pool.num_taken, time.monotonic())
+        if pool.workers:
+            self._arrival.set()
+        else:
+            self._arrival.clear()
+
+    # ── who ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def identify(self, token: str | None, peer: str, forwarded: str | None) -> Caller:
+        """The caller of a request: `token` from its headers, its `peer` address, its X-Forwarded-For.
+
+        Without a keys file any token is accepted and means nothing. Raises `Unauthorized`.
+        """
+        address = self._address(peer, forwarded)
+        if self._keys is None:
+            return Caller("", address)
+        key = self._keys.verify(token) if token else None
+        if key is None:
+            raise Unauthorized("A valid API key is needed: Authorization: Bearer <key>, or X-API-Key.")
+        return Caller(key.id, address, key)
+
+    def _address(self, peer: str, forwarded: str | None) -> str:
+        """The nearest address that is not one of our own proxies, read from the right. IPv6 counts by /64."""
+        hops = [part.strip() for part in (forwarded or "").split(",") if part.strip()]
+        address = peer
+        while hops and self._is_trusted(address):
+            address = hops.pop()
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return "unknown"
+        if isinstance(parsed, ipaddress.IPv6Address):
+            if parsed.ipv4_mapped is not None:
+                return str(parsed.ipv4_mapped)
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+        return str(parsed)
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+    # ── how often ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def limit_of(self, caller: Caller) -> RateLimit | None:
+        """The key's own limit, else the one of the settings; None when there is none."""
+        key = caller.key
+        if key is not None and key.rpm is not None:
+            return RateLimit(key.rpm, key.burst or max(1, key.rpm // 6)) if key.rpm else None
+        return self._rate_limit
+
+    async def charge(self, caller: Caller) -> dict[str, str]:
+        """Count this request; returns the x-ratelimit headers. Raises `RateLimited` (with the same headers)."""
+        limit = self.limit_of(caller)
+        if limit is None:
+            return {}
+        try:
+            verdict = await self._transport.charge(caller.rate_key, limit)
+        except StoreUnavailable:
+            verdict = self._charge_locally(caller.rate_key, limit)
+        headers = {
+            "x-ratelimit-limit-requests": str(limit.rpm),
+            "x-ratelimit-remaining-requests": str(verdict.remaining),
+            "x-ratelimit-reset-requests": f"{verdict.reset_s:.3f}s",
+        }
+        if not verdict.is_allowed:
+            error = RateLimited(
+                f"Over the limit of {limit.rpm} requests a minute (burst {limit.burst}).",
+                retry_after_s=verdict.retry_after_s,
+            )
+            error.headers = headers
+            raise error
+        return headers
+
+    def _charge_locally(self, key: str, limit: RateLimit) -> Verdict:
+        """While the store is away each gateway counts for itself: never open, never shut for its absence."""
+        verdict, tat = gcra(self._local_tats.pop(key, 0.0), time.monotonic(), limit)
+        self._local_tats[key] = tat
+        while len(self._local_tats) > _MAX_LOCAL_KEYS:
+            self._local_tats.popitem(last=False)
+        return verdict
+
+    # ── for what ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def admit(self, caller: Caller) -> Permit:
+        """Let a request in; waits up to `no_worker_grace_s` for a first worker (a cold start), then 503."""
+        if self.is_draining:
+            raise Draining("This gateway is shutting down.", retry_after_s=1.0)
+        if not self.pool.workers:
+            if self._num_waiting >= self._max_waiting:
+                raise QueueFull("Too many requests wait for a first worker.", retry_after_s=self._grace_s)
+            self._num_waiting += 1
+            try:
+                async with asyncio.timeout(self._grace_s):
+                    await self._arrival.wait()
+            except TimeoutError:
+                message = f"No worker is alive (waited {self._grace_s:g} s)."
+                raise NoWorkers(message, retry_after_s=self._grace_s) from None
+            finally:
+                self._num_waiting -= 1
+        return Permit(self, caller)
+
+    def choose_model(self, name: str | None, caller: Caller) -> tuple[str, Capabilities]:
+        """The model asked for, or the first that this caller may use."""
+        models = self.pool.models
+        allowed = caller.key.models if caller.key is not None and caller.key.models else None
+        if name is None:
+            name = next((model for model in models if allowed is None or model in allowed), None)
+            if name is None:
+                raise Forbidden("This key may use none of the models served.", param="model")
+        if allowed is not None and name not in allowed:
+            raise Forbidden(f"This key may not use the model {name!r}.", param="model")
+        if name not in models:
+            served = ", ".join(sorted(models)) or "none"
+            raise ModelNotFound(f"There is no model {name!r}; served: {served}.", param="model")
+        return name, models[name]
+
+    def retry_after_s(self) -> float:
+        """When to come back after `queue_full`: the time to drain a tenth of the queue, with jitter."""
+        wait = self.drain_rate.wait_s(max(1, self.pool.depth // 10))
+        wait = _MIN_RETRY_S if wait is None else min(max(wait, _MIN_RETRY_S), _MAX_RETRY_S)
+        return wait * random.uniform(1.0, 1.3)
+
+
+def check_capabilities(sampling: Sampling, model: str, can: Capabilities) -> None:
+    """Refuse what the backend cannot honour, rather than ignore it."""
+    for name in sampling.named():
+        if name not in can.accepts:
+            raise UnsupportedParameter(f"The model {model!r} does not support {name!r}.", param=name)
+    if can.max_tokens is not None and sampling.max_tokens > can.max_tokens:
+        raise UnsupportedParameter(f"The model {model!r} gives at most {can.max_tokens} tokens.", param="max_tokens")

@@ -1,0 +1,276 @@
+"""The strict edge: a request's bytes become a JSON object, and that a valid model, or one clear error.
+
+Everything a client can send wrong ends here as a `PenstockError`; nothing of its content is quoted but field names.
+Knows nothing of jobs, models or routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from penstock.api.plain import NAME, Path, describe
+from penstock.errors import BodyTooLarge, Cancelled, InvalidRequest, SlowBody, UnsupportedMediaType
+
+MAX_DEPTH = 32
+MAX_INTEGER_DIGITS = 19  # what 64 bits hold
+MAX_SHOWN_NAME = 64
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ClientGone(Cancelled):
+    """The client left before its request had arrived; there is nobody to answer."""
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body, at most `max_bytes`, within `timeout_s`.
+
+    Raises `UnsupportedMediaType`, `BodyTooLarge`, `SlowBody` or `ClientGone`. The size is counted while reading:
+    `Content-Length` may be absent, and is believed only when it already says too much.
+    """
+    check_media_type(request)
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s), aclosing(request.stream()) as stream:
+            async for chunk in stream:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise SlowBody(f"The request's body did not arrive within {timeout_s:g} s.") from None
+    except ClientDisconnect:
+        raise ClientGone("The client left before its request had arrived.") from None
+    return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request's body is larger than {max_bytes} bytes.")
+
+
+def check_media_type(request: Request) -> None:
+    """`UnsupportedMediaType` unless the body says that it is JSON in UTF-8, as it is."""
+    given = request.headers.getlist("content-type")
+    kind, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
+    if kind.strip().lower() != "application/json":
+        raise UnsupportedMediaType("The content type must be application/json.")
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip().strip('"').lower() not in ("utf-8", "utf8"):
+            raise UnsupportedMediaType("The charset must be utf-8.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("The body must not be compressed.")
+
+
+# ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Refused(ValueError):
+    """A value that JSON or a sane reader does not allow, found while parsing."""
+
+
+def parse_json(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """The JSON object in `data`. Anything but strict JSON in UTF-8 is an `InvalidRequest`.
+
+    Refused too: duplicate keys, numbers that are not finite, integers beyond 64 bits, strings with NUL or with
+    surrogates that stand alone, and more than `max_depth` levels (counted before anything is parsed).
+    """
+    text = _decode(data)
+    _check_depth(data, max_depth)
+    try:
+        value = _STRICT.decode(text)
+    except _Refused as refusal:
+        _refuse(text, refusal)
+    except json.JSONDecodeError as error:
+        problem = error.msg.rstrip(": ").removesuffix(" at")
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InvalidRequest(f"The body is not valid JSON: {problem} at {where}.") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    if "\\u" in text and (fault := _find_fault(value, ())):
+        raise _fault(*fault)
+    return value
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise InvalidRequest("The body must not begin with a byte order mark.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not valid UTF-8 (at byte {error.start}).") from None
+    if "\x00" in text:
+        raise InvalidRequest("The body contains a NUL character.")
+    if not text.strip(" \t\r\n"):
+        raise InvalidRequest("The body is empty; it must be a JSON object.")
+    return text
+
+
+# A string, closed or not, is one match, and nothing is tried twice: linear whatever the bytes are.
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def _check_depth(data: bytes, max_depth: int) -> None:
+    if data.count(b"[") + data.count(b"{") <= max_depth:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(data):
+        first = data[match.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise InvalidRequest(f"The body is nested more than {max_depth} levels deep.")
+        elif first in b"]}":
+            depth -= 1
+
+
+def _integer(digits: str) -> int:
+    if _is_long(digits):
+        raise _Refused("is an integer of too many digits")
+    return int(digits)
+
+
+def _is_long(digits: str) -> bool:
+    return len(digits.removeprefix("-")) > MAX_INTEGER_DIGITS
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _Refused("is a number too large")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise _Refused(f"is {name}, which is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _Refused("is given twice")
+    return value
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant)
+
+
+class _Marker:
+    """Stands for a refused value in a second, forgiving reading: to say where it was."""
+
+    def __init__(self, digits: str) -> None:
+        self.digits = digits
+
+
+class _Twice(dict[str, Any]):
+    """An object in which `key` stood twice."""
+
+    key: str | None = None
+
+
+def _forgiving_object(pairs: list[tuple[str, Any]]) -> _Twice:
+    value = _Twice()
+    for key, item in pairs:
+        if key in value:
+            value.key = key
+        value[key] = item
+    return value
+
+
+_FORGIVING = json.JSONDecoder(
+    object_pairs_hook=_forgiving_object,
+    parse_int=lambda digits: _Marker(digits) if _is_long(digits) else int(digits),
+    parse_float=lambda digits: float(digits) if math.isfinite(float(digits)) else _Marker(digits),
+    parse_constant=_Marker,
+)
+
+
+def _refuse(text: str, refusal: _Refused) -> NoReturn:
+    """Read once more, to name the field."""
+    try:
+        fault = _find_fault(_FORGIVING.decode(text), ())
+    except json.JSONDecodeError:  # it is broken further on, too
+        fault = None
+    if fault is None:
+        raise InvalidRequest(f"A value {refusal}.")
+    raise _fault(fault[0], fault[1] or str(refusal))
+
+
+def _fault(path: Path, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"{_name(path)} {problem}.", param=dotted(path))
+
+
+def _find_fault(value: Any, path: Path) -> tuple[Path, str] | None:
+    """Where the first value is that may not be; an empty problem means the one that stopped the parser."""
+    if isinstance(value, str):
+        problem = _text_problem(value)
+        return (path, problem) if problem else None
+    if isinstance(value, _Marker):
+        return path, ""
+    if isinstance(value, dict):
+        if isinstance(value, _Twice) and value.key is not None:
+            return (*path, value.key), "is given twice"
+        for key, item in value.items():
+            if problem := _text_problem(key):
+                return path, f"has a key that {problem}"
+            if fault := _find_fault(item, (*path, key)):
+                return fault
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if fault := _find_fault(item, (*path, i)):
+                return fault
+    return None
+
+
+def _text_problem(text: str) -> str:
+    if "\x00" in text:
+        return "contains a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "contains half of a surrogate pair, which is not text"
+    return ""
+
+
+# ── fields ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def validate(model: type[Model], data: dict[str, Any]) -> Model:
+    """An instance of `model`, or one `InvalidRequest` whose `param` is the dotted name of the field at fault."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        path, problem = describe(error, model, data)
+    param = dotted(path)
+    if param is None:
+        problem = problem.replace(f"field {NAME}", "field")
+    raise InvalidRequest(problem.replace(NAME, _name(path)), param=param)
+
+
+def _name(path: Path) -> str:
+    param = dotted(path)
+    return f"'{param}'" if param else "A field" if path else "The body"
+
+
+def dotted(path: Sequence[str | int]) -> str | None:
+    """`messages.0.role`; None for the body itself, or where a name is too odd to be shown."""
+    names = [str(part) for part in path]
+    if not names or any(len(name) > MAX_SHOWN_NAME or not name.isprintable() for name in names):
+        return None
+    return ".".join(names)

@@ -1,0 +1,118 @@
+"""One client connection: uvicorn's HTTP protocol with the limits that a server in the open needs.
+
+Adds what uvicorn leaves out: a cap on connections, a deadline and a size limit for a request's head, a small write
+buffer (so that a client that reads nothing costs little), and `abort`, to drop a client that stopped reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from penstock.errors import InvalidRequest, PenstockError, SlowBody, Unavailable
+
+MAX_HEAD_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES = 32 * 1024
+ABORT = "penstock.abort"
+
+_PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
+
+
+class Connection(HttpToolsProtocol):
+    """See the head of this file. `header_timeout_s` and `max_connections` are set by `limited`."""
+
+    header_timeout_s = 10.0
+    max_connections = 10_000
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        if len(self.connections) > self.max_connections:
+            self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()
+        super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(InvalidRequest(msg))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self._refuse(SlowBody(f"The request's head did not arrive within {self.header_timeout_s:g} s."))
+
+    def _refuse(self, error: PenstockError) -> None:
+        """Answer before there is a request, in the one envelope, and close."""
+        body = msgspec.json.encode(error.envelope())
+        lines = [
+            b"HTTP/1.1 %d %s" % (error.status, _PHRASES.get(error.status, b"Error")),
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"connection: close",
+        ]
+        if error.retry_after_s is not None:
+            lines.append(b"retry-after: %d" % error.retry_after_s)
+        self._stop_timer()
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        self.transport.close()
+
+
+def limited(header_timeout_s: float, max_connections: int) -> type[Connection]:
+    """The protocol class for uvicorn's `http` option, with these limits."""
+    limits: dict[str, Any] = {"header_timeout_s": header_timeout_s, "max_connections": max_connections}
+    return type("LimitedConnection", (Connection,), limits)

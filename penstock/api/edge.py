@@ -1,0 +1,166 @@
+"""What every HTTP request goes through: its id, the one error envelope, the headers, and its one log line.
+
+A plain ASGI middleware. It knows nothing of what the routes do; they tell it through the `Call` in the scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, PenstockError
+from penstock.logs import bind_request
+
+logger = logging.getLogger("penstock.access")
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = ("/livez", "/readyz", "/healthz", "/metrics")
+CLIENT_GONE = 499
+
+
+class Call:
+    """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
+
+    __slots__ = ("caller", "fields", "headers", "id", "is_gone", "outcome", "started_at", "status")
+
+    def __init__(self, call_id: str) -> None:
+        self.id = call_id
+        self.started_at = time.monotonic()
+        self.status = 0
+        self.outcome = ""
+        self.is_gone = False
+        self.caller = ""
+        self.headers: dict[str, str] = {}
+        self.fields: dict[str, Any] = {}
+
+
+def call_of(request: Request) -> Call:
+    call: Call = request.scope["penstock.call"]
+    return call
+
+
+class Edge:
+    """The outermost middleware. `mint` makes the id that names a request from here on."""
+
+    def __init__(self, app: ASGIApp, mint: Callable[[], str]) -> None:
+        self.app = app
+        self.mint = mint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = scope["penstock.call"] = Call(self.mint())
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_encode_headers(call)]
+            await send(message)
+
+        with bind_request(call.id):
+            try:
+                await self.app(scope, receive, send_with_headers)
+            except Exception as error:
+                logger.exception("a bug in a route")
+                call.outcome = InternalError.code
+                if call.status:
+                    raise
+                answer = error_response(InternalError(f"Penstock failed to answer this ({type(error).__name__})."))
+                await answer(scope, receive, send_with_headers)
+            finally:
+                self._log(scope, call)
+
+    def _log(self, scope: Scope, call: Call) -> None:
+        total_ms = round((time.monotonic() - call.started_at) * 1000, 2)
+        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        status = CLIENT_GONE if call.is_gone else call.status
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(
+                level,
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"][:200],
+                    "status": status,
+                    "caller": call.caller,
+                    "outcome": call.outcome or ("ok" if 0 < status < 400 else "error"),
+                    "total_ms": total_ms,
+                    **({"client_request_id": client_id} if _CLIENT_ID.fullmatch(client_id) else {}),
+                    **call.fields,
+                },
+            )
+
+
+def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
+    named = [(name.encode(), value.encode()) for name, value in call.headers.items()]
+    return [(b"x-request-id", call.id.encode()), *named]
+
+
+def error_response(error: PenstockError) -> Response:
+    """The envelope, the status, and when to come back."""
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, MethodNotAllowed | NotFound):
+        headers |= {"cache-control": "no-store"}
+    return Response(msgspec.json.encode(error.envelope()), error.status, headers, "application/json")
+
+
+async def on_penstock_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, PenstockError):
+        raise error
+    call_of(request).outcome = error.code
+    return error_response(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such route, wrong method) in the one envelope."""
+    if not isinstance(error, HTTPException):
+        raise error
+    path = request.scope["path"][:200]
+    ours: PenstockError
+    if error.status_code == 404:
+        ours = NotFound(f"There is nothing at {path!r}.")
+    elif error.status_code == 405:
+        ours = MethodNotAllowed(f"{request.method} is not allowed at {path!r}.")
+        ours.headers = dict(error.headers or {})
+    else:
+        ours = InvalidRequest(str(error.detail))
+    return await on_penstock_error(request, ours)
+
+
+class Gone(Exception):
+    """The client left; nobody reads an answer."""
+
+
+class Departure:
+    """Notices that the client has left, while the answer is still being made."""
+
+    def __init__(self, receive: Receive, wake: Callable[[], None]) -> None:
+        self._task = asyncio.ensure_future(_disconnected(receive))
+        self._task.add_done_callback(lambda _: wake())
+
+    @property
+    def has_happened(self) -> bool:
+        return self._task.done() and not self._task.cancelled()
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,249 @@
+"""Penstock's own API: `POST /v1/generate`, whole or streamed. HTTP body to `Job`, `Stream` to JSON or SSE.
+
+Parses once, strictly; nothing behind it checks again. What a field may be stands in `generate_body`, and the OpenAPI
+page is made from it. Knows no transport and no limits: those are `relay` and `admission`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from penstock import errors
+from penstock.admission import Caller, check_capabilities
+from penstock.api.answer import Answer, error_data, timings, usage
+from penstock.api.body import parse_json, read_body, validate
+from penstock.api.edge import Call, call_of
+from penstock.api.openapi import error_responses
+from penstock.errors import InvalidRequest
+from penstock.event import Done, Failed, Terminal
+from penstock.job import Job, Message, Sampling
+from penstock.sse import frame
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+    from penstock.settings import Settings
+
+ENDPOINT = "/v1/generate"
+MAX_MESSAGES = 1000
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 200
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+
+class MessageBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(min_length=1)
+
+
+class GenerateBody(BaseModel):
+    """A request to generate text. Exactly one of `prompt` and `messages`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str | None = Field(None, min_length=1, description="The text to go on from.")
+    messages: list[MessageBody] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, description="A conversation, instead of `prompt`."
+    )
+    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy. Default: the backend's.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling. Default: the backend's.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description=f"Up to {MAX_STOPS} strings that end the answer; they are not part of it."
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stream: bool | None = Field(None, description="Tokens as Server-Sent Events. Default: false.")
+    timeout_s: float | None = Field(None, ge=1)
+
+
+class UsageAnswer(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TimingsAnswer(BaseModel):
+    """Milliseconds since the gateway submitted the request; null for what did not happen."""
+
+    queue_ms: float | None
+    ttft_ms: float | None
+    total_ms: float
+
+
+class GenerateAnswer(BaseModel):
+    request_id: str
+    model: str
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled"]
+    usage: UsageAnswer
+    timings: TimingsAnswer
+
+
+def generate_body(settings: Settings) -> type[GenerateBody]:
+    """`GenerateBody` with the limits that this gateway is set to."""
+
+    class Limited(GenerateBody):
+        max_tokens: int | None = Field(
+            None,
+            ge=1,
+            le=settings.max_tokens_limit,
+            description=f"Default: {settings.default_max_tokens}.",
+        )
+        timeout_s: float | None = Field(
+            None,
+            ge=1,
+            le=settings.max_timeout_s,
+            description=f"Seconds until the request is given up. Default: {settings.default_timeout_s:g}.",
+        )
+
+    Limited.__name__ = Limited.__qualname__ = "GenerateBody"
+    Limited.__doc__ = GenerateBody.__doc__
+    return Limited
+
+
+class NativeAnswer(Answer):
+    """The answer in Penstock's own form: one JSON object, or `token`… then `done` or `error` events."""
+
+    def whole(self, end: Done) -> bytes:
+        stream = self.stream
+        return msgspec.json.encode(
+            {
+                "request_id": stream.job.id,
+                "model": stream.job.model,
+                "text": "".join(stream.tokens),
+                "finish_reason": end.finish_reason,
+                "usage": usage(end),
+                "timings": timings(stream),
+            }
+        )
+
+    def token_frames(self, first: int, tokens: list[str]) -> list[bytes]:
+        job_id = self.stream.job.id
+        head = f"id: {job_id}/{self.stream.attempt}-".encode()
+        data = b'\nevent: token\ndata: {"request_id":"%s","index":' % job_id.encode()
+        encode = msgspec.json.encode
+        return [
+            b'%s%d%s%d,"text":%s}\n\n' % (head, index + 1, data, index, encode(text))
+            for index, text in enumerate(tokens, first)
+        ]
+
+    def end_frame(self, end: Terminal) -> bytes:
+        stream = self.stream
+        position = f"{stream.job.id}/{stream.attempt}-{len(stream.tokens)}"
+        if isinstance(end, Failed):
+            return frame("error", error_data(end.error(), stream.job.id), position)
+        data = {
+            "request_id": stream.job.id,
+            "model": stream.job.model,
+            "finish_reason": end.finish_reason,
+            "usage": usage(end),
+            "timings": timings(stream),
+        }
+        return frame("done", msgspec.json.encode(data), position)
+
+
+_STREAM_EXAMPLE = """id: g….01K…/1795424410123-1
+event: token
+data: {"request_id":"g….01K…","index":0,"text":"Hi"}
+
+id: g….01K…/1795424410123-1
+event: done
+data: {"request_id":"g….01K…","model":"mock","finish_reason":"length","usage":{…},"timings":{…}}
+"""
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": GenerateAnswer,
+        "description": "The whole answer; or, with `stream: true`, a `token` event each and then `done` or `error`.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
+    },
+    **error_responses(
+        errors.InvalidRequest,
+        errors.UnsupportedParameter,
+        errors.Unauthorized,
+        errors.Forbidden,
+        errors.ModelNotFound,
+        errors.SlowBody,
+        errors.BodyTooLarge,
+        errors.UnsupportedMediaType,
+        errors.RateLimited,
+        errors.QueueFull,
+        errors.Cancelled,
+        errors.InternalError,
+        errors.BackendError,
+        errors.WorkerLost,
+        errors.NoWorkers,
+        errors.StoreUnavailable,
+        errors.Draining,
+        errors.DeadlineExceeded,
+    ),
+}
+
+
+class NativeAPI:
+    """The routes of this API over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.body = generate_body(gateway.settings)
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route(
+            ENDPOINT,
+            self.generate,
+            methods=["POST"],
+            response_model=None,
+            summary="Generate text, whole or as a stream of tokens",
+            responses=_RESPONSES,
+        )
+        return router
+
+    async def generate(self, request: Request) -> NativeAnswer:
+        gateway, call = self.gateway, call_of(request)
+        caller = await gateway.welcome(request, call)
+        settings = gateway.settings
+        data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))
+        body = validate(self.body, data)
+        permit = await gateway.admission.admit(caller)
+        try:
+            job = self.parse(body, call, caller)
+            stream = await gateway.submit(job, ENDPOINT)
+        except BaseException:
+            permit.release()
+            raise
+        return NativeAnswer(gateway, call, stream, permit)
+
+    def parse(self, body: GenerateBody, call: Call, caller: Caller) -> Job:
+        """The valid `Job` that `body` asks for. Raises `InvalidRequest`, `ModelNotFound`, `Forbidden`."""
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
+        settings = self.gateway.settings
+        model, can = self.gateway.admission.choose_model(body.model, caller)
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        sampling = Sampling(
+            max_tokens=body.max_tokens or settings.default_max_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            stop=stop,
+            seed=body.seed,
+        )
+        check_capabilities(sampling, model, can)
+        messages = body.messages
+        return Job(
+            id=call.id,
+            model=model,
+            prompt=body.prompt,
+            messages=None if messages is None else tuple(Message(one.role, one.content) for one in messages),
+            sampling=sampling,
+            caller=caller.id,
+            timeout_s=body.timeout_s or settings.default_timeout_s,
+            stream=bool(body.stream),
+        )

@@ -1,0 +1,55 @@
+"""The OpenAPI document: what FastAPI cannot see, as bodies are read and parsed by our own strict code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from penstock.errors import PenstockError
+
+_SCHEMAS = "#/components/schemas/{model}"
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The one envelope of every error."""
+
+    error: ErrorDetail
+
+
+def error_responses(*errors: type[PenstockError]) -> dict[int | str, dict[str, Any]]:
+    """The documented failures of a route: one entry a status, with the codes that it may carry."""
+    codes: dict[int, list[str]] = {}
+    for error in errors:
+        codes.setdefault(error.status, []).append(f"`{error.code}`")
+    return {status: {"model": ErrorAnswer, "description": ", ".join(names)} for status, names in sorted(codes.items())}
+
+
+def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) -> None:
+    """Add the request bodies, by (path, method), to the document of `app`."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = make()
+            wanted: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies.values()]
+            refs, definitions = models_json_schema(wanted, ref_template=_SCHEMAS)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(definitions.get("$defs", {}))
+            for (path, method), body in bodies.items():
+                content = {"application/json": {"schema": refs[(body, "validation")]}}
+                document["paths"][path][method]["requestBody"] = {"required": True, "content": content}
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,136 @@
+"""What is wrong with a field, in plain words: pydantic's errors become one sentence that says what is allowed.
+
+Knows nothing of where the data came from; never quotes a value, as it may be a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+Path = tuple[str | int, ...]
+
+NAME = "{name}"  # stands in a sentence for the name of the field
+
+_NOUNS = {
+    "string_type": "a string",
+    "string_sub_type": "a string",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "an array",
+    "tuple_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "none_required": "null",
+}
+
+_RULES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "greater_than_equal": lambda ctx: f"be at least {_shown(ctx['ge'])}",
+    "greater_than": lambda ctx: f"be more than {_shown(ctx['gt'])}",
+    "less_than_equal": lambda ctx: f"be at most {_shown(ctx['le'])}",
+    "less_than": lambda ctx: f"be less than {_shown(ctx['lt'])}",
+    "multiple_of": lambda ctx: f"be a multiple of {_shown(ctx['multiple_of'])}",
+    "string_too_short": lambda ctx: _at_least(ctx["min_length"], "character"),
+    "string_too_long": lambda ctx: _at_most(ctx["max_length"], "character"),
+    "too_short": lambda ctx: _at_least(ctx["min_length"], "item"),
+    "too_long": lambda ctx: _at_most(ctx["max_length"], "item"),
+    "literal_error": lambda ctx: f"be {ctx['expected']}",
+    "enum": lambda ctx: f"be {ctx['expected']}",
+    "string_pattern_mismatch": lambda ctx: f"match {ctx['pattern']}",
+}
+
+
+def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple[Path, str]:
+    """Where the first fault is, and a sentence about it, in which `NAME` stands for the field.
+
+    A field that may have several types has an error for each; those that got furthest are joined into one sentence.
+    """
+    faults = [(_path(details, data), details) for details in error.errors(include_url=False, include_input=False)]
+    first = faults[0][0][:1]
+    faults = [fault for fault in faults if fault[0][:1] == first]
+    path = max((fault[0] for fault in faults), key=len)
+    here = [details for place, details in faults if place == path]
+    here = [details for details in here if details["type"] not in _NOUNS] or here
+    return path, _sentence(path, here, model)
+
+
+def _path(details: ErrorDetails, data: Any) -> Path:
+    """The error's place in the data; pydantic's own also names the members of unions that it tried."""
+    path: list[str | int] = []
+    here = data
+    for part in details["loc"]:
+        is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if is_index or (isinstance(here, dict) and part in here):
+            path.append(part)
+            here = here[part]
+    if details["type"] == "missing":
+        path.append(details["loc"][-1])
+    return tuple(path)
+
+
+def _sentence(path: Path, here: list[ErrorDetails], model: type[BaseModel]) -> str:
+    kind, ctx = here[0]["type"], here[0].get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"Unknown field {NAME}."
+    if kind == "missing":
+        return f"{NAME} is required."
+    if kind in ("value_error", "assertion_error"):
+        said = str(ctx.get("error", "")).strip().rstrip(".")
+        return f"{NAME}: {said}." if said else f"{NAME} is not valid."
+    if bounds := _bounds(model, path, kind):
+        return f"{NAME} must be {bounds}."
+    nouns = list(dict.fromkeys(_NOUNS[details["type"]] for details in here if details["type"] in _NOUNS))
+    rules = [_RULES[each["type"]](each.get("ctx", {})) for each in here if each["type"] in _RULES]
+    wanted = [*rules, *([f"be {' or '.join(nouns)}"] if nouns else [])]
+    return f"{NAME} must {' or '.join(dict.fromkeys(wanted))}." if wanted else f"{NAME} is not valid ({kind})."
+
+
+def _bounds(model: type[BaseModel], path: Path, kind: str) -> str:
+    """Both ends of a top-level number's range, where it has both: pydantic tells only the one that was crossed."""
+    if len(path) != 1 or kind not in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
+        return ""
+    low = high = ""
+    for rule in _rules_of(model.model_fields.get(str(path[0]))):
+        if isinstance(rule, annotated_types.Ge):
+            low = f"at least {_shown(rule.ge)}"
+        elif isinstance(rule, annotated_types.Gt):
+            low = f"more than {_shown(rule.gt)}"
+        elif isinstance(rule, annotated_types.Le):
+            high = f"at most {_shown(rule.le)}"
+        elif isinstance(rule, annotated_types.Lt):
+            high = f"less than {_shown(rule.lt)}"
+    return f"{low} and {high}" if low and high else ""
+
+
+def _rules_of(field: FieldInfo | None) -> Iterator[object]:
+    if field is None:
+        return
+    yield from field.metadata
+    for member in get_args(field.annotation):
+        if get_origin(member) is Annotated:
+            for rule in get_args(member)[1:]:
+                yield from rule.metadata if isinstance(rule, FieldInfo) else (rule,)
+
+
+def _at_least(count: int, noun: str) -> str:
+    return "not be empty" if count == 1 else f"have at least {count} {noun}s"
+
+
+def _at_most(count: int, noun: str) -> str:
+    return f"have at most {count} {noun}{'' if count == 1 else 's'}"
+
+
+def _shown(number: Any) -> str:
+    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)

@@ -1,0 +1,99 @@
+"""The promise that every backend makes: `generate(batch)` yields the events of its jobs, interleaved.
+
+Two ways to write one. For an engine that steps a whole batch, override `generate`. For anything that streams one
+answer at a time, override `stream(job)` alone: the base class runs the jobs of a batch side by side, counts tokens,
+cuts at stop strings, and turns an exception into that job's `Failed`. A failing job never harms its neighbours.
+
+    class Echo(Backend):
+        async def stream(self, job):
+            for word in job.text.split():
+                yield word + " "
+
+What `generate` owes: for each claim, `Tokens` whose `seq` goes on from `len(claim.tokens)`, then exactly one `Done`
+or `Failed`, all with the claim's `attempt`. It stops working for a claim soon after `claim.cancelled` is set and
+then owes nothing more for it. Events yielded without a pause in between travel in one write. It may be cancelled or
+closed at any pause, when nobody wants any of its jobs any more. A `Done` without usage gets it counted by the worker.
+
+Found by name (`mock`), by entry point (group `penstock.backends`), or as `module:Class` / `file.py:Class`. The
+constructor's parameters, by their annotations (`str`, `int`, `float`, `bool`, `Literal[…]`, or one of these with
+`| None`), are the options that `--model NAME=BACKEND:option=value` may set.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from typing import Any
+
+from penstock.backends.streams import side_by_side
+from penstock.event import Event
+from penstock.fleet import Capabilities
+from penstock.job import Batch, Claim, Job
+
+OPTIONAL_FIELDS = ("temperature", "top_p", "stop", "seed")
+
+
+class Backend:
+    """See the head of this file. One instance serves one model of one worker process, in that process' event loop.
+
+    `capabilities` is a class attribute, or set in `__init__` when it depends on the options. Only the sampling fields
+    in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. A
+    backend with `stream` alone always accepts `stop`, and unless it says otherwise it is continuous: its jobs share
+    nothing, so none waits for a batch.
+    """
+
+    capabilities: Capabilities = Capabilities()
+
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        has_generate = cls.generate is not Backend.generate
+        if not has_generate and cls.stream is Backend.stream and not abstract:
+            raise TypeError(f"backend {cls.__qualname__} must override generate(batch) or stream(job)")
+        for method in (cls.generate, cls.stream):
+            if inspect.iscoroutinefunction(method):
+                raise TypeError(f"{method.__qualname__} is a coroutine: it must be an async generator, with a yield")
+        unknown = set(cls.capabilities.accepts) - set(OPTIONAL_FIELDS)
+        if unknown:
+            raise TypeError(f"backend {cls.__qualname__} accepts {sorted(unknown)}; there are {OPTIONAL_FIELDS}")
+        if not has_generate:
+            cls.capabilities = _with_stop(cls)
+
+    async def start(self) -> None:
+        """Load whatever is needed; the worker takes no work before this returns."""
+
+    async def close(self) -> None:
+        """Let go of everything. Called once, after the last `generate` has ended."""
+
+    def generate(self, batch: Batch) -> AsyncIterator[Event]:
+        """Run a batch: see the head of this file for what is owed. The default runs `stream` for each job."""
+        return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes)
+
+    def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        """Yield one answer's tokens as text; empty pieces are no tokens. Raise a `PenstockError` to fail with its code.
+
+        Override as `stream(self, job)`. With `capabilities.resumes` override as `stream(self, job, tokens)`: `tokens`
+        (a tuple of str) were delivered by an earlier attempt and the answer goes on after them. The stream is cancelled
+        at its current `await`, and closed, when the job is cancelled, has all its tokens or meets a stop string.
+        """
+        raise NotImplementedError
+
+    def count_prompt_tokens(self, job: Job) -> int:
+        """How many tokens the prompt has, for `usage`. The default counts words between white space."""
+        return len(job.text.split())
+
+    def _open(self, claim: Claim) -> AsyncIterator[str]:
+        if self.capabilities.resumes:
+            return self.stream(claim.job, claim.tokens)
+        return self.stream(claim.job)
+
+
+def _with_stop(cls: type[Backend]) -> Capabilities:
+    """What a backend with `stream` alone can do: the base class cuts at stop strings for it."""
+    can = cls.capabilities
+    if can is Backend.capabilities:
+        return Capabilities(accepts=("stop",), continuous=True)
+    if "stop" in can.accepts:
+        return can
+    return Capabilities(
+        accepts=(*can.accepts, "stop"), continuous=can.continuous, resumes=can.resumes, max_tokens=can.max_tokens
+    )

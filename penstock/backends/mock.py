@@ -1,0 +1,149 @@
+"""A deterministic engine simulator: the quickstart's model, and the instrument of the tests.
+
+It steps a whole batch, as a real engine does, and gives each job one token a step. What it says is in `mock_text.py`;
+this file is about when. It ends only at `max_tokens` or at a stop string. Step k of a batch is due at
+`start + prefill + k * step`, on absolute deadlines, so that steps do not drift.
+
+With `scripted=true` a prompt may hold a trigger (for tests; a plain mock takes it as text):
+
+    [[fail]]        [[fail_after=N]]    that job fails with `backend_error`, before any token or after N
+    [[hang]]        [[hang_after=N]]    the engine stops for its whole batch, for ever; the event loop goes on
+    [[block_after=N]]                   the engine blocks the event loop of its process, for ever
+    [[crash]]       [[crash_after=N]]   the process kills itself with SIGKILL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from penstock.backends.base import OPTIONAL_FIELDS, Backend
+from penstock.backends.mock_text import token_source
+from penstock.backends.stop import StopMatcher
+from penstock.errors import BackendError
+from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
+from penstock.fleet import Capabilities
+from penstock.job import Batch, Claim, Job
+
+_TRIGGER: Final = re.compile(r"\[\[(fail|hang|block|crash)(?:_after=(\d{1,6}))?\]\]")
+
+
+class MockBackend(Backend):
+    """`step_ms`: one step, whatever the batch. `step_ms_per_seq`: added for each job that runs in the step.
+    `prefill_ms_per_token`: before the first step, for each prompt token of the batch. `chain`: tokens name their
+    predecessors (`verify_chain`). `scripted`: prompts may hold the triggers at the head of this file.
+    """
+
+    capabilities = Capabilities(accepts=OPTIONAL_FIELDS, resumes=True)
+
+    def __init__(
+        self,
+        step_ms: float = 0.0,
+        prefill_ms_per_token: float = 0.0,
+        step_ms_per_seq: float = 0.0,
+        chain: bool = False,
+        scripted: bool = False,
+    ) -> None:
+        if min(step_ms, prefill_ms_per_token, step_ms_per_seq) < 0:
+            raise ValueError("step_ms, prefill_ms_per_token and step_ms_per_seq must be at least 0")
+        self._step_s = step_ms / 1000
+        self._prefill_s = prefill_ms_per_token / 1000
+        self._step_s_per_seq = step_ms_per_seq / 1000
+        self._chain = chain
+        self._scripted = scripted
+
+    def expected(self, job: Job, num: int | None = None) -> list[str]:
+        """The first `num` (default: all `max_tokens`) tokens of the job's answer, stop strings aside."""
+        token_of = token_source(job, self._chain)
+        return [token_of(index) for index in range(job.sampling.max_tokens if num is None else num)]
+
+    async def generate(self, batch: Batch) -> AsyncIterator[Event]:
+        live = [_Sequence(claim, self) for claim in batch.claims]
+        due = time.monotonic() + self._prefill_s * sum(sequence.num_prompt_tokens for sequence in live)
+        while live:
+            due += self._step_s + self._step_s_per_seq * len(live)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            live = [sequence for sequence in live if sequence.claim.cancelled is None]
+            if self._scripted and any(sequence.acts_up() for sequence in live):
+                await asyncio.Event().wait()
+            ended = False
+            for sequence in live:
+                event = sequence.step()
+                if event is not None:
+                    yield event
+                    ended = ended or sequence.is_over
+            if ended:
+                live = [sequence for sequence in live if not sequence.is_over]
+
+    def trigger(self, job: Job) -> tuple[str, int] | None:
+        """What the prompt asks for and after how many tokens, in a scripted mock."""
+        match = _TRIGGER.search(job.text) if self._scripted else None
+        return None if match is None else (match[1], int(match[2] or 0))
+
+
+class _Sequence:
+    """One job in the engine."""
+
+    __slots__ = (
+        "attempt", "claim", "index", "is_over", "job_id", "last", "matcher", "num_prompt_tokens", "seq", "token_of",
+        "trigger",
+    )  # fmt: skip
+
+    def __init__(self, claim: Claim, backend: MockBackend) -> None:
+        job = claim.job
+        self.claim = claim
+        self.job_id = job.id
+        self.attempt = claim.attempt
+        self.index = self.seq = len(claim.tokens)
+        self.last = job.sampling.max_tokens - 1
+        self.token_of = token_source(job, backend._chain)
+        self.matcher = StopMatcher(job.sampling.stop) if job.sampling.stop else None
+        self.num_prompt_tokens = backend.count_prompt_tokens(job)
+        self.trigger = backend.trigger(job)
+        self.is_over = False
+
+    def step(self) -> Event | None:
+        """The next token, with the end where it is the last; None while a stop string is undecided."""
+        index = self.index
+        if self.trigger == ("fail", index):
+            self.is_over = True
+            return Failed.of(self.job_id, self.attempt, self.seq, BackendError("A scripted failure."))
+        if index > self.last:  # an earlier attempt delivered every token, but not the end
+            return self._done((), "length")
+        token = self.token_of(index)
+        self.index = index + 1
+        if self.matcher is None:
+            if index == self.last:
+                return self._done((token,), "length")
+            self.seq = index + 1
+            return Tokens(self.job_id, self.attempt, index, tokens=(token,))
+        released, is_stopped = self.matcher.push(token)
+        if is_stopped:
+            return self._done(tuple(released), "stop")
+        if index == self.last:
+            return self._done((*released, *self.matcher.flush()), "length")
+        if not released:
+            return None
+        seq = self.seq
+        self.seq += len(released)
+        return Tokens(self.job_id, self.attempt, seq, tokens=tuple(released))
+
+    def acts_up(self) -> bool:
+        """Crash or block now, if the script says so; True if the engine is to hang."""
+        if self.trigger is None or self.trigger[1] != self.index:
+            return False
+        if self.trigger[0] == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.trigger[0] == "block":
+            time.sleep(3600)
+        return self.trigger[0] == "hang"
+
+    def _done(self, tokens: tuple[str, ...], reason: FinishReason) -> Done:
+        self.is_over = True
+        usage = Usage(self.num_prompt_tokens, self.seq + len(tokens))
+        return Done(self.job_id, self.attempt, self.seq, tokens=tokens, finish_reason=reason, usage=usage)

@@ -1,0 +1,151 @@
+"""A batch for backends that know only single answers: streams of text side by side, merged into events.
+
+Each job runs in a task of its own; their events meet in one bounded funnel, so a consumer that stands still holds
+every stream back. An exception becomes that job's `Failed`. Knows nothing of what produces the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+from penstock.backends.stop import StopMatcher
+from penstock.errors import BackendError, PenstockError, WorkerLost
+from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
+from penstock.job import Batch, Claim, Job
+
+logger = logging.getLogger("penstock.backends")
+
+MAX_WAITING = 256
+
+OpenStream = Callable[[Claim], AsyncIterator[str]]
+CountTokens = Callable[[Job], int]
+
+
+async def side_by_side(
+    batch: Batch, open_stream: OpenStream, count: CountTokens, resumes: bool
+) -> AsyncIterator[Event]:
+    """Run every claim's stream and yield the events of all, in the order in which they come."""
+    funnel = _Funnel(len(batch))
+    tasks = [asyncio.create_task(_run(claim, open_stream, count, resumes, funnel)) for claim in batch.claims]
+    for claim, task in zip(batch.claims, tasks, strict=True):
+        task.add_done_callback(funnel.leave)
+        claim.on_cancel(partial(_stop, task))
+    try:
+        while events := await funnel.take():
+            for event in events:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def failure(error: Exception, claim: Claim) -> PenstockError:
+    """What the client may read of an exception in a backend; the log says where it came from, never the prompt."""
+    if isinstance(error, PenstockError):
+        return error
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    logger.error(
+        "backend failed: %s at %s",
+        type(error).__name__,
+        ", ".join(f"{frame.filename}:{frame.lineno}" for frame in where) or "an unknown place",
+        extra={"request_id": claim.job.id, "model": claim.job.model, "error": type(error).__name__},
+    )
+    # The message of an exception may hold the prompt: only for those who ask for it.
+    logger.debug("backend failed", exc_info=error, extra={"request_id": claim.job.id})
+    return BackendError(f"The model's backend failed ({type(error).__name__}).")
+
+
+def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+class _Funnel:
+    """Where the events of many tasks meet. Holds at most `MAX_WAITING`, and one more for each task."""
+
+    def __init__(self, num_sources: int) -> None:
+        self._num_sources = num_sources
+        self._events: list[Event] = []
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._filled.set()
+        if len(self._events) >= MAX_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def leave(self, _task: asyncio.Task[None]) -> None:
+        self._num_sources -= 1
+        self._filled.set()
+
+    async def take(self) -> list[Event]:
+        """Everything that waits, as soon as something does; nothing once every source has left."""
+        while not self._events and self._num_sources:
+            self._filled.clear()
+            await self._filled.wait()
+        events, self._events = self._events, []
+        self._room.set()
+        return events
+
+
+async def _run(claim: Claim, open_stream: OpenStream, count: CountTokens, resumes: bool, funnel: _Funnel) -> None:
+    """One job from its first to its last event."""
+    sent = _Sent(claim)
+    try:
+        if claim.cancelled is not None:
+            return
+        reason = await _relay(claim, open_stream, resumes, sent, funnel)
+        usage = Usage(count(claim.job), sent.seq + len(sent.last))
+        done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=reason, usage=usage)
+        await funnel.put(done)
+    except Exception as error:
+        if claim.cancelled is None:
+            await funnel.put(Failed.of(claim.job.id, claim.attempt, sent.seq, failure(error, claim)))
+
+
+class _Sent:
+    """How far a job has come: the next `seq`, and the tokens that go with the end."""
+
+    __slots__ = ("last", "seq")
+
+    def __init__(self, claim: Claim) -> None:
+        self.seq = len(claim.tokens)
+        self.last: tuple[str, ...] = ()
+
+
+async def _relay(claim: Claim, open_stream: OpenStream, resumes: bool, sent: _Sent, funnel: _Funnel) -> FinishReason:
+    """Put the tokens of one stream until it ends, has enough, or meets a stop string; say which."""
+    job, num = claim.job, len(claim.tokens)
+    if num >= job.sampling.max_tokens:
+        return "length"
+    if num and not resumes:
+        raise WorkerLost("Its worker died, and this model's backend cannot continue an answer that has begun.")
+    matcher = StopMatcher(job.sampling.stop)
+    stream = open_stream(claim)
+    try:
+        async for token in stream:
+            if not isinstance(token, str):
+                raise TypeError(f"a backend's stream yields str, not {type(token).__name__}")
+            if not token:
+                continue
+            num += 1
+            released, is_stopped = matcher.push(token)
+            if is_stopped or num >= job.sampling.max_tokens:
+                sent.last = (*released, *matcher.flush())
+                return "stop" if is_stopped else "length"
+            if released:
+                await funnel.put(Tokens(job.id, claim.attempt, sent.seq, tokens=tuple(released)))
+                sent.seq += len(released)
+        sent.last = tuple(matcher.flush())
+        return "stop"
+    finally:
+        aclose = getattr(stream, "aclose", None)
+        if aclose is not None:
+            await aclose()

@@ -1,0 +1,129 @@
+"""Which claims run together, and when. Pure: time is an argument; the worker's loop does the waiting.
+
+Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
+has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
+keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
+After a death, suspects are batched only among themselves; after a second one, alone. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+
+from penstock.job import Batch, Claim
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    claim: Claim
+    since: float
+    turn: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """Claims that may share a batch, oldest first. The first `room` of them are the next batch, the rest come after."""
+
+    room: int
+    window_s: float
+    is_continuous: bool
+    queue: deque[_Waiting] = field(default_factory=deque)
+
+    def sealed_at(self) -> float:
+        """The time from which its first batch may go."""
+        first = self.queue[0]
+        return first.since if len(self.queue) >= self.room else first.since + self.window_s
+
+    def seal(self) -> Batch:
+        return Batch(tuple(self.queue.popleft().claim for _ in range(min(self.room, len(self.queue)))))
+
+
+class Batcher:
+    """Times are monotonic seconds, given by the caller and never decreasing.
+
+    `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
+    Models in `continuous` need neither window nor place: their backends take jobs in at any step.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int,
+        window_s: float,
+        windows: Mapping[str, float] | None = None,
+        continuous: Collection[str] = (),
+    ) -> None:
+        if max_batch_size < 1 or window_s < 0:
+            raise ValueError("max_batch_size must be at least 1 and window_s at least 0")
+        self._max_batch_size = max_batch_size
+        self._window_s = window_s
+        self._windows = dict(windows or {})
+        self._continuous = frozenset(continuous)
+        self._groups: dict[Hashable, _Group] = {}
+        self._keys: dict[str, Hashable] = {}
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, claim: Claim, now: float) -> None:
+        """A claim begins to wait. `ValueError` if its job already does."""
+        job = claim.job
+        if job.id in self._keys:
+            raise ValueError(f"job {job.id} is already waiting")
+        key = (*job.batch_key, min(claim.num_deaths, 2), job.id if claim.num_deaths > 1 else "")
+        group = self._groups.get(key)
+        if group is None:
+            continuous = job.model in self._continuous
+            window_s = 0.0 if continuous else self._windows.get(job.model, self._window_s)
+            room = 1 if claim.num_deaths > 1 else self._max_batch_size
+            group = self._groups[key] = _Group(room, window_s, continuous)
+        self._keys[job.id] = key
+        self._turn += 1
+        group.queue.append(_Waiting(claim, now, self._turn))
+
+    def ready(self, now: float, free: int) -> list[Batch]:
+        """The batches to start now, the oldest group first: at most `free`, besides those of continuous models."""
+        batches: list[Batch] = []
+        while True:
+            sealed = [
+                (group.queue[0].turn, key, group)
+                for key, group in self._groups.items()
+                if (free > 0 or group.is_continuous) and group.sealed_at() <= now
+            ]
+            if not sealed:
+                return batches
+            _, key, group = min(sealed, key=lambda item: item[0])
+            batch = group.seal()
+            for claim in batch.claims:
+                del self._keys[claim.job.id]
+            if not group.queue:
+                del self._groups[key]
+            if not group.is_continuous:
+                free -= 1
+            batches.append(batch)
+
+    def next_deadline(self) -> float | None:
+        """From when on `ready`, given a free place, returns something; None while nothing waits."""
+        return min((group.sealed_at() for group in self._groups.values()), default=None)
+
+    def discard(self, job_id: str) -> Claim | None:
+        """Take one waiting claim out, wherever it stands; None if it does not wait here."""
+        key = self._keys.pop(job_id, None)
+        if key is None:
+            return None
+        queue = self._groups[key].queue
+        waiting = next(waiting for waiting in queue if waiting.claim.job.id == job_id)
+        queue.remove(waiting)
+        if not queue:
+            del self._groups[key]
+        return waiting.claim
+
+    def drain(self) -> list[Claim]:
+        """Take everything out, oldest first."""
+        everything = [waiting for group in self._groups.values() for waiting in group.queue]
+        everything.sort(key=lambda waiting: waiting.turn)
+        self._groups.clear()
+        self._keys.clear()
+        return [waiting.claim for waiting in everything]

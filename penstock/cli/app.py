@@ -1,0 +1,45 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock import __version__
+from penstock.cli.ask import ask
+from penstock.cli.config import config
+from penstock.cli.keys import keys
+from penstock.cli.processes import gateway, serve, worker
+
+app = typer.Typer(
+    name="penstock",
+    help="LLM serving on a durable queue.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (serve, gateway, worker, ask, config):
+    app.command()(command)
+app.add_typer(keys, name="keys")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"penstock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app()

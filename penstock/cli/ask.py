@@ -1,0 +1,152 @@
+"""`penstock ask`: a question on the terminal, or a file of them with a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from penstock.ask import MAX_TRIES, Answer, Asker, Prompt, Summary, ask_file
+from penstock.cli.flags import complain, ends
+from penstock.errors import ConfigError
+
+INTERRUPTED = 130
+
+_SAMPLING = "Sampling"
+_FILE = "A file of prompts"
+
+
+@ends
+def ask(
+    prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
+    url: Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The server.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the server's first.", rich_help_panel=_SAMPLING)] = None,
+    max_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    temperature: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Repeat for more.", rich_help_panel=_SAMPLING)] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.", rich_help_panel=_SAMPLING)] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help='One {"prompt": …} or {"messages": …} a line, with an id and sampling.', rich_help_panel=_FILE
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Answers are appended here; what it holds is not asked again.", rich_help_panel=_FILE)
+    ] = Path("answers.jsonl"),
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Questions at a time.", rich_help_panel=_FILE)
+    ] = 32,
+) -> int:
+    """Ask a running server and stream the answer; or a whole file of questions with --file."""
+    sampling = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop or None,
+        "seed": seed,
+        "timeout_s": timeout,
+    }
+    body = {name: value for name, value in sampling.items() if value is not None}
+    if file is not None and prompt is not None:
+        raise ConfigError("either a question or --file, not both")
+    if file is not None:
+        asker = Asker(url, api_key, max_connections=concurrency, max_tries=MAX_TRIES)
+        return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command goes on from {out}")
+    if prompt is None and sys.stdin.isatty():
+        raise ConfigError('ask what? penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl')
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    return _run(_ask_one(Asker(url, api_key), {"prompt": text, **body}), "stopped")
+
+
+def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:
+    try:
+        return asyncio.run(task)
+    except KeyboardInterrupt:
+        complain(stopped)
+        return INTERRUPTED
+
+
+async def _ask_one(asker: Asker, body: dict[str, Any]) -> int:
+    async with asker:
+        answer = await asker.ask(body, _show)
+    if answer.text:
+        sys.stdout.write("\n")
+    if answer.error is not None:
+        again = answer.error.retry_after_s
+        hint = f" (come back in {again:g} s)" if again else ""
+        complain(f"{answer.error.message}{hint}")
+        return 1
+    if sys.stderr.isatty():
+        Console(stderr=True, highlight=False).print(_tally(answer), style="dim")
+    return 0
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tally(answer: Answer) -> str:
+    num, total_ms, ttft_ms = (
+        answer.usage.get("completion_tokens", 0),
+        answer.timings.get("total_ms", 0.0),
+        answer.timings.get("ttft_ms", 0.0),
+    )
+    return f"{num} tokens in {total_ms / 1000:.2f} s, the first after {ttft_ms:.0f} ms ({answer.finish_reason})"
+
+
+async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defaults: dict[str, Any]) -> int:
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[num_failed]} failed · {task.fields[num_tokens]} tokens"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("asking", total=None, num_failed=0, num_tokens=0)
+        num_failed = num_tokens = 0
+        last_error = ""
+
+        def on_start(total: int, before: int) -> None:
+            progress.update(bar, total=total, completed=before)
+
+        def on_answer(prompt: Prompt, answer: Answer) -> None:
+            nonlocal num_failed, num_tokens, last_error
+            num_tokens += answer.usage.get("completion_tokens", 0)
+            if answer.error is not None:
+                num_failed += 1
+                last_error = f"{prompt.id}: {answer.error.message}"
+            progress.update(bar, advance=1, num_failed=num_failed, num_tokens=num_tokens)
+
+        async with asker:
+            summary = await ask_file(
+                asker, file, out, concurrency=concurrency, defaults=defaults, on_start=on_start, on_answer=on_answer
+            )
+    return _report(summary, out, last_error)
+
+
+def _report(summary: Summary, out: Path, last_error: str) -> int:
+    before = f", {summary.num_before} were there before" if summary.num_before else ""
+    complain(f"{summary.num_answered} answered{before}, {summary.num_failed} failed; answers in {out}")
+    if summary.num_failed:
+        complain(f"the same command asks the failed ones again; the last said: {last_error}")
+    return 1 if summary.num_failed else 0

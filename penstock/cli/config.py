@@ -1,0 +1,40 @@
+"""`penstock config`: what is in force, and where it came from. Secrets stay hidden."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from penstock.cli.flags import with_settings
+from penstock.settings import Settings
+from penstock.settings.about import EVERY, env_name
+
+
+@with_settings(*EVERY)
+def config(
+    settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False
+) -> int:
+    """Print the effective settings, secrets hidden."""
+    if as_json:
+        shown = {
+            name: {"value": _plain(settings, name), "from": settings.origin(name)} for name in Settings.model_fields
+        }
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return 0
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
+    for name in Settings.model_fields:
+        is_set = settings.is_set(name)
+        table.add_row(env_name(name), Text(settings.shown(name)), settings.origin(name), style="" if is_set else "dim")
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _plain(settings: Settings, name: str) -> Any:
+    value = getattr(settings, name)
+    return value if value is None or isinstance(value, int | float) else settings.shown(name)

@@ -1,0 +1,88 @@
+"""Flags from the declaration of settings, so that no flag is spelt twice; and how a command ends."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, get_origin
+
+import typer
+
+from penstock.errors import ConfigError
+from penstock.settings import About, Command, Settings, load_settings
+from penstock.settings.about import default_text, env_name, flag_name
+
+P = ParamSpec("P")
+
+
+def complain(text: str) -> None:
+    typer.echo(f"penstock: {text}", err=True)
+
+
+def ends(run: Callable[P, int]) -> Callable[P, None]:
+    """The command `run`: its return value is the exit status, and 2 means that it was told something wrong."""
+
+    @functools.wraps(run)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            status = run(*args, **kwargs)
+        except ConfigError as error:
+            complain(error.message)
+            status = 2
+        raise typer.Exit(status)
+
+    return command
+
+
+def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings, P], int]], Callable[..., None]]:
+    """A command of effective settings: gives it `--config` and a flag for each setting of `commands`."""
+    names = [name for name, info in Settings.model_fields.items() if set(About.of(info).on) & set(commands)]
+
+    def decorate(run: Callable[Concatenate[Settings, P], int]) -> Callable[..., None]:
+        own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+
+        def command(**given: Any) -> int:
+            flags = {name: given.pop(name) for name in (*names, "config")}
+            settings = load_settings(flags)
+            for note in settings.notes:
+                complain(note)
+            return run(settings, **given)  # type: ignore[call-arg]  # `given` is what is left: `own`
+
+        parameters = [*own, _parameter("config", str, _config_option()), *map(_flag, names)]
+        command.__name__ = run.__name__
+        command.__doc__ = run.__doc__
+        wrapped = ends(command)
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorate
+
+
+def _flag(name: str) -> inspect.Parameter:
+    info = Settings.model_fields[name]
+    it = About.of(info)
+    default = default_text(info)
+    words = [env_name(name), f"default {default}" if default else ""]
+    if get_origin(info.annotation) is Literal:
+        metavar = "|".join(info.annotation.__args__)  # type: ignore[union-attr]
+    else:
+        metavar = "NAME=BACKEND[:OPTIONS]" if name == "models" else it.unit.upper() or "VALUE"
+    option = typer.Option(
+        flag_name(name), metavar=metavar, help=f"{it.says} ({', '.join(filter(None, words))})", show_default=False
+    )
+    return _parameter(name, list[str] if name == "models" else str, option)
+
+
+def _config_option() -> Any:
+    return typer.Option(
+        "--config", metavar="FILE", help="A TOML file of settings. (PENSTOCK_CONFIG)", show_default=False
+    )
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    # Values stay text: the declaration parses them, so that a bad one is answered the same wherever it stands.
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )

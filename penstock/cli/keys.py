@@ -1,0 +1,117 @@
+"""`penstock keys`: writes the file of API keys. A secret is printed once, to stdout, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from penstock import keys as store
+from penstock.cli.flags import ends
+from penstock.errors import ConfigError
+from penstock.settings import load_settings
+
+keys = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
+
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", metavar="FILE", help="The keys file, .toml or .json. (PENSTOCK_API_KEYS_FILE)", show_default=False
+    ),
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the dot.")]
+
+
+@keys.command()
+@ends
+def create(
+    name: Annotated[str, typer.Option(help="Whose key this is, for people.")] = "",
+    rpm: Annotated[
+        int | None, typer.Option(min=0, max=10**9, help="Its own limit, requests a minute; 0 for none.")
+    ] = None,
+    burst: Annotated[int | None, typer.Option(min=1, max=10**9, help="Requests that it may send at once.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that it may use; repeat for more. Default: all.")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of others.")] = False,
+    file: File = None,
+) -> int:
+    """Make a key and print it, this once."""
+    key, text = store.create_key(_path(file), name, rpm=rpm, burst=burst, models=model or None, admin=admin)
+    _reveal(text, f"{key.id} is created. This is its only showing:")
+    return 0
+
+
+@keys.command("list")
+@ends
+def list_keys(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False, file: File = None
+) -> int:
+    """Show the keys, without secrets."""
+    found = store.read_keys(_path(file))
+    if as_json:
+        rows = [
+            {
+                "id": key.id,
+                "name": key.name,
+                "rpm": key.rpm,
+                "burst": key.burst,
+                "models": key.models,
+                "admin": key.admin,
+                "revoked": key.revoked,
+                "secrets": len(key.hashes),
+            }
+            for key in found
+        ]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    table = Table("id", "name", "rpm", "burst", "models", "secrets", "state", box=None, pad_edge=False)
+    for key in found:
+        limits = ["–" if limit is None else str(limit) for limit in (key.rpm, key.burst)]
+        state = "revoked" if key.revoked else "admin" if key.admin else "live"
+        models = "all" if key.models is None else ", ".join(key.models)
+        table.add_row(key.id, key.name, *limits, models, str(len(key.hashes)), state)
+    Console(highlight=False, markup=False).print(table)
+    return 0
+
+
+@keys.command()
+@ends
+def rotate(
+    key_id: Id,
+    finish: Annotated[bool, typer.Option("--finish", help="End the rotation: the old secret stops working.")] = False,
+    file: File = None,
+) -> int:
+    """Give a key a new secret. The one before it works on until `--finish` or the next rotation."""
+    path = _path(file)
+    if finish:
+        ended = store.retire_old_secret(path, key_id)
+        typer.echo(f"{key_id}: {'the old secret has ended' if ended else 'there was only one secret'}", err=True)
+        return 0
+    _reveal(store.rotate_key(path, key_id), f"{key_id} has a new secret; the one before still works. Its only showing:")
+    return 0
+
+
+@keys.command()
+@ends
+def revoke(key_id: Id, file: File = None) -> int:
+    """End a key. Running gateways notice within a second or two."""
+    ended = store.revoke_key(_path(file), key_id)
+    typer.echo(f"{key_id} {'is revoked' if ended else 'was revoked before'}", err=True)
+    return 0
+
+
+def _path(file: Path | None) -> Path:
+    path = file or load_settings().api_keys_file
+    if path is None:
+        raise ConfigError("which file? Give --file keys.toml or set PENSTOCK_API_KEYS_FILE")
+    return path
+
+
+def _reveal(text: str, says: str) -> None:
+    typer.echo(says, err=True)
+    typer.echo(text)

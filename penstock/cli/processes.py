@@ -1,0 +1,55 @@
+"""`penstock serve`, `gateway` and `worker`: settings in, a running process out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from penstock.cli.flags import with_settings
+from penstock.errors import ConfigError
+from penstock.settings import Settings
+from penstock.settings.about import env_name, flag_name
+
+
+@with_settings("serve")
+def serve(settings: Settings) -> int:
+    """Gateway and worker in one process: in memory, or on Redis with --redis-url."""
+    from penstock.serve import run_serve
+
+    _import_from_here()
+    return run_serve(settings)
+
+
+@with_settings("gateway")
+def gateway(settings: Settings) -> int:
+    """The HTTP API alone, on Redis; as many as you like."""
+    _need_redis(settings, "gateway")
+    from penstock.server import run_gateway
+
+    return run_gateway(settings)
+
+
+@with_settings("worker")
+def worker(settings: Settings) -> int:
+    """A worker alone, on Redis; as many as you like."""
+    _need_redis(settings, "worker")
+    from penstock.worker import run_worker
+
+    _import_from_here()
+    return run_worker(settings)
+
+
+def _need_redis(settings: Settings, command: str) -> None:
+    if settings.redis_url is None:
+        raise ConfigError(
+            f"{env_name('redis_url')} is not set: a {command} needs Redis "
+            f"({flag_name('redis_url')} redis://HOST:6379). "
+            "For everything in one process, without Redis: penstock serve"
+        )
+
+
+def _import_from_here() -> None:
+    """A backend may be `module:Class` with the module in the working directory. Last, so that it shadows nothing."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)

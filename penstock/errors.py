@@ -1,0 +1,211 @@
+"""Every way in which Penstock says no: one tree, one envelope, the same classes at the client.
+
+Knows nothing of HTTP libraries or Redis. An error travels as its `code`; `from_code` builds the same class again at
+the other end of a wire.
+
+    PenstockError
+    |  code                   status  again?  OpenAI type             meaning
+    +- InvalidRequest
+    |  |  invalid_request        400    no    invalid_request_error   malformed, unknown field, out of range (`param`)
+    |  +- UnsupportedParameter
+    |  |  unsupported_parameter  400    no    invalid_request_error   the model's backend cannot honour it (`param`)
+    |  +- SlowBody
+    |  |  request_timeout        408    yes   invalid_request_error   the body did not arrive in time
+    |  +- BodyTooLarge
+    |  |  body_too_large         413    no    invalid_request_error
+    |  +- UnsupportedMediaType
+    |     unsupported_media_type 415    no    invalid_request_error
+    +- Unauthorized
+    |     invalid_api_key        401    no    authentication_error
+    +- Forbidden
+    |     model_not_allowed      403    no    permission_error        the key may not use this
+    +- NotFound
+    |  |  not_found              404    no    not_found_error         no such route
+    |  +- ModelNotFound
+    |  |  model_not_found        404    no    not_found_error
+    |  +- RequestNotFound
+    |     request_not_found      404    no    not_found_error
+    +- MethodNotAllowed
+    |     method_not_allowed     405    no    invalid_request_error
+    +- IdempotencyConflict
+    |     idempotency_conflict   409    no    invalid_request_error   same key, another body
+    +- Overloaded
+    |  |  overloaded             429    yes   rate_limit_error        the parent of all "come back later"
+    |  +- RateLimited
+    |  |  rate_limited           429    yes   rate_limit_error        the caller's own limit
+    |  +- QueueFull
+    |  |  queue_full             429    yes   rate_limit_error
+    |  +- DeadlineUnreachable
+    |     deadline_unreachable   429    yes   rate_limit_error        it would run for nobody
+    +- Cancelled
+    |     cancelled              499    no    cancelled               by its client or an operator
+    +- InternalError
+    |  |  internal_error         500    no    server_error            a bug in Penstock
+    |  +- RequestPoisoned
+    |     request_poisoned       500    no    server_error            it took several workers down
+    +- BackendError
+    |  |  backend_error          502    no    server_error            the engine failed this request
+    |  +- WorkerLost
+    |     worker_lost            502    yes   server_error            its worker died; the backend cannot continue it
+    +- Unavailable
+    |  |  unavailable            503    yes   server_error
+    |  +- NoWorkers
+    |  |  no_workers             503    yes   server_error
+    |  +- StoreUnavailable
+    |  |  store_unavailable      503    yes   server_error            Redis is away or full
+    |  +- Draining
+    |     draining               503    yes   server_error            this gateway is going away
+    +- DeadlineExceeded
+          deadline_exceeded      504    no    timeout_error
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """The root. `param` names the field at fault; `retry_after_s` says when to come back."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = {}
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """The one body of every error, in OpenAI's form."""
+        return {"error": {"message": self.message, "type": self.type, "code": self.code, "param": self.param}}
+
+
+class InvalidRequest(PenstockError):
+    code, status, type = "invalid_request", 400, "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class SlowBody(InvalidRequest):
+    code, status, retryable = "request_timeout", 408, True
+
+
+class BodyTooLarge(InvalidRequest):
+    code, status = "body_too_large", 413
+
+
+class UnsupportedMediaType(InvalidRequest):
+    code, status = "unsupported_media_type", 415
+
+
+class Unauthorized(PenstockError):
+    code, status, type = "invalid_api_key", 401, "authentication_error"
+
+
+class Forbidden(PenstockError):
+    code, status, type = "model_not_allowed", 403, "permission_error"
+
+
+class NotFound(PenstockError):
+    code, status, type = "not_found", 404, "not_found_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class RequestNotFound(NotFound):
+    code = "request_not_found"
+
+
+class MethodNotAllowed(PenstockError):
+    code, status, type = "method_not_allowed", 405, "invalid_request_error"
+
+
+class IdempotencyConflict(PenstockError):
+    code, status, type = "idempotency_conflict", 409, "invalid_request_error"
+
+
+class Overloaded(PenstockError):
+    code, status, retryable, type = "overloaded", 429, True, "rate_limit_error"
+
+
+class RateLimited(Overloaded):
+    code = "rate_limited"
+
+
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class DeadlineUnreachable(Overloaded):
+    code = "deadline_unreachable"
+
+
+class Cancelled(PenstockError):
+    code, status, type = "cancelled", 499, "cancelled"
+
+
+class InternalError(PenstockError):
+    code, status = "internal_error", 500
+
+
+class RequestPoisoned(InternalError):
+    code = "request_poisoned"
+
+
+class BackendError(PenstockError):
+    code, status = "backend_error", 502
+
+
+class WorkerLost(BackendError):
+    code, retryable = "worker_lost", True
+
+
+class Unavailable(PenstockError):
+    code, status, retryable = "unavailable", 503, True
+
+
+class NoWorkers(Unavailable):
+    code = "no_workers"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class DeadlineExceeded(PenstockError):
+    code, status, type = "deadline_exceeded", 504, "timeout_error"
+
+
+class ConfigError(PenstockError):
+    """A process refuses to start; never sent over HTTP."""
+
+    code = "config_error"
+
+
+def _tree(root: type[PenstockError]) -> dict[str, type[PenstockError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+CODES: dict[str, type[PenstockError]] = _tree(PenstockError)
+
+
+def from_code(
+    code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+) -> PenstockError:
+    """The error that `code` names; an unknown code (a newer peer) becomes a plain `PenstockError`."""
+    return CODES.get(code, PenstockError)(message, param=param, retry_after_s=retry_after_s)

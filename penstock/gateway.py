@@ -1,0 +1,185 @@
+"""The gateway process: HTTP in, jobs down, events up. Holds nothing that cannot be rebuilt from the store.
+
+`Gateway` is the process' parts tied together, `create_app` the HTTP face of it; `server.py` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+
+from penstock import __version__
+from penstock.admission import Admission, Caller
+from penstock.api.docs_page import docs_routes
+from penstock.api.edge import Call, Edge, on_http_error, on_penstock_error
+from penstock.api.native import ENDPOINT, NativeAPI
+from penstock.api.openapi import describe
+from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
+from penstock.job import Job, new_process_id, new_ulid
+from penstock.keys import KeyRing
+from penstock.metrics import Metrics
+from penstock.ops import routes as ops_routes
+from penstock.ops import watch_lag
+from penstock.relay import Relay, Stream
+from penstock.settings import Settings
+from penstock.transports.base import TICK_S, RateLimit, Transport
+
+logger = logging.getLogger(__name__)
+
+_RETRY_CONNECT_S = 0.2
+_STALE_TICK_S = 3.0
+
+
+class Gateway:
+    """One gateway process: its id, its relay, its gate."""
+
+    def __init__(self, settings: Settings, transport: Transport, metrics: Metrics) -> None:
+        self.settings = settings
+        self.transport = transport
+        self.metrics = metrics
+        self.id = new_process_id("g")
+        self.admission = Admission(
+            transport,
+            keys=KeyRing(settings.api_keys_file) if settings.api_keys_file else None,
+            rate_limit=RateLimit(settings.rate_limit_rpm, settings.rate_limit_burst)
+            if settings.rate_limit_rpm
+            else None,
+            trusted_proxies=settings.trusted_proxies,
+            no_worker_grace_s=settings.no_worker_grace_s,
+            max_waiting=settings.max_queue_depth,
+        )
+        self.relay = Relay(
+            self.id,
+            transport,
+            max_depth=settings.max_queue_depth,
+            no_worker_grace_s=settings.no_worker_grace_s,
+            has_workers=lambda model: model in self.admission.pool.models,
+            on_log_read=metrics.log_read,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ticked_at = 0.0
+
+    # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin to connect, to tick and to watch. Answers 503 until the store is there."""
+        for work in (self._keep_ticking(), self.relay.watch(), watch_lag(self.metrics)):
+            task = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(self._on_end)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        await self.relay.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def begin_drain(self) -> None:
+        """No longer ready; open streams may finish within `drain_s`, then they end in an error that says so."""
+        if not self.admission.is_draining:
+            self.admission.is_draining = True
+            error = Draining("This gateway is shutting down.", retry_after_s=1.0)
+            asyncio.get_running_loop().call_later(self.settings.drain_s, self.relay.fail_all, error)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """A reader or a ticker that dies quietly would leave a server that answers nobody: it goes down loudly."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("a task of the gateway died; not ready any more", exc_info=error)
+            self._ticked_at = float("-inf")
+            self.relay.fail_all(StoreUnavailable("The gateway lost its connection to the store."))
+
+    async def _keep_ticking(self) -> None:
+        is_open = False
+        while True:
+            try:
+                if not is_open:
+                    await self.transport.open()
+                    await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
+                    is_open = True
+                pool = await self.transport.tick(self.id)
+            except StoreUnavailable as error:
+                logger.warning("the store does not answer: %s", error)
+                await asyncio.sleep(_RETRY_CONNECT_S)
+                continue
+            self._ticked_at = time.monotonic()
+            self.admission.look(pool)
+            self.metrics.pool(pool.depth, len(pool.workers), pool.models)
+            await asyncio.sleep(TICK_S if pool.workers else TICK_S / 5)
+
+    def why_not_ready(self) -> list[str]:
+        reasons = []
+        if time.monotonic() - self._ticked_at > _STALE_TICK_S or not self._ticked_at:
+            reasons.append("the store cannot be reached")
+        if not self.transport.is_listening:
+            reasons.append("the subscription is down")
+        if not self.admission.pool.workers:
+            reasons.append("no worker is alive")
+        if self.admission.is_draining:
+            reasons.append("shutting down")
+        return reasons
+
+    # ── what the routes call ─────────────────────────────────────────────────────────────────────────────────────
+
+    def mint(self) -> str:
+        """A request's id. It begins with this gateway's own, so that its events come back here."""
+        return f"{self.id}.{new_ulid()}"
+
+    async def welcome(self, request: Request, call: Call) -> Caller:
+        """Who is it, and may they ask now? Raises `Unauthorized`, `RateLimited`."""
+        headers = request.headers
+        token = headers.get("x-api-key")
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if token is None and scheme.lower() == "bearer":
+            token = value.strip()
+        peer = request.client.host if request.client else ""
+        caller = self.admission.identify(token, peer, headers.get("x-forwarded-for"))
+        call.caller = caller.id
+        call.headers |= await self.admission.charge(caller)
+        return caller
+
+    async def submit(self, job: Job, endpoint: str) -> Stream:
+        """Push the job and open its stream; counts what is refused."""
+        meter = self.metrics.meter(job.model, endpoint)
+        try:
+            return await self.relay.open(job, meter)
+        except PenstockError as error:
+            meter.reject(error.code)
+            if isinstance(error, QueueFull):
+                error.retry_after_s = self.admission.retry_after_s()
+            raise
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The HTTP face of `gateway`. The caller starts and stops it, or lets `lifespan` do so."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(
+        title="Penstock",
+        version=__version__,
+        description="An LLM serving platform in which a request is a durable object.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    native = NativeAPI(gateway)
+    app.include_router(native.router())
+    app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
+    app.include_router(docs_routes("/openapi.json"))
+    app.add_exception_handler(PenstockError, on_penstock_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    describe(app, {(ENDPOINT, "post"): native.body})
+    app.add_middleware(Edge, mint=gateway.mint)
+    return app

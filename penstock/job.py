@@ -1,0 +1,129 @@
+"""What goes down: a `Job`, and how a worker holds it: a `Claim`, several of them a `Batch`.
+
+A `Job` exists only if it is valid: `api/` parses it, and nothing downstream checks it again.
+Knows nothing of HTTP, Redis or engines.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msgspec import Struct
+
+OnDisconnect = Literal["cancel", "resume", "continue"]
+CancelReason = Literal["client", "deadline", "operator"]
+
+
+class Message(Struct, frozen=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to draw tokens. None means "the backend's default", never "ignored"."""
+
+    max_tokens: int = 256
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def named(self) -> list[str]:
+        """The fields that the client set, besides `max_tokens`, which every backend honours."""
+        return [name for name in ("temperature", "top_p", "stop", "seed") if getattr(self, name) not in (None, ())]
+
+
+class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
+
+    Exactly one of `prompt` and `messages` is given. `caller` is the verified key's id, or "" without keys; never a
+    secret. `stream=False` lets a worker group tokens into fewer, larger frames.
+    """
+
+    id: str
+    model: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: Sampling = Sampling()
+    caller: str = ""
+    priority: int = 0
+    timeout_s: float = 600.0
+    on_disconnect: OnDisconnect = "cancel"
+    stream: bool = True
+    trace: str = ""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string; messages as `role: content` lines. For backends without a chat template."""
+        if self.prompt is not None:
+            return self.prompt
+        return "\n".join(f"{message.role}: {message.content}" for message in self.messages or ())
+
+    @property
+    def batch_key(self) -> tuple[str, int]:
+        return (self.model, self.sampling.max_tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A job under a worker's lease, with the tokens that an earlier attempt already delivered.
+
+    `attempt` is the fencing number. `deadline_at` is on this process' monotonic clock. `queued_s` is the time from
+    creation to this claim, on the store's clock. `num_deaths` in a row make a job a suspect.
+    The one thing that changes is `cancelled`, and it changes once.
+    """
+
+    job: Job
+    attempt: int
+    deadline_at: float
+    tokens: tuple[str, ...] = ()
+    queued_s: float = 0.0
+    num_deaths: int = 0
+    cancelled: CancelReason | None = None
+    _watchers: list[Callable[[], None]] = field(default_factory=list)
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Ask whoever runs this to stop. Safe to repeat; the first reason stays."""
+        if self.cancelled is None:
+            self.cancelled = reason
+            for watcher in self._watchers:
+                watcher()
+
+    def on_cancel(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` once when the job is cancelled, at once if it already is."""
+        if self.cancelled is not None:
+            watcher()
+        else:
+            self._watchers.append(watcher)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Batch:
+    """Claims of one model and one `max_tokens`, run side by side by one backend."""
+
+    claims: tuple[Claim, ...]
+
+    @property
+    def model(self) -> str:
+        return self.claims[0].job.model
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_ulid() -> str:
+    """26 characters, sortable by time (https://github.com/ulid/spec): 48 bits of milliseconds, 80 random ones."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def new_process_id(kind: str) -> str:
+    """An id for a gateway (`g`) or worker (`w`) that is never used again: letters and digits only."""
+    return kind + "".join(secrets.choice("abcdefghjkmnpqrstvwxyz0123456789") for _ in range(11))

@@ -1,0 +1,162 @@
+"""`Meter`: a fold over one request's events, cheap enough to run for every token.
+
+Knows nothing of where the numbers are read.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from typing import Protocol
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from penstock.errors import CODES
+from penstock.event import Done, Event, Failed, Started, Tokens
+from penstock.metrics.table import INTER_TOKEN_S
+
+OTHER = "other"
+
+
+class Family(Protocol):
+    """Where a model's series come from: `Metrics`."""
+
+    def counter(self, short: str) -> Counter: ...
+    def gauge(self, short: str) -> Gauge: ...
+    def histogram(self, short: str) -> Histogram: ...
+    def rejected(self, reason: str) -> None: ...
+
+
+class Series:
+    """The series of one model, looked up once. What is counted per token waits in plain numbers for `flush`."""
+
+    __slots__ = (
+        "_outcomes", "_relayed", "family", "gap_counts", "gap_total_s", "gaps", "label", "num_relayed", "queue_wait",
+        "running", "ttft", "whole",
+    )  # fmt: skip
+
+    def __init__(self, family: Family, label: str) -> None:
+        self.family = family
+        self.label = label
+        self.running = family.gauge("running").labels(label)
+        self.queue_wait = family.histogram("queue_wait_seconds").labels(label)
+        self.ttft = family.histogram("time_to_first_token_seconds").labels(label)
+        self.whole = family.histogram("e2e_seconds").labels(label)
+        self.gaps = family.histogram("inter_token_latency_seconds").labels(label)
+        self.gap_counts = [0] * (len(INTER_TOKEN_S) + 1)
+        self.gap_total_s = 0.0
+        self.num_relayed = 0
+        self._relayed = family.counter("relayed_tokens_total").labels(label)
+        self._outcomes: dict[tuple[str, str], Counter] = {}
+
+    def ended(self, endpoint: str, outcome: str) -> None:
+        series = self._outcomes.get((endpoint, outcome))
+        if series is None:
+            series = self.family.counter("requests_total").labels(self.label, endpoint, outcome)
+            self._outcomes[endpoint, outcome] = series
+        series.inc()
+
+    def flush(self) -> None:
+        """Add what was counted per token. In the thread that counts: its numbers have no lock."""
+        # prometheus_client has no public way to add many observations at once; a test guards these two names.
+        for i, count in enumerate(self.gap_counts):
+            if count:
+                self.gap_counts[i] = 0
+                self.gaps._buckets[i].inc(count)
+        if self.gap_total_s:
+            self.gaps._sum.inc(self.gap_total_s)
+            self.gap_total_s = 0.0
+        if self.num_relayed:
+            self._relayed.inc(self.num_relayed)
+            self.num_relayed = 0
+
+
+class Meter:
+    """What one request's events say to the metrics. Times are `time.monotonic()` of this process.
+
+    Events that repeat what was seen are ignored. A stream that is taken up in its middle (a resumed one) counts
+    neither queue wait nor time to first token. Ended by an event, `reject` or `leave`; only the first one counts.
+    """
+
+    __slots__ = ("_began", "_end", "_endpoint", "_is_over", "_is_running", "_last", "_series", "_start")
+
+    def __init__(self, series: Series, endpoint: str, now: float) -> None:
+        self._series = series
+        self._endpoint = endpoint
+        self._began = now
+        self._last = 0.0  # when the last token came; 0.0 before the first
+        self._start = 0  # how many tokens there were before this process saw any
+        self._end = 0
+        self._is_running = False
+        self._is_over = False
+
+    def observe(self, event: Event, now: float) -> None:
+        """Count one event that arrived at `now`."""
+        # The one path that runs per token: it takes no lock and calls nothing of prometheus_client.
+        if type(event) is Tokens and self._last and not self._is_over:
+            fresh = event.seq + len(event.tokens) - self._end
+            if fresh > 0:
+                series = self._series
+                gap = now - self._last
+                self._last = now
+                self._end += fresh
+                series.num_relayed += fresh
+                series.gap_total_s += gap
+                series.gap_counts[bisect_left(INTER_TOKEN_S, gap if fresh == 1 else gap / fresh)] += fresh
+        elif not self._is_over:
+            self._turn(event, now)
+
+    def _turn(self, event: Event, now: float) -> None:
+        """Whatever is not the next token of a flowing stream."""
+        if isinstance(event, Started):
+            self._started(event.seq, now)
+            return
+        if event.tokens:
+            self._started(event.seq, now)
+            if self._last:
+                self.observe(Tokens(event.job_id, event.attempt, event.seq, tokens=event.tokens), now)
+            elif event.end > self._end:
+                self._first_tokens(event.end, now)
+        if isinstance(event, Done):
+            self._finish("cancelled" if event.finish_reason == "cancelled" else "ok", now)
+        elif isinstance(event, Failed):
+            self._finish(event.code if event.code in CODES else OTHER, now)
+
+    def _started(self, seq: int, now: float) -> None:
+        if self._is_running:
+            return
+        self._is_running = True
+        self._start = self._end = seq
+        self._series.running.inc()
+        if seq == 0:
+            self._series.queue_wait.observe(now - self._began)
+
+    def _first_tokens(self, end: int, now: float) -> None:
+        if self._start == 0:
+            self._series.ttft.observe(now - self._began)
+        self._series.num_relayed += end - self._end
+        self._last = now
+        self._end = end
+
+    def reject(self, code: str) -> None:
+        """The request ended with the error `code` and without a terminal event."""
+        if not self._is_over:
+            self._series.family.rejected(code)
+            self._finish(code if code in CODES else OTHER, time.monotonic())
+
+    def leave(self) -> None:
+        """The request is over, whatever happened; if nothing has ended it yet, its client has gone. Safe to repeat."""
+        if not self._is_over:
+            self._finish("cancelled", time.monotonic())
+
+    def _finish(self, outcome: str, now: float) -> None:
+        self._is_over = True
+        series = self._series
+        series.ended(self._endpoint, outcome)
+        if outcome == "ok":
+            series.whole.observe(now - self._began)
+        elif outcome == "cancelled":
+            stage = "running" if self._is_running else "queued"
+            series.family.counter("cancelled_total").labels(series.label, stage).inc()
+        if self._is_running:
+            series.running.dec()

@@ -1,0 +1,153 @@
+"""The gateway's process: a socket, uvicorn on it, signals, start-up lines, and several processes on one port.
+
+What runs `beside` the gateway in the same process (a worker, in `penstock serve`) is an argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+
+import uvicorn
+import uvloop
+
+from penstock import __version__
+from penstock.api.connection import limited
+from penstock.errors import ConfigError
+from penstock.gateway import Gateway, create_app
+from penstock.logs import configure as configure_logs
+from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
+from penstock.settings import Settings
+from penstock.settings.export import to_environ
+from penstock.supervisor import Supervisor, die_with_parent
+from penstock.transports import Transport, make_transport
+
+LISTENER = "PENSTOCK_LISTENER_FD"
+
+Beside = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
+
+
+def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextManager[None]:
+    return contextlib.nullcontext()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells the gateway when it begins to drain, and leaves the signals' last word to the caller."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self.gateway = gateway
+        self.on_started: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        self.on_started()
+
+    def _on_signal(self, number: int) -> None:
+        self.gateway.begin_drain()
+        self.handle_exit(number, None)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
+    """Run a gateway (and what runs `beside` it) on `listener` until a signal; returns the exit status."""
+    metrics = Metrics()
+    transport = make_transport(settings, metrics)
+    gateway = Gateway(settings, transport, metrics)
+    config = uvicorn.Config(
+        create_app(gateway),
+        http=limited(settings.header_timeout_s, settings.max_connections),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + 2,
+        server_header=False,
+    )
+    server = _Server(config, gateway)
+    models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
+    serves = "whatever live workers announce" if beside is _nothing else models
+    server.on_started = lambda: _announce(settings, listener, serves)
+    try:
+        async with beside(transport, metrics):
+            await server.serve(sockets=[listener])
+    finally:
+        await transport.close()
+    return 0 if server.started else 1
+
+
+def _announce(settings: Settings, listener: socket.socket, serves: str) -> None:
+    gc.collect()
+    gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    store = settings.shown("redis_url") or "memory"
+    print(  # noqa: T201 - the start-up lines, to stdout: stderr is the log's
+        f"Penstock {__version__} listens on http://{shown}:{port} (API page: /docs, metrics: /metrics)\n"
+        f"  models: {serves}\n"
+        f"  store:  {store}\n"
+        f"  try:    curl -N http://{shown}:{port}/v1/generate -H 'content-type: application/json' "
+        """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'""",
+        flush=True,
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket; binding it first makes a port that is taken a clear error."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}"
+        ) from error
+    return listener
+
+
+def run(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
+    die_with_parent()
+    configure_logs(settings.log_format, settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, listener, beside))
+
+
+def run_gateway(settings: Settings) -> int:
+    """`penstock gateway`: one process, or `--processes N` of them on one port."""
+    if settings.redis_url is None:
+        raise ConfigError("a gateway without a worker needs Redis: set PENSTOCK_REDIS_URL, or use 'penstock serve'")
+    inherited = os.environ.pop(LISTENER, "")
+    if inherited:
+        return run(settings, socket.socket(fileno=int(inherited)))
+    listener = bind(settings)
+    if settings.processes == 1:
+        return run(settings, listener)
+    listener.set_inheritable(True)
+    with tempfile.TemporaryDirectory(prefix="penstock-metrics-") as directory:
+        prepare_multiprocess(directory)
+        environ = {**os.environ, **to_environ(settings), LISTENER: str(listener.fileno())}
+        command = [sys.executable, "-m", "penstock", "gateway"]
+        return Supervisor(
+            command,
+            num=settings.processes,
+            environ=environ,
+            pass_fds=[listener.fileno()],
+            on_death=lambda pid, status: mark_dead(pid, directory),
+        ).run()

@@ -1,0 +1,12 @@
+"""Settings: one declaration → environment, flags, `--help`, the docs page and `.env.example`.
+
+`declaration` says what there is and `about` how to speak of it, `load` finds the values and fails loudly, `render`
+writes the pages. There is no global settings object: whoever needs settings is given them.
+"""
+
+from penstock.settings.about import About, Command
+from penstock.settings.declaration import Settings
+from penstock.settings.load import load_settings
+from penstock.settings.models import ModelSpec, format_models, parse_models
+
+__all__ = ["About", "Command", "ModelSpec", "Settings", "format_models", "load_settings", "parse_models"]

@@ -1,0 +1,305 @@
+"""Every setting, once: type, range, default, meaning, and the commands that it is for.
+
+Everything else follows from here: environment variables and flags by name, `--help`, `docs/configuration.md`,
+`.env.example`. Knows nothing of where values come from; `Settings(port=0)` reads no environment.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
+
+from penstock.settings.about import EVERY, About, Command, env_name, text_of
+from penstock.settings.models import GRAMMAR, ModelSpec, masked, read_models
+
+Network = IPv4Network | IPv6Network
+
+EDGE: tuple[Command, ...] = ("serve", "gateway")
+ENGINE: tuple[Command, ...] = ("serve", "worker")
+
+DAY_S = 86_400.0
+
+
+def _default_max_tokens(data: dict[str, Any]) -> int:
+    return min(256, int(data["max_tokens_limit"]))
+
+
+def _default_timeout_s(data: dict[str, Any]) -> float:
+    return min(600.0, float(data["max_timeout_s"]))
+
+
+def _metrics_host(data: dict[str, Any]) -> str:
+    return str(data["host"])
+
+
+def _rate_limit_burst(data: dict[str, Any]) -> int:
+    return max(1, int(data["rate_limit_rpm"]) // 6)
+
+
+class Settings(BaseModel):
+    """Effective settings, immutable. Durations are seconds (`_s`) unless the name says `_ms`.
+
+    Constructing one directly takes what is given and the defaults; `load_settings` reads environment and files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False)
+
+    # ── where it listens ──
+    host: Annotated[
+        str,
+        Field(min_length=1),
+        About("Address to listen on. 0.0.0.0 or :: for all of them.", allowed="an address or a host name"),
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535), About("Port of the HTTP API. 0: a free one, printed.", EDGE)] = 8000
+    processes: Annotated[
+        int,
+        Field(ge=1, le=256),
+        About("Gateway processes that share the port. More than one needs Redis.", ("gateway",)),
+    ] = 1
+    metrics_host: Annotated[
+        str,
+        Field(min_length=1),
+        About(
+            "Address of a worker's /metrics and health.",
+            ("worker",),
+            allowed="an address or a host name",
+            default="the host",
+        ),
+    ] = Field(default_factory=_metrics_host)
+    metrics_port: Annotated[
+        int,
+        Field(ge=0, le=65535),
+        About("Port of a worker's /metrics and health. 0, or unset and taken: a free one, printed.", ("worker",)),
+    ] = 9100
+
+    # ── the store and the models ──
+    redis_url: Annotated[
+        SecretStr | None,
+        About(
+            "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it.",
+            allowed="redis://, rediss:// or unix:// URL",
+        ),
+    ] = None
+    pool: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9-]{0,63}$"),
+        About(
+            "Pool of workers, each with a queue of its own (`inference:queue:<pool>`). All workers of a pool serve the "
+            "same models. Empty: the one queue `inference:queue`.",
+            allowed="a-z, 0-9 and - (at most 63)",
+        ),
+    ] = ""
+    models: Annotated[
+        tuple[ModelSpec, ...],
+        About("Models to serve. The flag is `--model` and may be repeated.", ENGINE, allowed=GRAMMAR),
+    ] = (ModelSpec("mock", "mock"),)
+
+    # ── callers ──
+    api_keys_file: Annotated[
+        Path | None,
+        About(
+            "File of API keys (`penstock keys`); read again when it changes. Unset: no key is asked for.",
+            EDGE,
+            allowed="path of a .toml or .json file",
+        ),
+    ] = None
+    rate_limit_rpm: Annotated[
+        int,
+        Field(ge=0, le=10**9),
+        About("Sustained requests per caller, by API key or else by address. 0: no limit.", EDGE, "requests/min"),
+    ] = 0
+    rate_limit_burst: Annotated[
+        int,
+        Field(ge=1, le=10**9),
+        About(
+            "Requests that a caller may send at once.",
+            EDGE,
+            "requests",
+            default="a sixth of the rate (ten seconds), at least 1",
+        ),
+    ] = Field(default_factory=_rate_limit_burst)
+    trusted_proxies: Annotated[
+        tuple[Network, ...],
+        About(
+            "Proxies whose X-Forwarded-For is believed. Empty: nobody's.",
+            EDGE,
+            allowed="addresses or networks, separated by commas",
+        ),
+    ] = ()
+
+    # ── the queue and the batches ──
+    max_queue_depth: Annotated[
+        int,
+        Field(ge=1, le=10_000_000),
+        About("Requests that may wait, over all gateways. Beyond it: 429 `queue_full`.", EDGE, "requests"),
+    ] = 1000
+    batch_window_ms: Annotated[
+        float,
+        Field(ge=10, le=30),
+        About(
+            "How long the first request of a batch waits for others. Backends that batch continuously have no window.",
+            ENGINE,
+            "ms",
+        ),
+    ] = 10.0
+    max_batch_size: Annotated[int, Field(ge=1, le=65_536), About("Sequences in one batch.", ENGINE, "sequences")] = 64
+    max_batches: Annotated[
+        int,
+        Field(ge=1, le=1024),
+        About(
+            "Batches that a worker runs at once. It holds no more requests than these have room for.", ENGINE, "batches"
+        ),
+    ] = 4
+
+    # ── one request ──
+    max_tokens_limit: Annotated[
+        int, Field(ge=1, le=10_000_000), About("Highest `max_tokens` that a request may ask for.", EDGE, "tokens")
+    ] = 8192
+    default_max_tokens: Annotated[
+        int,
+        Field(ge=1, le=10_000_000),
+        About("`max_tokens` of a request that names none.", EDGE, "tokens", default="256, or the limit if lower"),
+    ] = Field(default_factory=_default_max_tokens)
+    max_timeout_s: Annotated[
+        float, Field(ge=1, le=7 * DAY_S), About("Longest `timeout_s` that a request may ask for.", EDGE, "s")
+    ] = 3600.0
+    default_timeout_s: Annotated[
+        float,
+        Field(ge=1, le=7 * DAY_S),
+        About(
+            "Deadline of a request that names none, from its arrival to its last token.",
+            EDGE,
+            "s",
+            default="600, or the longest allowed if lower",
+        ),
+    ] = Field(default_factory=_default_timeout_s)
+    no_worker_grace_s: Annotated[
+        float,
+        Field(ge=0, le=3600),
+        About("How long a request waits while no live worker serves anything. Then 503 `no_workers`.", EDGE, "s"),
+    ] = 10.0
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, le=2**30), About("Largest request body. Beyond it: 413.", EDGE, "bytes")
+    ] = 2**20
+    header_timeout_s: Annotated[
+        float, Field(gt=0, le=3600), About("Time for a request's headers to arrive.", EDGE, "s")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, Field(gt=0, le=3600), About("Time for a request's body to arrive. Beyond it: 408.", EDGE, "s")
+    ] = 30.0
+    max_connections: Annotated[
+        int, Field(ge=1, le=1_000_000), About("Open connections per gateway process.", EDGE, "connections")
+    ] = 10_000
+
+    # ── streams and lifetimes ──
+    sse_keepalive_s: Annotated[
+        float, Field(ge=0.1, le=3600), About("Silence after which a stream sends a comment line.", EDGE, "s")
+    ] = 15.0
+    slow_reader_s: Annotated[
+        float,
+        Field(ge=0.1, le=3600),
+        About("A client that takes no byte for this long is cut off and its request cancelled.", EDGE, "s"),
+    ] = 30.0
+    resume_window_s: Annotated[
+        float,
+        Field(ge=0, le=DAY_S),
+        About("How long a broken stream may be taken up again before its request is cancelled.", EDGE, "s"),
+    ] = 30.0
+    retention_s: Annotated[
+        float,
+        Field(ge=1, le=7 * DAY_S),
+        About("How long the store keeps a finished request and its tokens.", EVERY, "s"),
+    ] = 60.0
+    drain_s: Annotated[
+        float,
+        Field(ge=0, le=DAY_S),
+        About(
+            "Time that a stopping process has to finish what it runs. A worker then gives the rest back.", EVERY, "s"
+        ),
+    ] = 30.0
+    engine_stall_s: Annotated[
+        float,
+        Field(ge=1, le=DAY_S),
+        About("A worker whose engine makes no progress for this long while it has work ends itself.", ENGINE, "s"),
+    ] = 30.0
+
+    # ── logs ──
+    log_format: Annotated[Literal["json", "text"], About("One JSON object a line, or lines for people.")] = "json"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], About("The least that is logged.")] = "info"
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("true and false are no value here")
+        return value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _read_models(cls, value: Any) -> tuple[ModelSpec, ...]:
+        return read_models(value)
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_networks(cls, value: Any) -> tuple[Network, ...]:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(ip_network(item.strip() if isinstance(item, str) else item) for item in items if item != "")
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _is_host(cls, value: str) -> str:
+        if not value.isprintable() or any(c in value for c in " /@"):
+            raise ValueError("is no address")
+        return value.removeprefix("[").removesuffix("]")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        url = urlsplit(value.get_secret_value())
+        if url.scheme not in ("redis", "rediss", "unix") or not (url.path if url.scheme == "unix" else url.hostname):
+            raise ValueError("is no Redis URL")
+        _ = url.port  # raises for a port that is none
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _is_keys_file(cls, value: Path | None) -> Path | None:
+        if value is None or value == Path():
+            return None
+        if value.suffix not in (".toml", ".json"):
+            raise ValueError("must end in .toml or .json")
+        return value
+
+    @field_validator("default_max_tokens", "default_timeout_s")
+    @classmethod
+    def _within_limit(cls, value: float, info: ValidationInfo) -> float:
+        limit = {"default_max_tokens": "max_tokens_limit", "default_timeout_s": "max_timeout_s"}[info.field_name or ""]
+        if limit in info.data and value > info.data[limit]:
+            raise ValueError(f"must not be above {env_name(limit)} ({text_of(info.data[limit])})")
+        return value
+
+    def is_set(self, name: str) -> bool:
+        """Whether somebody gave this setting a value, even if that is the default. `KeyError` for no setting."""
+        return Settings.model_fields[name] is not None and name in self.model_fields_set
+
+    def origin(self, name: str) -> str:
+        """Where the value came from: `default`, `code`, or as `load_settings` found it."""
+        return self._origins.get(name, "code") if self.is_set(name) else "default"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `load_settings` found odd but not wrong, one sentence each; for stderr."""
+        return self._notes
+
+    def shown(self, name: str) -> str:
+        """The value as text, fit to be shown to anybody: no password, no secret option."""
+        return masked(text_of(getattr(self, name)))

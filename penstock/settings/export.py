@@ -1,0 +1,14 @@
+"""Settings to text again, for a child process' environment."""
+
+from __future__ import annotations
+
+from penstock.settings.about import env_name, text_of
+from penstock.settings.declaration import Settings
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """The variables with which another process loads the same settings. Holds secrets: for children only.
+
+    An unset one is empty, so that it also hides what the child would inherit.
+    """
+    return {env_name(name): text_of(getattr(settings, name)) for name in type(settings).model_fields}

@@ -1,0 +1,93 @@
+"""Server-Sent Events: to bytes and back. No I/O; used by the API, the client and backends that read a stream.
+
+The format is that of the HTML Living Standard, section 9.2. `Decoder` accepts any split of the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_LINE_BYTES = 4 * 1024 * 1024
+
+KEEPALIVE = b": keep-alive\n\n"
+
+
+class SSEError(ValueError):
+    """The peer sends something that is not an event stream, or a line beyond `MAX_LINE_BYTES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event as the client sees it. `id` is the last id seen so far, as the standard has it."""
+
+    event: str
+    data: str
+    id: str = ""
+
+
+def frame(event: str, data: bytes, event_id: str = "") -> bytes:
+    """One event. `data` is one line (JSON has no line breaks); `event` and `event_id` are ours and hold none."""
+    head = f"id: {event_id}\n".encode() if event_id else b""
+    return b"%sevent: %s\ndata: %s\n\n" % (head, event.encode(), data)
+
+
+class Decoder:
+    """Bytes in, events out, as soon as each is whole."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip_lf = False
+        self._at_start = True
+        self._event = ""
+        self._data: list[str] = []
+        self._id = ""
+
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
+        """Raises `SSEError` for a line that is too long."""
+        if not chunk:
+            return []
+        buffer = self._buffer
+        buffer += chunk
+        events: list[ServerEvent] = []
+        start = 0
+        size = len(buffer)
+        if self._skip_lf:
+            start = 1 if buffer[0] == 10 else 0
+            self._skip_lf = False
+        cr = buffer.find(b"\r", start)
+        while True:
+            if 0 <= cr < start:
+                cr = buffer.find(b"\r", start)
+            lf = buffer.find(b"\n", start)
+            at = min(lf, cr) if lf >= 0 and cr >= 0 else max(lf, cr)
+            if at < 0:
+                break
+            self._line(bytes(buffer[start:at]), events)
+            start = at + 1
+            if buffer[at] == 13:  # a CR ends the line; an LF behind it belongs to it, and may still be on its way
+                if start == size:
+                    self._skip_lf = True
+                elif buffer[start] == 10:
+                    start += 1
+        del buffer[:start]
+        if len(buffer) > MAX_LINE_BYTES:
+            raise SSEError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        return events
+
+    def _line(self, line: bytes, events: list[ServerEvent]) -> None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            if self._data:
+                events.append(ServerEvent(self._event or "message", "\n".join(self._data), self._id))
+            self._event, self._data = "", []
+            return
+        name, _, raw = line.partition(b":")
+        value = raw.removeprefix(b" ").decode("utf-8", "replace")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value
+        elif name == b"id" and "\0" not in value:
+            self._id = value

@@ -1,0 +1,30 @@
+"""The family of transports: how jobs go down and events come up. `base.py` is the promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock.transports.base import Transport
+
+if TYPE_CHECKING:
+    from penstock.metrics import Metrics
+    from penstock.settings import Settings
+
+__all__ = ["Transport", "make_transport"]
+
+
+def make_transport(settings: Settings, metrics: Metrics) -> Transport:
+    """The transport that the settings ask for: Redis if there is a URL, else memory."""
+    if settings.redis_url is None:
+        from penstock.transports.memory import MemoryTransport
+
+        return MemoryTransport(retention_s=settings.retention_s)
+    from penstock.transports.redis import RedisTransport
+
+    return RedisTransport(
+        settings.redis_url.get_secret_value(),
+        pool=settings.pool,
+        retention_s=settings.retention_s,
+        resume_window_s=settings.resume_window_s,
+        metrics=metrics,
+    )

@@ -1,0 +1,222 @@
+"""The promise that every transport makes: how jobs go down to workers and events come up to gateways.
+
+A transport is a store of durable requests with a queue and a channel. Its methods are the verbs of
+`docs/protocol.md`; the in-memory transport is their reference, the Redis one their distributed form, and
+`tests/contract` runs one suite over both. A transport of your own passes that suite too.
+
+What must hold, whatever dies:
+
+* **The log is the truth.** Every event is appended to its job's log and published, in this order. `on_event` may
+  miss events (and says so by `on_reset`), may repeat them and may show those of a fenced attempt; `read` never does.
+* **Exactly one terminal event** per submitted job; nothing is appended after it.
+* **Fencing.** Every claim raises the job's attempt; events of an older attempt are refused, and `emit` says so.
+* **What a worker holds is its list**, not the reply it got: `take` returns the whole list, every time.
+* **A verb whose outcome is unknown** raises `StoreUnavailable` and is safe to call again.
+
+Times that cross (`created_at`, …) are seconds since 1970 on the store's own clock; nobody else's clock counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from penstock.event import Event
+from penstock.fleet import Pool, WorkerInfo
+from penstock.job import CancelReason, Claim, Job
+
+State = Literal["queued", "running", "done"]
+CancelOutcome = Literal["ended", "marked", "done", "gone", "owned"]
+
+LEASE_S = 2.5
+RENEW_S = 0.5
+TICK_S = 0.5
+MAX_DEATHS_IN_A_ROW = 3
+MAX_DEATHS = 10
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What the store knows of one job: its state and (a part of) its log."""
+
+    job: Job
+    state: State
+    attempt: int
+    owner: str
+    worker: str = ""
+    num_claims: int = 0
+    num_deaths: int = 0
+    created_at: float
+    deadline_at: float
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    now: float = 0.0
+    events: tuple[Event, ...] = ()
+
+
+class Renewal(Struct, frozen=True, kw_only=True):
+    """What a worker learns when it renews its lease.
+
+    `is_lost`: the lease had lapsed; drop everything and start again under a new id. `held`: the worker's whole list.
+    `dead`: workers to reap. `cancelled`: running jobs nobody wants any more. `gone`: running jobs that the store has
+    forgotten or that are no longer this worker's.
+    """
+
+    is_lost: bool
+    held: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    cancelled: dict[str, CancelReason] = {}
+    gone: tuple[str, ...] = ()
+
+
+class RateLimit(Struct, frozen=True):
+    """`rpm` requests a minute, sustained; `burst` of them may come at once."""
+
+    rpm: int
+    burst: int
+
+
+class Verdict(Struct, frozen=True):
+    """The limiter's answer. `reset_s`: until the full burst is there again; `retry_after_s`: 0 when allowed."""
+
+    is_allowed: bool
+    remaining: int
+    reset_s: float
+    retry_after_s: float = 0.0
+
+
+class Transport(ABC):
+    """See the head of this file. One instance serves one process: a gateway, a worker, or both.
+
+    Every coroutine raises `StoreUnavailable` when the store cannot be reached or refuses for memory.
+    """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect. Waits for nothing else; may be called before the store is there and then raises."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of every connection and task. Leases lapse by themselves."""
+
+    # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
+        """Subscribe once to the events of every job whose id begins with `gateway_id`; return when confirmed.
+
+        `on_event` is called in order of arrival and must not block. After a broken subscription the transport
+        subscribes again by itself and calls `on_reset`: from then on no stream may be believed before its log was
+        read.
+        """
+
+    @property
+    @abstractmethod
+    def is_listening(self) -> bool:
+        """The subscription stands right now."""
+
+    @abstractmethod
+    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
+        """Create the job and push its id to the tail; return the depth after it. Safe to repeat.
+
+        Exact over any number of gateways: with `max_depth` ids waiting it raises `QueueFull`, and leaves nothing
+        behind. `max_depth=0` means no limit and `front` the head of the queue: for work that was admitted before.
+        `floor`: the highest attempt seen so far, for a job that the store had forgotten.
+        """
+
+    @abstractmethod
+    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+        """The log is behind what the client has: append what is missing, raise the attempt, queue it at the head.
+
+        `tokens` are all tokens that were relayed. False, and nothing done, if the job is done or its attempt is
+        higher than `attempt`.
+        """
+
+    @abstractmethod
+    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
+        """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job."""
+
+    @abstractmethod
+    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
+        """End a queued job at once, with its terminal event; mark a running one and hint to its worker.
+
+        With an `owner`, a job that another gateway has adopted is left alone ("owned").
+        """
+
+    @abstractmethod
+    async def adopt(self, job_id: str, gateway_id: str) -> bool:
+        """From now on this gateway answers for the job. False if there is none."""
+
+    @abstractmethod
+    async def ensure(self, job_id: str) -> None:
+        """Push the id at the head unless the queue holds it: for an id that is in no list."""
+
+    @abstractmethod
+    async def retire(self, job_id: str, retention_s: float) -> None:
+        """The client has the last byte: keep a finished job only `retention_s` from now."""
+
+    @abstractmethod
+    async def tick(self, gateway_id: str) -> Pool:
+        """Renew this gateway's lease and look at the pool."""
+
+    @abstractmethod
+    async def charge(self, key: str, limit: RateLimit) -> Verdict:
+        """Count one request of `key` against `limit` (GCRA), shared by every gateway."""
+
+    # ── a worker's verbs ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def enlist(self, info: WorkerInfo) -> None:
+        """Take a lease under a new id. `ConfigError` if live workers of the pool serve other models."""
+
+    @abstractmethod
+    async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
+        """Renew the lease; ask which of the `running` jobs are still wanted."""
+
+    @abstractmethod
+    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        """Hear hints that a job is cancelled. They may be lost: `renew` says the same a little later."""
+
+    @abstractmethod
+    async def wait(self, worker_id: str, timeout_s: float) -> None:
+        """Block until there may be work (it is then in this worker's list) or `timeout_s` has passed.
+
+        Needs a free slot. Never cancel it: let it time out.
+        """
+
+    @abstractmethod
+    async def take(self, worker_id: str, want: int) -> list[str]:
+        """Move up to `want` ids into this worker's list and return the whole list, oldest first."""
+
+    @abstractmethod
+    async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        """Claim jobs of this worker's list, raising their attempts and publishing `Started`.
+
+        Ids that are done, gone, poisoned, past their deadline, cancelled, or running at a live worker are removed
+        from the list and left out of the answer.
+        """
+
+    @abstractmethod
+    async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
+        """Append and publish one step's events in one round trip; a terminal event also takes the id off the list.
+
+        Returns the ids whose events were refused (fenced, ended or forgotten): stop generating those.
+        """
+
+    @abstractmethod
+    async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
+        """Give work back, unfinished: queued again at the head, oldest first. No death is counted."""
+
+    @abstractmethod
+    async def reap(self, dead_worker_id: str) -> int:
+        """Move a dead worker's list back to the head of the queue; how many. Anyone may; 0 if it is alive."""
+
+    @abstractmethod
+    async def leave(self, worker_id: str) -> None:
+        """Give up the lease, after everything was handed back."""
+
+    def beside(self) -> Transport | None:
+        """A second transport to the same store for the lease thread's own event loop; None: renew in the loop."""
+        return None

@@ -1,0 +1,442 @@
+"""The transport inside one process: the embedded default, and the reference of what every verb means.
+
+One instance is shared by the gateway(s) and worker(s) of one process. It keeps the same data model as Redis (jobs
+with a log, a queue of ids, a list for each worker, leases) in plain dicts, so that the contract suite and the
+simulation say something about both. Its clock is an argument. Nothing here survives the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+from penstock.errors import ConfigError, DeadlineExceeded, QueueFull, RequestPoisoned
+from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
+from penstock.fleet import Pool, WorkerInfo
+from penstock.job import CancelReason, Claim, Job
+from penstock.transports.base import (
+    LEASE_S,
+    MAX_DEATHS,
+    MAX_DEATHS_IN_A_ROW,
+    CancelOutcome,
+    RateLimit,
+    Record,
+    Renewal,
+    State,
+    Transport,
+    Verdict,
+)
+from penstock.transports.gcra import gcra
+
+_FORGET_WORKER_S = 10.0
+_FORGET_GATEWAY_S = 600.0
+_PULSE_GAP_S = 1.5
+_MAX_DEAD = 1000
+LATE = "The request did not finish within its timeout_s."
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One request: what the hash and the stream are on Redis."""
+
+    job: Job
+    owner: str
+    created_at: float
+    deadline_at: float
+    expires_at: float
+    state: State = "queued"
+    attempt: int = 0
+    worker: str = ""
+    num_claims: int = 0
+    deaths_in_a_row: int = 0
+    num_deaths: int = 0
+    tokens_at_claim: int = 0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    cancel: CancelReason | None = None
+    num_tokens: int = 0
+    log: list[Event] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    info: WorkerInfo
+    lapses_at: float
+
+
+class MemoryTransport(Transport):
+    """See `transports/base.py` for what each verb promises."""
+
+    def __init__(
+        self, *, retention_s: float = 60.0, lease_s: float = LEASE_S, now: Callable[[], float] = time.time
+    ) -> None:
+        self._retention_s = retention_s
+        self._lease_s = lease_s
+        self._now = now
+        self._jobs: dict[str, _Entry] = {}
+        self._queue: deque[str] = deque()
+        self._lists: dict[str, list[str]] = {}
+        self._workers: dict[str, _Lease] = {}
+        self._gateways: dict[str, float] = {}
+        self._listeners: dict[str, Callable[[Event], None]] = {}
+        self._hints: dict[str, Callable[[str, CancelReason], None]] = {}
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._expiry: list[tuple[float, str]] = []
+        self._tats: dict[str, float] = {}
+        self._num_taken = 0
+        self._pulse_at = now()
+        self._amnesty_until = 0.0
+        self.dead: deque[dict[str, str | int]] = deque(maxlen=_MAX_DEAD)
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        self._listeners.clear()
+        self._hints.clear()
+
+    # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
+        self._listeners[gateway_id] = on_event
+
+    @property
+    def is_listening(self) -> bool:
+        return bool(self._listeners)
+
+    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
+        now = self._sweep()
+        if max_depth and len(self._queue) >= max_depth:
+            raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
+        if job.id not in self._jobs:
+            deadline = now + job.timeout_s
+            entry = _Entry(job, owner, now, deadline, deadline + self._retention_s, attempt=floor)
+            self._jobs[job.id] = entry
+            heapq.heappush(self._expiry, (entry.expires_at, job.id))
+        self._push(job.id, front)
+        return len(self._queue)
+
+    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+        now = self._sweep()
+        entry = self._jobs.get(job.id)
+        if entry is None:
+            deadline = now + job.timeout_s
+            entry = _Entry(job, owner, now, deadline, deadline + self._retention_s)
+            self._jobs[job.id] = entry
+            heapq.heappush(self._expiry, (entry.expires_at, job.id))
+        elif entry.state == "done" or entry.attempt > attempt:
+            return False
+        self._raise_attempt(entry, attempt)
+        entry.state, entry.worker = "queued", ""
+        if len(tokens) > entry.num_tokens:
+            missing = tuple(tokens[entry.num_tokens :])
+            self._append(entry, Tokens(job.id, entry.attempt, entry.num_tokens, tokens=missing), publish=False)
+        self._push(job.id, front=True)
+        return True
+
+    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
+        self._sweep()
+        entry = self._jobs.get(job_id)
+        if entry is None:
+            return None
+        log = entry.log if after is None else [e for e in entry.log if (e.attempt, e.end) > after or _ends(e)]
+        return Record(
+            job=entry.job,
+            state=entry.state,
+            attempt=entry.attempt,
+            owner=entry.owner,
+            worker=entry.worker,
+            num_claims=entry.num_claims,
+            num_deaths=entry.num_deaths,
+            created_at=entry.created_at,
+            deadline_at=entry.deadline_at,
+            started_at=entry.started_at,
+            ended_at=entry.ended_at,
+            now=self._now(),
+            events=tuple(log),
+        )
+
+    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
+        entry = self._jobs.get(job_id)
+        if entry is None:
+            return "gone"
+        if entry.state == "done":
+            return "done"
+        if owner is not None and owner != entry.owner:
+            return "owned"
+        if entry.state == "queued":
+            self._end(entry, reason)
+            self._unqueue(job_id)
+            return "ended"
+        entry.cancel = entry.cancel or reason
+        hint = self._hints.get(entry.worker)
+        if hint is not None:
+            asyncio.get_running_loop().call_soon(hint, job_id, entry.cancel)
+        return "marked"
+
+    async def adopt(self, job_id: str, gateway_id: str) -> bool:
+        entry = self._jobs.get(job_id)
+        if entry is not None:
+            entry.owner = gateway_id
+        return entry is not None
+
+    async def ensure(self, job_id: str) -> None:
+        if job_id not in self._queue:
+            self._push(job_id, front=True)
+
+    async def retire(self, job_id: str, retention_s: float) -> None:
+        entry = self._jobs.get(job_id)
+        if entry is not None and entry.state == "done":
+            self._expire_at(entry, self._now() + retention_s)
+
+    async def tick(self, gateway_id: str) -> Pool:
+        now = self._beat()
+        self._gateways[gateway_id] = now + self._lease_s
+        for gid, lapses_at in list(self._gateways.items()):
+            if now - lapses_at > _FORGET_GATEWAY_S:
+                del self._gateways[gid]
+        return Pool(
+            depth=len(self._queue),
+            workers=tuple(lease.info for wid, lease in self._workers.items() if self._is_live(wid)),
+            num_taken=self._num_taken,
+            dead_gateways=tuple(gid for gid, at in self._gateways.items() if at < now and now > self._amnesty_until),
+        )
+
+    async def charge(self, key: str, limit: RateLimit) -> Verdict:
+        now = self._now()
+        if len(self._tats) > 10_000:
+            self._tats = {k: tat for k, tat in self._tats.items() if tat > now}
+        verdict, self._tats[key] = gcra(self._tats.get(key, 0.0), now, limit)
+        return verdict
+
+    # ── a worker's verbs ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def enlist(self, info: WorkerInfo) -> None:
+        self._beat()
+        for wid, lease in self._workers.items():
+            if self._is_live(wid) and lease.info.models != info.models:
+                raise ConfigError(
+                    f"worker {wid} of this pool serves {sorted(lease.info.models)} and this one would serve "
+                    f"{sorted(info.models)} (or the same with other abilities): workers of one pool must agree"
+                )
+        self._workers[info.id] = _Lease(info, self._now() + self._lease_s)
+
+    async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
+        now = self._beat()
+        if not self._is_live(info.id):
+            return Renewal(is_lost=True)
+        self._workers[info.id] = _Lease(info, now + self._lease_s)
+        for wid, lease in list(self._workers.items()):
+            if now - lease.lapses_at > _FORGET_WORKER_S and not self._lists.get(wid):
+                del self._workers[wid]
+        cancelled: dict[str, CancelReason] = {}
+        gone = []
+        for job_id in running:
+            entry = self._jobs.get(job_id)
+            if entry is None or entry.state != "running" or entry.worker != info.id:
+                gone.append(job_id)
+            elif entry.cancel is not None:
+                cancelled[job_id] = entry.cancel
+        return Renewal(
+            is_lost=False,
+            held=tuple(self._lists.get(info.id, ())),
+            dead=tuple(wid for wid in self._workers if not self._is_live(wid)),
+            cancelled=cancelled,
+            gone=tuple(gone),
+        )
+
+    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        self._hints[worker_id] = on_cancel
+
+    async def wait(self, worker_id: str, timeout_s: float) -> None:
+        if not self._queue:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await asyncio.wait_for(waiter, timeout_s)
+            except TimeoutError:
+                return
+        self._move(worker_id, 1)
+
+    async def take(self, worker_id: str, want: int) -> list[str]:
+        if worker_id in self._workers:
+            self._move(worker_id, want)
+        return list(self._lists.get(worker_id, ()))
+
+    async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        now = self._sweep()
+        claims = []
+        for job_id in ids:
+            claim = self._claim_one(worker_id, job_id, now)
+            if claim is None:
+                self._unlist(worker_id, job_id)
+            else:
+                claims.append(claim)
+        return claims
+
+    async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
+        refused: set[str] = set()
+        for event in events:
+            entry = self._jobs.get(event.job_id)
+            if entry is None or entry.state != "running" or entry.attempt != event.attempt:
+                if not (entry is not None and entry.log and entry.log[-1] == event):  # repeated: it had gone through
+                    refused.add(event.job_id)
+                if _ends(event):
+                    self._unlist(worker_id, event.job_id)
+            elif _ends(event):
+                self._finish(entry, event)
+                self._unlist(worker_id, event.job_id)
+            elif event.end > entry.num_tokens:
+                self._append(entry, event)
+        return refused
+
+    async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
+        for claim in reversed(claims):
+            entry = self._jobs.get(claim.job.id)
+            if entry is not None and entry.state == "running" and entry.attempt == claim.attempt:
+                entry.state, entry.worker = "queued", ""
+            if self._unlist(worker_id, claim.job.id) and entry is not None and entry.state == "queued":
+                self._push(claim.job.id, front=True)
+
+    async def reap(self, dead_worker_id: str) -> int:
+        if self._is_live(dead_worker_id) or self._now() <= self._amnesty_until:
+            return 0
+        ids = self._lists.pop(dead_worker_id, [])
+        for job_id in reversed(ids):
+            self._push(job_id, front=True)
+        return len(ids)
+
+    async def leave(self, worker_id: str) -> None:
+        self._workers.pop(worker_id, None)
+        self._hints.pop(worker_id, None)
+
+    # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _claim_one(self, worker_id: str, job_id: str, now: float) -> Claim | None:
+        entry = self._jobs.get(job_id)
+        if entry is None or entry.state == "done":
+            return None
+        if entry.cancel is not None or now >= entry.deadline_at:
+            self._end(entry, entry.cancel or "deadline")
+            return None
+        if entry.state == "running" and entry.worker != worker_id:
+            holder = entry.worker
+            if self._is_live(holder) and job_id in self._lists.get(holder, ()):
+                return None
+            entry.num_deaths += 1
+            entry.deaths_in_a_row = 1 if entry.num_tokens > entry.tokens_at_claim else entry.deaths_in_a_row + 1
+            if entry.deaths_in_a_row >= MAX_DEATHS_IN_A_ROW or entry.num_deaths >= MAX_DEATHS:
+                self._poison(entry)
+                return None
+        self._raise_attempt(entry)
+        entry.state, entry.worker = "running", worker_id
+        entry.num_claims += 1
+        entry.tokens_at_claim = entry.num_tokens
+        entry.started_at = entry.started_at or now
+        tokens = fold(entry.log).tokens if entry.num_tokens else ()
+        self._append(entry, Started(job_id, entry.attempt, entry.num_tokens))
+        return Claim(
+            job=entry.job,
+            attempt=entry.attempt,
+            deadline_at=time.monotonic() + entry.deadline_at - now,
+            tokens=tokens,
+            queued_s=now - entry.created_at,
+            num_deaths=entry.deaths_in_a_row,
+        )
+
+    def _raise_attempt(self, entry: _Entry, floor: int = 0) -> None:
+        entry.attempt = max(entry.attempt + 1, floor + 1, int(self._now() * 1000))
+
+    def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
+        entry.log.append(event)
+        entry.num_tokens = event.end
+        if publish:
+            listener = self._listeners.get(event.job_id.partition(".")[0])
+            if listener is not None:
+                listener(event)
+
+    def _finish(self, entry: _Entry, event: Terminal) -> None:
+        entry.state, entry.ended_at = "done", self._now()
+        self._append(entry, event)
+        self._expire_at(entry, entry.ended_at + self._retention_s)
+
+    def _end(self, entry: _Entry, reason: CancelReason) -> None:
+        """End a job that no worker runs, fenced first so that none can write behind the end."""
+        self._raise_attempt(entry)
+        if reason == "deadline":
+            late = DeadlineExceeded(LATE)
+            self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, late))
+        else:
+            self._finish(entry, Done(entry.job.id, entry.attempt, entry.num_tokens, finish_reason="cancelled"))
+
+    def _poison(self, entry: _Entry) -> None:
+        self._raise_attempt(entry)
+        error = RequestPoisoned(f"The request ended {entry.num_deaths} workers and will not be tried again.")
+        self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, error))
+        self.dead.append({"id": entry.job.id, "model": entry.job.model, "deaths": entry.num_deaths})
+
+    def _push(self, job_id: str, front: bool) -> None:
+        if front:
+            self._queue.appendleft(job_id)
+        else:
+            self._queue.append(job_id)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+
+    def _move(self, worker_id: str, want: int) -> None:
+        held = self._lists.setdefault(worker_id, [])
+        for _ in range(min(want, len(self._queue))):
+            held.append(self._queue.popleft())
+            self._num_taken += 1
+        if not held:
+            del self._lists[worker_id]
+
+    def _unlist(self, worker_id: str, job_id: str) -> bool:
+        held = self._lists.get(worker_id, [])
+        if job_id not in held:
+            return False
+        held.remove(job_id)
+        if not held:
+            del self._lists[worker_id]
+        return True
+
+    def _unqueue(self, job_id: str) -> None:
+        if job_id in self._queue:
+            self._queue.remove(job_id)
+
+    def _is_live(self, worker_id: str) -> bool:
+        lease = self._workers.get(worker_id)
+        return lease is not None and (lease.lapses_at >= self._now() or self._now() <= self._amnesty_until)
+
+    def _beat(self) -> float:
+        """After a gap in everybody's pulse nobody is declared dead for one lease."""
+        now = self._now()
+        if now - self._pulse_at > _PULSE_GAP_S:
+            self._amnesty_until = now + self._lease_s
+        self._pulse_at = now
+        return now
+
+    def _expire_at(self, entry: _Entry, at: float) -> None:
+        entry.expires_at = at
+        heapq.heappush(self._expiry, (at, entry.job.id))
+
+    def _sweep(self) -> float:
+        now = self._now()
+        while self._expiry and self._expiry[0][0] <= now:
+            _, job_id = heapq.heappop(self._expiry)
+            entry = self._jobs.get(job_id)
+            if entry is not None and entry.expires_at <= now:
+                del self._jobs[job_id]
+        return now
+
+
+def _ends(event: Event) -> TypeGuard[Terminal]:
+    return isinstance(event, Done | Failed)

@@ -1,0 +1,135 @@
+"""emit: one step's events to their logs and channels, in one pipeline and one round trip.
+
+A job with one frame in the step (nearly always) takes the fast way, XADD and PUBLISH; the order of its stream is the
+fence. Several frames of one job go through a script, which cannot leave a hole between them. A refused XADD means
+one of three things (a higher attempt; this very frame is there already; no memory), and `append.lua` tells which.
+Knows nothing of leases and queues, but that what is finished leaves the worker's list.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from penstock.event import Event, Started, Terminal, Tokens
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.connection import Connection, Reply
+from penstock.transports.redis.frames import FramePacker
+from penstock.transports.redis.store import Store
+from penstock.wire import encode_event
+
+
+class _Step:
+    """One job's share of a step: its frames in order, and its end."""
+
+    __slots__ = ("end", "frames", "job_id")
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.frames: list[tuple[Started | Tokens, bytes]] = []
+        self.end: Terminal | None = None
+
+    @property
+    def attempt(self) -> int:
+        return self.end.attempt if self.end is not None else self.frames[0][0].attempt
+
+    @property
+    def num_replies(self) -> int:
+        return (2 if len(self.frames) == 1 else bool(self.frames)) + (self.end is not None)
+
+    def append(self) -> scripts.Command:
+        frames = ((event.seq, event.end, frame) for event, frame in self.frames)
+        return scripts.append(self.job_id, self.attempt, frames)
+
+    def finish(self, end: Terminal) -> scripts.Command:
+        return scripts.finish(self.job_id, end.attempt, end.seq, end.end, encode_event(end))
+
+
+class Emitter:
+    """Emits for the workers of one transport."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._packer = FramePacker()
+
+    async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
+        steps = _steps_of(events)
+        refused: set[str] = set()
+        groups: dict[Connection, list[_Step]] = {}
+        for step in steps.values():
+            groups.setdefault(self._store.request_conn(step.job_id), []).append(step)
+        for conn, group in groups.items():
+            await self._emit(conn, group, refused)
+        finished = [step.job_id for step in steps.values() if step.end is not None and step.job_id not in refused]
+        if finished:
+            self._drop(worker_id, finished)
+        return refused
+
+    async def _emit(self, conn: Connection, steps: list[_Step], refused: set[str]) -> None:
+        started = time.perf_counter()
+        parts: list[bytes] = []
+        num_replies = 0
+        for step in steps:
+            if len(step.frames) == 1:
+                event, frame = step.frames[0]
+                parts.append(self._packer.pack(step.job_id, event.attempt, event.end, frame))
+            elif step.frames:
+                parts.append(step.append().packed)
+            if step.end is not None:
+                parts.append(step.finish(step.end).packed)
+                self._packer.forget(step.job_id)
+            num_replies += step.num_replies
+        replies = await conn.execute(b"".join(parts), num_replies)
+        self._store.metrics.round_trip("emit", time.perf_counter() - started)
+        at = 0
+        for step in steps:
+            outcome = _outcome(step, replies, at)
+            at += step.num_replies
+            if outcome == "refused" or (outcome == "unclear" and not await self._mend(step)):
+                refused.add(step.job_id)
+                self._packer.forget(step.job_id)
+
+    async def _mend(self, step: _Step) -> bool:
+        """Again, with care: appended unless it is there, then ended. False if another attempt has the job, or none."""
+        self._store.metrics.store_error("emit_repeated")
+        key = keys.log(step.job_id)
+        if step.frames and await self._store.ask("append", key, step.append()) != b"ok":
+            return False
+        return step.end is None or await self._store.ask("finish", key, step.finish(step.end)) == b"ok"
+
+    def _drop(self, worker_id: str, job_ids: list[str]) -> None:
+        """Not awaited: an id that stays on the list is claimed again, found done, and removed then."""
+        pool = self._store.pool
+        drops = [scripts.drop(pool, worker_id, job_id).packed for job_id in job_ids]
+        self._store.conn(pool.queue).post(b"".join(drops), len(drops))
+
+
+def _steps_of(events: Iterable[Event]) -> dict[str, _Step]:
+    steps: dict[str, _Step] = {}
+    for event in events:
+        step = steps.get(event.job_id)
+        if step is None:
+            step = steps[event.job_id] = _Step(event.job_id)
+        if isinstance(event, Started | Tokens):
+            if event.end > event.seq or isinstance(event, Started):  # no tokens, nothing to say
+                step.frames.append((event, encode_event(event)))
+        else:
+            step.end = event
+    return {job_id: step for job_id, step in steps.items() if step.frames or step.end is not None}
+
+
+def _outcome(step: _Step, replies: list[Reply], at: int) -> str:
+    """What Redis said to one job's commands: `ok`, `refused`, or `unclear`."""
+    if len(step.frames) == 1:
+        if replies[at] is None:  # no log: Redis has lost the job
+            return "refused"
+        if not isinstance(replies[at], bytes):
+            return "unclear"
+        at += 2
+    elif step.frames:
+        if replies[at] != b"ok":
+            return "refused" if isinstance(replies[at], bytes) else "unclear"
+        at += 1
+    if step.end is None or replies[at] == b"ok":
+        return "ok"
+    return "refused" if replies[at] == b"refused" else "unclear"

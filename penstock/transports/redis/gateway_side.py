@@ -1,0 +1,205 @@
+"""A gateway's verbs on Redis. `transports/base.py` says what each promises; the rules are in `docs/protocol.md`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hiredis import ReplyError
+
+from penstock.errors import QueueFull, StoreUnavailable
+from penstock.event import Event
+from penstock.fleet import Pool, WorkerInfo
+from penstock.job import CancelReason, Job
+from penstock.transports.base import CancelOutcome, RateLimit, Record, Transport, Verdict
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.scripts import command
+from penstock.transports.redis.store import Refused, Store, error_of
+from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_job, encode_json
+
+log = logging.getLogger(__name__)
+
+SUBMIT_WITHIN_S = 2.0
+PULSE_GAP_MS = 1500
+
+_PREFIX = len(keys.RESPONSE)
+_FIELDS = (
+    *("job", "state", "attempt", "owner", "worker", "claims"),
+    *("all_deaths", "created", "deadline", "started", "ended"),
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Terms:
+    """How long things last, in ms."""
+
+    lease_ms: int
+    retention_ms: int
+    resume_window_ms: int
+
+
+class GatewaySide(Transport):
+    """The half of `RedisTransport` that gateways use."""
+
+    _store: Store
+    _terms: Terms
+    _listens_to: str = ""
+
+    async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
+        def hear(channel: bytes, message: bytes) -> None:
+            event = decode_event(message)
+            if event.job_id.encode() != channel[_PREFIX:]:
+                raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
+            on_event(event)
+
+        self._listens_to = keys.pattern(gateway_id)
+        await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
+
+    @property
+    def is_listening(self) -> bool:
+        return self._store.hears(self._listens_to)
+
+    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
+        create = scripts.create(*self._birth(job, owner), floor)
+        is_again = False
+        try:
+            async with asyncio.timeout(SUBMIT_WITHIN_S):
+                while True:
+                    try:
+                        return await self._submit(job.id, create, max_depth, front, is_again)
+                    except Refused:
+                        raise
+                    except StoreUnavailable:  # the outcome is unknown: from here on look before pushing
+                        is_again = True
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise StoreUnavailable(f"Redis has been away for {SUBMIT_WITHIN_S:g} s.") from None
+
+    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+        encoded = (encode_json(token) for token in tokens)
+        restore = scripts.restore(*self._birth(job, owner), attempt, encoded)
+        if not await self._store.ask("restore", keys.job(job.id), restore):
+            return False
+        pool = self._store.pool
+        await self._store.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=False))
+        return True
+
+    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
+        start = "-" if after is None else f"({after[0]}-{after[1]}"
+        hash_, now, entries = await self._store.run(
+            "read",
+            keys.job(job_id),
+            command("HMGET", keys.job(job_id), *_FIELDS),
+            command("TIME"),
+            command("XRANGE", keys.log(job_id), start, "+"),
+        )
+        return _record(hash_, now, entries) if hash_[0] is not None else None
+
+    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
+        reply = await self._store.ask("cancel", keys.job(job_id), scripts.cancel(job_id, reason, owner))
+        outcome: CancelOutcome = reply.decode()
+        if outcome == "ended":
+            await self._store.ask("withdraw", self._store.pool.queue, scripts.withdraw(self._store.pool, job_id))
+        return outcome
+
+    async def adopt(self, job_id: str, gateway_id: str) -> bool:
+        return bool(await self._store.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
+
+    async def ensure(self, job_id: str) -> None:
+        await self._store.ask("ensure", self._store.pool.queue, scripts.ensure(self._store.pool, job_id))
+
+    async def retire(self, job_id: str, retention_s: float) -> None:
+        await self._store.ask("retire", keys.job(job_id), scripts.retire(job_id, _ms(retention_s)))
+
+    async def tick(self, gateway_id: str) -> Pool:
+        pool = self._store.pool
+        tick = scripts.tick(pool, gateway_id, self._terms.lease_ms, PULSE_GAP_MS)
+        depth, taken, about, dead_workers, dead_gateways = await self._store.ask("tick", pool.queue, tick)
+        if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
+            await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid.decode()) for wid in dead_workers))
+        return Pool(
+            depth=depth,
+            workers=tuple(info for info in map(_worker_info, about) if info is not None),
+            num_taken=taken,
+            dead_gateways=tuple(gid.decode() for gid in dead_gateways),
+        )
+
+    async def charge(self, key: str, limit: RateLimit) -> Verdict:
+        allowed, remaining, reset_us, retry_us = await self._store.ask(
+            "charge", keys.rate(key), scripts.charge(key, limit)
+        )
+        return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
+
+    # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int]:
+        """What create and restore write into a new hash."""
+        terms = self._terms
+        return (
+            *(job.id, encode_job(job), job.model, job.on_disconnect, owner),
+            *(_ms(job.timeout_s), terms.retention_ms),
+        )
+
+    async def _submit(self, job_id: str, create: scripts.Command, max_depth: int, front: bool, is_again: bool) -> int:
+        """Create, then enqueue: in one pipeline where both go to one server, and nothing is known to be there."""
+        store, pool = self._store, self._store.pool
+        conn, queue_conn = store.conn(keys.job(job_id)), store.conn(pool.queue)
+        where: Any = "head" if front else "tail"
+        enqueue = scripts.enqueue(pool, job_id, max_depth, where, is_again=is_again)
+        if conn is queue_conn and not is_again:
+            created, depth = await store.exchange("submit", conn, (create, enqueue))
+        else:
+            (created,) = await store.exchange("create", conn, (create,))
+            if created in (b"running", b"done"):  # an earlier try got it further than the queue
+                return int(await store.ask("depth", pool.queue, command("LLEN", pool.queue)))
+            depth = 0
+            if not isinstance(created, ReplyError):
+                (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
+        for reply in (created, depth):
+            if isinstance(reply, ReplyError):
+                store.metrics.store_error("refused")
+                if created == b"":
+                    await store.ask("discard", keys.job(job_id), scripts.discard(job_id))
+                raise error_of("submit", reply)
+        if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
+            look = scripts.enqueue(pool, job_id, max_depth, where, is_again=True)
+            depth = await store.ask("enqueue", pool.queue, look)
+        if depth < 0 and await store.ask("discard", keys.job(job_id), scripts.discard(job_id)):
+            raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
+        return int(depth) if depth >= 0 else max_depth
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _worker_info(about: bytes) -> WorkerInfo | None:
+    try:
+        info: WorkerInfo = decode_json(about, WorkerInfo)
+    except WireError as error:  # a worker of another version: it serves, but not what this gateway can name
+        log.warning("a worker announces what this version cannot read: %s", error)
+        return None
+    return info
+
+
+def _record(hash_: list[bytes | None], now: list[bytes], entries: list[Any]) -> Record:
+    job, state, attempt, owner, worker, claims, deaths, created, deadline, started, ended = hash_
+    known_state: Any = (state or b"").decode()
+    return Record(
+        job=decode_job(job or b""),
+        state=known_state,
+        attempt=int(attempt or 0),
+        owner=(owner or b"").decode(),
+        worker=(worker or b"").decode(),
+        num_claims=int(claims or 0),
+        num_deaths=int(deaths or 0),
+        created_at=int(created or 0) / 1000,
+        deadline_at=int(deadline or 0) / 1000,
+        started_at=int(started or 0) / 1000,
+        ended_at=int(ended or 0) / 1000,
+        now=int(now[0]) + int(now[1]) / 1e6,
+        events=tuple(decode_event(fields[1]) for _, fields in entries),
+    )

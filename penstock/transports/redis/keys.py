@@ -1,0 +1,83 @@
+"""Every name that Penstock has in Redis. Pure; knows nothing of connections.
+
+`Q` is the queue of a pool: `inference:queue`, or `inference:queue:<pool>`. All keys of a pool hash to the slot of
+`Q`, all keys of a request to that of its channel; no script touches two slots.
+
+    key                                type      written by                             life
+    Q                                  list      enqueue, ensure, hand_back, reap       bounded by max_queue_depth
+    {Q}:workers                        zset      enlist, renew, reap                    7 days after the last use
+    {Q}:gateways                       zset      tick                                   7 days
+    {Q}:worker:<wid>                   list      BLMOVE, take, settle, hand_back, reap  7 days; bounded by its slots
+    {Q}:about                          hash      enlist, renew, reap                    7 days
+    {Q}:clock                          hash      pulse, amnesty, pushed, taken          7 days
+    {Q}:dead                           list      after a claim that found poison        7 days; trimmed to 1,000
+    {inference:response:<id>}:job      hash      create, restore, claim, finish, …      deadline + retention
+    {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
+    inference:rate:{<key>}             string    charge                                 two windows
+    inference:response:<id>            channel   whoever writes the log
+    inference:control:<wid>            channel   cancel
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+QUEUE = "inference:queue"
+RESPONSE = "inference:response:"
+CONTROL = "inference:control:"
+RATE = "inference:rate:"
+
+POOL_TTL_MS = 604_800_000
+MAX_DEAD = 1_000
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True, frozen=True)
+class PoolKeys:
+    """The names of one pool, built once. `ValueError` if the pool's name could break a key."""
+
+    pool: str = ""
+    queue: str = field(init=False)
+    workers: str = field(init=False)
+    gateways: str = field(init=False)
+    about: str = field(init=False)
+    clock: str = field(init=False)
+    dead: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.pool and not _NAME.fullmatch(self.pool):
+            raise ValueError(f"pool {self.pool!r}: up to 64 letters, digits, '.', '_' and '-' are allowed")
+        queue = f"{QUEUE}:{self.pool}" if self.pool else QUEUE
+        object.__setattr__(self, "queue", queue)
+        for name in ("workers", "gateways", "about", "clock", "dead"):
+            object.__setattr__(self, name, f"{{{queue}}}:{name}")
+
+    def worker(self, worker_id: str) -> str:
+        return f"{{{self.queue}}}:worker:{worker_id}"
+
+
+def job(job_id: str) -> str:
+    return f"{{{RESPONSE}{job_id}}}:job"
+
+
+def log(job_id: str) -> str:
+    return f"{{{RESPONSE}{job_id}}}:log"
+
+
+def channel(job_id: str) -> str:
+    return RESPONSE + job_id
+
+
+def pattern(gateway_id: str) -> str:
+    """What a gateway subscribes to: the channels of all ids that it mints. Its id has no glob characters."""
+    return f"{RESPONSE}{gateway_id}.*"
+
+
+def control(worker_id: str) -> str:
+    return CONTROL + worker_id
+
+
+def rate(key: str) -> str:
+    return f"{RATE}{{{key}}}"

@@ -1,0 +1,40 @@
+#!lua flags=allow-oom
+-- cancel: end a queued job at once, with its terminal frame, the attempt raised first so that nobody can write behind
+-- it; mark a running one and hint to its worker, which ends it (or whoever claims it next does).
+-- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
+-- ARGV  1 request id   2 reason: client, deadline or operator   3 owner: only if this gateway owns the job; "" anyway
+-- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked"
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention')
+if not hash[1] then return 'gone' end
+if hash[1] == 'done' then return 'done' end
+if ARGV[3] ~= '' and ARGV[3] ~= hash[4] then return 'owned' end
+
+if hash[1] == 'running' then
+  redis.call('HSETNX', KEYS[1], 'cancel', ARGV[2])
+  redis.call('PUBLISH', 'inference:control:' .. hash[3], string.format('{"id":"%s","reason":"%s"}', ARGV[1], ARGV[2]))
+  return 'marked'
+end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function int(number) return string.format('%.0f', number) end
+local attempt, tokens = tonumber(hash[2]), 0
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if last then
+  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
+  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
+end
+attempt = math.max(attempt + 1, now)
+
+local kind, tail = 'done', '"finish_reason":"cancelled"'
+if ARGV[2] == 'deadline' then
+  kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."'
+end
+local frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}',
+  kind, ARGV[1], int(attempt), int(tokens), tail)
+redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens + 1), 'f', frame)
+redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
+redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now), 'cancel', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)
+redis.call('PEXPIRE', KEYS[2], hash[5] or 60000)
+return 'ended'

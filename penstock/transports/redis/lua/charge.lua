@@ -1,0 +1,18 @@
+#!lua
+-- charge: count one request against a limit (GCRA), on Redis' clock, shared by every gateway. Refused ones cost nothing.
+-- The key holds the theoretical arrival time, in microseconds since 1.7e9 s (so that a double keeps fractions of one).
+-- KEYS  1 inference:rate:{<key>}
+-- ARGV  1 requests a minute   2 burst
+-- Returns {1 or 0, remaining, us until the full burst is there again, us until the next is allowed}
+local t = redis.call('TIME')
+local now = (t[1] - 1700000000) * 1000000 + t[2]
+local interval = 60000000 / ARGV[1]
+local window = interval * ARGV[2]
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local early = arrival + interval - window - now
+if early > 0.01 then return {0, 0, math.ceil(arrival - now), math.ceil(early)} end
+
+arrival = arrival + interval
+local life = string.format('%.0f', math.max(1000, math.ceil(2 * window / 1000)))
+redis.call('SET', KEYS[1], string.format('%.17g', arrival), 'PX', life)
+return {1, math.floor((window - (arrival - now)) / interval + 1e-6), math.ceil(arrival - now), 0}

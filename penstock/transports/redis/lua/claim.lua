@@ -1,0 +1,76 @@
+#!lua flags=allow-oom
+-- claim: give a job of this worker's list to this worker. Raises the attempt, which fences every earlier writer, and
+-- appends and publishes `started`. What must not run is ended here, with its terminal frame. Safe to repeat: the same
+-- worker gets the job again, under a higher attempt, and no death is counted.
+-- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
+-- ARGV  1 request id   2 worker id   3 the worker that it may be taken from, "" for none
+--       4 most deaths in a row   5 most deaths in all
+-- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
+--         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'cancel', 'deadline', 'created', 'deaths',
+  'all_deaths', 'tokens', 'retention', 'model', 'job')
+local state, holder, cancel = hash[1], hash[3], hash[4]
+if not state then return {'missing'} end
+if state == 'done' then return {'done'} end
+local is_death = state == 'running' and holder ~= ARGV[2]
+if is_death and holder ~= ARGV[3] then return {'busy', holder} end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function int(number) return string.format('%.0f', number) end
+
+local attempt, tokens = tonumber(hash[2]), 0
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if last then
+  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
+  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
+end
+attempt = math.max(attempt + 1, now)
+
+local function write(number, head, tail)
+  local frame = string.format('{"kind":%s,"id":"%s","attempt":%s,"seq":%s%s}',
+    head, ARGV[1], int(attempt), int(tokens), tail)
+  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(number), 'f', frame)
+  redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
+end
+local function finish(head, tail)
+  write(tokens + 1, head, tail)
+  redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
+  redis.call('PEXPIRE', KEYS[1], hash[10] or 60000)
+  redis.call('PEXPIRE', KEYS[2], hash[10] or 60000)
+end
+
+if cancel and cancel ~= 'deadline' then
+  finish('"done"', ',"finish_reason":"cancelled"')
+  return {'ended'}
+end
+local deadline = tonumber(hash[5])
+if cancel or now >= deadline then
+  finish('"failed"', ',"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."')
+  return {'ended'}
+end
+
+local deaths, all_deaths = tonumber(hash[7] or 0), tonumber(hash[8] or 0)
+if is_death then
+  if tokens > tonumber(hash[9] or 0) then deaths = 0 end
+  deaths, all_deaths = deaths + 1, all_deaths + 1
+  if deaths >= tonumber(ARGV[4]) or all_deaths >= tonumber(ARGV[5]) then
+    finish('"failed"', string.format(',"code":"request_poisoned",'
+      .. '"message":"The request ended %d workers and will not be tried again."', all_deaths))
+    redis.call('HSET', KEYS[1], 'deaths', deaths, 'all_deaths', all_deaths)
+    return {'poisoned', hash[11] or '', all_deaths}
+  end
+end
+
+local frames = {}
+if tokens > 0 then
+  for i, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do frames[i] = entry[2][2] end
+end
+write(tokens, '"started"', '')
+redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', int(attempt), 'worker', ARGV[2], 'tokens', int(tokens),
+  'deaths', deaths, 'all_deaths', all_deaths)
+redis.call('HINCRBY', KEYS[1], 'claims', 1)
+redis.call('HSETNX', KEYS[1], 'started', int(now))
+local expires = redis.call('PEXPIRETIME', KEYS[1])
+if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
+return {'claimed', attempt, now, deadline, tonumber(hash[6]), deaths, hash[12], frames}

@@ -1,0 +1,42 @@
+#!lua
+-- restore: create for a job whose log is behind what its client has. Appends the missing tokens as one frame of a
+-- raised attempt (so the short attempt is fenced) and sets the job queued; makes the job if there is none.
+-- The caller pushes the id at the head afterwards. Not published: who asks has those tokens.
+-- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
+-- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9… every token relayed, each as a JSON string
+-- Returns 1; 0, and nothing is done, if the job is done or its attempt is higher than ARGV 7.
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt')
+local seen = tonumber(ARGV[7])
+local attempt = tonumber(hash[2] or 0)
+if hash[1] == 'done' or attempt > seen then return 0 end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function int(number) return string.format('%.0f', number) end
+
+local tokens = 0
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if last then
+  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
+  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
+end
+attempt = math.max(attempt + 1, seen + 1, now)
+
+local known = #ARGV - 8
+if known > tokens then
+  local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":%s,"tokens":[%s]}',
+    ARGV[8], int(attempt), int(tokens), table.concat(ARGV, ',', 9 + tokens))
+  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(known), 'f', frame)
+  tokens = known
+end
+if not hash[1] then
+  redis.call('HSET', KEYS[1],
+    'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3], 'claims', 0, 'deaths', 0, 'all_deaths', 0,
+    'created', int(now), 'deadline', int(now + ARGV[5]), 'retention', ARGV[6])
+  redis.call('PEXPIRE', KEYS[1], int(ARGV[5] + ARGV[6]))
+end
+redis.call('HSET', KEYS[1],
+  'state', 'queued', 'worker', '', 'owner', ARGV[4], 'attempt', int(attempt), 'tokens', int(tokens))
+local expires = redis.call('PEXPIRETIME', KEYS[1])
+if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
+return 1

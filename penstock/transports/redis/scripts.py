@@ -1,0 +1,213 @@
+"""Commands to Redis as values: a packed command, and each Lua script with a typed signature.
+
+What a script promises stands at the head of its file. A script is called by its hash; `Connection`s load all of
+them when they connect, and a server that has lost them since is sent the source. Pure; no I/O but reading the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Literal
+
+from hiredis import pack_command
+
+from penstock.job import CancelReason
+from penstock.transports.base import MAX_DEATHS, MAX_DEATHS_IN_A_ROW, RateLimit
+from penstock.transports.redis import keys
+from penstock.transports.redis.keys import PoolKeys
+
+Argument = str | bytes | int
+
+
+class Command:
+    """One command. `packed` is what to send; `again` the same for a server that does not know the script."""
+
+    __slots__ = ("_again", "packed")
+
+    def __init__(self, packed: bytes, again: tuple[bytes | str | int, ...] | None = None) -> None:
+        self.packed = packed
+        self._again = again
+
+    @property
+    def again(self) -> bytes | None:
+        return None if self._again is None else _pack(self._again)
+
+
+def _pack(words: tuple[bytes | str | int, ...]) -> bytes:
+    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # hiredis' stub says a tuple of one
+    return packed
+
+
+def command(*words: Argument) -> Command:
+    return Command(_pack(words))
+
+
+class Script:
+    """One file of `lua/`, called with keys and arguments."""
+
+    __slots__ = ("name", "sha1", "source")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.source = resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
+        self.sha1 = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+    def __call__(self, on: Sequence[str], *args: Argument) -> Command:
+        packed = _pack(("EVALSHA", self.sha1, len(on), *on, *args))
+        return Command(packed, ("EVAL", self.source, len(on), *on, *args))
+
+
+_create = Script("create")
+_restore = Script("restore")
+_discard = Script("discard")
+_claim = Script("claim")
+_append = Script("append")
+_finish = Script("finish")
+_cancel = Script("cancel")
+_requeue = Script("requeue")
+_adopt = Script("adopt")
+_retire = Script("retire")
+_enqueue = Script("enqueue")
+_ensure = Script("ensure")
+_withdraw = Script("withdraw")
+_take = Script("take")
+_settle = Script("settle")
+_hand_back = Script("hand_back")
+_enlist = Script("enlist")
+_renew = Script("renew")
+_reap = Script("reap")
+_tick = Script("tick")
+_charge = Script("charge")
+
+SCRIPTS: tuple[Script, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Script))
+PRELOAD: tuple[tuple[str | bytes, ...], ...] = tuple(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)
+
+
+def _request(job_id: str) -> tuple[str, str]:
+    return keys.job(job_id), keys.log(job_id)
+
+
+# ── a request's slot ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create(
+    job_id: str, job: bytes, model: str, disconnect: str, owner: str, timeout_ms: int, retention_ms: int, floor: int
+) -> Command:
+    return _create((keys.job(job_id),), job, model, disconnect, owner, timeout_ms, retention_ms, floor)
+
+
+def restore(
+    job_id: str,
+    job: bytes,
+    model: str,
+    disconnect: str,
+    owner: str,
+    timeout_ms: int,
+    retention_ms: int,
+    attempt: int,
+    tokens: Iterable[bytes],
+) -> Command:
+    """`tokens`: each one as a JSON string."""
+    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id)
+    return _restore(_request(job_id), *head, *tokens)
+
+
+def discard(job_id: str) -> Command:
+    return _discard(_request(job_id))
+
+
+def claim(job_id: str, worker_id: str, take_from: str) -> Command:
+    return _claim(_request(job_id), job_id, worker_id, take_from, MAX_DEATHS_IN_A_ROW, MAX_DEATHS)
+
+
+def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) -> Command:
+    """`frames`: tokens before, tokens after, bytes."""
+    return _append((keys.log(job_id),), job_id, attempt, *(word for frame in frames for word in frame))
+
+
+def finish(job_id: str, attempt: int, seq: int, end: int, frame: bytes) -> Command:
+    return _finish(_request(job_id), job_id, attempt, seq, end, frame)
+
+
+def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:
+    return _cancel(_request(job_id), job_id, reason, owner or "")
+
+
+def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
+    return _requeue((keys.job(job_id),), attempt, worker_id)
+
+
+def adopt(job_id: str, gateway_id: str) -> Command:
+    return _adopt((keys.job(job_id),), gateway_id)
+
+
+def retire(job_id: str, retention_ms: int) -> Command:
+    return _retire(_request(job_id), retention_ms)
+
+
+# ── a queue's slot ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def enqueue(pool: PoolKeys, job_id: str, max_depth: int, where: Literal["tail", "head"], *, is_again: bool) -> Command:
+    return _enqueue((pool.queue, pool.clock), job_id, max_depth, where, "once" if is_again else "")
+
+
+def ensure(pool: PoolKeys, job_id: str) -> Command:
+    return _ensure((pool.queue, pool.clock), job_id)
+
+
+def withdraw(pool: PoolKeys, job_id: str) -> Command:
+    return _withdraw((pool.queue, pool.clock), job_id)
+
+
+def take(pool: PoolKeys, worker_id: str, want: int) -> Command:
+    return _take((pool.queue, pool.worker(worker_id), pool.workers, pool.clock), worker_id, want)
+
+
+def settle(pool: PoolKeys, worker_id: str, other: str, job_id: str) -> Command:
+    return _settle((pool.worker(other), pool.worker(worker_id), pool.workers, pool.clock), other, job_id)
+
+
+def hand_back(pool: PoolKeys, worker_id: str, job_ids: Iterable[str]) -> Command:
+    return _hand_back((pool.queue, pool.worker(worker_id), pool.clock), *job_ids)
+
+
+def enlist(pool: PoolKeys, worker_id: str, lease_ms: int, about: bytes, gap_ms: int) -> Command:
+    return _enlist((pool.workers, pool.about, pool.clock), worker_id, lease_ms, about, gap_ms)
+
+
+def renew(pool: PoolKeys, worker_id: str, lease_ms: int, about: bytes, gap_ms: int, away_ms: int) -> Command:
+    on = (pool.workers, pool.about, pool.clock, pool.worker(worker_id), pool.gateways)
+    return _renew(on, worker_id, lease_ms, about, gap_ms, away_ms)
+
+
+def reap(pool: PoolKeys, worker_id: str, *, is_leaving: bool = False) -> Command:
+    on = (pool.queue, pool.worker(worker_id), pool.workers, pool.about, pool.clock)
+    return _reap(on, worker_id, "leave" if is_leaving else "reap")
+
+
+def tick(pool: PoolKeys, gateway_id: str, lease_ms: int, gap_ms: int) -> Command:
+    return _tick((pool.gateways, pool.workers, pool.about, pool.clock, pool.queue), gateway_id, lease_ms, gap_ms)
+
+
+def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
+    """What is finished leaves the worker's list."""
+    return command("LREM", pool.worker(worker_id), 0, job_id)
+
+
+def bury(pool: PoolKeys, entry: bytes) -> list[Command]:
+    """Keep what is known of a poison request, never its prompt, for an operator."""
+    return [
+        command("LPUSH", pool.dead, entry),
+        command("LTRIM", pool.dead, 0, keys.MAX_DEAD - 1),
+        command("PEXPIRE", pool.dead, keys.POOL_TTL_MS),
+    ]
+
+
+# ── a caller's slot ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def charge(key: str, limit: RateLimit) -> Command:
+    return _charge((keys.rate(key),), limit.rpm, limit.burst)

@@ -1,0 +1,56 @@
+"""`RedisTransport`: the promise of `transports/base.py`, kept by Redis. Its two halves are in files of their own."""
+
+from __future__ import annotations
+
+from penstock.transports.base import LEASE_S
+from penstock.transports.redis.connection import StoreMetrics
+from penstock.transports.redis.emitting import Emitter
+from penstock.transports.redis.endpoint import parse
+from penstock.transports.redis.gateway_side import GatewaySide, Terms
+from penstock.transports.redis.keys import PoolKeys
+from penstock.transports.redis.store import Store
+from penstock.transports.redis.worker_side import WorkerSide
+
+
+class RedisTransport(GatewaySide, WorkerSide):
+    """One process' way to the store at `url`: at most three connections, however many requests there are.
+
+    `pool`: which queue. `retention_s`: how long a job that this process creates is kept after its end.
+    `resume_window_s`: how long a gateway may be away before the work that it owns is cancelled. `lease_s`: how long a
+    worker or gateway counts as alive after its last word; the same in every process of a pool.
+    `ConfigError` if the URL cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool: str = "",
+        retention_s: float = 60.0,
+        resume_window_s: float = 30.0,
+        lease_s: float = LEASE_S,
+        metrics: StoreMetrics | None = None,
+    ) -> None:
+        self._url = url
+        self._metrics = metrics
+        self._terms = Terms(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
+        self._store = Store(parse(url), PoolKeys(pool), metrics)
+        self._emitter = Emitter(self._store)
+
+    async def open(self) -> None:
+        await self._store.open()
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    def beside(self) -> RedisTransport:
+        """For the lease thread: the same store, connections of its own, made in whichever event loop uses them."""
+        terms = self._terms
+        return RedisTransport(
+            self._url,
+            pool=self._store.pool.pool,
+            retention_s=terms.retention_ms / 1000,
+            resume_window_s=terms.resume_window_ms / 1000,
+            lease_s=terms.lease_ms / 1000,
+            metrics=self._metrics,
+        )

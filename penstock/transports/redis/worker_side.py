@@ -1,0 +1,205 @@
+"""A worker's verbs on Redis. `transports/base.py` says what each promises; the rules are in `docs/protocol.md`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from hiredis import ReplyError
+from msgspec import Struct
+
+from penstock.errors import ConfigError, InternalError
+from penstock.event import Event, Failed, fold
+from penstock.fleet import WorkerInfo
+from penstock.job import CancelReason, Claim
+from penstock.transports.base import Renewal, Transport
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
+from penstock.transports.redis.emitting import Emitter
+from penstock.transports.redis.gateway_side import PULSE_GAP_MS, Terms
+from penstock.transports.redis.scripts import command
+from penstock.transports.redis.store import Store, error_of, is_out_of_memory
+from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_json
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+MAX_CLAIM_ROUNDS = 4
+
+
+class _Hint(Struct, frozen=True):
+    id: str
+    reason: CancelReason
+
+
+class WorkerSide(Transport):
+    """The half of `RedisTransport` that workers use."""
+
+    _store: Store
+    _terms: Terms
+    _emitter: Emitter
+
+    async def enlist(self, info: WorkerInfo) -> None:
+        pool = self._store.pool
+        enlist = scripts.enlist(pool, info.id, self._terms.lease_ms, encode_json(info), PULSE_GAP_MS)
+        about = await self._store.ask("enlist", pool.queue, enlist)
+        if about:
+            other: WorkerInfo = decode_json(about, WorkerInfo)
+            raise ConfigError(
+                f"worker {other.id} of this pool serves {sorted(other.models)} and this one would serve "
+                f"{sorted(info.models)} (or the same with other abilities): workers of one pool must agree"
+            )
+
+    async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
+        terms, pool = self._terms, self._store.pool
+        renew = scripts.renew(pool, info.id, terms.lease_ms, encode_json(info), PULSE_GAP_MS, terms.resume_window_ms)
+        (is_held, *rest), *states = await self._store.run_each(
+            "renew", [(pool.queue, renew), *((keys.job(job_id), _look(job_id)) for job_id in running)]
+        )
+        if not is_held:
+            return Renewal(is_lost=True)
+        held, dead, away = rest
+        cancelled: dict[str, CancelReason] = {}
+        gone: list[str] = []
+        for job_id, (state, worker, cancel, owner, disconnect) in zip(running, states, strict=True):
+            if state != b"running" or worker != info.id.encode():
+                gone.append(job_id)
+            elif cancel is not None:
+                cancelled[job_id] = cancel.decode()
+            elif owner in away and disconnect != b"continue":  # nobody came back for it
+                cancelled[job_id] = "client"
+        return Renewal(
+            is_lost=False,
+            held=tuple(id_.decode() for id_ in held),
+            dead=tuple(id_.decode() for id_ in dead),
+            cancelled=cancelled,
+            gone=tuple(gone),
+        )
+
+    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        def hear(_channel: bytes, message: bytes) -> None:
+            hint: _Hint = decode_json(message, _Hint)
+            on_cancel(hint.id, hint.reason)
+
+        await self._store.ears.subscribe(keys.control(worker_id), hear)
+
+    async def wait(self, worker_id: str, timeout_s: float) -> None:
+        """The reply is a wake-up only: what was moved is in the list, whether the reply arrives or not."""
+        timeout_s = max(timeout_s, 0.01)  # 0 would be for ever
+        pool = self._store.pool
+        move = command("BLMOVE", pool.queue, pool.worker(worker_id), "LEFT", "RIGHT", f"{timeout_s:.3f}")
+        (reply,) = await self._store.blocking.execute(move.packed, 1, timeout_s + COMMAND_TIMEOUT_S)
+        if is_out_of_memory(reply):  # `take` works without memory: let the caller poll it
+            await asyncio.sleep(min(timeout_s, POLL_S))
+        elif isinstance(reply, ReplyError):
+            raise error_of("wait", reply)
+
+    async def take(self, worker_id: str, want: int) -> list[str]:
+        pool = self._store.pool
+        held = await self._store.ask("take", pool.queue, scripts.take(pool, worker_id, want))
+        return [id_.decode() for id_ in held]
+
+    async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        claims: dict[str, Claim] = {}
+        over: list[scripts.Command] = []
+        todo = [(job_id, "") for job_id in dict.fromkeys(ids)]
+        for _ in range(MAX_CLAIM_ROUNDS):
+            if not todo:
+                break
+            busy: list[tuple[str, str]] = []
+            asked = [(keys.job(job_id), scripts.claim(job_id, worker_id, holder)) for job_id, holder in todo]
+            for (job_id, _), reply in zip(todo, await self._store.run_each("claim", asked), strict=True):
+                outcome = reply[0]
+                if outcome == b"claimed":
+                    claim = await self._open(worker_id, job_id, reply)
+                    if claim is not None:
+                        claims[job_id] = claim
+                elif outcome == b"busy":
+                    busy.append((job_id, reply[1].decode()))
+                else:  # missing, done, ended, poisoned
+                    over.append(scripts.drop(self._store.pool, worker_id, job_id))
+                if outcome == b"poisoned":
+                    over += self._bury(job_id, reply)
+            todo = await self._settle(worker_id, busy)
+        if over:
+            await self._store.run("drop", self._store.pool.queue, *over)
+        return [claims[job_id] for job_id in dict.fromkeys(ids) if job_id in claims]
+
+    async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
+        return await self._emitter.emit(worker_id, events)
+
+    async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
+        if not claims:
+            return
+        store, pool = self._store, self._store.pool
+        ids = [claim.job.id for claim in claims]
+        requeues = (scripts.requeue(claim.job.id, claim.attempt, worker_id) for claim in claims)
+        outcomes = await store.run_each("requeue", zip(map(keys.job, ids), requeues, strict=True))
+        back = [id_ for id_, outcome in zip(ids, outcomes, strict=True) if outcome == b"queued"]
+        lost = [id_ for id_, outcome in zip(ids, outcomes, strict=True) if outcome == b"lost"]
+        await store.run(
+            "hand_back",
+            pool.queue,
+            scripts.hand_back(pool, worker_id, back),
+            *(scripts.drop(pool, worker_id, id_) for id_ in lost),
+        )
+
+    async def reap(self, dead_worker_id: str) -> int:
+        pool = self._store.pool
+        return int(await self._store.ask("reap", pool.queue, scripts.reap(pool, dead_worker_id)))
+
+    async def leave(self, worker_id: str) -> None:
+        pool = self._store.pool
+        await self._store.ask("leave", pool.queue, scripts.reap(pool, worker_id, is_leaving=True))
+
+    # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _settle(self, worker_id: str, busy: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of jobs that run at another worker: those whose worker is dead, or has lost them, to be claimed from it."""
+        if not busy:
+            return []
+        pool = self._store.pool
+        asked = [scripts.settle(pool, worker_id, other, job_id) for job_id, other in busy]
+        settled = await self._store.run("settle", pool.queue, *asked)
+        return [pair for pair, is_settled in zip(busy, settled, strict=True) if not is_settled]
+
+    async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
+        """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client."""
+        _, attempt, now, deadline, created, deaths, job, frames = reply
+        try:
+            decoded = decode_job(job)
+            tokens = fold(map(decode_event, frames)).tokens if frames else ()
+        except WireError as error:
+            log.error("job %s cannot be read: %s", job_id, error)
+            unread = InternalError("The request could not be read by the worker that took it.")
+            seq = max(map(_end_of, frames), default=0)
+            await self.emit(worker_id, [Failed.of(job_id, attempt, seq, unread)])
+            return None
+        return Claim(
+            job=decoded,
+            attempt=attempt,
+            deadline_at=time.monotonic() + (deadline - now) / 1000,
+            tokens=tokens,
+            queued_s=(now - created) / 1000,
+            num_deaths=deaths,
+        )
+
+    def _bury(self, job_id: str, reply: list[Any]) -> list[scripts.Command]:
+        entry = {"id": job_id, "model": reply[1].decode(), "deaths": reply[2], "error": "request_poisoned"}
+        return scripts.bury(self._store.pool, encode_json(entry))
+
+
+def _look(job_id: str) -> scripts.Command:
+    """What a worker asks of each job that it runs, whenever it renews its lease."""
+    return command("HMGET", keys.job(job_id), "state", "worker", "cancel", "owner", "disconnect")
+
+
+def _end_of(frame: bytes) -> int:
+    """How many tokens there are after a frame; 0 for one that cannot be read."""
+    try:
+        return decode_event(frame).end
+    except WireError:
+        return 0

@@ -1,0 +1,100 @@
+"""One claimed job on its way through a worker: from the claim to the written end. Knows no transport and no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from penstock.errors import BackendError, PenstockError
+from penstock.event import Failed, Terminal, Tokens
+from penstock.job import Batch, Claim
+from penstock.wire import decode_event, encode_event
+
+UNWRITABLE = "The model's backend failed, with a message that is no text."
+
+
+def is_writable(end: Terminal) -> bool:
+    """Whether a backend's end is what its types say. Checked before the log sees it: afterwards is too late."""
+    try:
+        decode_event(encode_event(end))
+    except (TypeError, ValueError):  # of the encoder, of Unicode, of the wire
+        return False
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """`num` tokens have come from the engine (or an earlier attempt), `num_sent` of them have left the outbox.
+
+    While `is_open` the engine may add tokens; then `end` waits to be written. `is_dropped`: the job is no longer this
+    worker's, and nothing more of it is written.
+    """
+
+    claim: Claim
+    claimed_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    num: int = 0
+    num_sent: int = 0
+    pending: list[str] = field(default_factory=list)
+    end: Terminal | None = None
+    is_open: bool = True
+    is_dropped: bool = False
+    is_marked: bool = False
+    timer: asyncio.TimerHandle | None = None
+    run: Run | None = None
+
+    def __post_init__(self) -> None:
+        self.num = self.num_sent = len(self.claim.tokens)
+
+    @property
+    def id(self) -> str:
+        return self.claim.job.id
+
+    def fault_of(self, event: Tokens | Terminal) -> str | None:
+        """Why `event`, fresh from the engine, must not enter the log; None if it may."""
+        if event.attempt != self.claim.attempt:
+            return f"yielded attempt {event.attempt} instead of {self.claim.attempt}"
+        if event.seq != self.num:
+            return f"yielded token {event.seq} instead of {self.num}"
+        for token in event.tokens:
+            if type(token) is not str:
+                return f"yielded a token that is {type(token).__name__}"
+            if not token.isascii():
+                try:
+                    token.encode()
+                except UnicodeEncodeError:
+                    return "yielded a token that is no valid Unicode"
+        if not isinstance(event, Tokens) and not is_writable(event):
+            return "yielded an end that cannot be written"
+        return None
+
+    def failed(self, error: PenstockError) -> Failed:
+        """This lane's end, when it is `error`."""
+        end = Failed.of(self.id, self.claim.attempt, self.num, error)
+        return end if is_writable(end) else Failed.of(self.id, self.claim.attempt, self.num, BackendError(UNWRITABLE))
+
+    def shut(self) -> None:
+        """Nothing more comes from the engine."""
+        self.is_open = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.run is not None:
+            self.run.lanes.pop(self.id, None)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One batch in its backend. `lanes` are those that have not ended.
+
+    `num_events` and `is_in_engine` are read by the lease's thread, to tell an engine that hangs from one that waits.
+    """
+
+    number: int
+    batch: Batch
+    lanes: dict[str, Lane]
+    needs_place: bool
+    num_events: int = 0
+    is_in_engine: bool = True
+    task: asyncio.Task[None] | None = None

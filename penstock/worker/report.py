@@ -1,0 +1,37 @@
+"""What a worker says of a finished job: one log line, and its tokens in the metrics. Never the prompt."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from penstock.event import Done, Failed, Terminal, Usage
+from penstock.metrics import Metrics
+from penstock.worker.lane import Lane
+
+logger = logging.getLogger("penstock.worker")
+
+
+def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
+    """`lane` ended with `end`, and that is written. Times: `queue_ms` from creation until its batch began."""
+    now = time.monotonic()
+    job, claim = lane.claim.job, lane.claim
+    usage = end.usage if isinstance(end, Done) else Usage(0, lane.num)
+    began = lane.started_at or now
+    logger.log(
+        logging.WARNING if isinstance(end, Failed) else logging.INFO,
+        "finished",
+        extra={
+            "request_id": job.id,
+            "caller": job.caller,
+            "model": job.model,
+            "outcome": end.code if isinstance(end, Failed) else end.finish_reason,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "queue_ms": round(1000 * (claim.queued_s + began - lane.claimed_at), 2),
+            "generate_ms": round(1000 * (now - began), 2),
+            "attempt": claim.attempt,
+        },
+    )
+    if metrics is not None:
+        metrics.generated(job.model, usage.prompt_tokens, lane.num - len(claim.tokens))

@@ -1,0 +1,337 @@
+"""A worker's work under one lease: claim, gather, generate, emit, finish. Knows no engine and no store by name.
+
+`_intake` claims ids for free slots, `_gather` starts batches, each batch generates in a task of its own, the outbox
+writes what all of them yield. Everything that a lease gives dies with the shift: a worker whose lease is lost drops
+the shift and begins another one. A *slot* is room for one job, a *place* room for one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from penstock.backends.base import Backend
+from penstock.batcher import Batcher
+from penstock.errors import DeadlineExceeded, ModelNotFound, StoreUnavailable
+from penstock.event import Done, Terminal
+from penstock.fleet import WorkerInfo
+from penstock.job import Batch, CancelReason, Claim
+from penstock.metrics import Metrics
+from penstock.transports.base import Renewal, Transport
+from penstock.worker.faults import Fault, no_fault
+from penstock.worker.lane import Lane
+from penstock.worker.outbox import Outbox
+from penstock.worker.report import report
+from penstock.worker.runs import Runs, cancel_all
+
+logger = logging.getLogger("penstock.worker")
+
+WAIT_S = 1.0
+RETRY_S = 0.1
+GIVE_BACK_S = 5.0
+LATE = "The request did not finish within its timeout_s."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A worker's sizes and times; the names are those of the settings."""
+
+    max_batch_size: int = 64
+    max_batches: int = 4
+    window_s: float = 0.010
+    drain_s: float = 30.0
+
+    @property
+    def num_slots(self) -> int:
+        return self.max_batch_size * self.max_batches
+
+
+class Shift:
+    """Run it once; it returns when it was stopped and everything is handed back, or when its lease `is_lost`."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        backends: Mapping[str, Backend],
+        info: WorkerInfo,
+        limits: Limits,
+        metrics: Metrics | None = None,
+        fault: Fault = no_fault,
+    ) -> None:
+        self.id = info.id
+        self._transport = transport
+        self._backends = backends
+        self._info = info
+        self._limits = limits
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.know(backends)
+        self._fault = fault
+        continuous = [model for model, backend in backends.items() if backend.capabilities.continuous]
+        self._batcher = Batcher(limits.max_batch_size, limits.window_s, continuous=continuous)
+        self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
+        self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
+        self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
+        self._is_stopping = False
+        self._has_strays = False
+        self._freed = asyncio.Event()
+        self._came = asyncio.Event()
+        self._over = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost.is_set()
+
+    # ── the life of a shift ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Raises what a bug raised in one of its loops: without them nothing would ever be answered."""
+        intake = asyncio.create_task(self._intake(), name="intake")
+        loops = {
+            asyncio.create_task(self._gather(), name="gather"),
+            asyncio.create_task(self._outbox.run(), name="outbox"),
+        }
+        over = asyncio.create_task(self._over.wait(), name="over")
+        try:
+            done, _ = await asyncio.wait({over, intake, *loops}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {over}:
+                task.result()
+            if not self._lost.is_set():
+                await self._drain(intake)
+        finally:
+            self._is_stopping = True
+            self._freed.set()
+            await cancel_all({over, *loops, *self._runs.tasks()})
+            for lane in list(self._lanes.values()):
+                self._forget(lane)
+            await intake  # never cancelled: its blocking wait may just be moving an id to this worker
+
+    def stop(self) -> None:
+        """Take no more; finish what can be finished within `drain_s`, hand back the rest. Again: hand back now."""
+        if self._is_stopping:
+            self._hurry.set()
+        self._is_stopping = True
+        self._freed.set()
+        self._over.set()
+
+    def lose(self) -> None:
+        """The lease has lapsed: others may run what this shift holds, so it must write nothing more."""
+        self._lost.set()
+        self._hurry.set()
+        self._is_stopping = True
+        for lane in list(self._lanes.values()):
+            self._drop(lane)
+        self._freed.set()
+        self._over.set()
+
+    # ── claim ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _intake(self) -> None:
+        while not self._is_stopping:
+            room = self._room()
+            if room > 0:
+                try:
+                    await self._transport.wait(self.id, WAIT_S)
+                    room -= 1  # it may have moved one
+                except StoreUnavailable:
+                    await asyncio.sleep(RETRY_S)
+            elif not self._has_strays:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            if self._lost.is_set():
+                return
+            try:
+                await self._claim(0 if self._is_stopping else max(room, 0))
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+    async def _claim(self, want: int) -> None:
+        """The list, not the reply, is what a worker holds: claim whatever in it is not known here."""
+        self._has_strays = False
+        fresh = [id for id in await self._transport.take(self.id, want) if id not in self._lanes]
+        if not fresh or self._lost.is_set():
+            return
+        self._fault("after_pop")
+        claims = await self._transport.claim(self.id, fresh)
+        self._fault("after_claim")
+        if self._lost.is_set():
+            return
+        if self._is_stopping:
+            await self._give_back(claims)
+            return
+        for claim in claims:
+            self._admit(claim)
+        self._came.set()
+
+    def _room(self) -> int:
+        """How many ids to take: for free slots, and no more than one batch ahead of the places."""
+        free_slots = self._limits.num_slots - len(self._lanes)
+        ahead = self._limits.max_batch_size * max(1, self._runs.num_free) - len(self._batcher)
+        return min(free_slots, ahead)
+
+    def _admit(self, claim: Claim) -> None:
+        lane = self._lanes[claim.job.id] = Lane(claim)
+        claim.on_cancel(partial(self._cancelled, lane))
+        delay = claim.deadline_at - time.monotonic()
+        if lane.is_open:
+            lane.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")
+            if claim.job.model in self._backends:
+                self._batcher.add(claim, lane.claimed_at)
+            else:
+                self._finish(lane, lane.failed(ModelNotFound("This worker does not serve the request's model.")))
+
+    # ── gather ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._came.clear()
+            now = time.monotonic()
+            if not self._is_stopping:
+                for batch in self._batcher.ready(now, self._runs.num_free):
+                    self._start(batch, now)
+            deadline = self._batcher.next_deadline() if self._runs.num_free > 0 else None
+            timer = None if deadline is None else loop.call_later(max(0.0, deadline - now), self._came.set)
+            await self._came.wait()
+            if timer is not None:
+                timer.cancel()
+
+    def _start(self, batch: Batch, now: float) -> None:
+        lanes = {claim.job.id: self._lanes[claim.job.id] for claim in batch.claims}
+        if self._metrics is not None:
+            self._metrics.batch(batch.model, len(batch), now - min(lane.claimed_at for lane in lanes.values()))
+        self._runs.start(batch, lanes, now)
+        self._freed.set()
+
+    def _ran(self) -> None:
+        """A batch has ended: its place is free."""
+        self._freed.set()
+        self._came.set()
+
+    # ── emit, finish ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _finish(self, lane: Lane, end: Terminal) -> None:
+        """The end of a job: nothing more comes from its engine. Its slot is free once this is written."""
+        lane.shut()
+        self._batcher.discard(lane.id)
+        self._outbox.finish(lane, end)
+        self._runs.leave(lane)
+
+    def _cancelled(self, lane: Lane) -> None:
+        """Somebody wants no more of it: end it now, whatever the engine does."""
+        if not lane.is_open:
+            return
+        if lane.claim.cancelled == "deadline":
+            self._finish(lane, lane.failed(DeadlineExceeded(LATE)))
+        else:
+            end = Done(lane.id, lane.claim.attempt, lane.num, finish_reason="cancelled", usage=self._runs.usage(lane))
+            self._finish(lane, end)
+
+    def _written(self, lane: Lane) -> None:
+        self._forget(lane)
+        if lane.end is not None:
+            report(lane, lane.end, self._metrics)
+
+    def _refused(self, lane: Lane) -> None:
+        logger.info("the store refused a frame", extra={"request_id": lane.id, "attempt": lane.claim.attempt})
+        self._drop(lane)
+
+    def _drop(self, lane: Lane) -> None:
+        """The job is no longer ours: write nothing more of it, and let the engine stop."""
+        lane.shut()
+        self._batcher.discard(lane.id)
+        self._outbox.drop(lane)
+        self._forget(lane)
+        lane.claim.cancel("operator")
+        self._runs.leave(lane)
+
+    def _forget(self, lane: Lane) -> None:
+        lane.shut()
+        if self._lanes.get(lane.id) is lane:
+            del self._lanes[lane.id]
+        self._freed.set()
+
+    # ── drain: a hand-back, not a wait ───────────────────────────────────────────────────────────────────────────
+
+    async def _drain(self, intake: asyncio.Task[None]) -> None:
+        await self._give_back(self._batcher.drain())
+        hurry = asyncio.create_task(self._hurry.wait())
+        deadline = time.monotonic() + self._limits.drain_s
+        while self._runs.tasks() and not self._hurry.is_set() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait({hurry, *self._runs.tasks()}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await cancel_all({hurry, *self._runs.tasks()})
+        if self._lost.is_set():
+            return
+        await _within(GIVE_BACK_S, self._outbox.flushed())
+        await self._give_back([lane.claim for lane in self._lanes.values() if lane.is_open])
+        await asyncio.wait({intake})
+        await _within(GIVE_BACK_S, self._outbox.flushed())
+
+    async def _give_back(self, claims: list[Claim]) -> None:
+        """Oldest first. If the store stays away, the lease lapses and others take the work: later, but not lost."""
+        lanes = [lane for claim in claims if (lane := self._lanes.get(claim.job.id)) is not None]
+        for lane in lanes:
+            lane.shut()
+        deadline = time.monotonic() + GIVE_BACK_S
+        while claims and not self._lost.is_set():
+            try:
+                await self._transport.hand_back(self.id, claims)
+                logger.info("handed back", extra={"jobs": len(claims)})
+                break
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline:
+                    logger.error("could not hand back %d jobs: %s", len(claims), error.message)
+                    break
+                await asyncio.sleep(RETRY_S)
+        for lane in lanes:
+            self._forget(lane)
+
+    # ── what the lease asks and tells ────────────────────────────────────────────────────────────────────────────
+
+    def info(self) -> WorkerInfo:
+        return msgspec.structs.replace(self._info, num_free=max(0, self._limits.num_slots - len(self._lanes)))
+
+    def running(self) -> list[str]:
+        return list(self._lanes)  # one step of the interpreter: safe from the lease's thread
+
+    def marks(self) -> dict[int, int]:
+        return self._runs.marks()
+
+    def renewed(self, renewal: Renewal) -> None:
+        if renewal.is_lost:
+            logger.warning("the lease was lost", extra={"worker": self.id, "jobs": len(self._lanes)})
+            self.lose()
+            return
+        for job_id, reason in renewal.cancelled.items():
+            self.cancel(job_id, reason)
+        for job_id in renewal.gone:
+            lane = self._lanes.get(job_id)
+            if lane is not None and lane.is_open:  # an end that is being written is answered by its own reply
+                self._drop(lane)
+        if any(job_id not in self._lanes for job_id in renewal.held):
+            self._has_strays = True
+            self._freed.set()
+        if self._metrics is not None:
+            info = self.info()
+            self._metrics.worker_slots(info.num_slots, info.num_free)
+
+    def cancel(self, job_id: str, reason: CancelReason) -> None:
+        lane = self._lanes.get(job_id)
+        if lane is not None:
+            lane.claim.cancel(reason)
+
+
+async def _within(timeout_s: float, what: Awaitable[None]) -> None:
+    try:
+        await asyncio.wait_for(what, timeout_s)
+    except TimeoutError:
+        logger.error("the store did not take everything in %g s", timeout_s)

@@ -1,0 +1,192 @@
+"""`Worker`: one shift after the other, each under a lease and an id of its own, until it is stopped.
+
+Knows no settings, signals or processes: `process.py` does. In `penstock serve` it runs beside the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from penstock import __version__
+from penstock.backends.base import Backend
+from penstock.errors import BackendError, StoreUnavailable
+from penstock.fleet import WorkerInfo
+from penstock.metrics import Metrics
+from penstock.transports.base import Transport
+from penstock.worker.faults import fault_from
+from penstock.worker.lease import Lease
+from penstock.worker.shift import Limits, Shift
+
+logger = logging.getLogger("penstock.worker")
+
+FIRST_RETRY_S = 0.1
+LAST_RETRY_S = 1.0
+REAP_S = 5.0
+
+
+class Worker:
+    """Serves `backends` (model → backend) from an open `transport`. Times are seconds.
+
+    `on_stall(seconds)` is called, perhaps from another thread, when a batch's engine has made no progress for
+    `engine_stall_s`; it should end the process. Without it `run` raises `BackendError`.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        backends: Mapping[str, Backend],
+        *,
+        max_batch_size: int = 64,
+        max_batches: int = 4,
+        window_s: float = 0.010,
+        engine_stall_s: float = 30.0,
+        drain_s: float = 30.0,
+        metrics: Metrics | None = None,
+        worker_id: str | None = None,
+        on_stall: Callable[[float], None] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._backends = dict(backends)
+        self._limits = Limits(
+            max_batch_size=max_batch_size, max_batches=max_batches, window_s=window_s, drain_s=drain_s
+        )
+        self._engine_stall_s = engine_stall_s
+        self._metrics = metrics
+        self._id = worker_id
+        self._on_stall = on_stall
+        self._fault = fault_from()
+        self._shift: Shift | None = None
+        self._is_enlisted = False
+        self._stopping = asyncio.Event()
+        self._failed: asyncio.Future[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the current shift; "" between two of them."""
+        return self._shift.id if self._shift is not None else ""
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def why_not_ready(self) -> list[str]:
+        """Why this worker takes no work right now; empty when it does."""
+        if self._stopping.is_set():
+            return ["draining"]
+        return [] if self._is_enlisted else ["there is no lease from the store"]
+
+    def stop(self) -> None:
+        """Finish what can be finished within `drain_s` and hand back the rest; again: hand back everything now."""
+        self._stopping.set()
+        if self._shift is not None:
+            self._shift.stop()
+
+    async def run(self) -> None:
+        """Work until stopped. Raises `ConfigError` when the pool serves other models, or what a bug raised."""
+        if self._metrics is not None:
+            self._metrics.know(self._backends)
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            for backend in self._backends.values():
+                await backend.start()
+            while not self._stopping.is_set():
+                await self._work()
+        finally:
+            self._failed.cancel()
+            for backend in self._backends.values():
+                await backend.close()
+
+    async def _work(self) -> None:
+        """One shift: take a lease, work under it, and give it up or find it lost."""
+        info = self._info()
+        shift = Shift(self._transport, self._backends, info, self._limits, self._metrics, self._fault)
+        if not await self._enlist(info, shift):
+            return
+        lease = Lease(self._transport, shift, self._engine_stall_s, self._stalled, self._fail)
+        working = asyncio.create_task(shift.run())
+        lease.start()
+        self._shift, self._is_enlisted = shift, True
+        if self._stopping.is_set():
+            shift.stop()
+        logger.info("working", extra={"worker": shift.id, "models": list(self._backends)})
+        try:
+            assert self._failed is not None
+            await asyncio.wait({working, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                shift.lose()
+                self._failed.result()
+            await working
+        finally:
+            self._shift, self._is_enlisted = None, False
+            await lease.stop()
+            if not working.done():
+                shift.lose()
+                await asyncio.wait({working})
+        await self._leave(shift)
+
+    async def _enlist(self, info: WorkerInfo, shift: Shift) -> bool:
+        """Take a lease as soon as the store is there. False when stopped before that."""
+        retry_s = FIRST_RETRY_S
+        while not self._stopping.is_set():
+            try:
+                await self._transport.enlist(info)
+                await self._transport.watch(info.id, shift.cancel)
+                return True
+            except StoreUnavailable as error:
+                if retry_s == 4 * FIRST_RETRY_S:  # before that it may just be opening
+                    logger.warning("waiting for the store: %s", error.message)
+                try:
+                    await asyncio.wait_for(self._stopping.wait(), retry_s)
+                except TimeoutError:
+                    retry_s = min(2 * retry_s, LAST_RETRY_S)
+        return False
+
+    async def _leave(self, shift: Shift) -> None:
+        """Give up the lease; whatever is left in the list (of a lost shift: everything) goes back to the queue."""
+        deadline = time.monotonic() + REAP_S
+        while True:
+            try:
+                await self._transport.leave(shift.id)
+                await self._transport.reap(shift.id)
+                return
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline:
+                    logger.error("could not give up the lease; it lapses by itself: %s", error.message)
+                    return
+                await asyncio.sleep(FIRST_RETRY_S)
+
+    def _info(self) -> WorkerInfo:
+        """A new id for every shift: ids are never reused. A given `worker_id` is its beginning."""
+        worker_id = f"{self._id or 'w'}-{secrets.token_hex(6)}"
+        return WorkerInfo(
+            id=worker_id,
+            models={name: backend.capabilities for name, backend in self._backends.items()},
+            num_slots=self._limits.num_slots,
+            num_free=self._limits.num_slots,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+        )
+
+    def _stalled(self, seconds: float) -> None:
+        """In the lease's thread, or in the loop: whoever stands still, this one does not."""
+        logger.critical("the engine has made no progress for %.1f s", seconds, extra={"worker": self.id})
+        if self._on_stall is not None:
+            self._on_stall(seconds)
+        else:
+            error = BackendError(f"The engine has made no progress for {seconds:.1f} s.")
+            self._loop().call_soon_threadsafe(self._fail, error)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        assert self._failed is not None
+        return self._failed.get_loop()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)

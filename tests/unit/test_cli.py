@@ -1,0 +1,147 @@
+"""The command line: flags follow the declaration, bad values end with 2 and a sentence, secrets stay hidden."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from penstock import __version__
+from penstock.cli import app
+from penstock.keys import KeyRing
+from penstock.settings import About, Command, Settings
+from penstock.settings.about import flag_name
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("PENSTOCK_REDIS_URL", "PENSTOCK_API_KEYS_FILE", "PENSTOCK_URL", "PENSTOCK_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={f"PENSTOCK_{name}": value for name, value in environ.items()})
+
+
+def test_version() -> None:
+    assert run("--version").output == f"penstock {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway", "worker"])
+def test_a_command_has_the_flags_of_its_settings_and_no_others(command: Command) -> None:
+    shown = set(re.findall(r"(--[a-z-]+)", run(command, "--help").output.replace("…", "")))
+    for name, info in Settings.model_fields.items():
+        belongs = command in About.of(info).on
+        mentioned = flag_name(name) in shown
+        assert mentioned == belongs or name in ("redis_url", "models"), name
+    assert "--config" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "home", "entry"),
+    [
+        ("serve", "penstock.serve", "run_serve"),
+        ("gateway", "penstock.server", "run_gateway"),
+        ("worker", "penstock.worker", "run_worker"),
+    ],
+)
+def test_a_command_runs_its_process_with_the_settings(
+    monkeypatch: pytest.MonkeyPatch, command: str, home: str, entry: str
+) -> None:
+    given: list[Settings] = []
+
+    def fake(settings: Settings) -> int:
+        given.append(settings)
+        return 7
+
+    module = ModuleType(home)
+    setattr(module, entry, fake)
+    monkeypatch.setitem(sys.modules, home, module)
+    result = run(command, "--drain-s", "5", LOG_LEVEL="debug", REDIS_URL="redis://h:1", DRAIN_S="6", PROT="1")
+    assert result.exit_code == 7, result.output
+    assert (given[0].drain_s, given[0].log_level) == (5.0, "debug")
+    assert "penstock: PENSTOCK_PROT is no setting of Penstock" in result.stderr
+
+
+def test_serve_takes_models_one_flag_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Settings] = []
+    module = ModuleType("penstock.serve")
+    module.run_serve = lambda settings: given.append(settings) or 0  # type: ignore[attr-defined,func-returns-value]
+    monkeypatch.setitem(sys.modules, "penstock.serve", module)
+    assert run("serve", "--model", "a=mock:step_ms=1", "--model", "b=mock").exit_code == 0
+    assert [(spec.name, spec.options) for spec in given[0].models] == [("a", {"step_ms": "1"}), ("b", {})]
+
+
+def test_bad_settings_end_with_2_and_name_themselves() -> None:
+    result = run("serve", "--port", "http", MAX_BATCHES="0")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "2 settings are wrong" in result.stderr
+    assert "--port (PENSTOCK_PORT)='http': allowed is a whole number from 0 to 65535" in result.stderr
+    assert "PENSTOCK_MAX_BATCHES='0'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["gateway", "worker"])
+def test_apart_they_need_redis(command: str) -> None:
+    result = run(command)
+    assert result.exit_code == 2
+    assert "PENSTOCK_REDIS_URL is not set" in result.stderr
+
+
+def test_config_shows_everything_but_secrets() -> None:
+    environ = {"REDIS_URL": "redis://me:hunter2@h:1", "MODELS": "a=openai:api_key=hunter2"}
+    result = run("config", "--port", "1", **environ)
+    assert result.exit_code == 0
+    for words in ("redis://***@h:1", "a=openai:api_key=***", "flag", "environment", "default"):
+        assert words in result.output
+    assert "hunter2" not in result.output
+    shown = json.loads(run("config", "--json", "--port", "1", **environ).stdout)
+    assert set(shown) == set(Settings.model_fields)
+    assert shown["port"] == {"value": 1, "from": "flag"}
+    assert shown["redis_url"] == {"value": "redis://***@h:1", "from": "environment"}
+    assert shown["api_keys_file"] == {"value": None, "from": "default"}
+
+
+def test_keys_are_created_listed_rotated_and_revoked(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    made = run("keys", "create", "--name", "Ada", "--rpm", "60", "--model", "m", API_KEYS_FILE=str(path))
+    assert made.exit_code == 0, made.output
+    text = made.stdout.strip()
+    key = KeyRing(path).verify(text)
+    assert key is not None
+    assert (key.name, key.rpm, key.models) == ("Ada", 60, ("m",))
+
+    rotated = run("keys", "rotate", key.id, "--file", str(path)).stdout.strip()
+    assert KeyRing(path).verify(rotated) is not None
+    listed = run("keys", "list", "--file", str(path)).output
+    assert key.id in listed
+    assert "Ada" in listed
+    for secret in (text, rotated):
+        assert secret.partition(".")[2] not in listed
+    rows = json.loads(run("keys", "list", "--json", "--file", str(path)).stdout)
+    assert rows[0]["secrets"] == 2
+    assert not any("hash" in name for name in rows[0])
+
+    assert run("keys", "rotate", key.id, "--finish", "--file", str(path)).exit_code == 0
+    assert KeyRing(path).verify(text) is None
+    assert run("keys", "revoke", key.id, "--file", str(path)).exit_code == 0
+    assert KeyRing(path).verify(rotated) is None
+
+
+def test_keys_need_a_file() -> None:
+    result = run("keys", "list")
+    assert result.exit_code == 2
+    assert "PENSTOCK_API_KEYS_FILE" in result.stderr
+
+
+def test_python_m_penstock() -> None:
+    done = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"penstock {__version__}\n"

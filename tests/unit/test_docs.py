@@ -1,0 +1,51 @@
+"""The documents name code; the names must exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
+_LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+
+
+def _has(path: Path, dotted: str) -> bool:
+    scope: list[ast.stmt] = ast.parse(path.read_text()).body
+    for name in dotted.split("."):
+        found = next(
+            (
+                node
+                for node in scope
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+            ),
+            None,
+        )
+        if found is None:
+            return False
+        scope = found.body
+    return True
+
+
+def test_the_way_of_a_request_names_code_that_exists() -> None:
+    named = _NAMED.findall((ROOT / "docs/architecture.md").read_text())
+    assert len(named) > 20
+    missing = [f"{path}::{name}" for path, name in named if not (ROOT / path).exists() or not _has(ROOT / path, name)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_the_readme_runs_by_line_20() -> None:
+    head = "\n".join((ROOT / "README.md").read_text().splitlines()[:20])
+    assert "make serve" in head
+    assert "curl -N" in head
+    assert "event: token" in head

@@ -1,0 +1,193 @@
+"""API keys: who is let in, what is stored, and what happens when the file changes under a running gateway."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import ConfigError
+from penstock.keys import (
+    Key,
+    KeyRing,
+    create_key,
+    hash_secret,
+    read_keys,
+    retire_old_secret,
+    revoke_key,
+    rotate_key,
+    write_keys,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=["keys.toml", "keys.json"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / str(request.param)
+
+
+def test_a_created_key_is_verified_and_nothing_else_is(path: Path) -> None:
+    key, text = create_key(path, "Ada", rpm=60, burst=5, models=["m"], admin=True)
+    other, _ = create_key(path, "Bob")
+    ring = KeyRing(path)
+    assert len(ring) == 2
+    assert ring.verify(text) == key
+    assert (key.name, key.rpm, key.burst, key.models, key.admin) == ("Ada", 60, 5, ("m",), True)
+    key_id, _, secret = text.partition(".")
+    for wrong in (
+        "",
+        ".",
+        key_id,
+        f"{key_id}.",
+        f"{key_id}.{secret}x",
+        f"nobody.{secret}",
+        secret,
+        f"{other.id}.{secret}",
+    ):
+        assert ring.verify(wrong) is None, wrong
+    assert ring.verify(f"{key_id}.\ud800") is None
+
+
+def test_the_secret_is_long_and_only_its_hash_is_stored_readable_by_its_owner(path: Path) -> None:
+    key, text = create_key(path, "Ada")
+    secret = text.partition(".")[2]
+    assert len(base64.urlsafe_b64decode(secret + "=")) == 32
+    assert secret not in path.read_text()
+    assert key.hashes == (hash_secret(secret),)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_may_use() -> None:
+    assert Key(id="a", hashes=()).may_use("m")
+    assert Key(id="a", hashes=(), models=("m",)).may_use("m")
+    assert not Key(id="a", hashes=(), models=("m",)).may_use("n")
+    assert not Key(id="a", hashes=(), models=()).may_use("m")
+
+
+def test_rotation_keeps_two_secrets_alive(path: Path) -> None:
+    key, first = create_key(path, "Ada")
+    second = rotate_key(path, key.id)
+    assert [KeyRing(path).verify(text) is not None for text in (first, second)] == [True, True]
+    third = rotate_key(path, key.id)
+    assert [KeyRing(path).verify(text) is not None for text in (first, second, third)] == [False, True, True]
+    assert retire_old_secret(path, key.id)
+    assert [KeyRing(path).verify(text) is not None for text in (second, third)] == [False, True]
+    assert not retire_old_secret(path, key.id)
+
+
+def test_a_revoked_key_ends_and_its_id_stays(path: Path) -> None:
+    key, text = create_key(path, "Ada")
+    assert revoke_key(path, key.id)
+    assert KeyRing(path).verify(text) is None
+    assert not revoke_key(path, key.id)
+    assert [item.id for item in read_keys(path)] == [key.id]
+
+
+def test_commands_on_an_unknown_key(path: Path) -> None:
+    create_key(path, "Ada")
+    for command in (revoke_key, rotate_key, retire_old_secret):
+        with pytest.raises(ConfigError, match="there is no API key 'pk_0'"):
+            command(path, "pk_0")
+
+
+def test_a_changed_file_is_read_again_once_a_second_at_most(path: Path) -> None:
+    clock = Clock()
+    _, old = create_key(path, "Ada")
+    ring = KeyRing(path, clock)
+    key, new = create_key(path, "Bob")
+    clock.now += 0.9
+    assert ring.verify(new) is None
+    clock.now += 0.1
+    assert ring.verify(new) is not None
+    revoke_key(path, key.id)
+    clock.now += 1
+    assert ring.verify(new) is None
+    assert ring.verify(old) is not None
+
+
+def test_a_file_that_breaks_keeps_the_old_keys_and_is_logged_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    _, text = create_key(path, "Ada")
+    ring = KeyRing(path, clock)
+    whole = path.read_bytes()
+    for broken in (b"{[", None):
+        caplog.clear()
+        path.unlink() if broken is None else path.write_bytes(broken)
+        for _ in range(3):
+            clock.now += 1
+            assert ring.verify(text) is not None
+        errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(errors) == 1
+        assert text.partition(".")[2] not in caplog.text
+    path.write_bytes(whole)
+    create_key(path, "Bob")
+    clock.now += 1
+    ring.verify(text)
+    assert len(ring) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("k.toml", "keys = 1", "Expected `array`"),
+        ("k.toml", "[[keys]]\nid = 'a.b'\nhashes = []", "id"),
+        ("k.toml", "[[keys]]\nid = 'a'\nhashes = ['plain']", "hashes"),
+        ("k.toml", "[[keys]]\nid = 'a'", "hashes"),
+        ("k.toml", "[[keys]]\nid = 'a'\nhashes = []\nadmn = true", "admn"),
+        ("k.toml", "[[keys]]\nid = 'a'\nhashes = []\nrpm = -1", "rpm"),
+        ("k.toml", "[[keys]]\nid = 'a'\nhashes = []\n[[keys]]\nid = 'a'\nhashes = []", "has a twice"),
+        ("k.toml", "[[keys", "broken"),
+        ("k.json", "[" * 100_000, "broken"),
+        ("k.json", "nonsense", "broken"),
+        ("k.json", None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_broken_at_the_start_stops_it(tmp_path: Path, name: str, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        KeyRing(tmp_path / name)
+    assert words in caught.value.message
+    assert name in caught.value.message
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        create_key(tmp_path / "nowhere" / "k.toml", "Ada")
+    with pytest.raises(ConfigError, match=r"ends in \.toml or \.json"):
+        create_key(tmp_path / "k.yaml", "Ada")
+
+
+optional = st.none() | st.integers(1, 10**9)
+keys = st.builds(
+    Key,
+    id=st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
+    hashes=st.lists(st.text(max_size=5).map(lambda text: hash_secret(text)), max_size=2).map(tuple),
+    name=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    rpm=optional,
+    burst=optional,
+    models=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=3).map(tuple),
+    admin=st.booleans(),
+    revoked=st.booleans(),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(keys, max_size=4, unique_by=lambda key: key.id))
+def test_what_is_written_is_read_back(tmp_path: Path, several: list[Key]) -> None:
+    for name in ("k.toml", "k.json"):
+        write_keys(tmp_path / name, several)
+        assert read_keys(tmp_path / name) == tuple(several)

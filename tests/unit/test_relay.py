@@ -1,0 +1,242 @@
+"""The relay: published frames are believed only when they are surely next; everything else comes from the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from penstock import relay as relay_module
+from penstock.errors import QueueFull
+from penstock.event import Done, Event, Failed, Started, Tokens
+from penstock.fleet import Capabilities, WorkerInfo
+from penstock.job import Claim, Job, Sampling
+from penstock.relay import Relay, Stream
+from penstock.transports.memory import MemoryTransport
+from tests.waiting import wait_until
+
+WORKER = WorkerInfo(id="w1", models={"mock": Capabilities()}, num_slots=8, num_free=8)
+
+
+class Rig:
+    """A relay over a memory transport whose publishing can be cut off, and a worker moved by hand."""
+
+    def __init__(self) -> None:
+        self.transport = MemoryTransport()
+        self.is_cut = False
+        self.reads: list[str] = []
+        self.has_workers = True
+        self.relay = Relay(
+            "g1",
+            self.transport,
+            max_depth=2,
+            has_workers=lambda model: self.has_workers,
+            on_log_read=self.reads.append,
+            no_worker_grace_s=0.05,
+        )
+        self.num = 0
+
+    def deliver(self, event: Event) -> None:
+        if not self.is_cut:
+            self.relay.deliver(event)
+
+    async def start(self) -> None:
+        await self.transport.listen("g1", self.deliver, self.relay.distrust)
+        await self.transport.enlist(WORKER)
+
+    async def open(self, timeout_s: float = 60.0) -> Stream:
+        self.num += 1
+        job = Job(id=f"g1.{self.num}", model="mock", prompt="x", sampling=Sampling(max_tokens=8), timeout_s=timeout_s)
+        return await self.relay.open(job)
+
+    async def claim(self) -> Claim:
+        ids = dict.fromkeys(await self.transport.take("w1", 1))
+        (claim,) = await self.transport.claim("w1", list(ids))
+        return claim
+
+    async def tokens(self, claim: Claim, seq: int, *texts: str) -> None:
+        await self.transport.emit("w1", [Tokens(claim.job.id, claim.attempt, seq, tokens=texts)])
+
+    async def done(self, claim: Claim, seq: int) -> None:
+        await self.transport.emit("w1", [Done(claim.job.id, claim.attempt, seq, finish_reason="stop")])
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    await rig.start()
+    watching = asyncio.create_task(rig.relay.watch())
+    yield rig
+    watching.cancel()
+
+
+async def test_tokens_in_order_need_no_log(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    await rig.tokens(claim, 1, "b", "c")
+    assert stream.is_started
+    assert stream.fresh() == (0, ["a", "b", "c"])
+    await rig.done(claim, 3)
+    assert isinstance(stream.end, Done)
+    assert stream.fresh() == (3, [])
+    assert rig.reads == []
+
+
+async def test_a_lost_frame_is_read_from_the_log(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.is_cut = True
+    await rig.tokens(claim, 0, "a")
+    rig.is_cut = False
+    await rig.tokens(claim, 1, "b")
+    await wait_until(lambda: stream.tokens == ["a", "b"], "the gap is mended")
+    assert rig.reads == ["gap"]
+    await rig.tokens(claim, 2, "c")
+    assert stream.tokens == ["a", "b", "c"]
+
+
+async def test_a_lost_end_is_found_by_asking(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "RUNNING_SILENCE_S", 0.05)
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    rig.is_cut = True
+    await rig.done(claim, 1)
+    await wait_until(lambda: stream.end is not None, "silence makes it ask")
+    assert rig.reads == ["silence"]
+
+
+async def test_repeated_and_overlapping_frames_show_once(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a", "b")
+    rig.relay.deliver(Tokens(claim.job.id, claim.attempt, 0, tokens=("a", "b")))
+    rig.relay.deliver(Tokens(claim.job.id, claim.attempt, 1, tokens=("b", "c")))
+    assert stream.tokens == ["a", "b", "c"]
+
+
+async def test_frames_of_an_older_attempt_are_ignored(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay.deliver(Started(claim.job.id, claim.attempt + 1, 0))
+    await rig.tokens(claim, 0, "old")
+    rig.relay.deliver(Tokens(claim.job.id, claim.attempt + 1, 0, tokens=("new",)))
+    assert stream.tokens == ["new"]
+
+
+async def test_a_newer_attempt_counts_only_from_its_started(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    rig.relay.deliver(Tokens(claim.job.id, claim.attempt + 5, 1, tokens=("forged",)))
+    await wait_until(lambda: rig.reads == ["attempt"] and stream.waiting_frames is None, "it reads the log")
+    assert stream.tokens == ["a"]
+
+
+async def test_after_a_new_subscription_the_log_comes_first(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    rig.is_cut = True
+    await rig.tokens(claim, 1, "b")
+    rig.is_cut = False
+    rig.relay.distrust()
+    rig.relay.deliver(Tokens(claim.job.id, claim.attempt, 1, tokens=("forged",)))
+    await wait_until(lambda: len(stream.tokens) == 2, "the log was read")
+    assert stream.tokens == ["a", "b"]
+
+
+async def test_frames_that_come_while_the_log_is_read_are_kept(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay.distrust()
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    await wait_until(lambda: stream.end is not None, "the end is there")
+    assert stream.tokens == ["a"]
+    assert rig.reads == ["subscription"]
+
+
+async def test_a_forgotten_request_is_submitted_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "RUNNING_SILENCE_S", 0.05)
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a", "b")
+    rig.transport._jobs.clear()  # what FLUSHALL does
+    rig.transport._lists.clear()
+    await wait_until(lambda: len(rig.transport._queue) == 1, "it was pushed again")
+    again = await rig.claim()
+    assert again.tokens == ("a", "b")
+    assert again.attempt > claim.attempt
+    await rig.tokens(again, 2, "c")
+    await rig.done(again, 3)
+    assert stream.tokens == ["a", "b", "c"]
+    assert isinstance(stream.end, Done)
+
+
+async def test_a_log_behind_the_client_is_restored(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a", "b")
+    entry = rig.transport._jobs[claim.job.id]  # a restart from an older snapshot
+    entry.log[-1] = Tokens(claim.job.id, claim.attempt, 0, tokens=("a",))
+    entry.num_tokens = 1
+    entry.state = "queued"
+    (short,) = await rig.transport.claim("w1", [claim.job.id])
+    assert short.tokens == ("a",)
+    await wait_until(lambda: entry.num_tokens == 2, "the missing token was given back")
+    await rig.tokens(short, 1, "other", "tokens", "here")
+    assert stream.tokens == ["a", "b"]
+    again = await rig.claim()
+    assert again.tokens == ("a", "b")
+    await rig.tokens(again, 2, "c")
+    assert stream.tokens == ["a", "b", "c"]
+
+
+async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
+    stream = await rig.open(timeout_s=0.05)
+    await wait_until(lambda: stream.end is not None, "the deadline ends it")
+    assert isinstance(stream.end, Failed)
+    assert stream.end.code == "deadline_exceeded"
+    assert not rig.transport._queue
+
+
+async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> None:
+    rig.has_workers = False
+    stream = await rig.open()
+    await wait_until(lambda: stream.end is not None, "the grace is over")
+    assert isinstance(stream.end, Failed)
+    assert stream.end.code == "no_workers"
+
+
+async def test_a_reader_that_leaves_cancels(rig: Rig) -> None:
+    stream = await rig.open()
+    rig.relay.close(stream, is_delivered=False)
+    await wait_until(lambda: not rig.transport._queue, "the id left the queue")
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    assert record.state == "done"
+    assert len(rig.relay) == 0
+
+
+async def test_a_full_queue_leaves_nothing_behind(rig: Rig) -> None:
+    await rig.open()
+    await rig.open()
+    with pytest.raises(QueueFull):
+        await rig.open()
+    assert len(rig.relay) == 2
+    assert len(rig.transport._jobs) == 2
+
+
+async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
+    stream = await rig.open()
+    await stream.changed(0.01)
+    assert not stream.has_news
+    reading = asyncio.create_task(stream.changed())
+    await asyncio.sleep(0)
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    await reading
+    assert stream.has_news

@@ -1,0 +1,156 @@
+"""The repository itself: the public surface, sizes, freshness of generated pages, and what no file may hold."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import penstock
+
+ROOT = Path(__file__).parents[2]
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+# Each with the reason why it is one thing.
+LONG_FILES = {
+    "penstock/settings/declaration.py": "one list: every setting",
+}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+PUBLIC = [
+    "Backend",
+    "Batch",
+    "Capabilities",
+    "Claim",
+    "Completion",
+    "ConfigError",
+    "Done",
+    "Event",
+    "Failed",
+    "Job",
+    "Message",
+    "ModelSpec",
+    "PenstockError",
+    "Sampling",
+    "Settings",
+    "Started",
+    "Tokens",
+    "Transport",
+    "Usage",
+    "__version__",
+    "fold",
+    "load_settings",
+]
+
+
+def _files() -> list[Path]:
+    """What is in the repository, or will be with the next commit."""
+    try:
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def _code() -> Iterator[tuple[str, str]]:
+    for path in _files():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith("penstock/") and path.suffix == ".py":
+            yield name, path.read_text(encoding="utf-8")
+
+
+def _functions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{prefix}{node.name}", node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from _functions(node.body, f"{prefix}{node.name}.")
+
+
+def test_the_public_surface_is_this_list() -> None:
+    assert sorted(penstock.__all__) == PUBLIC
+    assert dir(penstock) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(penstock, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = penstock.nothing
+
+
+def test_importing_penstock_is_light() -> None:
+    probe = "import sys, json; old = set(sys.modules); import penstock; print(json.dumps([*set(sys.modules) - old]))"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert not loaded & {"fastapi", "httpx2", "msgspec", "pydantic", "redis", "rich", "typer", "uvicorn"}
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == penstock.__version__
+
+
+def test_files_are_short_or_say_why() -> None:
+    sizes = {name: text.count("\n") for name, text in _code()}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE_LINES and name not in LONG_FILES} == {}
+    assert [name for name in LONG_FILES if sizes.get(name, 0) <= MAX_FILE_LINES] == [], "needs no exception any more"
+
+
+def test_functions_are_short_or_say_why() -> None:
+    sizes = {
+        f"{name}::{function}": (node.end_lineno or 0) - node.lineno + 1
+        for name, text in _code()
+        for function, node in _functions(ast.parse(text).body)
+    }
+    long = {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES}
+    assert {name: size for name, size in long.items() if name not in LONG_FUNCTIONS} == {}
+    assert [name for name in LONG_FUNCTIONS if name not in long] == [], "needs no exception any more"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [name for name, text in _code() if text.strip() and ast.get_docstring(ast.parse(text)) is None]
+    assert silent == []
+
+
+def test_no_file_names_a_path_of_a_machine() -> None:
+    # Spelt in parts, so that this file does not find itself.
+    pattern = re.compile("|".join((r"(?<![\w./])/wor" + r"k/\w", r"/hom" + r"e/\w", r"/Use" + r"rs/\w")))
+    found = []
+    for path in _files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if path.suffix not in (".js", ".css") and pattern.search(text):
+            found.append(path.relative_to(ROOT).as_posix())
+    assert found == []
+
+
+def test_generated_pages_are_fresh() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.stale() == [], "run `make docs`"
+
+
+def test_a_waiver_has_a_reason() -> None:
+    bare = []
+    for path in _files():
+        if path.suffix != ".py":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            waiver = re.search(r"#\s*(?:noqa: [A-Z0-9, ]+|type: ignore\[[\w, -]+\])(.*)", line)
+            if waiver and path.is_relative_to(ROOT / "penstock") and not waiver.group(1).strip(" -–#:"):
+                bare.append(f"{path.relative_to(ROOT).as_posix()}:{number}")
+    assert bare == []
