@@ -58,10 +58,7 @@ _HOME = {
     "load_settings": "penstock.settings",
 }
 
-__all__ = [  # noqa: PLE0604, RUF100 - one list, spelled once
-    "__version__",
-    *_HOME,
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:

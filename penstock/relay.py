@@ -43,6 +43,8 @@ class Meter(Protocol):
 
     def observe(self, event: Event, now: float) -> None: ...
 
+    def leave(self) -> None: ...
+
 
 class Stream:
     """One request as this gateway sees it: the tokens relayed so far and, at last, how it ended.
@@ -168,6 +170,8 @@ class Relay:
         if self._streams.pop(stream.job.id, None) is None:
             return
         if stream.end is None:
+            if stream.meter is not None:
+                stream.meter.leave()
             self._spawn(self._cancel(stream.job.id, "client"))
         elif is_delivered:
             self._spawn(self._retire(stream.job.id))

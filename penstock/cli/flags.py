@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, get_origin
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, get_args, get_origin
 
 import typer
 
@@ -53,7 +53,7 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
         command.__name__ = run.__name__
         command.__doc__ = run.__doc__
         wrapped = ends(command)
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapped
 
@@ -66,7 +66,7 @@ def _flag(name: str) -> inspect.Parameter:
     default = default_text(info)
     words = [env_name(name), f"default {default}" if default else ""]
     if get_origin(info.annotation) is Literal:
-        metavar = "|".join(info.annotation.__args__)  # type: ignore[union-attr]
+        metavar = "|".join(get_args(info.annotation))
     else:
         metavar = "NAME=BACKEND[:OPTIONS]" if name == "models" else it.unit.upper() or "VALUE"
     option = typer.Option(

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,15 @@ def load_settings(
         raise ConfigError(f"no such setting: {', '.join(strange)}")
     for origin, variables, where in (("environment", environ, ""), (".env", dotenv, " (.env)")):
         values = _from_variables(variables, where, notes)
-        layers.append(_Layer(origin, values, lambda name, where=where: env_name(name) + where))  # type: ignore[misc]
+        layers.append(_Layer(origin, values, partial(_label, where)))
     if config:
         path = Path(config)
         layers.append(_Layer(path.name, _from_toml(path, problems), lambda name: f"{name} ({path.name})"))
     return _settle(layers, problems, notes)
+
+
+def _label(where: str, name: str) -> str:
+    return env_name(name) + where
 
 
 def _settle(layers: list[_Layer], problems: list[str], notes: list[str]) -> Settings:

@@ -67,6 +67,11 @@ class Program:
                 self.process.wait()
         return self.process.returncode
 
+    def close(self) -> None:
+        """Stop it and let go of its output."""
+        self.stop()
+        self.log.close()
+
     def wait_for(self, url: str, status: int = 200, timeout_s: float = READY_S) -> None:
         """Until `url` answers `status`; fails with the program's output if it does not or the program has ended."""
         deadline = time.monotonic() + timeout_s
@@ -121,7 +126,7 @@ class Site:
 
     def stop(self) -> None:
         for program in reversed(self.programs):
-            program.stop()
+            program.close()
 
 
 @contextlib.contextmanager

@@ -179,8 +179,8 @@ def test_the_pause_is_what_was_asked_plus_jitter() -> None:
 
 async def run_file(server: Server, path: Path, out: Path, **options: Any) -> tuple[int, int, int]:
     async with server.asker(max_tries=2) as asker:
-        options = {"concurrency": 4, "defaults": {}} | options
-        summary = await ask_file(asker, path, out, **options)
+        given: dict[str, Any] = {"concurrency": 4, "defaults": {}} | options
+        summary = await ask_file(asker, path, out, **given)
     return summary.num_before, summary.num_answered, summary.num_failed
 
 

@@ -1,0 +1,149 @@
+"""One suite over every backend. A backend of your own passes it too: add it to `BACKENDS`.
+
+Each entry builds a backend whose answers to a prompt of many words have at least four tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from penstock.backends import Backend, build_backend
+from penstock.backends.base import OPTIONAL_FIELDS
+from penstock.event import Completion, Done, Event, Failed, Tokens, fold
+from penstock.job import Batch, Claim, Job, Sampling
+from penstock.wire import decode_event, encode_event
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROMPT = "one two three four five six seven eight nine ten"
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "mock": lambda: build_backend("mock", {}),
+    "mock-paced": lambda: build_backend("mock", {"step_ms": "1", "chain": "true"}),
+    "echo": lambda: build_backend(f"{EXAMPLES}/echo_backend.py:Echo", {}),
+    "echo-paced": lambda: build_backend(f"{EXAMPLES}/echo_backend.py:Echo", {"pause_ms": "1"}),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    made = BACKENDS[request.param]()
+    await made.start()
+    yield made
+    await made.close()
+
+
+def claim(id: str = "j", tokens: tuple[str, ...] = (), prompt: str = PROMPT, **sampling: object) -> Claim:
+    sampling = {"max_tokens": 5, **sampling}
+    job = Job(id=id, model="m", prompt=prompt, sampling=Sampling(**sampling))  # type: ignore[arg-type]
+    return Claim(job, attempt=1234567890123, deadline_at=time.monotonic() + 60, tokens=tokens)
+
+
+async def run(backend: Backend, *claims: Claim) -> dict[str, list[Event]]:
+    events: dict[str, list[Event]] = {c.job.id: [] for c in claims}
+    async for event in backend.generate(Batch(claims)):
+        events[event.job_id].append(event)
+    return events
+
+
+def whole(events: list[Event], one: Claim) -> Completion:
+    """Check what is owed for one claim, and fold it."""
+    seq = len(one.tokens)
+    for event in events:
+        assert isinstance(event, Tokens | Done | Failed)
+        assert event.attempt == one.attempt
+        assert event.seq == seq, "no gap and no overlap"
+        assert all(event.tokens), "no empty token"
+        assert decode_event(encode_event(event)) == event
+        seq += len(event.tokens)
+    assert [isinstance(event, Done | Failed) for event in events] == [False] * (len(events) - 1) + [True]
+    return fold(events, Completion(one.tokens))
+
+
+async def test_every_job_of_a_batch_gets_its_tokens_and_one_end(backend: Backend) -> None:
+    claims = [claim(str(i), max_tokens=4, prompt=f"{PROMPT} {i}") for i in range(8)]
+    for one, events in zip(claims, (await run(backend, *claims)).values(), strict=True):
+        done = whole(events, one)
+        assert isinstance(done.end, Done)
+        assert done.end.finish_reason == "length"
+        assert len(done.tokens) == 4
+        assert done.end.usage.completion_tokens == 4
+        assert done.end.usage.prompt_tokens > 0
+
+
+async def test_one_token_is_an_answer(backend: Backend) -> None:
+    one = claim(max_tokens=1)
+    done = whole((await run(backend, one))["j"], one)
+    assert len(done.tokens) == 1
+
+
+async def test_batches_run_side_by_side_and_do_not_mix(backend: Backend) -> None:
+    claims = [claim(str(i), prompt=f"{PROMPT} {i}") for i in range(4)]
+    apart = [whole((await run(backend, one))[one.job.id], one).text for one in claims]
+    together = await asyncio.gather(*(run(backend, one) for one in claims))
+    assert [whole(seen[one.job.id], one).text for one, seen in zip(claims, together, strict=True)] == apart
+
+
+async def test_stop_strings_end_an_answer_if_they_are_accepted(backend: Backend) -> None:
+    assert set(backend.capabilities.accepts) <= set(OPTIONAL_FIELDS)
+    if "stop" not in backend.capabilities.accepts:
+        pytest.skip("it does not accept stop strings, so the gateway refuses them")
+    one = claim(max_tokens=4)
+    text = whole((await run(backend, one))["j"], one).text
+    stop = text[len(text) // 2 :][:3]
+    cut = claim(max_tokens=4, stop=(stop,))
+    done = whole((await run(backend, cut))["j"], cut)
+    assert isinstance(done.end, Done)
+    assert (done.end.finish_reason, done.text) == ("stop", text[: text.index(stop)])
+
+
+async def test_an_answer_that_has_begun_is_continued_or_clearly_refused(backend: Backend) -> None:
+    first = claim(max_tokens=4)
+    tokens = whole((await run(backend, first))["j"], first).tokens
+    again = claim(max_tokens=4, tokens=tokens[:2])
+    done = whole((await run(backend, again))["j"], again)
+    if backend.capabilities.resumes:
+        assert len(done.tokens) == 4
+        assert isinstance(done.end, Done)
+    else:
+        assert isinstance(done.end, Failed)
+        assert done.end.code == "worker_lost"
+
+
+async def test_an_answer_that_lacks_only_its_end_gets_it(backend: Backend) -> None:
+    one = claim(max_tokens=2, tokens=("a", "b"))
+    done = whole((await run(backend, one))["j"], one)
+    assert isinstance(done.end, Done)
+    assert (done.tokens, done.end.finish_reason) == (("a", "b"), "length")
+
+
+async def test_a_cancelled_job_stops_and_its_neighbours_do_not(backend: Backend) -> None:
+    leaver, stayer = claim("leaver", max_tokens=10_000, prompt=PROMPT * 2000), claim("stayer")
+    events: dict[str, list[Event]] = {"leaver": [], "stayer": []}
+    after = 0
+    async for event in backend.generate(Batch((leaver, stayer))):
+        events[event.job_id].append(event)
+        after += event.job_id == "leaver" and leaver.cancelled is not None
+        if event.job_id == "leaver":
+            leaver.cancel("client")
+    whole(events["stayer"], stayer)
+    assert after < 1000, "soon, not at its end"
+
+
+async def test_a_job_that_is_cancelled_before_it_begins_costs_nothing(backend: Backend) -> None:
+    one = claim()
+    one.cancel("client")
+    events = (await run(backend, one))["j"]
+    assert len(events) <= 1
+
+
+async def test_closing_a_batch_in_its_middle_leaves_the_backend_usable(backend: Backend) -> None:
+    events = backend.generate(Batch((claim("a", max_tokens=1000, prompt=PROMPT * 100), claim("b"))))
+    await anext(events)
+    await events.aclose()  # type: ignore[attr-defined]
+    one = claim()
+    assert isinstance(whole((await run(backend, one))["j"], one).end, Done)

