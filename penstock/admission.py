@@ -230,12 +230,12 @@ class Admission:
     def choose_model(self, name: str | None, caller: Caller) -> tuple[str, Capabilities]:
         """The model asked for, or the first that this caller may use."""
         models = self.pool.models
-        allowed = caller.key.models if caller.key is not None and caller.key.models else None
+        key = caller.key
         if name is None:
-            name = next((model for model in models if allowed is None or model in allowed), None)
+            name = next((model for model in models if key is None or key.may_use(model)), None)
             if name is None:
                 raise Forbidden("This key may use none of the models served.", param="model")
-        if allowed is not None and name not in allowed:
+        if key is not None and not key.may_use(name):
             raise Forbidden(f"This key may not use the model {name!r}.", param="model")
         if name not in models:
             served = ", ".join(sorted(models)) or "none"

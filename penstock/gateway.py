@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.docs_page import docs_routes
-from penstock.api.edge import Call, Edge, on_http_error, on_penstock_error
+from penstock.api.body import ClientGone
+from penstock.api.edge import Call, Edge, on_client_gone, on_http_error, on_penstock_error
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe
 from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
@@ -144,15 +145,16 @@ class Gateway:
         return caller
 
     async def submit(self, job: Job, endpoint: str) -> Stream:
-        """Push the job and open its stream; counts what is refused."""
-        meter = self.metrics.meter(job.model, endpoint)
+        """Push the job and open its stream. Raises `QueueFull`, `StoreUnavailable`."""
         try:
-            return await self.relay.open(job, meter)
-        except PenstockError as error:
-            meter.reject(error.code)
-            if isinstance(error, QueueFull):
-                error.retry_after_s = self.admission.retry_after_s()
+            return await self.relay.open(job, self.metrics.meter(job.model, endpoint))
+        except QueueFull as error:
+            error.retry_after_s = self.admission.retry_after_s()
             raise
+
+    def count_refusal(self, call: Call) -> None:
+        """What never became a stream is counted here; what did, by its meter."""
+        self.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -181,5 +183,6 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(HTTPException, on_http_error)
     describe(app, {(ENDPOINT, "post"): native.body})
-    app.add_middleware(Edge, mint=gateway.mint)
+    app.add_exception_handler(ClientGone, on_client_gone)
+    app.add_middleware(Edge, mint=gateway.mint, on_refused=gateway.count_refusal)
     return app

@@ -95,7 +95,7 @@ def _announce(settings: Settings, listener: socket.socket, serves: str) -> None:
     gc.collect()
     gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
     host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - compared, not bound
     store = settings.shown("redis_url") or "memory"
     print(  # noqa: T201 - the start-up lines, to stdout: stderr is the log's
         f"Penstock {__version__} listens on http://{shown}:{port} (API page: /docs, metrics: /metrics)\n"

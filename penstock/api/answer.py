@@ -91,6 +91,7 @@ class Answer(Response):
         stream = self.stream
         departure = Departure(receive, stream.wake)
         is_delivered = False
+        self.gateway.metrics.stream_opened()
         try:
             if stream.job.stream:
                 is_delivered = await self._stream(departure, scope, receive, send)
@@ -101,6 +102,7 @@ class Answer(Response):
             self._account(is_delivered)
             self.gateway.relay.close(stream, is_delivered=is_delivered)
             self.permit.release()
+            self.gateway.metrics.stream_closed()
 
     async def _whole(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
         stream = self.stream

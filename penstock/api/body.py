@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +23,8 @@ from penstock.errors import BodyTooLarge, Cancelled, InvalidRequest, SlowBody, U
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
 MAX_SHOWN_NAME = 64
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+DISCARD_S = 2.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,7 +44,8 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     """
     check_media_type(request)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
+    is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes)
+    if is_too_large and "expect" in request.headers:  # it waits for our word before it sends anything
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
@@ -50,7 +53,8 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         async with asyncio.timeout(timeout_s), aclosing(request.stream()) as stream:
             async for chunk in stream:
                 size += len(chunk)
-                if size > max_bytes:
+                if is_too_large or size > max_bytes:
+                    await _discard(stream)
                     raise _too_large(max_bytes)
                 chunks.append(chunk)
     except TimeoutError:
@@ -58,6 +62,19 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     except ClientDisconnect:
         raise ClientGone("The client left before its request had arrived.") from None
     return b"".join(chunks)
+
+
+async def _discard(stream: AsyncIterator[bytes]) -> None:
+    """Read on for a while and keep nothing: a client cut off while it sends would see a reset and not our answer."""
+    left = MAX_DISCARDED_BYTES
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            async for chunk in stream:
+                left -= len(chunk)
+                if left < 0:
+                    return
+    except TimeoutError:
+        return
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

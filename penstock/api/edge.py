@@ -19,7 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, PenstockError
+from penstock.errors import (
+    BodyTooLarge,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PenstockError,
+    SlowBody,
+)
 from penstock.logs import bind_request
 
 logger = logging.getLogger("penstock.access")
@@ -32,7 +40,7 @@ CLIENT_GONE = 499
 class Call:
     """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
 
-    __slots__ = ("caller", "fields", "headers", "id", "is_gone", "outcome", "started_at", "status")
+    __slots__ = ("caller", "endpoint", "fields", "headers", "id", "is_gone", "is_refused", "outcome", "started_at", "status")
 
     def __init__(self, call_id: str) -> None:
         self.id = call_id
@@ -40,6 +48,8 @@ class Call:
         self.status = 0
         self.outcome = ""
         self.is_gone = False
+        self.is_refused = False
+        self.endpoint = ""
         self.caller = ""
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {}
@@ -51,11 +61,15 @@ def call_of(request: Request) -> Call:
 
 
 class Edge:
-    """The outermost middleware. `mint` makes the id that names a request from here on."""
+    """The outermost middleware. `mint` makes the id that names a request from here on.
 
-    def __init__(self, app: ASGIApp, mint: Callable[[], str]) -> None:
+    `on_refused` is told of each request that a route refused.
+    """
+
+    def __init__(self, app: ASGIApp, mint: Callable[[], str], on_refused: Callable[[Call], None]) -> None:
         self.app = app
         self.mint = mint
+        self.on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +94,8 @@ class Edge:
                 answer = error_response(InternalError(f"Penstock failed to answer this ({type(error).__name__})."))
                 await answer(scope, receive, send_with_headers)
             finally:
+                if call.is_refused:
+                    self.on_refused(call)
                 self._log(scope, call)
 
     def _log(self, scope: Scope, call: Call) -> None:
@@ -114,16 +130,26 @@ def error_response(error: PenstockError) -> Response:
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if isinstance(error, MethodNotAllowed | NotFound):
-        headers |= {"cache-control": "no-store"}
+    if isinstance(error, SlowBody | BodyTooLarge):
+        headers["connection"] = "close"  # the rest of the body is unread
     return Response(msgspec.json.encode(error.envelope()), error.status, headers, "application/json")
 
 
 async def on_penstock_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
-    call_of(request).outcome = error.code
+    call = call_of(request)
+    call.outcome = error.code
+    call.is_refused = True
     return error_response(error)
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """The client left before its request was whole; nobody reads this answer."""
+    call = call_of(request)
+    call.is_gone = True
+    call.outcome = "disconnected"
+    return Response(status_code=CLIENT_GONE)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -140,10 +166,6 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     else:
         ours = InvalidRequest(str(error.detail))
     return await on_penstock_error(request, ours)
-
-
-class Gone(Exception):
-    """The client left; nobody reads an answer."""
 
 
 class Departure:

@@ -208,6 +208,7 @@ class NativeAPI:
 
     async def generate(self, request: Request) -> NativeAnswer:
         gateway, call = self.gateway, call_of(request)
+        call.endpoint = ENDPOINT
         caller = await gateway.welcome(request, call)
         settings = gateway.settings
         data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))

@@ -52,4 +52,4 @@ def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) ->
             app.openapi_schema = document
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents

@@ -24,7 +24,6 @@ class Family(Protocol):
     def counter(self, short: str) -> Counter: ...
     def gauge(self, short: str) -> Gauge: ...
     def histogram(self, short: str) -> Histogram: ...
-    def rejected(self, reason: str) -> None: ...
 
 
 class Series:
@@ -75,7 +74,7 @@ class Meter:
     """What one request's events say to the metrics. Times are `time.monotonic()` of this process.
 
     Events that repeat what was seen are ignored. A stream that is taken up in its middle (a resumed one) counts
-    neither queue wait nor time to first token. Ended by an event, `reject` or `leave`; only the first one counts.
+    neither queue wait nor time to first token. Ended by an event or `leave`; only the first one counts.
     """
 
     __slots__ = ("_began", "_end", "_endpoint", "_is_over", "_is_running", "_last", "_series", "_start")
@@ -138,16 +137,10 @@ class Meter:
         self._last = now
         self._end = end
 
-    def reject(self, code: str) -> None:
-        """The request ended with the error `code` and without a terminal event."""
-        if not self._is_over:
-            self._series.family.rejected(code)
-            self._finish(code if code in CODES else OTHER, time.monotonic())
-
-    def leave(self) -> None:
+    def leave(self, now: float | None = None) -> None:
         """The request is over, whatever happened; if nothing has ended it yet, its client has gone. Safe to repeat."""
         if not self._is_over:
-            self._finish("cancelled", time.monotonic())
+            self._finish("cancelled", time.monotonic() if now is None else now)
 
     def _finish(self, outcome: str, now: float) -> None:
         self._is_over = True

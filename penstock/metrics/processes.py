@@ -27,7 +27,7 @@ def prepare_multiprocess(directory: str | Path) -> Path:
         stale.unlink()
     os.environ[MULTIPROCESS_DIR] = str(path)
     # prometheus_client chooses when it is imported, which in this process has been; a forked child inherits that.
-    values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # prometheus_client has no hints here
     return path
 
 
@@ -37,7 +37,7 @@ def mark_dead(pid: int, directory: str | Path | None = None) -> None:
     The next child takes over its files, so there are never more files than there were processes at once.
     """
     path = str(directory) if directory is not None else os.environ[MULTIPROCESS_DIR]
-    mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
+    mark_process_dead(pid, path)  # type: ignore[no-untyped-call]  # prometheus_client has no hints here
     Path(path, f"dead-{pid}").touch()
 
 
@@ -62,7 +62,7 @@ def merged(directory: str, encode: Callable[[CollectorRegistry], bytes]) -> byte
     """The exposition of all processes together."""
     for _ in range(5):
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]  # prometheus_client has no hints here
         try:
             return encode(registry)
         except FileNotFoundError:  # a new process has just taken over a dead one's file

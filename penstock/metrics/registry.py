@@ -105,9 +105,12 @@ class Metrics:
             series = self._series[label] = Series(self, label)
         return Meter(series, self._learn("endpoint", endpoint), time.monotonic() if now is None else now)
 
-    def rejected(self, reason: str) -> None:
-        """A request was refused with the error code `reason`; `Meter.reject` says this too."""
-        self.counter("rejected_total").labels(reason if reason in CODES else OTHER).inc()
+    def refused(self, model: str, endpoint: str, code: str) -> None:
+        """A request that a gateway refused with the error `code`, before any worker could see it."""
+        reason = code if code in CODES else OTHER
+        self.counter("rejected_total").labels(reason).inc()
+        if endpoint:
+            self.counter("requests_total").labels(self._label(model), self._learn("endpoint", endpoint), reason).inc()
 
     def pool(self, depth: int, workers_alive: int, models: Iterable[str] = ()) -> None:
         self.gauge("queue_depth").set(depth)

@@ -140,7 +140,6 @@ class Shift:
             if room > 0:
                 try:
                     await self._transport.wait(self.id, WAIT_S)
-                    room -= 1  # it may have moved one
                 except StoreUnavailable:
                     await asyncio.sleep(RETRY_S)
             elif not self._has_strays:
@@ -154,10 +153,12 @@ class Shift:
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_S)
 
-    async def _claim(self, want: int) -> None:
+    async def _claim(self, room: int) -> None:
         """The list, not the reply, is what a worker holds: claim whatever in it is not known here."""
         self._has_strays = False
-        fresh = [id for id in await self._transport.take(self.id, want) if id not in self._lanes]
+        fresh = await self._take(room - 1)  # the blocking wait may have moved one already
+        if not fresh and room == 1:
+            fresh = await self._take(1)  # it has not
         if not fresh or self._lost.is_set():
             return
         self._fault("after_pop")
@@ -171,6 +172,9 @@ class Shift:
         for claim in claims:
             self._admit(claim)
         self._came.set()
+
+    async def _take(self, want: int) -> list[str]:
+        return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._lanes]
 
     def _room(self) -> int:
         """How many ids to take: for free slots, and no more than one batch ahead of the places."""

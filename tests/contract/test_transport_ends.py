@@ -110,8 +110,12 @@ async def test_a_job_ends_once(transport: Transport) -> None:
     assert await transport.emit("w1", [end]) == set()
     before = await transport.read(job.id)
     assert await transport.emit("w1", [end]) == set()  # a repetition of what had gone through
-    late = tokens(claim, 1, "b")
-    assert job.id in await transport.emit("w1", [late, Failed(job.id, claim.attempt + 1, 1, code="x", message="y")])
+    for late in (
+        tokens(claim, 1, "b"),
+        tokens(claim, 1, "b", "c", "d"),
+        Failed(job.id, claim.attempt + 1, 1, code="x", message="y"),
+    ):
+        assert await transport.emit("w1", [late]) == {job.id}
     assert await transport.cancel(job.id, "client") == "done"
     assert await transport.claim("w1", [job.id]) == []
     after = await transport.read(job.id)

@@ -158,7 +158,7 @@ async def test_several_frames_of_one_job_in_one_step(transport: Transport) -> No
     await transport.submit(job, "g1", 0)
     await transport.enlist(new_worker("w1"))
     claim = await run_one(transport, "w1", job.id)
-    step = [tokens(claim, 0, "a"), tokens(claim, 1, "b"), done(job.id, claim.attempt, 2)]
+    step: list[Event] = [tokens(claim, 0, "a"), tokens(claim, 1, "b"), done(job.id, claim.attempt, 2)]
     assert await transport.emit("w1", step) == set()
     record = await transport.read(job.id)
     assert record is not None
@@ -184,7 +184,7 @@ async def test_workers_of_a_pool_must_agree(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     await transport.enlist(new_worker("w2"))
-    with pytest.raises(ConfigError, match="w[12] of this pool serves"):
+    with pytest.raises(ConfigError, match=r"w[12] of this pool serves"):
         await transport.enlist(new_worker("w3", models={"n": Capabilities()}))
     with pytest.raises(ConfigError, match="must agree"):
         await transport.enlist(new_worker("w4", models={"m": Capabilities(accepts=("seed",), max_tokens=101)}))
@@ -200,13 +200,13 @@ async def test_a_worker_that_leaves_is_not_seen_any_more(transport: Transport) -
 
 async def test_charge_limits_and_recovers(store: Store) -> None:
     one, two = await store.transport(), await store.transport()
-    limit = RateLimit(rpm=600, burst=3)  # one every 0.1 s
+    limit = RateLimit(rpm=60, burst=3)  # one a second
     verdicts = [await (one, two)[i % 2].charge("key-1", limit) for i in range(3)]
     assert [verdict.is_allowed for verdict in verdicts] == [True, True, True]
-    refused = await one.charge("key-1", RateLimit(rpm=1, burst=3))  # the key's own time counts, not the limit's name
+    refused = await one.charge("key-1", limit)
     assert not refused.is_allowed
     assert refused.remaining == 0
-    assert refused.retry_after_s > 0
+    assert 0 < refused.retry_after_s <= 1
     assert (await two.charge("2001:db8::/64", limit)).remaining == 2
     again = None
 
@@ -217,7 +217,7 @@ async def test_charge_limits_and_recovers(store: Store) -> None:
 
     await store.until(recovered, "the limiter lets one more in")
     assert again is not None
-    assert 0 < again.reset_s <= 0.3
+    assert 2 < again.reset_s <= 3
 
 
 async def test_a_huge_limit_never_refuses(transport: Transport) -> None:

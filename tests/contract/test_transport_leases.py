@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.event import Done, Failed, Started, fold
+from penstock.event import Done, Event, Failed, Started, fold
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
 from tests.contract.stores import SHORT_LEASE_S, Store, new_job, new_worker, run_one, tokens
@@ -43,7 +43,7 @@ async def test_the_work_of_a_dead_worker_goes_on_at_another(store: Store) -> Non
     assert [claim.num_deaths for claim in claims[1:]] == [0, 0]  # held only: it had not started
 
     # The frozen one wakes up: fenced, without having heard anything.
-    late = [tokens(old, 2, "x"), Done(ids[0], old.attempt, 3, finish_reason="stop")]
+    late: list[Event] = [tokens(old, 2, "x"), Done(ids[0], old.attempt, 3, finish_reason="stop")]
     assert await doomed.emit("w1", late[:1]) == {ids[0]}
     assert await doomed.emit("w1", late) == {ids[0]}
     assert (await doomed.renew(new_worker("w1"), ids[:1])).is_lost

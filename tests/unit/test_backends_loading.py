@@ -28,7 +28,7 @@ not_a_class = 3
 
 
 class Fussy(Backend):
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]
         self,
         url: str,
         *,
@@ -36,7 +36,7 @@ class Fussy(Backend):
         ratio: float | None = None,
         fast: bool = False,
         mode: Literal["a", "b"] = "a",
-        free="text",  # type: ignore[no-untyped-def]
+        free="text",
         hook: list[str] | None = None,
     ) -> None:
         if size > 10:

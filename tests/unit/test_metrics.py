@@ -152,11 +152,10 @@ def test_a_client_that_leaves(metrics: Metrics, meter: Meter) -> None:
     assert value(metrics, "requests_total", model="mock", endpoint=ENDPOINT, outcome="cancelled") == 2
 
 
-def test_a_refusal_is_an_outcome_and_a_reason(metrics: Metrics, meter: Meter) -> None:
-    meter.reject("queue_full")
-    meter.leave()
-    metrics.rejected("invalid_api_key")
-    metrics.rejected("made up")
+def test_a_refusal_is_an_outcome_and_a_reason(metrics: Metrics) -> None:
+    metrics.refused("mock", ENDPOINT, "queue_full")
+    metrics.refused("", "", "invalid_api_key")
+    metrics.refused("", "", "made up")
     assert value(metrics, "requests_total", model="mock", endpoint=ENDPOINT, outcome="queue_full") == 1
     assert value(metrics, "rejected_total", reason="queue_full") == 1
     assert value(metrics, "rejected_total", reason="invalid_api_key") == 1
@@ -253,7 +252,7 @@ def test_series_stay_few_whatever_names_come(metrics: Metrics) -> None:
         meter.observe(Failed("g.1", 1, 1, code=name, message=name), 102.0)
         metrics.batch(name, number, 0.01)
         metrics.generated(name, 1, 1)
-        metrics.rejected(name)
+        metrics.refused(name, f"/{number}", name)
         metrics.round_trip(name, 0.1)
         metrics.store_error(name)
         metrics.log_read(name)

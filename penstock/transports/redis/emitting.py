@@ -20,18 +20,15 @@ from penstock.wire import encode_event
 
 
 class _Step:
-    """One job's share of a step: its frames in order, and its end."""
+    """One attempt's share of a step: its frames in order, and its end."""
 
-    __slots__ = ("end", "frames", "job_id")
+    __slots__ = ("attempt", "end", "frames", "job_id")
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
+        self.attempt = attempt
         self.frames: list[tuple[Started | Tokens, bytes]] = []
         self.end: Terminal | None = None
-
-    @property
-    def attempt(self) -> int:
-        return self.end.attempt if self.end is not None else self.frames[0][0].attempt
 
     @property
     def num_replies(self) -> int:
@@ -42,7 +39,7 @@ class _Step:
         return scripts.append(self.job_id, self.attempt, frames)
 
     def finish(self, end: Terminal) -> scripts.Command:
-        return scripts.finish(self.job_id, end.attempt, end.seq, end.end, encode_event(end))
+        return scripts.finish(self.job_id, self.attempt, end.seq, encode_event(end))
 
 
 class Emitter:
@@ -56,11 +53,11 @@ class Emitter:
         steps = _steps_of(events)
         refused: set[str] = set()
         groups: dict[Connection, list[_Step]] = {}
-        for step in steps.values():
+        for step in steps:
             groups.setdefault(self._store.request_conn(step.job_id), []).append(step)
         for conn, group in groups.items():
             await self._emit(conn, group, refused)
-        finished = [step.job_id for step in steps.values() if step.end is not None and step.job_id not in refused]
+        finished = [step.job_id for step in steps if step.end is not None and step.job_id not in refused]
         if finished:
             self._drop(worker_id, finished)
         return refused
@@ -104,18 +101,19 @@ class Emitter:
         self._store.conn(pool.queue).post(b"".join(drops), len(drops))
 
 
-def _steps_of(events: Iterable[Event]) -> dict[str, _Step]:
-    steps: dict[str, _Step] = {}
+def _steps_of(events: Iterable[Event]) -> list[_Step]:
+    steps: dict[tuple[str, int], _Step] = {}
     for event in events:
-        step = steps.get(event.job_id)
+        key = (event.job_id, event.attempt)
+        step = steps.get(key)
         if step is None:
-            step = steps[event.job_id] = _Step(event.job_id)
+            step = steps[key] = _Step(*key)
         if isinstance(event, Started | Tokens):
             if event.end > event.seq or isinstance(event, Started):  # no tokens, nothing to say
                 step.frames.append((event, encode_event(event)))
         else:
             step.end = event
-    return {job_id: step for job_id, step in steps.items() if step.frames or step.end is not None}
+    return [step for step in steps.values() if step.frames or step.end is not None]
 
 
 def _outcome(step: _Step, replies: list[Reply], at: int) -> str:

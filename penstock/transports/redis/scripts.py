@@ -95,7 +95,7 @@ def _request(job_id: str) -> tuple[str, str]:
 def create(
     job_id: str, job: bytes, model: str, disconnect: str, owner: str, timeout_ms: int, retention_ms: int, floor: int
 ) -> Command:
-    return _create((keys.job(job_id),), job, model, disconnect, owner, timeout_ms, retention_ms, floor)
+    return _create(_request(job_id), job, model, disconnect, owner, timeout_ms, retention_ms, floor)
 
 
 def restore(
@@ -127,8 +127,8 @@ def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) 
     return _append((keys.log(job_id),), job_id, attempt, *(word for frame in frames for word in frame))
 
 
-def finish(job_id: str, attempt: int, seq: int, end: int, frame: bytes) -> Command:
-    return _finish(_request(job_id), job_id, attempt, seq, end, frame)
+def finish(job_id: str, attempt: int, seq: int, frame: bytes) -> Command:
+    return _finish(_request(job_id), job_id, attempt, seq, frame)
 
 
 def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:

@@ -32,7 +32,7 @@ if ARGV[2] == 'deadline' then
 end
 local frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}',
   kind, ARGV[1], int(attempt), int(tokens), tail)
-redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens + 1), 'f', frame)
+redis.call('XADD', KEYS[2], int(attempt) .. '-18446744073709551615', 'f', frame)
 redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now), 'cancel', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)

@@ -27,14 +27,14 @@ if last then
 end
 attempt = math.max(attempt + 1, now)
 
-local function write(number, head, tail)
+local function write(entry, head, tail)
   local frame = string.format('{"kind":%s,"id":"%s","attempt":%s,"seq":%s%s}',
     head, ARGV[1], int(attempt), int(tokens), tail)
-  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(number), 'f', frame)
+  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. entry, 'f', frame)
   redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 end
 local function finish(head, tail)
-  write(tokens + 1, head, tail)
+  write('18446744073709551615', head, tail) -- the last entry that this attempt can have
   redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
   redis.call('PEXPIRE', KEYS[1], hash[10] or 60000)
   redis.call('PEXPIRE', KEYS[2], hash[10] or 60000)
@@ -66,7 +66,7 @@ local frames = {}
 if tokens > 0 then
   for i, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do frames[i] = entry[2][2] end
 end
-write(tokens, '"started"', '')
+write(int(tokens), '"started"', '')
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', int(attempt), 'worker', ARGV[2], 'tokens', int(tokens),
   'deaths', deaths, 'all_deaths', all_deaths)
 redis.call('HINCRBY', KEYS[1], 'claims', 1)

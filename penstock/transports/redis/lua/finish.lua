@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- finish: append and publish the terminal frame, and the state with it, if the job runs under this very attempt.
--- The entry is numbered one beyond the last token, so that a reader who has every token still finds the end.
+-- The entry has the highest number there is: nothing of this attempt can follow it, and a reader who asks for what
+-- comes after any position finds it.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
--- ARGV  1 request id   2 attempt   3 tokens before the frame   4 tokens after it   5 the frame
+-- ARGV  1 request id   2 attempt   3 tokens before the frame   4 the frame
 -- Returns "ok" (also when this attempt had ended it before) | "refused" | "gap" (tokens before the frame are missing)
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'retention')
 if hash[2] ~= ARGV[2] then return 'refused' end
@@ -16,8 +17,8 @@ if tokens < tonumber(ARGV[3]) then return 'gap' end
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-redis.call('XADD', KEYS[2], string.format('%s-%.0f', ARGV[2], math.max(tokens, tonumber(ARGV[4])) + 1), 'f', ARGV[5])
-redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[5])
+redis.call('XADD', KEYS[2], ARGV[2] .. '-18446744073709551615', 'f', ARGV[4])
+redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
 redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now))
 redis.call('PEXPIRE', KEYS[1], hash[3] or 60000)
 redis.call('PEXPIRE', KEYS[2], hash[3] or 60000)

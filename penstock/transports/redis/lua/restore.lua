@@ -9,6 +9,7 @@ local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt')
 local seen = tonumber(ARGV[7])
 local attempt = tonumber(hash[2] or 0)
 if hash[1] == 'done' or attempt > seen then return 0 end
+if not hash[1] then redis.call('UNLINK', KEYS[2]) end
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

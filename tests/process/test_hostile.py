@@ -1,0 +1,147 @@
+"""Malformed and hostile input against a real server: always one clear 4xx, never a 5xx, and the server goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import content_type_conformance, status_code_conformance
+
+from tests.hostile import CORPUS, Case
+from tests.process import reading
+from tests.process.programs import Site, site
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Site]:
+    with site() as built:
+        built.serve("--header-timeout-s", "1", "--body-timeout-s", "1", "--max-connections", "200")
+        yield built
+
+
+@pytest.fixture(scope="module")
+def url(fleet: Site) -> str:
+    return fleet.gateways[0]
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+def test_the_corpus(url: str, case: Case) -> None:
+    answer = httpx2.post(f"{url}/v1/generate", content=case.body, headers=case.headers, timeout=10.0)
+    assert answer.status_code == case.status
+    if case.status >= 400:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "code", "param"}
+        assert error["message"]
+        if case.param is not None:
+            assert error["param"] == case.param
+    assert "set-cookie" not in answer.headers
+
+
+async def _raw(url: str, data: bytes, timeout_s: float = 8.0) -> bytes:
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(timeout_s):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def _status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+async def test_slow_headers_are_cut(url: str) -> None:
+    answer = await _raw(url, b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-ty")
+    assert _status(answer) == 408
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+
+
+async def test_a_slow_body_is_cut(url: str) -> None:
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n"
+    answer = await _raw(url, head + b'{"prompt"')
+    assert _status(answer) == 408
+    assert b"connection: close" in answer.lower()
+
+
+async def test_an_endless_head_is_refused(url: str) -> None:
+    answer = await _raw(url, b"GET / HTTP/1.1\r\n" + b"x-a: b\r\n" * 20_000)
+    assert _status(answer) == 400
+
+
+async def test_nonsense_is_refused_in_the_envelope(url: str) -> None:
+    answer = await _raw(url, b"\x16\x03\x01 not http at all\r\n\r\n")
+    assert _status(answer) == 400
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
+
+
+async def test_a_body_without_a_length_is_counted(url: str) -> None:
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+    answer = await _raw(url, head + chunk * 20)
+    assert _status(answer) == 413
+
+
+async def test_connections_are_capped(fleet: Site, url: str) -> None:
+    parts = urlsplit(url)
+    held = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(205)]
+    try:
+        answers = [await asyncio.wait_for(reader.read(300), 5.0) for reader, _ in held[200:]]
+        assert {_status(answer) for answer in answers} == {503}
+    finally:
+        for _, writer in held:
+            writer.close()
+
+
+async def test_ids_of_clients_never_become_ours(url: str) -> None:
+    async with reading.client() as http:
+        for given in ("mine-1", "a" * 65, "b c", "ü"):
+            answer = await http.post(
+                f"{url}/v1/generate", json={"prompt": "x", "max_tokens": 1}, headers={"x-request-id": given.encode()}
+            )
+            assert answer.status_code == 200
+            assert answer.headers["x-request-id"].startswith("g")
+
+
+def test_prompts_are_never_logged(fleet: Site, url: str) -> None:
+    secret = "the-prompt-that-nobody-logs"
+    assert httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 2}).status_code == 200
+    assert httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 0}).status_code == 400
+    output = fleet.programs[0].output()
+    assert secret not in output
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    finished = [line for line in lines if line["logger"] == "penstock.access" and line["outcome"] == "ok"]
+    worked = [line for line in lines if line["logger"] == "penstock.worker" and "completion_tokens" in line]
+    assert finished[-1]["request_id"] == worked[-1]["request_id"]
+    assert finished[-1]["completion_tokens"] == worked[-1]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_schemathesis_finds_only_documented_answers(url: str, mode: GenerationMode) -> None:
+    """The whole OpenAPI document, with valid and with invalid data: every answer is a documented one."""
+    statuses: set[int] = set()
+    for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+        operation = found.ok()
+        if mode is GenerationMode.NEGATIVE and operation.method == "get":
+            continue  # they take no input that could be wrong
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        def check(case: schemathesis.Case) -> None:
+            answer = case.call(timeout=20.0)
+            statuses.add(answer.status_code)
+            case.validate_response(answer, checks=[status_code_conformance, content_type_conformance])
+
+        check()
+    assert not {status for status in statuses if status >= 500} - {503, 504}
+    assert (200 if mode is GenerationMode.POSITIVE else 400) in statuses

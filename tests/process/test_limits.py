@@ -1,0 +1,137 @@
+"""Overload, depth limits, rate limits and keys, with real processes on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from tests.process import reading
+from tests.process.programs import site
+from tests.waiting import wait_until_async
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def test_overload_gives_429_and_never_504(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker("--model", "mock=mock:step_ms=20", "--max-batch-size", "4", "--max-batches", "1")
+        fleet.gateway("--max-queue-depth", "20")
+        async with reading.client() as http:
+
+            async def one(i: int) -> tuple[int, str, str]:
+                answer = await reading.whole(http, fleet.gateways[0], prompt=f"flood {i}", max_tokens=10)
+                code = answer.json()["error"]["code"] if answer.status_code != 200 else "ok"
+                return answer.status_code, code, answer.headers.get("retry-after", "")
+
+            answers = await asyncio.gather(*(one(i) for i in range(200)))
+        kinds = Counter((status, code) for status, code, _ in answers)
+        assert set(kinds) == {(200, "ok"), (429, "queue_full")}
+        # what the worker runs, what waits, and what one batch in advance may hold
+        assert 20 <= kinds[200, "ok"] <= 20 + 4 + 4 + 4
+        assert all(int(after) >= 1 for status, _, after in answers if status == 429)
+
+
+async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None:
+    """Eight gateway processes, a limit of 100, and nobody who takes anything."""
+    with site(redis_url) as fleet:
+        worker = fleet.worker()
+        for _ in range(8):
+            fleet.gateway("--max-queue-depth", "100", is_ready=False)
+        for url, program in zip(fleet.gateways, fleet.programs[1:], strict=True):
+            program.wait_for(f"{url}/readyz")
+        worker.signal(signal.SIGSTOP)
+        store = redis.asyncio.from_url(redis_url)
+        try:
+            highest = 0
+            async with reading.client(connections=2000) as http:
+                tasks = [
+                    asyncio.create_task(
+                        reading.whole(http, fleet.gateways[i % 8], prompt=f"flood {i}", max_tokens=1, timeout_s=60)
+                    )
+                    for i in range(600)
+                ]
+                refused = 0
+                while refused < 600 - 100 - 1:  # at most one was popped by the worker's last blocking pop
+                    highest = max(highest, await store.llen("inference:queue"))  # type: ignore[misc]
+                    refused = sum(task.done() for task in tasks)
+                    await asyncio.sleep(0.01)
+                assert highest <= 100
+                worker.signal(signal.SIGCONT)
+                answers = await asyncio.gather(*tasks)
+            kinds = Counter(answer.status_code for answer in answers)
+            assert set(kinds) == {200, 429}
+            assert 100 <= kinds[200] <= 101
+        finally:
+            await store.aclose()
+
+
+async def test_rate_limits_are_shared_by_gateways(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker()
+        for _ in range(2):
+            fleet.gateway("--rate-limit-rpm", "60", "--rate-limit-burst", "5")
+        async with reading.client() as http:
+            answers = [
+                await reading.whole(http, fleet.gateways[i % 2], prompt="limited", max_tokens=1) for i in range(12)
+            ]
+        assert [answer.status_code for answer in answers[:5]] == [200] * 5
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:5]] == ["4", "3", "2", "1", "0"]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(refused) >= 6
+        for answer in refused:
+            assert answer.json()["error"]["code"] == "rate_limited"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.headers["x-ratelimit-limit-requests"] == "60"
+
+
+async def test_keys(tmp_path: Path) -> None:
+    from penstock.keys import create_key, revoke_key
+
+    path = tmp_path / "keys.toml"
+    _, good = create_key(path, name="good")
+    _, narrow = create_key(path, name="narrow", models=("other",))
+    _, limited = create_key(path, name="limited", rpm=60, burst=1)
+    with site() as fleet:
+        fleet.serve("--api-keys-file", str(path))
+        url = fleet.gateways[0]
+        async with reading.client() as http:
+
+            async def ask(headers: dict[str, str]) -> tuple[int, str]:
+                answer = await http.post(
+                    f"{url}/v1/generate", json={"prompt": "hi", "max_tokens": 1}, headers=headers
+                )
+                return answer.status_code, answer.json().get("error", {}).get("code", "ok")
+
+            assert await ask({}) == (401, "invalid_api_key")
+            assert await ask({"authorization": f"Bearer {good[:-1]}x"}) == (401, "invalid_api_key")
+            assert await ask({"authorization": f"Bearer {good}"}) == (200, "ok")
+            assert await ask({"x-api-key": good}) == (200, "ok")
+            assert await ask({"x-api-key": narrow}) == (403, "model_not_allowed")
+            assert await ask({"x-api-key": limited}) == (200, "ok")
+            assert await ask({"x-api-key": limited}) == (429, "rate_limited")
+            assert await ask({"x-api-key": good}) == (200, "ok")
+            revoke_key(path, good.partition(".")[0])
+
+            async def is_revoked() -> bool:
+                return await ask({"x-api-key": good}) == (401, "invalid_api_key")
+
+            await wait_until_async(is_revoked, "the file is read again when it changes")
+        secret = good.partition(".")[2]
+        assert secret not in fleet.programs[0].output()
+
+
+async def test_without_keys_any_key_is_accepted() -> None:
+    with site() as fleet:
+        fleet.serve()
+        async with reading.client() as http:
+            answer = await http.post(
+                f"{fleet.gateways[0]}/v1/generate",
+                json={"prompt": "hi", "max_tokens": 1},
+                headers={"authorization": "Bearer anything"},
+            )
+        assert answer.status_code == 200
