@@ -34,6 +34,7 @@ from penstock.transports.gcra import gcra
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+STORE_WAIT_S = 2.0
 _RATE_MEMORY_S = 10.0
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
@@ -115,6 +116,7 @@ class Admission:
         self._num_waiting = 0
         self._local_tats: OrderedDict[str, float] = OrderedDict()
         self._arrival = asyncio.Event()
+        self._has_looked = False
         self.pool = Pool(depth=0)
         self.drain_rate = DrainRate()
         self.num_inside = 0
@@ -123,6 +125,7 @@ class Admission:
     def look(self, pool: Pool) -> None:
         """Judge by this pool from now on."""
         self.pool = pool
+        self._has_looked = True
         self.drain_rate.observe(pool.num_taken, time.monotonic())
         if pool.workers:
             self._arrival.set()
@@ -214,18 +217,32 @@ class Admission:
         if self.is_draining:
             raise Draining("This gateway is shutting down.", retry_after_s=1.0)
         if not self.pool.workers:
-            if self._num_waiting >= self._max_waiting:
-                raise QueueFull("Too many requests wait for a first worker.", retry_after_s=self._grace_s)
-            self._num_waiting += 1
-            try:
-                async with asyncio.timeout(self._grace_s):
-                    await self._arrival.wait()
-            except TimeoutError:
-                message = f"No worker is alive (waited {self._grace_s:g} s)."
-                raise NoWorkers(message, retry_after_s=self._grace_s) from None
-            finally:
-                self._num_waiting -= 1
+            await self._first_worker()
         return Permit(self, caller)
+
+    async def _first_worker(self) -> None:
+        if self._num_waiting >= self._max_waiting:
+            raise QueueFull("Too many requests wait for a first worker.", retry_after_s=self._grace_s)
+        self._num_waiting += 1
+        try:
+            if not self._has_looked:
+                if await self._arrives_within(min(STORE_WAIT_S, self._grace_s)):
+                    return
+                if not self._has_looked:
+                    raise StoreUnavailable("The store cannot be reached.", retry_after_s=1.0)
+            if not await self._arrives_within(self._grace_s):
+                message = f"No worker is alive (waited {self._grace_s:g} s)."
+                raise NoWorkers(message, retry_after_s=self._grace_s)
+        finally:
+            self._num_waiting -= 1
+
+    async def _arrives_within(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrival.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def choose_model(self, name: str | None, caller: Caller) -> tuple[str, Capabilities]:
         """The model asked for, or the first that this caller may use."""

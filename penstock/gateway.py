@@ -97,6 +97,7 @@ class Gateway:
 
     async def _keep_ticking(self) -> None:
         is_open = False
+        is_away = False
         while True:
             try:
                 if not is_open:
@@ -105,9 +106,14 @@ class Gateway:
                     is_open = True
                 pool = await self.transport.tick(self.id)
             except StoreUnavailable as error:
-                logger.warning("the store does not answer: %s", error)
+                if not is_away:
+                    logger.warning("the store does not answer: %s", error.message)
+                is_away = True
                 await asyncio.sleep(_RETRY_CONNECT_S)
                 continue
+            if is_away:
+                logger.info("the store answers again")
+                is_away = False
             self._ticked_at = time.monotonic()
             self.admission.look(pool)
             self.metrics.pool(pool.depth, len(pool.workers), pool.models)

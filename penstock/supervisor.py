@@ -21,6 +21,7 @@ LIFELINE = "PENSTOCK_LIFELINE_FD"
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
+_STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may be told to stop before it has its handlers
 
 
 class Supervisor:
@@ -61,7 +62,7 @@ class Supervisor:
             while self._children:
                 self._sleep(1.0)
                 for code in self._reap():
-                    if self._is_stopping:
+                    if self._is_stopping and code not in _STOPPED:
                         status = max(status, abs(code))
                 while not self._is_stopping and len(self._children) < self._num:
                     self._sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])

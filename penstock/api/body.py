@@ -23,8 +23,8 @@ from penstock.errors import BodyTooLarge, Cancelled, InvalidRequest, SlowBody, U
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
 MAX_SHOWN_NAME = 64
-MAX_DISCARDED_BYTES = 64 * 1024 * 1024
-DISCARD_S = 2.0
+MAX_DISCARDED_BYTES = 16 * 1024 * 1024
+DISCARD_S = 1.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,13 +50,15 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(timeout_s), aclosing(request.stream()) as stream:
-            async for chunk in stream:
-                size += len(chunk)
-                if is_too_large or size > max_bytes:
-                    await _discard(stream)
-                    raise _too_large(max_bytes)
-                chunks.append(chunk)
+        async with aclosing(request.stream()) as stream:
+            async with asyncio.timeout(timeout_s):
+                while not is_too_large and (chunk := await anext(stream, None)) is not None:
+                    size += len(chunk)
+                    is_too_large = size > max_bytes
+                    chunks.append(chunk)
+            if is_too_large:
+                await _discard(stream)
+                raise _too_large(max_bytes)
     except TimeoutError:
         raise SlowBody(f"The request's body did not arrive within {timeout_s:g} s.") from None
     except ClientDisconnect:

@@ -149,6 +149,8 @@ class Lease:
                     is_open = True
                 renewal = await transport.renew(self._holder.info(), self._holder.running())
                 renewed(renewal)
+                if renewal.is_lost:
+                    return
                 for dead in renewal.dead:
                     num = await transport.reap(dead)
                     if num:

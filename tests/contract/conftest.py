@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
@@ -49,3 +49,10 @@ async def real(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterato
 async def transport(store: Store) -> Transport:
     """One process' way to the store."""
     return await store.transport()
+
+
+@pytest.fixture
+def client(real: RedisStore) -> Iterator[redis.Redis]:
+    """A plain client of the same server, to look at what is there and to break it."""
+    with redis.Redis.from_url(real.url, decode_responses=True) as client:
+        yield client

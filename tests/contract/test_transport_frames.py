@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hiredis import pack_command
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.transports.redis import keys
 from penstock.transports.redis.frames import FramePacker
-from penstock.transports.redis.scripts import SCRIPTS
+from penstock.transports.redis.scripts import SCRIPTS, command
 
 LUA = Path(keys.__file__).parent / "lua"
 _ids = st.text("abcXYZ0189._-", min_size=1, max_size=40)
@@ -20,7 +19,7 @@ _ids = st.text("abcXYZ0189._-", min_size=1, max_size=40)
 def test_packed_by_hand_is_packed_by_the_library(job_id: str, attempt: int, end: int, frame: bytes) -> None:
     packer = FramePacker()
     expected = b"".join(
-        pack_command(words)
+        command(*words).packed
         for words in (
             ("XADD", keys.log(job_id), "NOMKSTREAM", f"{attempt}-{end}", "f", frame),
             ("PUBLISH", keys.channel(job_id), frame),

@@ -262,13 +262,13 @@ async def test_a_body_may_have_exactly_the_size() -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"content-length": "3"}, {"content-length": "nonsense"}])
 async def test_size_is_counted_whatever_was_announced(headers: dict[str, str]) -> None:
-    endless = (part(b"x" * 10) for _ in iter(int, 1))
+    endless = (part(b"x" * 5000) for _ in iter(int, 1))
     with pytest.raises(BodyTooLarge):
         await read_body(request_of(endless, {"content-type": "application/json"} | headers), 100, 1.0)
 
 
 @pytest.mark.parametrize("length", ["101", "9" * 5000])
-async def test_what_announces_too_much_is_not_read(length: str) -> None:
+async def test_what_announces_too_much_is_not_kept(length: str) -> None:
     request = request_of([], {"content-type": "application/json", "content-length": length})
     with pytest.raises(BodyTooLarge):
         await read_body(request, 100, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -116,16 +117,19 @@ async def test_a_cancelled_job_leaves_at_the_next_step_and_its_neighbour_stays()
     assert late == 0
 
 
-async def test_steps_are_due_on_absolute_deadlines() -> None:
+async def test_steps_are_due_on_absolute_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    async def oversleep(delay: float) -> None:
+        nonlocal now
+        now += delay + 0.002  # a sleep is always a little late: it must not add up
+
+    monkeypatch.setattr("penstock.backends.mock.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("penstock.backends.mock.asyncio", SimpleNamespace(sleep=oversleep))
     backend = MockBackend(step_ms=5, step_ms_per_seq=1, prefill_ms_per_token=10)
-    began = time.monotonic()
-    arrivals = []
-    async for _ in backend.generate(Batch((claim(job("a", "one two", max_tokens=20)),))):
-        arrivals.append(time.monotonic() - began)
-        time.sleep(0.002)  # noqa: ASYNC251 - whoever takes the tokens is slow: it must not add up
-    # a delay of the machine may make a step late, but nothing makes it early, and the end does not drift
-    assert all(at >= 0.020 + 0.006 * (k + 1) - 0.001 for k, at in enumerate(arrivals))
-    assert arrivals[-1] < 0.020 + 20 * 0.006 + 0.030
+    batch = Batch((claim(job("a", "one two", max_tokens=20)),))
+    arrivals = [now async for _ in backend.generate(batch)]
+    assert arrivals == pytest.approx([100.0 + 0.020 + 0.006 * (k + 1) + 0.002 for k in range(20)])
 
 
 async def test_without_a_step_time_it_yields_to_the_loop_at_every_step() -> None:

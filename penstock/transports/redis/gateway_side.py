@@ -26,7 +26,7 @@ SUBMIT_WITHIN_S = 2.0
 PULSE_GAP_MS = 1500
 
 _PREFIX = len(keys.RESPONSE)
-_FIELDS = (
+FIELDS = (
     *("job", "state", "attempt", "owner", "worker", "claims"),
     *("all_deaths", "created", "deadline", "started", "ended"),
 )
@@ -92,7 +92,7 @@ class GatewaySide(Transport):
         hash_, now, entries = await self._store.run(
             "read",
             keys.job(job_id),
-            command("HMGET", keys.job(job_id), *_FIELDS),
+            command("HMGET", keys.job(job_id), *FIELDS),
             command("TIME"),
             command("XRANGE", keys.log(job_id), start, "+"),
         )
