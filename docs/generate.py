@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock import metrics
+from penstock import errors, metrics
 from penstock.settings.render import render_env_example, render_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 
+_TREE_LINE = re.compile(r"([a-z_]+) +(\d{3}) +(yes|no) +([a-z_]+) +(.+)")
+
+
+def error_rows() -> list[tuple[str, ...]]:
+    """The tree at the head of `errors.py`: code, status, whether to try again, OpenAI type, meaning."""
+    rows = [match.groups() for line in (errors.__doc__ or "").splitlines() if (match := _TREE_LINE.search(line))]
+    return sorted(rows, key=lambda row: (row[1], row[0]))
+
+
+def render_api() -> str:
+    """`docs/api.md` with its table of errors written anew."""
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    head, begin, rest = page.partition("<!-- errors: written by `make docs` from penstock/errors.py -->\n")
+    _, end, tail = rest.partition("<!-- /errors -->")
+    rows = "".join(
+        f"| {status} | `{code}` | {kind} | {again} | {when} |\n" for code, status, again, kind, when in error_rows()
+    )
+    table = "| status | code | type | again? | when |\n|---|---|---|---|---|\n" + rows
+    return head + begin + table + end + tail
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/api.md": render_api,
     "docs/configuration.md": render_markdown,
     "docs/metrics.md": metrics.render_markdown,
     ".env.example": render_env_example,

@@ -12,21 +12,21 @@ the other end of a wire.
     |  +- SlowBody
     |  |  request_timeout        408    yes   invalid_request_error   the body did not arrive in time
     |  +- BodyTooLarge
-    |  |  body_too_large         413    no    invalid_request_error
+    |  |  body_too_large         413    no    invalid_request_error   more than the gateway takes
     |  +- UnsupportedMediaType
-    |     unsupported_media_type 415    no    invalid_request_error
+    |     unsupported_media_type 415    no    invalid_request_error   not application/json
     +- Unauthorized
-    |     invalid_api_key        401    no    authentication_error
+    |     invalid_api_key        401    no    authentication_error    no key, or an unknown or revoked one
     +- Forbidden
     |     model_not_allowed      403    no    permission_error        the key may not use this
     +- NotFound
     |  |  not_found              404    no    not_found_error         no such route
     |  +- ModelNotFound
-    |  |  model_not_found        404    no    not_found_error
+    |  |  model_not_found        404    no    not_found_error         no live worker serves it
     |  +- RequestNotFound
-    |     request_not_found      404    no    not_found_error
+    |     request_not_found      404    no    not_found_error         unknown, another caller's, or forgotten
     +- MethodNotAllowed
-    |     method_not_allowed     405    no    invalid_request_error
+    |     method_not_allowed     405    no    invalid_request_error   the route knows other methods
     +- IdempotencyConflict
     |     idempotency_conflict   409    no    invalid_request_error   same key, another body
     +- Overloaded
@@ -34,7 +34,7 @@ the other end of a wire.
     |  +- RateLimited
     |  |  rate_limited           429    yes   rate_limit_error        the caller's own limit
     |  +- QueueFull
-    |  |  queue_full             429    yes   rate_limit_error
+    |  |  queue_full             429    yes   rate_limit_error        as many wait as may wait
     |  +- DeadlineUnreachable
     |     deadline_unreachable   429    yes   rate_limit_error        it would run for nobody
     +- Cancelled
@@ -48,15 +48,15 @@ the other end of a wire.
     |  +- WorkerLost
     |     worker_lost            502    yes   server_error            its worker died; the backend cannot continue it
     +- Unavailable
-    |  |  unavailable            503    yes   server_error
+    |  |  unavailable            503    yes   server_error            too many connections
     |  +- NoWorkers
-    |  |  no_workers             503    yes   server_error
+    |  |  no_workers             503    yes   server_error            no worker came within the grace
     |  +- StoreUnavailable
     |  |  store_unavailable      503    yes   server_error            Redis is away or full
     |  +- Draining
     |     draining               503    yes   server_error            this gateway is going away
     +- DeadlineExceeded
-          deadline_exceeded      504    no    timeout_error
+          deadline_exceeded      504    no    timeout_error           it did not end within its timeout_s
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
+import signal
 from collections.abc import AsyncIterator
 
 from penstock import server
@@ -11,6 +14,8 @@ from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports import Transport
 from penstock.worker import build_worker
+
+logger = logging.getLogger(__name__)
 
 
 def run_serve(settings: Settings) -> int:
@@ -20,10 +25,17 @@ def run_serve(settings: Settings) -> int:
     async def with_worker(transport: Transport, metrics: Metrics) -> AsyncIterator[None]:
         worker = build_worker(settings, transport, metrics)
         working = asyncio.create_task(worker.run())
+        working.add_done_callback(_watch)
         try:
             yield
         finally:
             worker.stop()
             await working
+
+    def _watch(working: asyncio.Task[None]) -> None:
+        """A server whose worker has died would answer nobody: it ends, and its supervisor starts another."""
+        if not working.cancelled() and working.exception() is not None:
+            logger.critical("the worker died", exc_info=working.exception())
+            os.kill(os.getpid(), signal.SIGTERM)
 
     return server.run(settings, server.bind(settings), with_worker)

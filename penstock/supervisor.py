@@ -74,9 +74,7 @@ class Supervisor:
         return status
 
     def _start(self, lifeline: int) -> None:
-        child = subprocess.Popen(
-            self._command, env=self._environ, pass_fds=(*self._pass_fds, lifeline)
-        )
+        child = subprocess.Popen(self._command, env=self._environ, pass_fds=(*self._pass_fds, lifeline))
         self._children[child.pid] = (child, time.monotonic())
 
     def _reap(self) -> list[int]:

@@ -40,7 +40,18 @@ CLIENT_GONE = 499
 class Call:
     """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
 
-    __slots__ = ("caller", "endpoint", "fields", "headers", "id", "is_gone", "is_refused", "outcome", "started_at", "status")
+    __slots__ = (
+        "caller",
+        "endpoint",
+        "fields",
+        "headers",
+        "id",
+        "is_gone",
+        "is_refused",
+        "outcome",
+        "started_at",
+        "status",
+    )
 
     def __init__(self, call_id: str) -> None:
         self.id = call_id

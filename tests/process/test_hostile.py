@@ -86,7 +86,9 @@ async def test_nonsense_is_refused_in_the_envelope(url: str) -> None:
 
 
 async def test_a_body_without_a_length_is_counted(url: str) -> None:
-    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
     answer = await _raw(url, head + chunk * 20)
     assert _status(answer) == 413

@@ -102,9 +102,7 @@ async def test_keys(tmp_path: Path) -> None:
         async with reading.client() as http:
 
             async def ask(headers: dict[str, str]) -> tuple[int, str]:
-                answer = await http.post(
-                    f"{url}/v1/generate", json={"prompt": "hi", "max_tokens": 1}, headers=headers
-                )
+                answer = await http.post(f"{url}/v1/generate", json={"prompt": "hi", "max_tokens": 1}, headers=headers)
                 return answer.status_code, answer.json().get("error", {}).get("code", "ok")
 
             assert await ask({}) == (401, "invalid_api_key")

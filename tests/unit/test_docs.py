@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock import errors
+
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -49,3 +51,14 @@ def test_the_readme_runs_by_line_20() -> None:
     assert "make serve" in head
     assert "curl -N" in head
     assert "event: token" in head
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    drawn = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.search(r"([a-z_]+) +(\d{3}) +(yes|no) +([a-z_]+) ", line):
+            code, status, again, kind = match.groups()
+            drawn[code] = (int(status), again == "yes", kind)
+    real = {code: (kind.status, kind.retryable, kind.type) for code, kind in errors.CODES.items()}
+    del real["error"], real["config_error"]  # the root, and what is never sent
+    assert drawn == real
