@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from penstock import __version__
 from penstock.admission import Admission, Caller
-from penstock.api.docs_page import docs_routes
 from penstock.api.body import ClientGone
+from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_client_gone, on_http_error, on_penstock_error
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe

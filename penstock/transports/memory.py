@@ -329,7 +329,7 @@ class MemoryTransport(Transport):
             if self._is_live(holder) and job_id in self._lists.get(holder, ()):
                 return None
             entry.num_deaths += 1
-            entry.deaths_in_a_row = 1 if entry.num_tokens > entry.tokens_at_claim else entry.deaths_in_a_row + 1
+            entry.deaths_in_a_row = 0 if entry.num_tokens > entry.tokens_at_claim else entry.deaths_in_a_row + 1
             if entry.deaths_in_a_row >= MAX_DEATHS_IN_A_ROW or entry.num_deaths >= MAX_DEATHS:
                 self._poison(entry)
                 return None

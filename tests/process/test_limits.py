@@ -57,7 +57,7 @@ async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None
                 ]
                 refused = 0
                 while refused < 600 - 100 - 1:  # at most one was popped by the worker's last blocking pop
-                    highest = max(highest, await store.llen("inference:queue"))  # type: ignore[misc]
+                    highest = max(highest, await store.llen("inference:queue"))
                     refused = sum(task.done() for task in tasks)
                     await asyncio.sleep(0.01)
                 assert highest <= 100

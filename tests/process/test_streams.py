@@ -11,6 +11,7 @@ import pytest
 
 from tests.process import reading
 from tests.process.programs import Site, site
+from tests.servers import start_server
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -24,12 +25,14 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Site]:
             built.serve()
             yield built
         return
-    with site(request.getfixturevalue("redis_url")) as built:
+    server = start_server()
+    with site(server.url) as built:
         built.worker()
         built.worker()
         built.gateway()
         built.gateway()
         yield built
+    server.stop()
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from penstock import relay as relay_module
 from penstock.errors import QueueFull
 from penstock.event import Done, Event, Failed, Started, Tokens
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Claim, Job, Sampling
 from penstock.relay import Relay, Stream
+from penstock.relay import relay as relay_module
 from penstock.transports.memory import MemoryTransport
 from tests.waiting import wait_until
 

@@ -52,8 +52,8 @@ end
 
 local deaths, all_deaths = tonumber(hash[7] or 0), tonumber(hash[8] or 0)
 if is_death then
-  if tokens > tonumber(hash[9] or 0) then deaths = 0 end
-  deaths, all_deaths = deaths + 1, all_deaths + 1
+  if tokens > tonumber(hash[9] or 0) then deaths = 0 else deaths = deaths + 1 end
+  all_deaths = all_deaths + 1
   if deaths >= tonumber(ARGV[4]) or all_deaths >= tonumber(ARGV[5]) then
     finish('"failed"', string.format(',"code":"request_poisoned",'
       .. '"message":"The request ended %d workers and will not be tried again."', all_deaths))
