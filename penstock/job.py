@@ -41,7 +41,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
 
     Exactly one of `prompt` and `messages` is given. `caller` is the verified key's id, or "" without keys; never a
-    secret. `stream=False` lets a worker group tokens into fewer, larger frames.
+    secret. `retention_s`: how long it is kept after its end; None for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     timeout_s: float = 600.0
     on_disconnect: OnDisconnect = "cancel"
+    retention_s: float | None = None
     stream: bool = True
     trace: str = ""
 

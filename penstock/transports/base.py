@@ -71,6 +71,44 @@ class Renewal(Struct, frozen=True, kw_only=True):
     gone: tuple[str, ...] = ()
 
 
+class Holding(Struct, frozen=True, kw_only=True):
+    """A worker and the ids in its list. `lease_s`: what is left of its lease, negative when it has lapsed."""
+
+    worker: str
+    lease_s: float
+    held: tuple[str, ...] = ()
+    info: WorkerInfo | None = None
+
+
+class Overview(Struct, frozen=True, kw_only=True):
+    """A look at a pool, for people. `gateways`: id and what is left of its lease, seconds."""
+
+    depth: int
+    num_taken: int
+    gateways: dict[str, float] = {}
+    workers: tuple[Holding, ...] = ()
+    oldest: str = ""
+    num_dead: int = 0
+
+
+class DeadJob(Struct, frozen=True, kw_only=True):
+    """A request that ended several workers. Never holds the prompt."""
+
+    id: str
+    model: str
+    deaths: int
+    error: str = ""
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at. `level`: how bad it is; `advice`: what to do about it, empty if nothing."""
+
+    name: str
+    level: Literal["ok", "warning", "error"]
+    value: str
+    advice: str = ""
+
+
 class RateLimit(Struct, frozen=True):
     """`rpm` requests a minute, sustained; `burst` of them may come at once."""
 
@@ -156,6 +194,51 @@ class Transport(ABC):
     @abstractmethod
     async def retire(self, job_id: str, retention_s: float) -> None:
         """The client has the last byte: keep a finished job only `retention_s` from now."""
+
+    @abstractmethod
+    async def follow(self, job_id: str) -> None:
+        """Hear this job's events too, though another gateway minted its id; return when confirmed (rule 11)."""
+
+    @abstractmethod
+    async def unfollow(self, job_id: str) -> None:
+        """Hear them no more."""
+
+    @abstractmethod
+    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
+        """Bind an idempotency key of `caller` to `job_id`, for `keep_s`.
+
+        None if it was free and now is ours; else the request id and body hash that it is bound to.
+        """
+
+    @abstractmethod
+    async def unbind(self, caller: str, key: str, job_id: str) -> None:
+        """Free an idempotency key whose request was never admitted; nothing if it is bound to another."""
+
+    @abstractmethod
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        """Ids of the caller's newest requests, newest first; some may be forgotten already. At most 1,000 are kept."""
+
+    @abstractmethod
+    async def waiting(self, limit: int = 10_000) -> list[str]:
+        """Ids in the queue, the next one first."""
+
+    # ── an operator's verbs ──────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def overview(self) -> Overview:
+        """Who is there and who holds what."""
+
+    @abstractmethod
+    async def dead(self) -> list[DeadJob]:
+        """Poison requests, newest first; at most 1,000 are kept."""
+
+    @abstractmethod
+    async def bury(self, job_id: str) -> bool:
+        """Take a poison request off the list of the dead. False if it is not there."""
+
+    @abstractmethod
+    async def inspect(self) -> list[Finding]:
+        """What a doctor would look at: the server, its settings, its clock, how long it takes to answer."""
 
     @abstractmethod
     async def tick(self, gateway_id: str) -> Pool:
