@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeGuard
 
 from penstock.errors import ConfigError, DeadlineExceeded, QueueFull, RequestPoisoned
@@ -24,6 +25,10 @@ from penstock.transports.base import (
     MAX_DEATHS,
     MAX_DEATHS_IN_A_ROW,
     CancelOutcome,
+    DeadJob,
+    Finding,
+    Holding,
+    Overview,
     RateLimit,
     Record,
     Renewal,
@@ -37,6 +42,7 @@ _FORGET_WORKER_S = 10.0
 _FORGET_GATEWAY_S = 600.0
 _PULSE_GAP_S = 1.5
 _MAX_DEAD = 1000
+_MAX_LISTED = 1000
 LATE = "The request did not finish within its timeout_s."
 
 
@@ -91,7 +97,8 @@ class MemoryTransport(Transport):
         self._num_taken = 0
         self._pulse_at = now()
         self._amnesty_until = 0.0
-        self.dead: deque[dict[str, str | int]] = deque(maxlen=_MAX_DEAD)
+        self._bound: dict[tuple[str, str], tuple[str, str, float]] = {}
+        self._dead: deque[DeadJob] = deque(maxlen=_MAX_DEAD)
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -115,7 +122,7 @@ class MemoryTransport(Transport):
             raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
         if job.id not in self._jobs:
             deadline = now + job.timeout_s
-            entry = _Entry(job, owner, now, deadline, deadline + self._retention_s, attempt=floor)
+            entry = _Entry(job, owner, now, deadline, deadline + self._retention_of(job), attempt=floor)
             self._jobs[job.id] = entry
             heapq.heappush(self._expiry, (entry.expires_at, job.id))
         self._push(job.id, front)
@@ -126,7 +133,7 @@ class MemoryTransport(Transport):
         entry = self._jobs.get(job.id)
         if entry is None:
             deadline = now + job.timeout_s
-            entry = _Entry(job, owner, now, deadline, deadline + self._retention_s)
+            entry = _Entry(job, owner, now, deadline, deadline + self._retention_of(job))
             self._jobs[job.id] = entry
             heapq.heappush(self._expiry, (entry.expires_at, job.id))
         elif entry.state == "done" or entry.attempt > attempt:
@@ -206,6 +213,70 @@ class MemoryTransport(Transport):
             num_taken=self._num_taken,
             dead_gateways=tuple(gid for gid, at in self._gateways.items() if at < now and now > self._amnesty_until),
         )
+
+    async def follow(self, job_id: str) -> None:
+        """Every gateway of this process hears every job of it that it owns."""
+
+    async def unfollow(self, job_id: str) -> None:
+        """Nothing was followed."""
+
+    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
+        now = self._sweep()
+        bound = self._bound.get((caller, key))
+        if bound is not None and bound[2] > now:
+            return bound[:2]
+        self._bound = {name: kept for name, kept in self._bound.items() if kept[2] > now}
+        self._bound[caller, key] = (job_id, body_hash, now + keep_s)
+        return None
+
+    async def unbind(self, caller: str, key: str, job_id: str) -> None:
+        if self._bound.get((caller, key), ("",))[0] == job_id:
+            del self._bound[caller, key]
+
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        self._sweep()
+        newest = sorted(
+            (entry for entry in self._jobs.values() if entry.job.caller == caller),
+            key=lambda entry: entry.created_at,
+            reverse=True,
+        )
+        return [entry.job.id for entry in newest[: min(limit, _MAX_LISTED)]]
+
+    async def waiting(self, limit: int = 10_000) -> list[str]:
+        return list(islice(self._queue, limit))
+
+    # ── an operator's verbs ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def overview(self) -> Overview:
+        now = self._now()
+        return Overview(
+            depth=len(self._queue),
+            num_taken=self._num_taken,
+            gateways={gid: at - now for gid, at in self._gateways.items()},
+            workers=tuple(
+                Holding(
+                    worker=wid, lease_s=lease.lapses_at - now, held=tuple(self._lists.get(wid, ())), info=lease.info
+                )
+                for wid, lease in self._workers.items()
+            ),
+            oldest=self._queue[0] if self._queue else "",
+            num_dead=len(self._dead),
+        )
+
+    async def dead(self) -> list[DeadJob]:
+        return list(self._dead)
+
+    async def bury(self, job_id: str) -> bool:
+        found = next((job for job in self._dead if job.id == job_id), None)
+        if found is not None:
+            self._dead.remove(found)
+        return found is not None
+
+    async def inspect(self) -> list[Finding]:
+        return [
+            Finding(name="store", level="ok", value="memory of this process", advice="It ends with the process."),
+            Finding(name="requests kept", level="ok", value=str(len(self._jobs))),
+        ]
 
     async def charge(self, key: str, limit: RateLimit) -> Verdict:
         now = self._now()
@@ -349,6 +420,9 @@ class MemoryTransport(Transport):
             num_deaths=entry.deaths_in_a_row,
         )
 
+    def _retention_of(self, job: Job) -> float:
+        return self._retention_s if job.retention_s is None else job.retention_s
+
     def _raise_attempt(self, entry: _Entry, floor: int = 0) -> None:
         entry.attempt = max(entry.attempt + 1, floor + 1, int(self._now() * 1000))
 
@@ -359,11 +433,13 @@ class MemoryTransport(Transport):
             listener = self._listeners.get(event.job_id.partition(".")[0])
             if listener is not None:
                 listener(event)
+            if entry.owner not in event.job_id and (adopter := self._listeners.get(entry.owner)) is not None:
+                adopter(event)
 
     def _finish(self, entry: _Entry, event: Terminal) -> None:
         entry.state, entry.ended_at = "done", self._now()
         self._append(entry, event)
-        self._expire_at(entry, entry.ended_at + self._retention_s)
+        self._expire_at(entry, entry.ended_at + self._retention_of(entry.job))
 
     def _end(self, entry: _Entry, reason: CancelReason) -> None:
         """End a job that no worker runs, fenced first so that none can write behind the end."""
@@ -378,7 +454,8 @@ class MemoryTransport(Transport):
         self._raise_attempt(entry)
         error = RequestPoisoned(f"The request ended {entry.num_deaths} workers and will not be tried again.")
         self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, error))
-        self.dead.append({"id": entry.job.id, "model": entry.job.model, "deaths": entry.num_deaths})
+        dead = DeadJob(id=entry.job.id, model=entry.job.model, deaths=entry.num_deaths, error=error.code)
+        self._dead.appendleft(dead)
 
     def _push(self, job_id: str, front: bool) -> None:
         if front:

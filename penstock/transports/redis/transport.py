@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.transports.base import LEASE_S
+from penstock.transports.base import LEASE_S, DeadJob, Finding, Overview
 from penstock.transports.redis.connection import StoreMetrics
 from penstock.transports.redis.emitting import Emitter
 from penstock.transports.redis.endpoint import parse
@@ -42,6 +42,37 @@ class RedisTransport(GatewaySide, WorkerSide):
 
     async def close(self) -> None:
         await self._store.close()
+
+    # Stubs until they are there.
+    async def follow(self, job_id: str) -> None:
+        raise NotImplementedError
+
+    async def unfollow(self, job_id: str) -> None:
+        raise NotImplementedError
+
+    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
+        raise NotImplementedError
+
+    async def unbind(self, caller: str, key: str, job_id: str) -> None:
+        raise NotImplementedError
+
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        raise NotImplementedError
+
+    async def waiting(self, limit: int = 10_000) -> list[str]:
+        raise NotImplementedError
+
+    async def overview(self) -> Overview:
+        raise NotImplementedError
+
+    async def dead(self) -> list[DeadJob]:
+        raise NotImplementedError
+
+    async def bury(self, job_id: str) -> bool:
+        raise NotImplementedError
+
+    async def inspect(self) -> list[Finding]:
+        raise NotImplementedError
 
     def beside(self) -> RedisTransport:
         """For the lease thread: the same store, connections of its own, made in whichever event loop uses them."""
