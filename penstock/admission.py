@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.errors import (
+    DeadlineUnreachable,
     Draining,
     Forbidden,
     ModelNotFound,
@@ -36,6 +37,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 STORE_WAIT_S = 2.0
 _RATE_MEMORY_S = 10.0
+_MIN_LOOK_S = 0.05
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
 
@@ -58,19 +60,20 @@ class DrainRate:
 
     def __init__(self) -> None:
         self.per_s = 0.0
-        self._last: tuple[float, int] | None = None
+        self._last: tuple[float, int, int] | None = None
 
-    def observe(self, num_taken: int, now: float) -> None:
-        if self._last is None or num_taken < self._last[1]:
-            self._last = (now, num_taken)
+    def observe(self, num_taken: int, depth: int, now: float) -> None:
+        """Look at the queue. Only time that began with somebody waiting says how fast the queue drains."""
+        last, self._last = self._last, (now, num_taken, depth)
+        if last is None or num_taken < last[1] or last[2] == 0:
             return
-        elapsed = now - self._last[0]
-        if elapsed < 0.05:
+        elapsed = now - last[0]
+        if elapsed < _MIN_LOOK_S:
+            self._last = last
             return
-        rate = (num_taken - self._last[1]) / elapsed
+        rate = (num_taken - last[1]) / elapsed
         weight = min(1.0, elapsed / _RATE_MEMORY_S) if self.per_s else 1.0
         self.per_s += weight * (rate - self.per_s)
-        self._last = (now, num_taken)
 
     def wait_s(self, depth: int) -> float | None:
         """How long `depth` requests take to leave the queue; None while nothing has been measured."""
@@ -126,7 +129,7 @@ class Admission:
         """Judge by this pool from now on."""
         self.pool = pool
         self._has_looked = True
-        self.drain_rate.observe(pool.num_taken, time.monotonic())
+        self.drain_rate.observe(pool.num_taken, pool.depth, time.monotonic())
         if pool.workers:
             self._arrival.set()
         else:
@@ -212,11 +215,11 @@ class Admission:
 
     # ── for what ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def admit(self, caller: Caller) -> Permit:
+    async def admit(self, caller: Caller, *, needs_worker: bool = True) -> Permit:
         """Let a request in; waits up to `no_worker_grace_s` for a first worker (a cold start), then 503."""
         if self.is_draining:
             raise Draining("This gateway is shutting down.", retry_after_s=1.0)
-        if not self.pool.workers:
+        if needs_worker and not self.pool.workers:
             await self._first_worker()
         return Permit(self, caller)
 
@@ -258,6 +261,16 @@ class Admission:
             served = ", ".join(sorted(models)) or "none"
             raise ModelNotFound(f"There is no model {name!r}; served: {served}.", param="model")
         return name, models[name]
+
+    def judge_deadline(self, timeout_s: float) -> None:
+        """Refuse at once what would be run for nobody. Raises `DeadlineUnreachable`; never before a rate is known."""
+        wait_s = self.drain_rate.wait_s(self.pool.depth)
+        if wait_s is not None and wait_s > timeout_s:
+            raise DeadlineUnreachable(
+                f"The queue is {wait_s:.0f} s long at present, and timeout_s is {timeout_s:g}.",
+                param="timeout_s",
+                retry_after_s=min(wait_s - timeout_s, _MAX_RETRY_S),
+            )
 
     def retry_after_s(self) -> float:
         """When to come back after `queue_full`: the time to drain a tenth of the queue, with jitter."""

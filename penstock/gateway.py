@@ -12,22 +12,24 @@ import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.body import ClientGone
 from penstock.api.docs_page import docs_routes
-from penstock.api.edge import Call, Edge, on_client_gone, on_http_error, on_penstock_error
+from penstock.api.edge import Call, Edge, on_bad_query, on_client_gone, on_http_error, on_penstock_error
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe
+from penstock.api.requests import RequestsAPI
 from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import KeyRing
 from penstock.metrics import Metrics
 from penstock.ops import routes as ops_routes
 from penstock.ops import watch_lag
-from penstock.relay import Relay, Stream
+from penstock.relay import Reader, Relay
 from penstock.settings import Settings
 from penstock.transports.base import TICK_S, RateLimit, Transport
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_CONNECT_S = 0.2
 _STALE_TICK_S = 3.0
+NUDGE_S = 0.02
 
 
 class Gateway:
@@ -60,11 +63,16 @@ class Gateway:
             transport,
             max_depth=settings.max_queue_depth,
             no_worker_grace_s=settings.no_worker_grace_s,
+            resume_window_s=settings.resume_window_s,
             has_workers=lambda model: model in self.admission.pool.models,
+            queue_depth=lambda: self.admission.pool.depth,
             on_log_read=metrics.log_read,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
+        self._watching: set[Reader] = set()
+        self._nudge = asyncio.Event()
+        self.positions: dict[str, int] = {}
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,8 +124,20 @@ class Gateway:
                 is_away = False
             self._ticked_at = time.monotonic()
             self.admission.look(pool)
+            if self._watching:
+                await self._look_at_queue()
             self.metrics.pool(pool.depth, len(pool.workers), pool.models)
-            await asyncio.sleep(TICK_S if pool.workers else TICK_S / 5)
+            await self._rest(TICK_S if pool.workers else TICK_S / 5)
+
+    async def _rest(self, timeout_s: float) -> None:
+        """Until the next tick is due, or somebody new wants to know its place."""
+        self._nudge.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._nudge.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(NUDGE_S)  # many may ask at once: one look serves them all
 
     def why_not_ready(self) -> list[str]:
         reasons = []
@@ -139,24 +159,47 @@ class Gateway:
 
     async def welcome(self, request: Request, call: Call) -> Caller:
         """Who is it, and may they ask now? Raises `Unauthorized`, `RateLimited`."""
+        caller = self.identify(request)
+        call.caller = caller.id
+        call.headers |= await self.admission.charge(caller)
+        return caller
+
+    def identify(self, request: Request) -> Caller:
+        """Who is it? Raises `Unauthorized`."""
         headers = request.headers
         token = headers.get("x-api-key")
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if token is None and scheme.lower() == "bearer":
             token = value.strip()
         peer = request.client.host if request.client else ""
-        caller = self.admission.identify(token, peer, headers.get("x-forwarded-for"))
-        call.caller = caller.id
-        call.headers |= await self.admission.charge(caller)
-        return caller
+        return self.admission.identify(token, peer, headers.get("x-forwarded-for"))
 
-    async def submit(self, job: Job, endpoint: str) -> Stream:
-        """Push the job and open its stream. Raises `QueueFull`, `StoreUnavailable`."""
+    async def submit(self, job: Job, endpoint: str) -> Reader:
+        """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""
+        self.admission.judge_deadline(job.timeout_s)
         try:
             return await self.relay.open(job, self.metrics.meter(job.model, endpoint))
         except QueueFull as error:
             error.retry_after_s = self.admission.retry_after_s()
             raise
+
+    def watch_queue(self, reader: Reader) -> None:
+        """Keep `positions` fresh, and wake this reader when it may have moved."""
+        if reader not in self._watching:
+            self._watching.add(reader)
+            self._nudge.set()
+
+    def unwatch_queue(self, reader: Reader) -> None:
+        self._watching.discard(reader)
+
+    async def _look_at_queue(self) -> None:
+        try:
+            waiting = await self.transport.waiting()
+        except StoreUnavailable:
+            return  # the next tick says so, loudly
+        self.positions = {job_id: position for position, job_id in enumerate(waiting, 1)}
+        for reader in self._watching:
+            reader.wake()
 
     def count_refusal(self, call: Call) -> None:
         """What never became a stream is counted here; what did, by its meter."""
@@ -184,10 +227,12 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     native = NativeAPI(gateway)
     app.include_router(native.router())
+    app.include_router(RequestsAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, {(ENDPOINT, "post"): native.body})
     app.add_exception_handler(ClientGone, on_client_gone)
     app.add_middleware(Edge, mint=gateway.mint, on_refused=gateway.count_refusal)

@@ -41,7 +41,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
 
     Exactly one of `prompt` and `messages` is given. `caller` is the verified key's id, or "" without keys; never a
-    secret. `retention_s`: how long it is kept after its end; None for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames.
+    secret. `retention_s`: how long it is kept after its end; None for the transport's default. `stream=False` lets a
+    worker group tokens into fewer, larger frames.
     """
 
     id: str

@@ -20,7 +20,7 @@ from penstock.api.connection import ABORT
 from penstock.api.edge import Call, Departure, error_response
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
-from penstock.relay import Stream
+from penstock.relay import Reader, Stream
 from penstock.sse import KEEPALIVE
 
 if TYPE_CHECKING:
@@ -64,12 +64,25 @@ def error_data(error: PenstockError, request_id: str) -> bytes:
 class Answer(Response):
     """The answer to one submitted request. It owns the stream and the permit, and lets go of both at its end."""
 
-    def __init__(self, gateway: Gateway, call: Call, stream: Stream, permit: Permit) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        reader: Reader,
+        permit: Permit,
+        *,
+        is_stream: bool,
+        queue_events: bool | None = False,
+    ) -> None:
         self.background = None
         self.gateway = gateway
         self.call = call
-        self.stream = stream
+        self.reader = reader
+        self.stream = reader.stream
         self.permit = permit
+        self.is_stream = is_stream
+        self.queue_events = queue_events
+        self._position = 0
 
     # ── what an API fills in ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,29 +98,33 @@ class Answer(Response):
         """The last SSE event(s)."""
         raise NotImplementedError
 
+    def queued_frame(self, position: int, wait_s: float | None) -> bytes:
+        """The SSE event that tells of the place in the queue; empty where an API has none."""
+        return b""
+
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = self.stream
-        departure = Departure(receive, stream.wake)
+        departure = Departure(receive, self.reader.wake)
         is_delivered = False
         self.gateway.metrics.stream_opened()
         try:
-            if stream.job.stream:
+            if self.is_stream:
                 is_delivered = await self._stream(departure, scope, receive, send)
             else:
                 is_delivered = await self._whole(departure, scope, receive, send)
         finally:
             departure.stop()
             self._account(is_delivered)
-            self.gateway.relay.close(stream, is_delivered=is_delivered)
+            self.gateway.unwatch_queue(self.reader)
+            self.gateway.relay.leave(self.reader, is_delivered=is_delivered)
             self.permit.release()
             self.gateway.metrics.stream_closed()
 
     async def _whole(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
         stream = self.stream
         while stream.end is None:
-            await stream.changed()
+            await self.reader.changed()
             if departure.has_happened:
                 return False
         if isinstance(stream.end, Failed):
@@ -134,13 +151,13 @@ class Answer(Response):
         while True:
             if departure.has_happened:
                 return False
-            if stream.has_news:
+            end = None
+            if self.reader.has_news:
                 body, end = self._news()
-            else:
-                await stream.changed(keepalive_s)
-                if stream.has_news or departure.has_happened:
+            elif not (body := self._queue_news()):
+                if await self._wait(keepalive_s, departure):
                     continue
-                body, end = KEEPALIVE, None
+                body = KEEPALIVE
             try:
                 async with asyncio.timeout(slow_reader_s):
                     await send({"type": "http.response.body", "body": body, "more_body": end is None})
@@ -155,22 +172,43 @@ class Answer(Response):
         """Wait until a worker has accepted the job, or it ended, or `STATUS_WAIT_S` has passed."""
         stream = self.stream
         loop = asyncio.get_running_loop()
-        until = loop.time() + STATUS_WAIT_S
+        until = loop.time() + (0.0 if self.queue_events else STATUS_WAIT_S)
         while not stream.is_started and stream.end is None and not departure.has_happened:
             left = until - loop.time()
             if left <= 0:
                 return
-            await stream.changed(left)
+            await self.reader.changed(left)
 
     def _news(self) -> tuple[bytes, Terminal | None]:
         """Everything that waits, as one body."""
         stream = self.stream
         end = stream.end
-        first, tokens = stream.fresh()
+        first, tokens = self.reader.fresh()
         frames = self.token_frames(first, tokens)
         if end is not None:
             frames.append(self.end_frame(end))
         return b"".join(frames), end
+
+    async def _wait(self, timeout_s: float, departure: Departure) -> bool:
+        """Wait for something to say; False when there was nothing for `timeout_s`."""
+        await self.reader.changed(timeout_s)
+        return self.reader.has_news or departure.has_happened or bool(self._queue_change())
+
+    def _queue_change(self) -> int:
+        """The place in the queue, 1 for the next, when it is another one than was told; else 0."""
+        stream = self.stream
+        if self.queue_events is False or stream.is_started or stream.end is not None:
+            return 0
+        self.gateway.watch_queue(self.reader)
+        position = self.gateway.positions.get(stream.job.id, 0)
+        return position if position != self._position else 0
+
+    def _queue_news(self) -> bytes:
+        position = self._queue_change()
+        if not position:
+            return b""
+        self._position = position
+        return self.queued_frame(position, self.gateway.admission.drain_rate.wait_s(position))
 
     def _account(self, is_delivered: bool) -> None:
         """What the log line says of this request."""
@@ -183,7 +221,7 @@ class Answer(Response):
             call.outcome = end.code
         elif end is not None:
             call.outcome = "cancelled" if end.finish_reason == "cancelled" else "ok"
-        fields: dict[str, Any] = {"stream": stream.job.stream, "completion_tokens": len(stream.tokens)}
+        fields: dict[str, Any] = {"stream": self.is_stream, "completion_tokens": len(stream.tokens)}
         if isinstance(end, Done):
             fields["prompt_tokens"] = end.usage.prompt_tokens
             fields["finish_reason"] = end.finish_reason

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -153,6 +154,15 @@ async def on_penstock_error(request: Request, error: Exception) -> Response:
     call.outcome = error.code
     call.is_refused = True
     return error_response(error)
+
+
+async def on_bad_query(request: Request, error: Exception) -> Response:
+    """A query parameter that FastAPI refused, in the one envelope."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return await on_penstock_error(request, InvalidRequest(f"'{name}': {first['msg']}.", param=name))
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:

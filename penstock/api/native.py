@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from penstock import errors
 from penstock.admission import Caller, check_capabilities
 from penstock.api.answer import Answer, error_data, timings, usage
 from penstock.api.body import parse_json, read_body, validate
 from penstock.api.edge import Call, call_of
+from penstock.api.idempotency import idempotency_key, submit_once
 from penstock.api.openapi import error_responses
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, Terminal
@@ -61,6 +63,14 @@ class GenerateBody(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = Field(None, description="Tokens as Server-Sent Events. Default: false.")
     timeout_s: float | None = Field(None, ge=1)
+    background: bool | None = Field(None, description="Answer 202 at once; the request runs on its own.")
+    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+        None,
+        description="When the last reader leaves: cancel (the default), wait for somebody to resume it, or continue.",
+    )
+    queue_events: bool | None = Field(
+        None, description="Events with the place in the queue: at once, never, or (null) after a second of waiting."
+    )
 
 
 class UsageAnswer(BaseModel):
@@ -134,6 +144,11 @@ class NativeAnswer(Answer):
             for index, text in enumerate(tokens, first)
         ]
 
+    def queued_frame(self, position: int, wait_s: float | None) -> bytes:
+        estimate = None if wait_s is None else round(wait_s, 1)
+        data = {"request_id": self.stream.job.id, "position": position, "estimated_wait_s": estimate}
+        return frame("queued", msgspec.json.encode(data))
+
     def end_frame(self, end: Terminal) -> bytes:
         stream = self.stream
         position = f"{stream.job.id}/{stream.attempt}-{len(stream.tokens)}"
@@ -147,6 +162,19 @@ class NativeAnswer(Answer):
             "timings": timings(stream),
         }
         return frame("done", msgspec.json.encode(data), position)
+
+
+class AcceptedAnswer(BaseModel):
+    request_id: str
+    state: Literal["queued"]
+    model: str
+
+
+def accepted(job: Job) -> Response:
+    """202 for a request in the background, with where to look."""
+    where = f"/v1/requests/{job.id}"
+    body = {"request_id": job.id, "state": "queued", "model": job.model}
+    return Response(msgspec.json.encode(body), 202, {"location": where}, "application/json")
 
 
 _STREAM_EXAMPLE = """id: g….01K…/1795424410123-1
@@ -164,17 +192,20 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The whole answer; or, with `stream: true`, a `token` event each and then `done` or `error`.",
         "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
     },
+    202: {"model": AcceptedAnswer, "description": "With `background: true`: it is queued."},
     **error_responses(
         errors.InvalidRequest,
         errors.UnsupportedParameter,
         errors.Unauthorized,
         errors.Forbidden,
         errors.ModelNotFound,
+        errors.IdempotencyConflict,
         errors.SlowBody,
         errors.BodyTooLarge,
         errors.UnsupportedMediaType,
         errors.RateLimited,
         errors.QueueFull,
+        errors.DeadlineUnreachable,
         errors.Cancelled,
         errors.InternalError,
         errors.BackendError,
@@ -206,26 +237,38 @@ class NativeAPI:
         )
         return router
 
-    async def generate(self, request: Request) -> NativeAnswer:
+    async def generate(self, request: Request) -> Response:
         gateway, call = self.gateway, call_of(request)
         call.endpoint = ENDPOINT
         caller = await gateway.welcome(request, call)
         settings = gateway.settings
         data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))
         body = validate(self.body, data)
+        key = idempotency_key(request)
         permit = await gateway.admission.admit(caller)
         try:
-            job = self.parse(body, call, caller)
-            stream = await gateway.submit(job, ENDPOINT)
+            job = self.parse(body, call, caller, is_kept=key is not None)
+            if key is None:
+                reader = await gateway.submit(job, ENDPOINT)
+            else:
+                reader = await submit_once(gateway, call, job, ENDPOINT, key, data)
         except BaseException:
             permit.release()
             raise
-        return NativeAnswer(gateway, call, stream, permit)
+        if body.background:
+            permit.release()
+            gateway.relay.leave(reader, is_delivered=False)
+            return accepted(reader.stream.job)
+        return NativeAnswer(gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events)
 
-    def parse(self, body: GenerateBody, call: Call, caller: Caller) -> Job:
+    def parse(self, body: GenerateBody, call: Call, caller: Caller, *, is_kept: bool) -> Job:
         """The valid `Job` that `body` asks for. Raises `InvalidRequest`, `ModelNotFound`, `Forbidden`."""
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
+        if body.background and body.stream:
+            raise InvalidRequest("A request in the background answers at once; read its events later.", param="stream")
+        if body.background and body.on_disconnect not in (None, "continue"):
+            raise InvalidRequest("A request in the background always continues.", param="on_disconnect")
         settings = self.gateway.settings
         model, can = self.gateway.admission.choose_model(body.model, caller)
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -246,5 +289,9 @@ class NativeAPI:
             sampling=sampling,
             caller=caller.id,
             timeout_s=body.timeout_s or settings.default_timeout_s,
+            on_disconnect="continue" if body.background else body.on_disconnect or "cancel",
+            retention_s=(
+                settings.background_retention_s if body.background else settings.retention_s if is_kept else None
+            ),
             stream=bool(body.stream),
         )

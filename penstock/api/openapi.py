@@ -42,6 +42,11 @@ def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) ->
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = make()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation.get("responses", {}).pop("422", None)  # FastAPI's own; ours are 400, in our envelope
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
             wanted: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies.values()]
             refs, definitions = models_json_schema(wanted, ref_template=_SCHEMAS)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -1,9 +1,8 @@
 """What comes back: the streams that a gateway holds open, fed by the channel and mended from the log.
 
-Pub/sub is the fast path and the log is the truth. A stream accepts a published event only if it is the next one of
-the attempt it knows; at every gap, after every new subscription and after silence it reads its log instead. So a
-lost publish is a delay, never a lost token, and a woken worker's late frames never show. Whole answers and streams
-are the same `Stream`. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
+Pub/sub is the fast path and the log is the truth: `mend.py` says what of the channel is believed. Whole answers and
+streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
+one leaves is the job's `on_disconnect`. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
 """
 
 from __future__ import annotations
@@ -11,32 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
 
-from penstock.errors import (
-    DeadlineExceeded,
-    InternalError,
-    NoWorkers,
-    PenstockError,
-    QueueFull,
-    StoreUnavailable,
-)
-from penstock.event import Event, Failed, Started, Tokens
+from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, StoreUnavailable
+from penstock.event import Done, Event, Failed
 from penstock.job import CancelReason, Job
-from penstock.relay.stream import Meter, Stream
-from penstock.transports.base import Record, Transport
+from penstock.relay.mend import Mender
+from penstock.relay.stream import Meter, Reader, Stream
+from penstock.transports.base import LEASE_S, TICK_S, Record, Transport
 
 logger = logging.getLogger(__name__)
 
 RUNNING_SILENCE_S = 1.0
 QUEUED_SILENCE_S = (2.0, 4.0, 5.0)
+STRANDED_S = LEASE_S + TICK_S
+OVERTAKEN_S = 2.0
 WATCH_S = 0.25
 DELIVERED_RETENTION_S = 10.0
-_MAX_WHILE_READING = 1024
+MAX_PER_S = 10  # of each kind of repair that asks the store to change something
 _DEADLINE_SLACK_S = 5.0
 _CANCEL_TRIES = 20
+_LEFT_S = 5.0
+_LATE = "The request did not finish within its timeout_s."
 
 
 class Relay:
@@ -49,178 +45,207 @@ class Relay:
         *,
         max_depth: int,
         no_worker_grace_s: float = 10.0,
+        resume_window_s: float = 30.0,
         has_workers: Callable[[str], bool] = lambda model: True,
+        queue_depth: Callable[[], int] = lambda: 0,
         on_log_read: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.gateway_id = gateway_id
         self._transport = transport
         self._max_depth = max_depth
         self._grace_s = no_worker_grace_s
+        self._resume_window_s = resume_window_s
         self._has_workers = has_workers
-        self._on_log_read = on_log_read
+        self._queue_depth = queue_depth
+        self._mender = Mender(gateway_id, transport, self._ended, self._is_stranded, on_log_read)
         self._streams: dict[str, Stream] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._left: OrderedDict[str, float] = OrderedDict()
+        self._newest_started_at = 0.0
+        self._budget: dict[str, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def open(self, job: Job, meter: Meter | None = None) -> Stream:
-        """Submit `job` and return its stream. Listening stands before speaking: it is known before it is pushed."""
+    def get(self, job_id: str) -> Stream | None:
+        return self._streams.get(job_id)
+
+    # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, job: Job, meter: Meter | None = None) -> Reader:
+        """Submit `job`. Listening stands before speaking: its stream is known before it is pushed."""
         stream = Stream(job, meter, time.monotonic())
+        reader = self.read(stream)
         self._streams[job.id] = stream
         try:
             await self._transport.submit(job, self.gateway_id, self._max_depth)
         except BaseException as error:
             del self._streams[job.id]
             if not isinstance(error, QueueFull):  # its outcome is unknown: it may wait there for nobody
-                self._spawn(self._cancel(job.id, "client"))
+                self._mender.spawn(self._cancel(job.id, "client"))
             raise
+        return reader
+
+    async def attach(self, job_id: str, record: Record) -> Stream:
+        """The stream of a request that this gateway may not hold yet: subscribe, adopt, read, in this order (rule 11).
+
+        `record` is what the caller has read of it, to judge whether it may be seen.
+        """
+        stream = self._streams.get(job_id)
+        if stream is not None:
+            return stream
+        stream = _from_record(record)
+        if record.state == "done":
+            self._mender.catch_up(stream, record)
+            return stream
+        stream.is_followed = job_id.partition(".")[0] != self.gateway_id
+        stream.is_trusted = False
+        self._streams[job_id] = stream
+        stream.left_at = time.monotonic()
+        try:
+            if stream.is_followed:
+                await self._transport.follow(job_id)
+            await self._transport.adopt(job_id, self.gateway_id)
+        except BaseException:
+            self._remove(stream)
+            raise
+        self._mender.ask(stream, "attach")
         return stream
 
-    def close(self, stream: Stream, *, is_delivered: bool) -> None:
-        """The reader is done with it, or gone. What has not ended is cancelled."""
-        if self._streams.pop(stream.job.id, None) is None:
+    def read(self, stream: Stream, after: int = 0) -> Reader:
+        """A reader of what comes after `after` tokens."""
+        reader = Reader(stream, after)
+        stream.readers.append(reader)
+        stream.left_at = 0.0
+        return reader
+
+    def leave(self, reader: Reader, *, is_delivered: bool) -> None:
+        """The reader is done, or gone. Of several, only the last one's leaving counts. Safe to repeat."""
+        stream = reader.stream
+        if reader not in stream.readers:
             return
-        if stream.end is None:
-            if stream.meter is not None:
-                stream.meter.leave()
-            self._spawn(self._cancel(stream.job.id, "client"))
-        elif is_delivered:
-            self._spawn(self._retire(stream.job.id))
+        stream.readers.remove(reader)
+        if stream.readers:
+            return
+        if stream.is_ended:
+            self._remove(stream)
+            if is_delivered and stream.job.retention_s is None:
+                self._mender.spawn(self._retire(stream.job.id))
+        elif stream.job.on_disconnect == "cancel":
+            self._abandon(stream)
+        else:
+            stream.left_at = time.monotonic()
+
+    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
 
     def deliver(self, event: Event) -> None:
-        """A published event. Only what is surely next is believed; all else is looked up in the log."""
+        """A published event."""
         stream = self._streams.get(event.job_id)
-        if stream is None or stream.end is not None or event.attempt < stream.attempt:
-            return
-        if stream.waiting_frames is not None:
-            if len(stream.waiting_frames) < _MAX_WHILE_READING:
-                stream.waiting_frames.append(event)
-            return
-        if not stream.is_trusted:
-            self._ask(stream, "untrusted")
-        elif event.attempt > stream.attempt and not isinstance(event, Started):
-            self._ask(stream, "attempt")  # rule 4
-        else:
-            self._fold(stream, event)
+        if stream is not None:
+            self._mender.see(stream, event)
+        elif not isinstance(event, Done | Failed):
+            self._disown(event.job_id)
 
     def distrust(self) -> None:
         """The subscription is a new one: frames may be missing from every stream (rule 4)."""
         for stream in self._streams.values():
             stream.is_trusted = False
-            self._ask(stream, "subscription")
+            self._mender.ask(stream, "subscription")
+
+    # ── what time brings ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:
         """Ask for streams that are silent, and end those whose time is up (rule 15). Runs for ever."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now = time.monotonic()
-            for stream in list(self._streams.values()):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """One round of `watch`."""
+        for stream in list(self._streams.values()):
+            if stream.end is None:
                 self._look_at(stream, now)
+            if stream.is_started:
+                self._newest_started_at = max(self._newest_started_at, stream.submitted_at)
+        while self._left and next(iter(self._left.values())) < now - _LEFT_S:
+            self._left.popitem(last=False)
 
     def fail_all(self, error: PenstockError) -> None:
-        """Nothing more will come: end every stream here, in the open."""
+        """Nothing more will come through this gateway: end every stream that is read here, in the open."""
+        now = time.monotonic()
         for stream in list(self._streams.values()):
-            self._fail(stream, error)
+            stream.fail(error, now)
 
     async def drain(self) -> None:
         """Wait for cancels and the like that are on their way."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2.0)
-
-    # ── how a stream goes on ─────────────────────────────────────────────────────────────────────────────────────
-
-    def _fold(self, stream: Stream, event: Event) -> None:
-        """Fold an event of the attempt known, or the `Started` of a newer one."""
-        have = len(stream.tokens)
-        if event.seq > have:
-            self._ask(stream, "gap")
-        elif isinstance(event, Started) and event.seq < have:
-            self._restore(stream, event.attempt)
-        elif event.end > have or (event.end == have and not isinstance(event, Tokens)):
-            stream.accept(event, time.monotonic())
+        await self._mender.drain()
 
     def _look_at(self, stream: Stream, now: float) -> None:
-        if stream.end is not None:
-            return
         if now >= stream.deadline_at:
-            if now >= stream.deadline_at + _DEADLINE_SLACK_S:  # the store does not answer
-                self._fail(stream, DeadlineExceeded("The request did not finish within its timeout_s."))
-            elif stream.verdict is None:
-                stream.verdict = DeadlineExceeded("The request did not finish within its timeout_s.")
-                self._spawn(self._cancel(stream.job.id, "deadline"))
+            self._end_late(stream, now)
+            return
+        is_left = stream.left_at and not stream.readers and stream.job.on_disconnect == "resume"
+        if is_left and now - stream.left_at >= self._resume_window_s:
+            self._abandon(stream)
             return
         waited_s = 0.0 if stream.is_started or stream.verdict is not None else now - stream.submitted_at
         if waited_s >= self._grace_s and not self._has_workers(stream.job.model):
             stream.verdict = NoWorkers("No worker is there to run this.", retry_after_s=self._grace_s)
-            self._spawn(self._cancel(stream.job.id, "client"))
+            self._mender.spawn(self._cancel(stream.job.id, "client"))
         patience = RUNNING_SILENCE_S if stream.is_started else QUEUED_SILENCE_S[min(stream.num_asked, 2)]
         if now - stream.asked_at >= patience:
             stream.asked_at = now
             stream.num_asked += 1
-            self._ask(stream, "silence")
+            self._mender.ask(stream, "silence")
 
-    def _ask(self, stream: Stream, reason: str) -> None:
-        """Read this stream's log; frames that arrive meanwhile wait. One read at a time."""
-        if stream.waiting_frames is None:
-            stream.waiting_frames = deque()
-            self._on_log_read(reason)
-            self._spawn(self._mend(stream))
+    def _end_late(self, stream: Stream, now: float) -> None:
+        if now >= stream.deadline_at + _DEADLINE_SLACK_S:  # the store does not answer
+            stream.fail(DeadlineExceeded(_LATE), now)
+            if not stream.readers:
+                self._remove(stream)
+        elif stream.verdict is None:
+            stream.verdict = DeadlineExceeded(_LATE)
+            self._mender.spawn(self._cancel(stream.job.id, "deadline"))
 
-    async def _mend(self, stream: Stream) -> None:
-        try:
-            after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
-            record = await self._transport.read(stream.job.id, after)
-            stream.is_trusted = True
-            if record is None:
-                await self._resubmit(stream)
-            else:
-                self._catch_up(stream, record)
-        except StoreUnavailable:
-            stream.is_trusted = False  # silence asks again
-        finally:
-            waiting, stream.waiting_frames = stream.waiting_frames or (), None
-            for event in waiting:
-                self.deliver(event)
+    def _is_stranded(self, stream: Stream) -> bool:
+        """A queued job that is silent while the queue is empty, or while later ones have started (rule 8)."""
+        if time.monotonic() - stream.heard_at < STRANDED_S:
+            return False
+        is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
+        return (self._queue_depth() == 0 or is_overtaken) and self._may("ensure")
 
-    def _catch_up(self, stream: Stream, record: Record) -> None:
-        for event in record.events:
-            if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
-                self._fold(stream, event)
-        if record.state == "done" and stream.end is None and self._streams.get(stream.job.id) is stream:
-            self._fail(stream, InternalError("The end of this request is missing from its log."))
+    # ── how streams go ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _resubmit(self, stream: Stream) -> None:
-        """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
-        if self._streams.get(stream.job.id) is not stream or stream.end is not None:
-            return
-        logger.warning("resubmitted", extra={"request_id": stream.job.id, "num_tokens": len(stream.tokens)})
-        if stream.tokens:
-            await self._transport.restore(stream.job, self.gateway_id, stream.tokens, stream.attempt)
-        else:
-            await self._transport.submit(stream.job, self.gateway_id, 0, floor=stream.attempt, front=True)
+    def _ended(self, stream: Stream) -> None:
+        if not stream.readers:
+            self._remove(stream)
 
-    def _restore(self, stream: Stream, short_attempt: int) -> None:
-        """The log is behind the client: that attempt is ignored, and a new one goes on from what was relayed."""
-        stream.attempt = short_attempt + 1
-        self._spawn(self._restore_from(stream, short_attempt))
+    def _abandon(self, stream: Stream) -> None:
+        """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
+        self._remove(stream)
+        if stream.meter is not None:
+            stream.meter.leave()
+        self._mender.spawn(self._cancel(stream.job.id, "client"))
 
-    async def _restore_from(self, stream: Stream, short_attempt: int) -> None:
-        try:
-            job, tokens = stream.job, list(stream.tokens)
-            if not await self._transport.restore(job, self.gateway_id, tokens, short_attempt):
-                self._ask(stream, "restore")
-        except StoreUnavailable:
-            stream.is_trusted = False
+    def _remove(self, stream: Stream) -> None:
+        if self._streams.pop(stream.job.id, None) is not None and stream.is_followed:
+            self._mender.spawn(self._unfollow(stream.job.id))
 
-    def _fail(self, stream: Stream, error: PenstockError) -> None:
-        if stream.end is None:
-            failed = Failed.of(stream.job.id, stream.attempt, len(stream.tokens), error)
-            stream.accept(failed, time.monotonic())
+    def _disown(self, job_id: str) -> None:
+        """A frame of a request that nobody here wants: its worker works for nobody (rule 18)."""
+        is_ours = job_id.partition(".")[0] == self.gateway_id
+        if is_ours and job_id not in self._left and self._may("disown"):
+            self._mender.spawn(self._cancel(job_id, "client"))
 
-    # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
+    def _may(self, kind: str) -> bool:
+        """At most `MAX_PER_S` repairs of a kind in a second."""
+        second = int(time.monotonic())
+        began, used = self._budget.get(kind, (second, 0))
+        used = used if began == second else 0
+        self._budget[kind] = (second, used + 1)
+        return used < MAX_PER_S
 
     async def _cancel(self, job_id: str, reason: CancelReason) -> None:
+        self._left[job_id] = time.monotonic()
         for _ in range(_CANCEL_TRIES):
             try:
                 await self._transport.cancel(job_id, reason, self.gateway_id)
@@ -235,12 +260,18 @@ class Relay:
         except StoreUnavailable:
             return  # it expires by itself, a little later
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    async def _unfollow(self, job_id: str) -> None:
+        try:
+            await self._transport.unfollow(job_id)
+        except StoreUnavailable:
+            return  # a new subscription does not ask for it again
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a task of the relay failed", exc_info=task.exception())
+
+def _from_record(record: Record) -> Stream:
+    """A stream as the store knows it; its times on this process' clock."""
+    shift = time.monotonic() - record.now
+    stream = Stream(record.job, None, record.created_at + shift)
+    stream.deadline_at = record.deadline_at + shift
+    stream.heard_at = stream.asked_at = record.now + shift
+    stream.started_at = record.started_at + shift if record.started_at else 0.0
+    return stream

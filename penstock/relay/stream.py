@@ -1,4 +1,4 @@
-"""One request as its gateway sees it: what was relayed so far, who waits for more, and how it ended. Knows no store."""
+"""One request as its gateway sees it: what was relayed so far, who reads it, and how it ended. Knows no store."""
 
 from __future__ import annotations
 
@@ -20,67 +20,43 @@ class Meter(Protocol):
 
 
 class Stream:
-    """One request as this gateway sees it: the tokens relayed so far and, at last, how it ended.
+    """The tokens relayed so far and, at last, the end. Any number of `Reader`s; all times are monotonic seconds.
 
-    The reader takes what is new with `fresh()`, and waits with `changed()`. All times are monotonic seconds.
+    `is_ended` says that the store knows the end too; `end` alone may be this gateway's own word (it is shutting down).
+    `verdict`: what to say instead when a cancellation of ours comes back. `followed`: another gateway minted the id.
     """
 
     __slots__ = (
-        "_waiter", "asked_at", "attempt", "deadline_at", "end", "ended_at", "first_token_at", "is_trusted", "job",
-        "meter", "num_asked", "num_sent", "started_at", "submitted_at", "tokens", "verdict", "waiting_frames",
+        "asked_at", "attempt", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
+        "is_followed", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at", "submitted_at",
+        "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
     def __init__(self, job: Job, meter: Meter | None, now: float) -> None:
         self.job = job
         self.meter = meter
         self.tokens: list[str] = []
-        self.num_sent = 0
         self.attempt = 0
         self.end: Terminal | None = None
+        self.is_ended = False
+        self.is_followed = False
         self.verdict: PenstockError | None = None
-        self.submitted_at = self.asked_at = now
-        self.started_at = self.first_token_at = self.ended_at = 0.0
+        self.submitted_at = self.heard_at = self.asked_at = now
+        self.started_at = self.first_token_at = self.ended_at = self.left_at = 0.0
         self.deadline_at = now + job.timeout_s
         self.is_trusted = True
         self.num_asked = 0
         self.waiting_frames: deque[Event] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self.readers: list[Reader] = []
 
     @property
     def is_started(self) -> bool:
         """A worker has accepted the job at least once."""
         return self.started_at > 0.0
 
-    @property
-    def has_news(self) -> bool:
-        return self.num_sent < len(self.tokens) or self.end is not None
-
-    def fresh(self) -> tuple[int, list[str]]:
-        """The tokens not taken yet, and the index of the first of them."""
-        first = self.num_sent
-        self.num_sent = len(self.tokens)
-        return first, self.tokens[first:]
-
-    async def changed(self, timeout_s: float | None = None) -> None:
-        """Wait until something happens (an acceptance, tokens, the end) or the time has run out."""
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = None if timeout_s is None else loop.call_later(timeout_s, self.wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def accept(self, event: Event, now: float) -> None:
         """Fold in an event that is known to be the next of this stream."""
-        self.asked_at = now
+        self.heard_at = self.asked_at = now
         self.num_asked = 0
         self.attempt = event.attempt
         if isinstance(event, Started):
@@ -95,6 +71,57 @@ class Stream:
                     event = Failed.of(event.job_id, event.attempt, event.seq, self.verdict, event.tokens)
                 self.end = event
                 self.ended_at = now
+                self.is_ended = True
         if self.meter is not None:
             self.meter.observe(event, now)
-        self.wake()
+        for reader in self.readers:
+            reader.wake()
+
+    def fail(self, error: PenstockError, now: float) -> None:
+        """End it here, in the open; the store may know better, and is not told."""
+        if self.end is None:
+            self.end = Failed.of(self.job.id, self.attempt, len(self.tokens), error)
+            self.ended_at = now
+            if self.meter is not None:
+                self.meter.observe(self.end, now)
+            for reader in self.readers:
+                reader.wake()
+
+
+class Reader:
+    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`."""
+
+    __slots__ = ("_waiter", "num_sent", "stream")
+
+    def __init__(self, stream: Stream, num_sent: int = 0) -> None:
+        self.stream = stream
+        self.num_sent = num_sent
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def has_news(self) -> bool:
+        return self.num_sent < len(self.stream.tokens) or self.stream.end is not None
+
+    def fresh(self) -> tuple[int, list[str]]:
+        """The tokens not taken yet, and the index of the first of them."""
+        first = self.num_sent
+        tokens = self.stream.tokens[first:]
+        self.num_sent = first + len(tokens)
+        return first, tokens
+
+    async def changed(self, timeout_s: float | None = None) -> None:
+        """Wait until something happens (an acceptance, tokens, the end, a `wake`) or the time has run out."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = None if timeout_s is None else loop.call_later(timeout_s, self.wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        """Let the reader look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -204,10 +204,15 @@ class Settings(BaseModel):
         Field(ge=0.1, le=3600),
         About("A client that takes no byte for this long is cut off and its request cancelled.", EDGE, "s"),
     ] = 30.0
+    background_retention_s: Annotated[
+        float,
+        Field(ge=1, le=30 * DAY_S),
+        About("How long a request asked for in the background is kept after its end.", EDGE, "s"),
+    ] = DAY_S
     resume_window_s: Annotated[
         float,
         Field(ge=0, le=DAY_S),
-        About("How long a broken stream may be taken up again before its request is cancelled.", EDGE, "s"),
+        About("How long a broken stream may be taken up again before its request is cancelled.", EVERY, "s"),
     ] = 30.0
     retention_s: Annotated[
         float,

@@ -180,12 +180,13 @@ class Transport(ABC):
     async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
         """End a queued job at once, with its terminal event; mark a running one and hint to its worker.
 
-        With an `owner`, a job that another gateway has adopted is left alone ("owned").
+        With an `owner`, a job that another gateway has adopted is left alone ("owned"), and so is, when a client
+        leaves, one that another gateway reads too: only the last reader's leaving counts.
         """
 
     @abstractmethod
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
-        """From now on this gateway answers for the job. False if there is none."""
+        """From now on this gateway answers for the job, and counts among its readers. False if there is none."""
 
     @abstractmethod
     async def ensure(self, job_id: str) -> None:

@@ -65,6 +65,7 @@ class _Entry:
     started_at: float = 0.0
     ended_at: float = 0.0
     cancel: CancelReason | None = None
+    readers: list[str] = field(default_factory=list)
     num_tokens: int = 0
     log: list[Event] = field(default_factory=list)
 
@@ -174,7 +175,12 @@ class MemoryTransport(Transport):
             return "gone"
         if entry.state == "done":
             return "done"
-        if owner is not None and owner != entry.owner:
+        if owner is not None and reason == "client" and entry.readers:
+            entry.readers = [reader for reader in entry.readers if reader != owner]
+            if entry.readers:
+                entry.owner = entry.readers[-1] if entry.owner == owner else entry.owner
+                return "owned"
+        elif owner is not None and owner != entry.owner:
             return "owned"
         if entry.state == "queued":
             self._end(entry, reason)
@@ -189,6 +195,7 @@ class MemoryTransport(Transport):
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
         entry = self._jobs.get(job_id)
         if entry is not None:
+            entry.readers = [*(entry.readers or [entry.owner]), gateway_id]
             entry.owner = gateway_id
         return entry is not None
 
@@ -430,11 +437,10 @@ class MemoryTransport(Transport):
         entry.log.append(event)
         entry.num_tokens = event.end
         if publish:
-            listener = self._listeners.get(event.job_id.partition(".")[0])
-            if listener is not None:
-                listener(event)
-            if entry.owner not in event.job_id and (adopter := self._listeners.get(entry.owner)) is not None:
-                adopter(event)
+            minted_by = event.job_id.partition(".")[0]
+            for gateway in dict.fromkeys((minted_by, *entry.readers)):
+                if (listener := self._listeners.get(gateway)) is not None:
+                    listener(event)
 
     def _finish(self, entry: _Entry, event: Terminal) -> None:
         entry.state, entry.ended_at = "done", self._now()

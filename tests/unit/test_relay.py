@@ -10,11 +10,11 @@ import pytest
 from penstock.errors import QueueFull
 from penstock.event import Done, Event, Failed, Started, Tokens
 from penstock.fleet import Capabilities, WorkerInfo
-from penstock.job import Claim, Job, Sampling
-from penstock.relay import Relay, Stream
+from penstock.job import Claim, Job, OnDisconnect, Sampling
+from penstock.relay import Reader, Relay, Stream
 from penstock.relay import relay as relay_module
 from penstock.transports.memory import MemoryTransport
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_async
 
 WORKER = WorkerInfo(id="w1", models={"mock": Capabilities()}, num_slots=8, num_free=8)
 
@@ -23,6 +23,7 @@ class Rig:
     """A relay over a memory transport whose publishing can be cut off, and a worker moved by hand."""
 
     def __init__(self) -> None:
+        self.on_disconnect: OnDisconnect = "cancel"
         self.transport = MemoryTransport()
         self.is_cut = False
         self.reads: list[str] = []
@@ -34,8 +35,10 @@ class Rig:
             has_workers=lambda model: self.has_workers,
             on_log_read=self.reads.append,
             no_worker_grace_s=0.05,
+            resume_window_s=0.05,
         )
         self.num = 0
+        self.reader: Reader
 
     def deliver(self, event: Event) -> None:
         if not self.is_cut:
@@ -47,8 +50,16 @@ class Rig:
 
     async def open(self, timeout_s: float = 60.0) -> Stream:
         self.num += 1
-        job = Job(id=f"g1.{self.num}", model="mock", prompt="x", sampling=Sampling(max_tokens=8), timeout_s=timeout_s)
-        return await self.relay.open(job)
+        job = Job(
+            id=f"g1.{self.num}",
+            model="mock",
+            prompt="x",
+            sampling=Sampling(max_tokens=8),
+            timeout_s=timeout_s,
+            on_disconnect=self.on_disconnect,
+        )
+        self.reader = await self.relay.open(job)
+        return self.reader.stream
 
     async def claim(self) -> Claim:
         ids = dict.fromkeys(await self.transport.take("w1", 1))
@@ -77,10 +88,10 @@ async def test_tokens_in_order_need_no_log(rig: Rig) -> None:
     await rig.tokens(claim, 0, "a")
     await rig.tokens(claim, 1, "b", "c")
     assert stream.is_started
-    assert stream.fresh() == (0, ["a", "b", "c"])
+    assert rig.reader.fresh() == (0, ["a", "b", "c"])
     await rig.done(claim, 3)
     assert isinstance(stream.end, Done)
-    assert stream.fresh() == (3, [])
+    assert rig.reader.fresh() == (3, [])
     assert rig.reads == []
 
 
@@ -213,7 +224,7 @@ async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> N
 
 async def test_a_reader_that_leaves_cancels(rig: Rig) -> None:
     stream = await rig.open()
-    rig.relay.close(stream, is_delivered=False)
+    rig.relay.leave(rig.reader, is_delivered=False)
     await wait_until(lambda: not rig.transport._queue, "the id left the queue")
     record = await rig.transport.read(stream.job.id)
     assert record is not None
@@ -231,12 +242,93 @@ async def test_a_full_queue_leaves_nothing_behind(rig: Rig) -> None:
 
 
 async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
-    stream = await rig.open()
-    await stream.changed(0.01)
-    assert not stream.has_news
-    reading = asyncio.create_task(stream.changed())
+    await rig.open()
+    reader = rig.reader
+    await reader.changed(0.01)
+    assert not reader.has_news
+    reading = asyncio.create_task(reader.changed())
     await asyncio.sleep(0)
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
     await reading
-    assert stream.has_news
+    assert reader.has_news
+
+
+async def test_of_several_readers_only_the_last_ones_leaving_counts(rig: Rig) -> None:
+    stream = await rig.open()
+    second = rig.relay.read(stream)
+    rig.relay.leave(rig.reader, is_delivered=False)
+    await rig.relay.drain()
+    assert rig.relay.get(stream.job.id) is stream
+    rig.relay.leave(second, is_delivered=False)
+    await wait_until(lambda: not rig.transport._queue, "it was cancelled")
+
+
+async def test_a_stream_to_resume_waits_for_a_while(rig: Rig) -> None:
+    rig.on_disconnect = "resume"
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay.leave(rig.reader, is_delivered=False)
+    await rig.tokens(claim, 0, "a")
+    again = rig.relay.read(stream)
+    assert again.fresh() == (0, ["a"])
+    rig.relay.leave(again, is_delivered=False)
+    await wait_until(lambda: len(rig.relay) == 0, "nobody came back within the window")
+    renewal = await rig.transport.renew(WORKER, [claim.job.id])
+    assert renewal.cancelled == {claim.job.id: "client"}
+
+
+async def test_a_stream_to_continue_is_never_cancelled(rig: Rig) -> None:
+    rig.on_disconnect = "continue"
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay.leave(rig.reader, is_delivered=False)
+    rig.relay.look(stream.submitted_at + 30.0)
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    await wait_until(lambda: stream.is_ended, "it ended, unread")
+    assert stream.tokens == ["a"]
+    assert len(rig.relay) == 0
+    assert (await rig.transport.renew(WORKER, [claim.job.id])).cancelled == {}
+
+
+async def test_another_gateway_takes_a_stream_up(rig: Rig) -> None:
+    rig.on_disconnect = "resume"
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a", "b")
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.listen("g2", other.deliver, other.distrust)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    taken_up = await other.attach(stream.job.id, record)
+    reader = other.read(taken_up, after=1)
+    rig.relay.leave(rig.reader, is_delivered=False)
+    await wait_until(lambda: len(rig.relay) == 0, "the first gateway has let go")
+    await rig.tokens(claim, 2, "c")
+    await rig.done(claim, 3)
+    await wait_until(lambda: taken_up.end is not None, "the end came")
+    assert reader.fresh() == (1, ["b", "c"])
+    assert isinstance(taken_up.end, Done)
+    assert taken_up.end.finish_reason == "stop"
+
+
+async def test_frames_that_nobody_wants_stop_their_worker(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay._streams.clear()
+    await rig.tokens(claim, 0, "a")
+
+    async def is_marked() -> bool:
+        return (await rig.transport.renew(WORKER, [stream.job.id])).cancelled != {}
+
+    await wait_until_async(is_marked, "it was cancelled")
+
+
+async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "QUEUED_SILENCE_S", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(relay_module, "STRANDED_S", 0.1)
+    stream = await rig.open()
+    await rig.transport.take("w1", 1)
+    rig.transport._lists.clear()  # what a bare BLPOP leaves behind
+    await wait_until(lambda: list(rig.transport._queue) == [stream.job.id], "it was pushed again")

@@ -3,11 +3,25 @@
 -- it; mark a running one and hint to its worker, which ends it (or whoever claims it next does).
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 reason: client, deadline or operator   3 owner: only if this gateway owns the job; "" anyway
+-- With the reason client and an owner, a job that another gateway reads too is left to that one: only the last
+-- reader's leaving counts.
 -- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked"
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention')
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers')
 if not hash[1] then return 'gone' end
 if hash[1] == 'done' then return 'done' end
-if ARGV[3] ~= '' and ARGV[3] ~= hash[4] then return 'owned' end
+if ARGV[3] ~= '' and ARGV[2] == 'client' and hash[6] then
+  local others = {}
+  for reader in string.gmatch(hash[6], '[^,]+') do
+    if reader ~= ARGV[3] then others[#others + 1] = reader end
+  end
+  redis.call('HSET', KEYS[1], 'readers', table.concat(others, ','))
+  if others[1] then
+    if hash[4] == ARGV[3] then redis.call('HSET', KEYS[1], 'owner', others[#others]) end
+    return 'owned'
+  end
+elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
+  return 'owned'
+end
 
 if hash[1] == 'running' then
   redis.call('HSETNX', KEYS[1], 'cancel', ARGV[2])

@@ -1,0 +1,192 @@
+"""The request as an object: look at it, read its events again, cancel it. The same caller only.
+
+Any gateway answers for any request: what it does not hold it reads from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from penstock import errors
+from penstock.admission import Caller
+from penstock.api.answer import usage
+from penstock.api.edge import Call, call_of
+from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
+from penstock.api.openapi import ErrorDetail, error_responses
+from penstock.errors import InvalidRequest, RequestNotFound
+from penstock.event import Done, Failed, fold
+from penstock.transports.base import Record
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+PATH = "/v1/requests"
+ONE = PATH + "/{request_id}"
+EVENTS = ONE + "/events"
+CANCEL_WAIT_S = 1.0
+MAX_LISTED = 100
+_POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
+_ID = re.compile(r"[a-z0-9]+\.[0-9A-Z]{26}")
+
+State = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class RequestAnswer(BaseModel):
+    """What is known of a request. Instants are seconds since 1970 on the store's clock."""
+
+    request_id: str
+    model: str
+    state: State
+    created_at: float
+    deadline_at: float
+    attempts: int
+    position: int | None
+    estimated_wait_s: float | None
+    timings: TimingsAnswer
+    usage: UsageAnswer | None
+    finish_reason: str | None
+    text: str | None
+    error: ErrorDetail | None
+
+
+class RequestList(BaseModel):
+    data: list[RequestAnswer]
+
+
+class RequestsAPI:
+    """The routes of this API over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        refusals = error_responses(
+            errors.InvalidRequest, errors.Unauthorized, errors.RateLimited, errors.StoreUnavailable
+        )
+        not_found = error_responses(errors.RequestNotFound)
+        add = router.add_api_route
+        found: dict[int | str, dict[str, Any]] = {200: {"model": RequestAnswer}, **refusals, **not_found}
+        events: dict[int | str, dict[str, Any]] = {
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."},
+            **refusals,
+            **not_found,
+            **error_responses(errors.Cancelled, errors.InternalError, errors.BackendError, errors.DeadlineExceeded),
+        }
+        add(PATH, self.index, methods=["GET"], response_model=None, responses={200: {"model": RequestList}, **refusals})
+        add(ONE, self.show, methods=["GET"], response_model=None, responses=found)
+        add(ONE, self.cancel, methods=["DELETE"], response_model=None, responses=found)
+        add(EVENTS, self.events, methods=["GET"], response_model=None, responses=events)
+        return router
+
+    async def index(self, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20) -> Response:
+        """Your newest requests, the newest first, without their texts."""
+        caller = await self.gateway.welcome(request, call_of(request))
+        ids = await self.gateway.transport.requests_of(caller.id, limit)
+        records = await asyncio.gather(*(self.gateway.transport.read(job_id) for job_id in ids))
+        waiting = await self.gateway.transport.waiting()
+        shown = [self._shown(record, waiting) for record in records if record is not None]
+        for one in shown:
+            one["text"] = None
+        return _json({"data": shown})
+
+    async def show(self, request: Request, request_id: str) -> Response:
+        """State, place in the queue, timings, and the answer when it is there."""
+        record = await self._find(request, call_of(request), request_id)
+        return _json(self._shown(record, await self.gateway.transport.waiting()))
+
+    async def cancel(self, request: Request, request_id: str) -> Response:
+        """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
+        record = await self._find(request, call_of(request), request_id)
+        await self.gateway.transport.cancel(request_id, "client")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CANCEL_WAIT_S
+        while record.state != "done" and loop.time() < until:
+            await asyncio.sleep(0.02)
+            record = await self.gateway.transport.read(request_id) or record
+        return _json(self._shown(record, []))
+
+    async def events(self, request: Request, request_id: str) -> Response:
+        """The stream, from its start or after `Last-Event-ID`, from any gateway, also while it runs."""
+        call = call_of(request)
+        after = _position(request.headers.get("last-event-id"), request_id)
+        record = await self._find(request, call, request_id)
+        caller = self.gateway.identify(request)
+        permit = await self.gateway.admission.admit(caller, needs_worker=False)
+        try:
+            stream = await self.gateway.relay.attach(request_id, record)
+            reader = self.gateway.relay.read(stream, after)
+        except BaseException:
+            permit.release()
+            raise
+        call.fields["model"] = record.job.model
+        return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
+
+    async def _find(self, request: Request, call: Call, request_id: str) -> Record:
+        """The caller's own request; an administrator's, anybody's. Raises `RequestNotFound`."""
+        caller: Caller = await self.gateway.welcome(request, call)
+        record = await self.gateway.transport.read(request_id) if _ID.fullmatch(request_id) else None
+        is_admin = caller.key is not None and caller.key.admin
+        if record is None or (record.job.caller != caller.id and not is_admin):
+            raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
+        call.fields["subject"] = request_id
+        return record
+
+    def _shown(self, record: Record, waiting: list[str]) -> dict[str, Any]:
+        folded = fold(record.events)
+        end = folded.end
+        position = waiting.index(record.job.id) + 1 if record.state == "queued" and record.job.id in waiting else None
+        wait_s = None if position is None else self.gateway.admission.drain_rate.wait_s(position)
+        is_complete = isinstance(end, Done) and end.finish_reason != "cancelled"
+        return {
+            "request_id": record.job.id,
+            "model": record.job.model,
+            "state": _state(record, end),
+            "created_at": record.created_at,
+            "deadline_at": record.deadline_at,
+            "attempts": record.num_claims,
+            "position": position,
+            "estimated_wait_s": None if wait_s is None else round(wait_s, 1),
+            "timings": {
+                "queue_ms": _ms(record.created_at, record.started_at),
+                "ttft_ms": None,
+                "total_ms": _ms(record.created_at, record.ended_at),
+            },
+            "usage": usage(end) if isinstance(end, Done) else None,
+            "finish_reason": end.finish_reason if isinstance(end, Done) else None,
+            "text": folded.text if is_complete else None,
+            "error": end.error().envelope()["error"] if isinstance(end, Failed) else None,
+        }
+
+
+def _state(record: Record, end: Done | Failed | None) -> State:
+    if isinstance(end, Failed):
+        return "failed"
+    if isinstance(end, Done):
+        return "cancelled" if end.finish_reason == "cancelled" else "completed"
+    return "queued" if record.state == "queued" else "running"
+
+
+def _ms(start: float, end: float) -> float | None:
+    return round((end - start) * 1000, 3) if end else None
+
+
+def _position(last_event_id: str | None, request_id: str) -> int:
+    """How many tokens the client has, from the `id:` of the last event it saw."""
+    if not last_event_id:
+        return 0
+    match = _POSITION.fullmatch(last_event_id)
+    if match is None or match[1] != request_id:
+        raise InvalidRequest("This is no id of an event of this request.", param="Last-Event-ID")
+    return int(match[3])
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

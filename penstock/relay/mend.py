@@ -1,0 +1,154 @@
+"""How a stream is mended: read from the log, given back to a store that forgot it, restored where the log is behind.
+
+Rule numbers are those of `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from msgspec.structs import replace
+
+from penstock.errors import InternalError, StoreUnavailable
+from penstock.event import Event, Started, Tokens
+from penstock.job import Job
+from penstock.relay.stream import Stream
+from penstock.transports.base import Record, Transport
+
+logger = logging.getLogger(__name__)
+
+MAX_WHILE_READING = 1024
+
+
+class Mender:
+    """Believes only what is surely next, and mends the rest. `on_end(stream)` is called once for every stream.
+
+    `is_stranded(stream)` judges whether a queued job is likely in no list (rule 8).
+
+    The relay owns the table; this knows one stream at a time.
+    """
+
+    def __init__(
+        self,
+        gateway_id: str,
+        transport: Transport,
+        on_end: Callable[[Stream], None],
+        is_stranded: Callable[[Stream], bool],
+        on_log_read: Callable[[str], None],
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._transport = transport
+        self._on_end = on_end
+        self._is_stranded = is_stranded
+        self._on_log_read = on_log_read
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def see(self, stream: Stream, event: Event) -> None:
+        """A published event: only what is surely next is believed; all else is looked up in the log."""
+        if stream.end is not None or event.attempt < stream.attempt:
+            return
+        if stream.waiting_frames is not None:
+            if len(stream.waiting_frames) < MAX_WHILE_READING:
+                stream.waiting_frames.append(event)
+        elif not stream.is_trusted:
+            self.ask(stream, "untrusted")
+        elif event.attempt > stream.attempt and not isinstance(event, Started):
+            self.ask(stream, "attempt")  # rule 4
+        else:
+            self._fold(stream, event)
+
+    def ask(self, stream: Stream, reason: str) -> None:
+        """Read this stream's log; frames that arrive meanwhile wait. One read at a time."""
+        if stream.waiting_frames is None:
+            stream.waiting_frames = deque()
+            self._on_log_read(reason)
+            self.spawn(self._mend(stream))
+
+    def catch_up(self, stream: Stream, record: Record) -> None:
+        """Fold in what the log says."""
+        for event in record.events:
+            if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
+                self._fold(stream, event)
+        if record.state == "done" and stream.end is None:
+            stream.fail(InternalError("The end of this request is missing from its log."), time.monotonic())
+            stream.is_ended = True
+            self._on_end(stream)
+
+    def _fold(self, stream: Stream, event: Event) -> None:
+        """Fold an event of the attempt known, or the `Started` of a newer one."""
+        have = len(stream.tokens)
+        if event.seq > have:
+            self.ask(stream, "gap")
+        elif isinstance(event, Started) and event.seq < have:
+            # The log is behind the client (rule 5): that attempt is ignored, a new one goes on from what was relayed.
+            stream.attempt = event.attempt + 1
+            self.spawn(self._restore(stream, event.attempt))
+        elif event.end > have or (event.end == have and not isinstance(event, Tokens)):
+            stream.accept(event, time.monotonic())
+            if stream.end is not None:
+                self._on_end(stream)
+
+    async def _mend(self, stream: Stream) -> None:
+        try:
+            after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
+            record = await self._transport.read(stream.job.id, after)
+            stream.is_trusted = True
+            if record is None:
+                await self._resubmit(stream)
+            else:
+                self.catch_up(stream, record)
+                if record.state == "queued" and stream.end is None and self._is_stranded(stream):
+                    logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
+                    await self._transport.ensure(stream.job.id)
+        except StoreUnavailable:
+            stream.is_trusted = False  # silence asks again
+        finally:
+            waiting, stream.waiting_frames = stream.waiting_frames or (), None
+            for event in waiting:
+                self.see(stream, event)
+
+    async def _resubmit(self, stream: Stream) -> None:
+        """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
+        if stream.end is not None:
+            return
+        logger.warning("resubmitted", extra={"request_id": stream.job.id, "num_tokens": len(stream.tokens)})
+        if stream.tokens:
+            await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
+        else:
+            await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+
+    async def _restore(self, stream: Stream, short_attempt: int) -> None:
+        try:
+            tokens = list(stream.tokens)
+            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
+                self.ask(stream, "restore")
+        except StoreUnavailable:
+            stream.attempt = short_attempt  # nothing may have happened: the next `Started` or silence tries again
+            stream.is_trusted = False
+
+    # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def drain(self, timeout_s: float = 2.0) -> None:
+        """Wait for what is on its way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the relay failed", exc_info=task.exception())
+
+
+def _rest(stream: Stream) -> Job:
+    """The job with the time that it has left."""
+    return replace(stream.job, timeout_s=max(1.0, stream.deadline_at - time.monotonic()))
