@@ -79,8 +79,7 @@ def test_by_file_and_class(tmp_path: Path) -> None:
 def test_by_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_backend_of_mine.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [])
-    monkeypatch.syspath_prepend(str(Path(loading.__file__).parents[2]))
+    monkeypatch.setattr("sys.path", [str(Path(loading.__file__).parents[2])])  # a list of its own: nothing to put back
     assert type(build_backend("a_backend_of_mine:Echo", {})).__name__ == "Echo"
 
 

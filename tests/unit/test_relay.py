@@ -35,7 +35,7 @@ class Rig:
             has_workers=lambda model: self.has_workers,
             on_log_read=self.reads.append,
             no_worker_grace_s=0.05,
-            resume_window_s=0.05,
+            resume_window_s=0.5,
         )
         self.num = 0
         self.reader: Reader
