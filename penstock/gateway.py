@@ -23,6 +23,7 @@ from penstock.api.edge import Call, Edge, on_bad_query, on_client_gone, on_http_
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
+from penstock.api.sweep import Sweep
 from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import KeyRing
@@ -70,6 +71,7 @@ class Gateway:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
+        self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)
         self._watching: set[Reader] = set()
         self._nudge = asyncio.Event()
         self.positions: dict[str, int] = {}
@@ -78,7 +80,7 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to connect, to tick and to watch. Answers 503 until the store is there."""
-        for work in (self._keep_ticking(), self.relay.watch(), watch_lag(self.metrics)):
+        for work in (self._keep_ticking(), self.relay.watch(), self.sweep.run(), watch_lag(self.metrics)):
             task = asyncio.get_running_loop().create_task(work)
             task.add_done_callback(self._on_end)
             self._tasks.append(task)

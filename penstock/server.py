@@ -74,6 +74,7 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         http=limited(settings.header_timeout_s, settings.max_connections),
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # whom to believe is `trusted_proxies`, and admission's to judge
         ws="none",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + 2,

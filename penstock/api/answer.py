@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.admission import Permit
 from penstock.api.connection import ABORT
 from penstock.api.edge import Call, Departure, error_response
+from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.relay import Reader, Stream
@@ -146,27 +147,35 @@ class Answer(Response):
             return True
         headers = [(name.encode(), value.encode()) for name, value in _SSE_HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        slow_reader_s = self.gateway.settings.slow_reader_s
-        keepalive_s = self.gateway.settings.sse_keepalive_s
-        while True:
-            if departure.has_happened:
-                return False
+        pulse = Pulse(self.reader.wake, scope["extensions"][ABORT]["abort"])
+        self.gateway.sweep.pulses.add(pulse)
+        try:
+            return await self._relay(departure, pulse, self.call.send or send)
+        finally:
+            self.gateway.sweep.pulses.discard(pulse)
+            if pulse.was_cut:
+                logger.warning("cut: the client takes no bytes", extra={"request_id": stream.job.id})
+
+    async def _relay(self, departure: Departure, pulse: Pulse, send: Send) -> bool:
+        """The one loop that runs per token: whatever waits, in one write; `send` is the server's own."""
+        reader = self.reader
+        while not departure.has_happened:
             end = None
-            if self.reader.has_news:
+            if reader.has_news:
                 body, end = self._news()
             elif not (body := self._queue_news()):
-                if await self._wait(keepalive_s, departure):
+                if not pulse.is_due:
+                    await reader.changed()
                     continue
                 body = KEEPALIVE
-            try:
-                async with asyncio.timeout(slow_reader_s):
-                    await send({"type": "http.response.body", "body": body, "more_body": end is None})
-            except TimeoutError:
-                logger.warning("cut: the client takes no bytes", extra={"request_id": stream.job.id})
-                scope["extensions"][ABORT]["abort"]()
-                return False
+            pulse.is_due = False
+            pulse.is_sending = True
+            await send({"type": "http.response.body", "body": body, "more_body": end is None})
+            pulse.is_sending = False
+            pulse.num_sent += 1
             if end is not None:
                 return True
+        return False
 
     async def _status(self, departure: Departure) -> None:
         """Wait until a worker has accepted the job, or it ended, or `STATUS_WAIT_S` has passed."""
@@ -188,11 +197,6 @@ class Answer(Response):
         if end is not None:
             frames.append(self.end_frame(end))
         return b"".join(frames), end
-
-    async def _wait(self, timeout_s: float, departure: Departure) -> bool:
-        """Wait for something to say; False when there was nothing for `timeout_s`."""
-        await self.reader.changed(timeout_s)
-        return self.reader.has_news or departure.has_happened or bool(self._queue_change())
 
     def _queue_change(self) -> int:
         """The place in the queue, 1 for the next, when it is another one than was told; else 0."""

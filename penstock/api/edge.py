@@ -50,6 +50,7 @@ class Call:
         "is_gone",
         "is_refused",
         "outcome",
+        "send",
         "started_at",
         "status",
     )
@@ -63,6 +64,7 @@ class Call:
         self.is_refused = False
         self.endpoint = ""
         self.caller = ""
+        self.send: Send | None = None  # the server's own, for what comes after the head
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {}
 
@@ -88,6 +90,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         call = scope["penstock.call"] = Call(self.mint())
+        call.send = send
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
