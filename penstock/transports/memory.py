@@ -43,6 +43,10 @@ _FORGET_GATEWAY_S = 600.0
 _PULSE_GAP_S = 1.5
 _MAX_DEAD = 1000
 _MAX_LISTED = 1000
+# A write is in flight until those whom it woke have had their turn at the loop; what a worker generates meanwhile
+# travels together. What was published has been published: nothing waits in order to be joined. Without it an engine
+# that needs no time would have every token written alone (c=32, no compute: 26 k against 55 k tokens/s).
+_READERS_TURNS = 4
 LATE = "The request did not finish within its timeout_s."
 
 
@@ -371,6 +375,8 @@ class MemoryTransport(Transport):
                 self._unlist(worker_id, event.job_id)
             elif event.end > entry.num_tokens:
                 self._append(entry, event)
+        for _ in range(_READERS_TURNS):
+            await asyncio.sleep(0)
         return refused
 
     async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
