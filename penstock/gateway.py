@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.docs_page import docs_routes
-from penstock.api.edge import Call, Edge, on_bad_query, on_http_error
+from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
 from penstock.api.sweep import Sweep
-from penstock.errors import Draining, QueueFull, StoreUnavailable
+from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import KeyRing
 from penstock.metrics import Metrics
@@ -207,7 +207,7 @@ class Gateway:
         self.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway) -> Edge:
     """The HTTP face of `gateway`. The caller starts and stops it, or lets `lifespan` do so."""
 
     @contextlib.asynccontextmanager
@@ -231,9 +231,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(RequestsAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
     app.include_router(docs_routes("/openapi.json"))
+    app.add_exception_handler(PenstockError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, {(ENDPOINT, "post"): native.body})
     hot = {ENDPOINT: native.generate}
-    app.add_middleware(Edge, mint=gateway.mint, on_refused=gateway.count_refusal, hot=hot)
-    return app
+    return Edge(app, gateway.mint, gateway.count_refusal, hot)

@@ -79,7 +79,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Edge:
-    """The outermost middleware. `mint` makes the id that names a request from here on.
+    """Around the whole framework. `mint` makes the id that names a request from here on.
 
     `on_refused` is told of each request that a route refused. `hot`: POST routes that are called from here, by path,
     without the framework's routing in between (a third of the gateway's time for a short answer); the framework
@@ -122,25 +122,11 @@ class Edge:
                 if call.status:  # half an answer is out; the server closes the connection
                     logger.exception("a bug in a route")
                     raise
-                await self._refusal(call, error)(scope, receive, send_with_headers)
+                await refusal(call, error)(scope, receive, send_with_headers)
             finally:
                 if call.is_refused:
                     self.on_refused(call)
                 self._log(scope, call)
-
-    def _refusal(self, call: Call, error: Exception) -> Response:
-        """The answer to a request that ended in `error`."""
-        if isinstance(error, ClientGone):  # before its request was whole: nobody reads this
-            call.is_gone = True
-            call.outcome = "disconnected"
-            return Response(status_code=CLIENT_GONE)
-        if isinstance(error, PenstockError):
-            call.is_refused = True
-        else:
-            logger.error("a bug in a route", exc_info=error)
-            error = InternalError(f"Penstock failed to answer this ({type(error).__name__}).")
-        call.outcome = error.code
-        return error_response(error)
 
     def _log(self, scope: Scope, call: Call) -> None:
         total_ms = round((time.monotonic() - call.started_at) * 1000, 2)
@@ -179,13 +165,33 @@ def error_response(error: PenstockError) -> Response:
     return Response(msgspec.json.encode(error.envelope()), error.status, headers, "application/json")
 
 
+def refusal(call: Call, error: Exception) -> Response:
+    """The answer to a request that ended in `error`."""
+    if isinstance(error, ClientGone):  # before its request was whole: nobody reads this
+        call.is_gone = True
+        call.outcome = "disconnected"
+        return Response(status_code=CLIENT_GONE)
+    if isinstance(error, PenstockError):
+        call.is_refused = True
+    else:
+        logger.error("a bug in a route", exc_info=error)
+        error = InternalError(f"Penstock failed to answer this ({type(error).__name__}).")
+    call.outcome = error.code
+    return error_response(error)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """What a route raised, for the framework's own handling of errors."""
+    return refusal(call_of(request), error)
+
+
 async def on_bad_query(request: Request, error: Exception) -> Response:
     """A query parameter that FastAPI refused, as one of our errors."""
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
     name = str(first["loc"][-1])
-    raise InvalidRequest(f"'{name}': {first['msg']}.", param=name)
+    return refusal(call_of(request), InvalidRequest(f"'{name}': {first['msg']}.", param=name))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -193,13 +199,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     path = request.scope["path"][:200]
+    ours: PenstockError = InvalidRequest(str(error.detail))
     if error.status_code == 404:
-        raise NotFound(f"There is nothing at {path!r}.")
-    if error.status_code == 405:
-        refusal = MethodNotAllowed(f"{request.method} is not allowed at {path!r}.")
-        refusal.headers = dict(error.headers or {})
-        raise refusal
-    raise InvalidRequest(str(error.detail))
+        ours = NotFound(f"There is nothing at {path!r}.")
+    elif error.status_code == 405:
+        ours = MethodNotAllowed(f"{request.method} is not allowed at {path!r}.")
+        ours.headers = dict(error.headers or {})
+    return refusal(call_of(request), ours)
 
 
 class Departure:
