@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +23,7 @@ from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
 from penstock.api.sweep import Sweep
-from penstock.errors import Draining, PenstockError, QueueFull, StoreUnavailable
+from penstock.errors import ConfigError, Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import KeyRing
 from penstock.metrics import Metrics
@@ -68,6 +68,7 @@ class Gateway:
             queue_depth=lambda: self.admission.pool.depth,
             on_log_read=metrics.log_read,
         )
+        self.on_refusal: Callable[[ConfigError], None] = lambda error: None
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
         self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)
@@ -100,6 +101,9 @@ class Gateway:
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """A reader or a ticker that dies quietly would leave a server that answers nobody: it goes down loudly."""
         if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, ConfigError):
+                self.on_refusal(error)
+                return
             logger.critical("a task of the gateway died; not ready any more", exc_info=error)
             self._ticked_at = float("-inf")
             self.relay.fail_all(StoreUnavailable("The gateway lost its connection to the store."))
@@ -111,6 +115,7 @@ class Gateway:
             try:
                 if not is_open:
                     await self.transport.open()
+                    await self.transport.check()
                     await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
                     is_open = True
                 pool = await self.transport.tick(self.id)

@@ -84,11 +84,20 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
     serves = "whatever live workers announce" if beside is _nothing else models
     server.on_started = lambda: _announce(settings, listener, serves)
+    refusals: list[ConfigError] = []
+
+    def refuse(error: ConfigError) -> None:
+        refusals.append(error)
+        server.should_exit = True
+
+    gateway.on_refusal = refuse
     try:
         async with beside(transport, metrics):
             await server.serve(sockets=[listener])
     finally:
         await transport.close()
+    if refusals:
+        raise refusals[0]
     return 0 if server.started else 1
 
 

@@ -29,6 +29,7 @@ from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
 
 State = Literal["queued", "running", "done"]
+Level = Literal["ok", "warning", "error"]
 CancelOutcome = Literal["ended", "marked", "done", "gone", "owned"]
 
 LEASE_S = 2.5
@@ -104,7 +105,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     """One thing that was looked at. `level`: how bad it is; `advice`: what to do about it, empty if nothing."""
 
     name: str
-    level: Literal["ok", "warning", "error"]
+    level: Level
     value: str
     advice: str = ""
 
@@ -138,6 +139,9 @@ class Transport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Let go of every connection and task. Leases lapse by themselves."""
+
+    async def check(self) -> None:  # noqa: B027 - most stores have nothing to refuse
+        """Refuse, with a `ConfigError`, a store that would lose requests quietly. Called once it has been opened."""
 
     # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -99,6 +99,7 @@ async def _open(transport: Transport, worker: Worker) -> bool:
     while not worker.is_stopping:
         try:
             await transport.open()
+            await transport.check()
             return True
         except StoreUnavailable as error:
             if not is_said:

@@ -1,4 +1,5 @@
-"""The stores that the contract suite runs over: memory, and every real server present."""
+"""The stores that the contract suite runs over: memory, every real server present, and Redis in each form that users
+have it in (one of the servers; which one makes no difference there)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import redis
 from penstock.transports import Transport
 from tests.contract.stores import MemoryStore, RedisStore, Store
 from tests.servers import Servers, find_servers
+from tests.topologies import KINDS, NotHere, Topologies
 
 REAL = sorted(find_servers())
 
@@ -21,16 +23,39 @@ def _emptied(servers: Servers, name: str) -> RedisStore:
     return RedisStore(name, server.url)
 
 
+def _topology(topologies: Topologies, kind: str) -> RedisStore:
+    try:
+        topology = topologies.get(kind)
+    except NotHere as error:
+        pytest.skip(str(error))
+    topology.flush()
+    return RedisStore(kind, topology.url, topology.masters)
+
+
 def _check_what_is_left(store: RedisStore) -> None:
     """Every key expires; only a worker's list, bounded by its slots and emptied by reap, may be without for a while."""
-    with redis.Redis.from_url(store.url, decode_responses=True) as client:
-        left = [key for key in client.scan_iter() if client.pttl(key) == -1 and "}:worker:" not in key]
-    assert left == [], "these keys would stay for ever"
+    for client in store.clients or (redis.Redis.from_url(store.url, decode_responses=True),):
+        with client:
+            left = [key for key in client.scan_iter() if client.pttl(key) == -1 and "}:worker:" not in key]
+        assert left == [], "these keys would stay for ever"
 
 
-@pytest.fixture(params=["memory", *REAL])
-async def store(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[Store]:
-    store: Store = MemoryStore() if request.param == "memory" else _emptied(servers, request.param)
+@pytest.fixture(scope="session")
+def topologies() -> Iterator[Topologies]:
+    topologies = Topologies()
+    yield topologies
+    topologies.stop()
+
+
+@pytest.fixture(params=["memory", *REAL, *KINDS])
+async def store(request: pytest.FixtureRequest, servers: Servers, topologies: Topologies) -> AsyncIterator[Store]:
+    store: Store
+    if request.param == "memory":
+        store = MemoryStore()
+    elif request.param in KINDS:
+        store = _topology(topologies, request.param)
+    else:
+        store = _emptied(servers, request.param)
     yield store
     await store.close()
     if isinstance(store, RedisStore):

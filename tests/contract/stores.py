@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
+
+import redis
 
 from penstock.event import Event, Tokens
 from penstock.fleet import Capabilities, WorkerInfo
@@ -77,12 +79,13 @@ class MemoryStore(Store):
 
 
 class RedisStore(Store):
-    """A real server."""
+    """A real server, or several that are one store: then `clients` look at each that holds keys."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, clients: Sequence[redis.Redis] = ()) -> None:
         super().__init__()
         self.name = name
         self.url = url
+        self.clients = clients
 
     def _make(self, lease_s: float) -> RedisTransport:
         return RedisTransport(self.url, lease_s=lease_s, retention_s=60.0)

@@ -36,7 +36,7 @@ def test_every_key_and_channel_is_described() -> None:
     names = [pool.workers, pool.gateways, pool.about, pool.clock, pool.dead, pool.worker("<wid>")]
     names = [name.replace(f"{{{keys.QUEUE}}}", "{Q}") for name in names]
     names += [keys.QUEUE, keys.job("<id>"), keys.log("<id>"), keys.channel("<id>"), keys.control("<wid>")]
-    names += [keys.rate("<key>")]
+    names += [keys.rate("<key>"), keys.once("<caller>", "<hash>"), keys.caller("<caller>")]
     assert [name for name in names if f"`{name}`" not in PAGE] == []
 
 

@@ -1,245 +1,75 @@
-"""A thin connection to one Redis server, for traffic that goes through it by the thousand a second.
+"""Ways to Redis that are made at the first use and again after they broke.
 
-`Link` is one socket: one reader owns it, replies go to futures in the order of the commands, and what is sent within
-one turn of the event loop leaves in one write. `Connection` is a link that is made again at the next use after it
-broke. Whatever breaks it fails everything that waits with `StoreUnavailable`; nothing is repeated here, because only
-the caller knows what may be. A cancelled caller's reply is discarded by its position, never handed to another.
-Knows nothing of keys, scripts or jobs.
+`Connection` is what everybody uses; `ServerConnection` is one that leads to one server, wherever that is just now.
+Knows nothing of keys, scripts or jobs, and of several servers only that an address may change.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
-
-from hiredis import HiredisError, Reader, ReplyError, pack_command
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from penstock.errors import StoreUnavailable
-from penstock.transports.redis.endpoint import Endpoint
+from penstock.transports.redis.endpoint import Endpoint, Locator
+from penstock.transports.redis.link import Link, Reply, StoreMetrics, let_in
 
-Reply = Any  # bytes, int, None, ReplyError, or a list of these: whatever Redis says
-
-CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 5.0
 MAX_BACKOFF_S = 0.5
-MAX_PENDING = 100_000
-
-# Replies that say "not this server, not now": the address must be resolved and dialled again.
-_TURNED_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
-_NOT_YET = object()
 
 
-class StoreMetrics(Protocol):
-    """What the transport reports. `metrics.Metrics` is one."""
+class Connection(Protocol):
+    """Where commands go. Two keys with the same `Connection` are at one server, as far as is known."""
 
-    def round_trip(self, verb: str, seconds: float) -> None: ...
+    async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
+        """Send packed commands, return their `count` replies in order. An error reply is a reply, not raised."""
 
-    def store_error(self, kind: str) -> None: ...
-
-
-class NoMetrics:
-    """For those who do not ask."""
-
-    def round_trip(self, verb: str, seconds: float) -> None:
-        pass
-
-    def store_error(self, kind: str) -> None:
-        pass
+    def post(self, data: bytes, count: int) -> None:
+        """Send packed commands whose replies nobody needs; nothing is sent without a connection."""
 
 
-class _Waiting:
-    """A caller: how many replies it still waits for, and those it has."""
+class ServerConnection:
+    """Commands to one server over one link (single flight).
 
-    __slots__ = ("deadline", "future", "missing", "replies")
-
-    def __init__(self, future: asyncio.Future[list[Reply]], missing: int, deadline: float) -> None:
-        self.future = future
-        self.missing = missing
-        self.deadline = deadline
-        self.replies: list[Reply] = []
-
-
-class Link(asyncio.Protocol):
-    """One socket, from connected to lost. Made by `dial`."""
-
-    def __init__(self, metrics: StoreMetrics) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._metrics = metrics
-        self._reader = Reader(notEnoughData=_NOT_YET)
-        self._transport: asyncio.Transport | None = None
-        self._out: list[bytes] = []
-        self._waiting: deque[_Waiting] = deque()
-        self._num_pending = 0
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._reason = "the connection to Redis was lost"
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self.closed.done()
-
-    def send(self, data: bytes, count: int, timeout_s: float) -> asyncio.Future[list[Reply]]:
-        """Send packed commands that bring `count` replies; the future has them, or `StoreUnavailable`."""
-        future: asyncio.Future[list[Reply]] = self._loop.create_future()
-        if not self.is_open:
-            future.set_exception(StoreUnavailable(self._reason))
-        elif self._num_pending + count > MAX_PENDING:
-            future.set_exception(StoreUnavailable("Too many commands wait for Redis."))
-        else:
-            self._num_pending += count
-            self._waiting.append(_Waiting(future, count, self._loop.time() + timeout_s))
-            if self._watchdog is None:
-                self._watchdog = self._loop.call_later(timeout_s, self._watch)
-            self.write(data)
-        return future
-
-    def write(self, data: bytes) -> None:
-        """Send without awaiting a reply here; joined with whatever else is sent in this turn of the loop."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(data)
-
-    def abort(self, reason: str, kind: str) -> None:
-        """Close now; everything that waits fails with `reason`."""
-        if self.closed.done():
-            return
-        self._reason = reason
-        self._metrics.store_error(kind)
-        self._end()
-
-    def close(self) -> None:
-        """Close on purpose."""
-        if not self.closed.done():
-            self._reason = "the transport is closed"
-            self._end()
-
-    # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._reader.feed(data)
-            while not self.closed.done():
-                reply = self._reader.gets()
-                if reply is _NOT_YET:
-                    break
-                self.received(reply)
-        except HiredisError as error:
-            self.abort(f"Redis sent what is not its protocol: {error}", "protocol")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.abort(f"{self._reason}: {exc}" if exc else self._reason, "lost")
-
-    # ── below ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def received(self, reply: Reply) -> None:
-        """One reply. A subscription's link overrides this."""
-        if not self._waiting:
-            self.abort("Redis answered what nobody had asked", "protocol")
-            return
-        if isinstance(reply, ReplyError) and str(reply).startswith(_TURNED_AWAY):
-            self.abort(f"Redis turns commands away: {reply}", "turned_away")
-            return
-        caller = self._waiting[0]
-        caller.replies.append(reply)
-        caller.missing -= 1
-        self._num_pending -= 1
-        if not caller.missing:
-            self._waiting.popleft()
-            if not caller.future.done():  # a cancelled caller's replies end here
-                caller.future.set_result(caller.replies)
-
-    def _flush(self) -> None:
-        if self._transport is not None and not self.closed.done():
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
-
-    def _watch(self) -> None:
-        """The caller at the head was sent first: if it is in time, so is everybody behind it."""
-        self._watchdog = None
-        if self.closed.done() or not self._waiting:
-            return
-        left = self._waiting[0].deadline - self._loop.time()
-        if left <= 0:
-            self.abort("Redis did not answer in time", "timeout")
-        else:
-            self._watchdog = self._loop.call_later(left, self._watch)
-
-    def _end(self) -> None:
-        self.closed.set_result(None)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        if self._transport is not None:
-            self._transport.abort()
-        waiting, self._waiting, self._num_pending = self._waiting, deque(), 0
-        for caller in waiting:
-            if not caller.future.done():
-                caller.future.set_exception(StoreUnavailable(f"Redis is away: {self._reason}"))
-
-
-async def dial(endpoint: Endpoint, link: Link) -> None:
-    """Connect `link`'s socket. `StoreUnavailable` if that fails or takes too long."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            if endpoint.path is not None:
-                await loop.create_unix_connection(lambda: link, endpoint.path)
-            else:
-                await loop.create_connection(lambda: link, endpoint.host, endpoint.port, ssl=endpoint.tls)
-    except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-        link.abort(f"cannot connect to {endpoint}", "connect")
-        raise StoreUnavailable(f"Redis is away: cannot connect to {endpoint}: {error or 'timed out'}") from error
-
-
-async def greet(link: Link, commands: Sequence[tuple[Any, ...]]) -> None:
-    """Send a connection's first commands; a refused one means that there is no connection."""
-    if not commands:
-        return
-    replies = await link.send(b"".join(map(pack_command, commands)), len(commands), CONNECT_TIMEOUT_S)
-    for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, ReplyError):
-            link.abort(f"Redis refused {command[0]}: {reply}", "refused")
-            raise StoreUnavailable(f"Redis refused {command[0]}: {reply}")
-
-
-class Connection:
-    """Commands to one server over one link, made at the first use and again after it broke (single flight)."""
+    `on_moved` is called when the server says that it is not the one any more, with None, and when another one was
+    found in its place, with that.
+    """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        locator: Locator,
         name: str,
         metrics: StoreMetrics,
         preload: Sequence[tuple[Any, ...]] = (),
+        on_moved: Callable[[Endpoint | None], None] | None = None,
     ) -> None:
-        self._endpoint = endpoint
+        self._locator = locator
+        self._name = name
         self._metrics = metrics
-        self._greeting = [*endpoint.greeting(name), *preload]
+        self._preload = preload
+        self._on_moved = on_moved
+        self._endpoint: Endpoint | None = None
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._backoff_s = 0.0
         self._is_closed = False
 
     async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
-        """Send packed commands, return their `count` replies in order. An error reply is a reply, not raised."""
         link = self._link
         if link is None or not link.is_open:
             link = await self.connect()
         return await link.send(data, count, timeout_s)
 
     def post(self, data: bytes, count: int) -> None:
-        """Send packed commands whose replies nobody needs; nothing is sent without a connection."""
-        if self._link is not None and self._link.is_open:
-            self._link.send(data, count, COMMAND_TIMEOUT_S).add_done_callback(_ignore)
+        sent = self.send(data, count)
+        if sent is not None:
+            sent.add_done_callback(_ignore)
+
+    def send(self, data: bytes, count: int) -> asyncio.Future[list[Reply]] | None:
+        """Send without connecting first; None if there is no connection."""
+        if self._link is None or not self._link.is_open:
+            return None
+        return self._link.send(data, count, COMMAND_TIMEOUT_S)
 
     async def connect(self) -> Link:
         """The open link, or a new one. A failed attempt makes the next one wait a little."""
@@ -258,6 +88,11 @@ class Connection:
                 raise StoreUnavailable("the transport is closed") from None
             raise
 
+    def redial(self, reason: str, unless: Endpoint | None = None) -> None:
+        """Break the connection, so that its server is looked for again; not if it leads to `unless`."""
+        if self._link is not None and self._link.is_open and self._endpoint != unless:
+            self._link.abort(reason, "moved")
+
     async def close(self) -> None:
         self._is_closed = True
         if self._connecting is not None:
@@ -271,13 +106,22 @@ class Connection:
         self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or 0.02)
         link = Link(self._metrics)
         try:
-            await dial(self._endpoint, link)
-            await greet(link, self._greeting)
+            endpoint = await self._locator.locate()
+            await let_in(endpoint, link, self._name, self._preload)
         except BaseException:
             link.close()
             raise
         self._link, self._backoff_s = link, 0.0
+        before, self._endpoint = self._endpoint, endpoint
+        if self._on_moved is not None:
+            link.closed.add_done_callback(lambda _: self._lost(link))
+            if before is not None and before != endpoint:
+                self._on_moved(endpoint)
         return link
+
+    def _lost(self, link: Link) -> None:
+        if link.is_turned_away and self._on_moved is not None and not self._is_closed:
+            self._on_moved(None)
 
     def _connected(self, task: asyncio.Task[Link]) -> None:
         self._connecting = None

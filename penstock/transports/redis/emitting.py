@@ -8,13 +8,15 @@ Knows nothing of leases and queues, but that what is finished leaves the worker'
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 
 from penstock.event import Event, Started, Terminal, Tokens
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.connection import Connection, Reply
+from penstock.transports.redis.connection import Connection
 from penstock.transports.redis.frames import FramePacker
+from penstock.transports.redis.link import Reply
 from penstock.transports.redis.store import Store
 from penstock.wire import encode_event
 
@@ -55,8 +57,13 @@ class Emitter:
         groups: dict[Connection, list[_Step]] = {}
         for step in steps:
             groups.setdefault(self._store.request_conn(step.job_id), []).append(step)
-        for conn, group in groups.items():
-            await self._emit(conn, group, refused)
+        if len(groups) == 1:
+            await self._emit(*groups.popitem(), refused)
+        else:  # on a cluster: side by side, and what one node refuses is no reason not to ask the next
+            emitting = (self._emit(conn, group, refused) for conn, group in groups.items())
+            for error in await asyncio.gather(*emitting, return_exceptions=True):
+                if error is not None:
+                    raise error
         finished = [step.job_id for step in steps if step.end is not None and step.job_id not in refused]
         if finished:
             self._drop(worker_id, finished)

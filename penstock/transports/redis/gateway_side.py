@@ -14,8 +14,9 @@ from penstock.errors import QueueFull, StoreUnavailable
 from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Job
-from penstock.transports.base import CancelOutcome, RateLimit, Record, Transport, Verdict
+from penstock.transports.base import CancelOutcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Refused, Store, error_of
 from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_job, encode_json
@@ -41,7 +42,7 @@ class Terms:
     resume_window_ms: int
 
 
-class GatewaySide(Transport):
+class GatewaySide(ObjectSide):
     """The half of `RedisTransport` that gateways use."""
 
     _store: Store
@@ -55,6 +56,7 @@ class GatewaySide(Transport):
                 raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
             on_event(event)
 
+        self._hear, self._on_reset = hear, on_reset
         self._listens_to = keys.pattern(gateway_id)
         await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
 
@@ -69,7 +71,10 @@ class GatewaySide(Transport):
             async with asyncio.timeout(SUBMIT_WITHIN_S):
                 while True:
                     try:
-                        return await self._submit(job.id, create, max_depth, front, is_again)
+                        depth = await self._submit(job.id, create, max_depth, front, is_again)
+                        if not front:
+                            await self._remember(job, self._retention_ms(job))
+                        return depth
                     except Refused:
                         raise
                     except StoreUnavailable:  # the outcome is unknown: from here on look before pushing
@@ -137,11 +142,13 @@ class GatewaySide(Transport):
 
     def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int]:
         """What create and restore write into a new hash."""
-        terms = self._terms
         return (
             *(job.id, encode_job(job), job.model, job.on_disconnect, owner),
-            *(_ms(job.timeout_s), terms.retention_ms),
+            *(_ms(job.timeout_s), self._retention_ms(job)),
         )
+
+    def _retention_ms(self, job: Job) -> int:
+        return self._terms.retention_ms if job.retention_s is None else _ms(job.retention_s)
 
     async def _submit(self, job_id: str, create: scripts.Command, max_depth: int, front: bool, is_again: bool) -> int:
         """Create, then enqueue: in one pipeline where both go to one server, and nothing is known to be there."""

@@ -14,6 +14,8 @@
     {inference:response:<id>}:job      hash      create, restore, claim, finish, …      deadline + retention
     {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
     inference:rate:{<key>}             string    charge                                 two windows
+    inference:once:<caller>:<hash>     string    once, unbind                            as long as the request
+    inference:caller:{<caller>}        list      submit                                  as long as its requests; 1,000
     inference:response:<id>            channel   whoever writes the log
     inference:control:<wid>            channel   cancel
 """
@@ -27,9 +29,12 @@ QUEUE = "inference:queue"
 RESPONSE = "inference:response:"
 CONTROL = "inference:control:"
 RATE = "inference:rate:"
+ONCE = "inference:once:"
+CALLER = "inference:caller:"
 
 POOL_TTL_MS = 604_800_000
 MAX_DEAD = 1_000
+MAX_LISTED = 1_000
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -81,3 +86,13 @@ def control(worker_id: str) -> str:
 
 def rate(key: str) -> str:
     return f"{RATE}{{{key}}}"
+
+
+def once(caller: str, digest: str) -> str:
+    """An idempotency key: `digest` is of what the client sent."""
+    return f"{ONCE}{caller}:{digest}"
+
+
+def caller(caller_id: str) -> str:
+    """A caller's newest requests."""
+    return f"{CALLER}{{{caller_id}}}"

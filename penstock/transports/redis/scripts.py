@@ -80,6 +80,7 @@ _renew = Script("renew")
 _reap = Script("reap")
 _tick = Script("tick")
 _charge = Script("charge")
+_unbind = Script("unbind")
 
 SCRIPTS: tuple[Script, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Script))
 PRELOAD: tuple[tuple[str | bytes, ...], ...] = tuple(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)
@@ -211,3 +212,7 @@ def bury(pool: PoolKeys, entry: bytes) -> list[Command]:
 
 def charge(key: str, limit: RateLimit) -> Command:
     return _charge((keys.rate(key),), limit.rpm, limit.burst)
+
+
+def unbind(name: str, job_id: str) -> Command:
+    return _unbind((name,), job_id)

@@ -1,25 +1,33 @@
 """What both halves of the transport stand on: the connections of one process, and one way to run commands on them.
 
-Every command goes to `conn(key)`: today the one server, later the node that holds the key's slot. Turns error
-replies into errors of our own. Knows nothing of what the commands mean.
+Every command goes to `conn(key)`: the one server, or the node that holds the key's slot. Turns error replies into
+errors of our own. Knows nothing of what the commands mean.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from hiredis import ReplyError
 
 from penstock.errors import InternalError, PenstockError, StoreUnavailable
-from penstock.transports.redis.connection import Connection, NoMetrics, Reply, StoreMetrics
-from penstock.transports.redis.endpoint import Endpoint
+from penstock.transports.redis import keys
+from penstock.transports.redis.connection import Connection
+from penstock.transports.redis.endpoint import Deployment
 from penstock.transports.redis.keys import PoolKeys
-from penstock.transports.redis.scripts import PRELOAD, Command
+from penstock.transports.redis.link import NoMetrics, Reply, StoreMetrics
+from penstock.transports.redis.routes import routes_of
+from penstock.transports.redis.scripts import Command
 from penstock.transports.redis.subscription import Subscription
 
 # Replies that say that Redis cannot do it now, not that we asked for nonsense.
 _UNABLE = ("OOM", "MISCONF", "NOREPLICAS", "BUSY", "TRYAGAIN", "NOAUTH", "NOPERM", "UNKILLABLE", "EXECABORT")
+
+MISS_AFTER_S = 1.0
+MISSED: Final = object()
 
 
 class Refused(StoreUnavailable):
@@ -27,6 +35,8 @@ class Refused(StoreUnavailable):
 
 
 def error_of(verb: str, reply: ReplyError) -> PenstockError:
+    if str(reply).startswith("MOVED"):
+        return Refused("This server is a node of a Redis Cluster: its URL begins with redis+cluster://")
     if str(reply).startswith(_UNABLE):
         return Refused(f"Redis refused to {verb}: {reply}")
     return InternalError(f"Redis could not {verb}: {reply}")
@@ -39,75 +49,89 @@ def is_out_of_memory(reply: Reply) -> bool:
 class Store:
     """The connections of one transport: commands (joined writes), ears, and one that may block."""
 
-    def __init__(self, endpoint: Endpoint, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
+    def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
         self.pool = pool
         self.metrics: StoreMetrics = metrics if metrics is not None else NoMetrics()
-        self._endpoint = endpoint
-        self._commands = Connection(endpoint, "penstock", self.metrics, PRELOAD)
-        self._blocking: Connection | None = None
-        self._ears: Subscription | None = None
+        self._routes = routes_of(deployment, self.metrics)
 
     def conn(self, key: str) -> Connection:
         """The connection to the server that holds `key`."""
-        return self._commands
+        return self._routes.to(key)
 
     def request_conn(self, job_id: str) -> Connection:
         """The same for all keys of a request."""
-        return self._commands
+        return self._routes.to(keys.channel(job_id))
 
     @property
     def blocking(self) -> Connection:
-        """For BLMOVE alone. It needs no scripts."""
-        if self._blocking is None:
-            self._blocking = Connection(self._endpoint, "penstock-blocking", self.metrics)
-        return self._blocking
+        """For BLMOVE alone."""
+        return self._routes.blocking(self.pool.queue)
 
     @property
     def ears(self) -> Subscription:
-        if self._ears is None:
-            self._ears = Subscription(self._endpoint, "penstock-ears", self.metrics)
-        return self._ears
+        return self._routes.ears
 
     def hears(self, topic: str) -> bool:
-        return self._ears is not None and self._ears.has(topic)
+        return self._routes.ears.has(topic)
+
+    async def every(self) -> list[Connection]:
+        """A connection to each server that holds keys of ours: more than one on a cluster only."""
+        return await self._routes.every()
 
     async def open(self) -> None:
-        await self._commands.connect()
+        await self._routes.open()
 
     async def close(self) -> None:
-        if self._ears is not None:
-            await self._ears.close()
-        if self._blocking is not None:
-            await self._blocking.close()
-        await self._commands.close()
+        await self._routes.close()
 
     async def run(self, verb: str, key: str, *commands: Command) -> list[Reply]:
         """Run commands of one server in one pipeline; the first error reply is raised."""
-        replies = await self.exchange(verb, self.conn(key), commands)
+        return await self._run(verb, self.conn(key), commands)
+
+    async def _run(self, verb: str, conn: Connection, commands: Sequence[Command]) -> list[Reply]:
+        replies = await self.exchange(verb, conn, commands)
         for reply in replies:
             if isinstance(reply, ReplyError):
                 self.metrics.store_error("refused")
                 raise error_of(verb, reply)
         return replies
 
-    async def run_each(self, verb: str, commands: Iterable[tuple[str, Command]]) -> list[Reply]:
-        """Run commands of many slots: one pipeline for each server; replies in the order of the commands."""
+    async def run_each(
+        self, verb: str, commands: Iterable[tuple[str, Command]], *, may_miss: bool = False
+    ) -> list[Reply]:
+        """Run commands of many slots: one pipeline for each server, side by side; replies in the order of the commands.
+
+        `may_miss`: of several servers, those that do not answer in time cost their own replies only, which are
+        `MISSED`: the work of a node that lives must not wait for one that is dead.
+        """
         pairs = list(commands)
         groups: dict[Connection, list[int]] = {}
         for index, (key, _) in enumerate(pairs):
             groups.setdefault(self.conn(key), []).append(index)
-        replies: list[Reply] = [None] * len(pairs)
-        for indices in groups.values():
-            got = await self.run(verb, pairs[indices[0]][0], *(pairs[index][1] for index in indices))
+        replies: list[Reply] = [MISSED] * len(pairs)
+        limit_s = MISS_AFTER_S if may_miss and len(groups) > 1 else None
+
+        async def one(conn: Connection, indices: list[int]) -> None:
+            async with asyncio.timeout(limit_s):
+                got = await self._run(verb, conn, [pairs[index][1] for index in indices])
             for index, reply in zip(indices, got, strict=True):
                 replies[index] = reply
+
+        if len(groups) == 1:
+            await one(*groups.popitem())
+            return replies
+        outcomes = await asyncio.gather(*(one(*group) for group in groups.items()), return_exceptions=True)
+        failed = [outcome for outcome in outcomes if outcome is not None]
+        for error in failed:
+            if not (may_miss and isinstance(error, StoreUnavailable | TimeoutError) and len(failed) < len(outcomes)):
+                raise StoreUnavailable("Redis did not answer in time.") if isinstance(error, TimeoutError) else error
         return replies
 
     async def ask(self, verb: str, key: str, command: Command) -> Reply:
         """Run one command."""
         return (await self.run(verb, key, command))[0]
 
-    async def exchange(self, verb: str, conn: Connection, commands: tuple[Command, ...]) -> list[Reply]:
+    async def exchange(self, verb: str, conn: Connection, commands: Sequence[Command]) -> list[Reply]:
         """Run commands in one pipeline; error replies are returned, but a server that lacks a script is sent it."""
         started = time.perf_counter()
         if len(commands) == 1:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from hiredis import ReplyError
 
 from penstock.errors import StoreUnavailable
-from penstock.transports.redis.connection import MAX_BACKOFF_S, Link, Reply, StoreMetrics, dial, greet
-from penstock.transports.redis.endpoint import Endpoint
+from penstock.transports.redis.connection import MAX_BACKOFF_S
+from penstock.transports.redis.endpoint import Endpoint, Locator
+from penstock.transports.redis.link import Link, Reply, StoreMetrics, let_in
 from penstock.transports.redis.scripts import command
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 PING_EVERY_S = 2.0
 PONG_WITHIN_S = 5.0
 CONFIRM_WITHIN_S = 5.0
+REDIAL_EVERY_S = 1.0
 
 _PING = command("PING").packed
 OnMessage = Callable[[bytes, bytes], None]
@@ -52,8 +54,8 @@ class Subscription:
     is logged and counted, and the next message is heard all the same.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, metrics: StoreMetrics) -> None:
-        self._endpoint = endpoint
+    def __init__(self, locator: Locator, name: str, metrics: StoreMetrics) -> None:
+        self._locator = locator
         self._name = name
         self._metrics = metrics
         self._handlers: dict[bytes, tuple[str, OnMessage, Callable[[], None] | None]] = {}
@@ -61,6 +63,8 @@ class Subscription:
         self._ever: set[bytes] = set()
         self._changed = asyncio.Event()
         self._link: _EarLink | None = None
+        self.endpoint: Endpoint | None = None
+        self._stands_since = 0.0
         self._heard_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -90,7 +94,22 @@ class Subscription:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise StoreUnavailable(f"Redis is away: no subscription at {self._endpoint}") from None
+            raise StoreUnavailable(f"Redis is away: no subscription at {self._locator}") from None
+
+    def unsubscribe(self, topic: str) -> None:
+        """Hear this channel no more. Not awaited: what still comes has no handler."""
+        if self._handlers.pop(topic.encode(), None) is not None and self._link is not None and self._link.is_open:
+            self._confirmed.discard(topic.encode())
+            self._link.write(command("UNSUBSCRIBE", topic).packed)
+        self._ever.discard(topic.encode())
+
+    def redial(self, reason: str, unless: Endpoint | None = None) -> None:
+        """Break the connection, so that its server is looked for again; not if it leads to `unless`, or is new."""
+        link = self._link
+        if link is None or not link.is_open or self.endpoint == unless:
+            return
+        if asyncio.get_running_loop().time() - self._stands_since > REDIAL_EVERY_S:
+            link.abort(reason, "moved")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -107,8 +126,8 @@ class Subscription:
             backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s or 0.02)
             link = _EarLink(self._metrics, self._heard)
             try:
-                await dial(self._endpoint, link)
-                await greet(link, self._endpoint.greeting(self._name))
+                self.endpoint = await self._locator.locate()
+                await let_in(self.endpoint, link, self._name)
                 link.is_greeted = True
                 await self._resubscribe(link)
                 backoff_s = 0.02
@@ -122,7 +141,8 @@ class Subscription:
 
     async def _resubscribe(self, link: _EarLink) -> None:
         wanted = set(self._handlers)
-        self._link, self._heard_at = link, asyncio.get_running_loop().time()
+        self._link = link
+        self._heard_at = self._stands_since = asyncio.get_running_loop().time()
         link.closed.add_done_callback(lambda _: self._changed.set())
         self._ask(link, wanted)
         async with asyncio.timeout(CONFIRM_WITHIN_S):
@@ -163,7 +183,7 @@ class Subscription:
         handler = self._handlers.get(topic)
         on_reset = handler[2] if handler is not None else None
         if topic in self._ever and on_reset is not None:
-            log.warning("subscribed again at %s", self._endpoint)
+            log.warning("subscribed again at %s", self.endpoint)
             self._guard(lambda _: on_reset(), topic)
         self._ever.add(topic)
 

@@ -1,18 +1,20 @@
-"""`RedisTransport`: the promise of `transports/base.py`, kept by Redis. Its two halves are in files of their own."""
+"""`RedisTransport`: the promise of `transports/base.py`, kept by Redis. Its sides are in files of their own."""
 
 from __future__ import annotations
 
-from penstock.transports.base import LEASE_S, DeadJob, Finding, Overview
-from penstock.transports.redis.connection import StoreMetrics
+from penstock.transports.base import LEASE_S
 from penstock.transports.redis.emitting import Emitter
 from penstock.transports.redis.endpoint import parse
 from penstock.transports.redis.gateway_side import GatewaySide, Terms
 from penstock.transports.redis.keys import PoolKeys
+from penstock.transports.redis.link import StoreMetrics
+from penstock.transports.redis.object_side import ObjectSide
+from penstock.transports.redis.operator_side import OperatorSide
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.worker_side import WorkerSide
 
 
-class RedisTransport(GatewaySide, WorkerSide):
+class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
     """One process' way to the store at `url`: at most three connections, however many requests there are.
 
     `pool`: which queue. `retention_s`: how long a job that this process creates is kept after its end.
@@ -42,37 +44,6 @@ class RedisTransport(GatewaySide, WorkerSide):
 
     async def close(self) -> None:
         await self._store.close()
-
-    # Stubs until they are there.
-    async def follow(self, job_id: str) -> None:
-        raise NotImplementedError
-
-    async def unfollow(self, job_id: str) -> None:
-        raise NotImplementedError
-
-    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
-        raise NotImplementedError
-
-    async def unbind(self, caller: str, key: str, job_id: str) -> None:
-        raise NotImplementedError
-
-    async def requests_of(self, caller: str, limit: int) -> list[str]:
-        raise NotImplementedError
-
-    async def waiting(self, limit: int = 10_000) -> list[str]:
-        raise NotImplementedError
-
-    async def overview(self) -> Overview:
-        raise NotImplementedError
-
-    async def dead(self) -> list[DeadJob]:
-        raise NotImplementedError
-
-    async def bury(self, job_id: str) -> bool:
-        raise NotImplementedError
-
-    async def inspect(self) -> list[Finding]:
-        raise NotImplementedError
 
     def beside(self) -> RedisTransport:
         """For the lease thread: the same store, connections of its own, made in whichever event loop uses them."""

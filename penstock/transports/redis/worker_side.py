@@ -11,7 +11,7 @@ from typing import Any
 from hiredis import ReplyError
 from msgspec import Struct
 
-from penstock.errors import ConfigError, InternalError
+from penstock.errors import ConfigError, InternalError, StoreUnavailable
 from penstock.event import Event, Failed, fold
 from penstock.fleet import WorkerInfo
 from penstock.job import CancelReason, Claim
@@ -21,7 +21,7 @@ from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
 from penstock.transports.redis.emitting import Emitter
 from penstock.transports.redis.gateway_side import PULSE_GAP_MS, Terms
 from penstock.transports.redis.scripts import command
-from penstock.transports.redis.store import Store, error_of, is_out_of_memory
+from penstock.transports.redis.store import MISSED, Store, error_of, is_out_of_memory
 from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_json
 
 log = logging.getLogger(__name__)
@@ -56,15 +56,21 @@ class WorkerSide(Transport):
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
         terms, pool = self._terms, self._store.pool
         renew = scripts.renew(pool, info.id, terms.lease_ms, encode_json(info), PULSE_GAP_MS, terms.resume_window_ms)
-        (is_held, *rest), *states = await self._store.run_each(
-            "renew", [(pool.queue, renew), *((keys.job(job_id), _look(job_id)) for job_id in running)]
+        lease, *states = await self._store.run_each(
+            "renew", [(pool.queue, renew), *((keys.job(job_id), _look(job_id)) for job_id in running)], may_miss=True
         )
+        if lease is MISSED:
+            raise StoreUnavailable("Redis is away: the lease could not be renewed.")
+        is_held, *rest = lease
         if not is_held:
             return Renewal(is_lost=True)
         held, dead, away = rest
         cancelled: dict[str, CancelReason] = {}
         gone: list[str] = []
-        for job_id, (state, worker, cancel, owner, disconnect) in zip(running, states, strict=True):
+        for job_id, looked in zip(running, states, strict=True):
+            if looked is MISSED:  # its node is away: nothing is known, and a lease must not wait for that
+                continue
+            state, worker, cancel, owner, disconnect = looked
             if state != b"running" or worker != info.id.encode():
                 gone.append(job_id)
             elif cancel is not None:
@@ -111,7 +117,10 @@ class WorkerSide(Transport):
                 break
             busy: list[tuple[str, str]] = []
             asked = [(keys.job(job_id), scripts.claim(job_id, worker_id, holder)) for job_id, holder in todo]
-            for (job_id, _), reply in zip(todo, await self._store.run_each("claim", asked), strict=True):
+            replies = await self._store.run_each("claim", asked, may_miss=True)
+            for (job_id, _), reply in zip(todo, replies, strict=True):
+                if reply is MISSED:  # it stays in the list, and is claimed again
+                    continue
                 outcome = reply[0]
                 if outcome == b"claimed":
                     claim = await self._open(worker_id, job_id, reply)

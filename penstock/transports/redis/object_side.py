@@ -1,0 +1,72 @@
+"""The request as an object, on Redis: followed from another gateway, bound to a key, listed, found in the queue."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from penstock.job import Job
+from penstock.transports.base import Transport
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.scripts import command
+from penstock.transports.redis.store import Store
+from penstock.transports.redis.subscription import OnMessage
+
+
+class ObjectSide(Transport):
+    """The verbs of `RedisTransport` for requests that are looked at, taken up and asked for again."""
+
+    _store: Store
+    _hear: OnMessage
+    _on_reset: Callable[[], None]
+
+    async def follow(self, job_id: str) -> None:
+        await self._store.ears.subscribe(keys.channel(job_id), self._hear, self._on_reset)
+
+    async def unfollow(self, job_id: str) -> None:
+        self._store.ears.unsubscribe(keys.channel(job_id))
+
+    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
+        name = keys.once(caller, _digest(key))
+        bind = command("SET", name, f"{job_id} {body_hash}", "NX", "GET", "PX", max(1, round(keep_s * 1000)))
+        bound = await self._store.ask("once", name, bind)
+        if bound is None:
+            return None
+        first_id, _, first_hash = bound.decode().partition(" ")
+        return None if first_id == job_id else (first_id, first_hash)  # ours already: the reply had been lost
+
+    async def unbind(self, caller: str, key: str, job_id: str) -> None:
+        name = keys.once(caller, _digest(key))
+        await self._store.ask("unbind", name, scripts.unbind(name, job_id))
+
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        name = keys.caller(caller)
+        ids = await self._store.ask("requests_of", name, command("LRANGE", name, 0, max(0, limit - 1)))
+        return list(dict.fromkeys(job_id.decode() for job_id in ids))
+
+    async def waiting(self, limit: int = 10_000) -> list[str]:
+        queue = self._store.pool.queue
+        return [
+            job_id.decode()
+            for job_id in await self._store.ask("waiting", queue, command("LRANGE", queue, 0, limit - 1))
+        ]
+
+    async def _remember(self, job: Job, retention_ms: int) -> None:
+        """List the request under its caller: unasked on the connection that just submitted it, else a round trip."""
+        name = keys.caller(job.caller)
+        life = round(job.timeout_s * 1000) + retention_ms
+        words = [
+            command("LPUSH", name, job.id),
+            command("LTRIM", name, 0, keys.MAX_LISTED - 1),
+            command("PEXPIRE", name, life, "NX"),
+            command("PEXPIRE", name, life, "GT"),
+        ]
+        conn = self._store.conn(name)
+        if conn is self._store.request_conn(job.id):
+            conn.post(b"".join(word.packed for word in words), len(words))
+        else:
+            await self._store.run("remember", name, *words)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -1,0 +1,121 @@
+"""Which connection a key's commands take: to the one server, to the master of the hour, or to a node of a cluster.
+
+Three connections for one server (commands, one that may block, ears); in a cluster the first two for each node that
+is used. Knows slots and addresses, not what commands mean.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.transports.redis.cluster import Cluster, slot_of
+from penstock.transports.redis.connection import Connection, ServerConnection
+from penstock.transports.redis.endpoint import Deployment, Endpoint, Locator
+from penstock.transports.redis.link import StoreMetrics
+from penstock.transports.redis.nodes import Nodes
+from penstock.transports.redis.scripts import PRELOAD
+from penstock.transports.redis.sentinel import Sentinels
+from penstock.transports.redis.subscription import Subscription
+
+
+class Routes(Protocol):
+    """The connections of one transport, each made at its first use."""
+
+    def to(self, key: str) -> Connection:
+        """For commands on `key`."""
+
+    def blocking(self, key: str) -> Connection:
+        """For commands on `key` that block. It needs no scripts."""
+
+    @property
+    def ears(self) -> Subscription: ...
+
+    async def every(self) -> list[Connection]:
+        """One for each server that holds keys."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def routes_of(deployment: Deployment, metrics: StoreMetrics) -> Routes:
+    if deployment.kind == "cluster":
+        return ClusterRoutes(deployment, metrics)
+    if deployment.kind == "sentinel":
+        return ServerRoutes(Sentinels(deployment, metrics), metrics)
+    return ServerRoutes(deployment.known[0], metrics)
+
+
+class ServerRoutes:
+    """All to one server. When it is not the one any more, everything else that leads there is broken as well: ears at
+    a master of yesterday would hear nothing and not know it."""
+
+    def __init__(self, locator: Locator, metrics: StoreMetrics) -> None:
+        self._commands = ServerConnection(locator, "penstock", metrics, PRELOAD, self._moved)
+        self._blocking = ServerConnection(locator, "penstock-blocking", metrics, (), self._moved)
+        self._ears = Subscription(locator, "penstock-ears", metrics)
+
+    def to(self, key: str) -> Connection:
+        return self._commands
+
+    def blocking(self, key: str) -> Connection:
+        return self._blocking
+
+    @property
+    def ears(self) -> Subscription:
+        return self._ears
+
+    async def every(self) -> list[Connection]:
+        return [self._commands]
+
+    async def open(self) -> None:
+        await self._commands.connect()
+
+    async def close(self) -> None:
+        await self._ears.close()
+        await self._blocking.close()
+        await self._commands.close()
+
+    def _moved(self, to: Endpoint | None) -> None:
+        for way in (self._commands, self._blocking, self._ears):
+            way.redial("the server is not the one to write to any more", unless=to)
+
+
+class ClusterRoutes:
+    """Each key to the node that serves its slot. Ears at any one node: a cluster passes on what is published."""
+
+    def __init__(self, deployment: Deployment, metrics: StoreMetrics) -> None:
+        self._cluster = Cluster(deployment.known, metrics, self._changed)
+        self._commands = Nodes(self._cluster, "penstock", metrics, PRELOAD)
+        self._blocking = Nodes(self._cluster, "penstock-blocking", metrics)
+        self._ears = Subscription(self._cluster, "penstock-ears", metrics)
+
+    def to(self, key: str) -> Connection:
+        return self._commands.to(slot_of(key))
+
+    def blocking(self, key: str) -> Connection:
+        return self._blocking.to(slot_of(key))
+
+    @property
+    def ears(self) -> Subscription:
+        return self._ears
+
+    async def every(self) -> list[Connection]:
+        await self._cluster.refresh()
+        return [self._commands.at(master) for master in self._cluster.masters]
+
+    async def open(self) -> None:
+        await self._cluster.refresh()
+
+    async def close(self) -> None:
+        await self._ears.close()
+        await self._cluster.close()
+        await self._blocking.close()
+        await self._commands.close()
+
+    def _changed(self) -> None:
+        masters = self._cluster.masters
+        self._commands.keep(masters)
+        self._blocking.keep(masters)
+        if self._ears.endpoint not in masters:
+            self._ears.redial("the node is no master any more")

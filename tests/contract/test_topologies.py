@@ -1,0 +1,375 @@
+"""Redis as users have it: URLs, TLS, sentinels, and a cluster whose slots move and whose nodes die.
+
+What these have in common with one server the contract suite tests; here is what each has of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from penstock.errors import ConfigError, StoreUnavailable
+from penstock.event import Done
+from penstock.transports.redis import RedisTransport, keys
+from penstock.transports.redis.connection import ServerConnection
+from penstock.transports.redis.endpoint import Endpoint, parse
+from penstock.transports.redis.keys import PoolKeys
+from penstock.transports.redis.link import NoMetrics
+from tests.contract.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.servers import free_port
+from tests.topologies import (
+    Cluster,
+    NotHere,
+    Topology,
+    make_certificate,
+    start_cluster,
+    start_sentinel,
+    start_tls,
+    until,
+)
+from tests.waiting import wait_until, wait_until_async
+
+QUEUE = "inference:queue"
+
+# ── URLs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_urls_say() -> None:
+    one = parse("redis://me:p%40ss@h/3")
+    assert (one.kind, one.known) == ("single", (Endpoint("h", 6379, db=3, username="me", password="p@ss"),))
+    assert parse("unix:///run/redis.sock?db=2").known[0] == Endpoint(path="/run/redis.sock", db=2)
+
+    guarded = parse("redis+sentinel://me:p%40ss@a:1,[::1]:2,c/the-service/4?sentinel_password=other")
+    assert (guarded.kind, guarded.service) == ("sentinel", "the-service")
+    assert [str(sentinel) for sentinel in guarded.known] == ["a:1", "::1:2", "c:26379"]
+    assert {(sentinel.username, sentinel.password, sentinel.db) for sentinel in guarded.known} == {(None, "other", 0)}
+    assert guarded.master.at("m", 9) == Endpoint("m", 9, db=4, username="me", password="p@ss", is_master=True)
+
+    spread = parse("rediss+cluster://:pw@a:1,b?ssl_cert_reqs=none")
+    assert (spread.kind, [str(node) for node in spread.known]) == ("cluster", ["a:1 (TLS)", "b:6379 (TLS)"])
+    assert spread.known[1].password == "pw"
+    assert "pw" not in repr(spread)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis+cluster://a:1,b:2/3", "one database"),
+        ("redis+cluster://a:1?db=3", "database 0"),
+        ("redis+cluster://a:1,,b:2", "a host is missing"),
+        ("redis+sentinel://a:1", "the name of the service"),
+        ("redis+sentinel://a:1/s/three", "must be a number"),
+        ("redis+other://a:1/s", "sentinel or cluster"),
+        ("redis://a/three", "must be a number"),
+        ("redis://a?sentinel_password=x", "no such option: sentinel_password"),
+        ("redis://a?socket_timeout=1", "no such option: socket_timeout"),
+        ("rediss://a?ssl_cert_reqs=perhaps", "ssl_cert_reqs"),
+        ("rediss://a?ssl_ca_certs=/no/such.pem", "No such file"),
+        ("redis://:hunter2/x@a", "the forms are"),
+        ("redis+cluster://:hunter2/x@a:1,b:2", "a host is missing"),
+    ],
+)
+def test_what_no_url_may_say(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="the Redis URL cannot be read") as caught:
+        parse(url)
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+# ── TLS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tls(*options: str) -> Iterator[Topology]:
+    try:
+        topology = start_tls(*options)
+    except NotHere as error:
+        pytest.skip(str(error))
+    yield topology
+    topology.stop()
+
+
+@pytest.fixture
+def tls() -> Iterator[Topology]:
+    yield from _tls()
+
+
+@pytest.fixture
+def mutual_tls() -> Iterator[Topology]:
+    yield from _tls("--tls-auth-clients", "yes")
+
+
+async def _tick(url: str) -> None:
+    transport = RedisTransport(url)
+    try:
+        await transport.tick("g1")
+    finally:
+        await transport.close()
+
+
+async def test_a_stranger_s_certificate_is_refused(tls: Topology, tmp_path: Path) -> None:
+    bare = tls.url.partition("?")[0]
+    await _tick(tls.url)
+    await _tick(tls.url.replace("127.0.0.1", "localhost"))
+    await _tick(f"{bare}?ssl_cert_reqs=none")
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        await _tick(bare)
+    other, _ = make_certificate(tmp_path)
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        await _tick(f"{bare}?ssl_ca_certs={other}")
+    with pytest.raises(StoreUnavailable):  # a plain connection to a port that speaks TLS
+        await _tick(bare.replace("rediss", "redis"))
+
+
+async def test_a_certificate_of_the_client(mutual_tls: Topology) -> None:
+    with pytest.raises(StoreUnavailable):
+        await _tick(mutual_tls.url)
+    cert = mutual_tls.url.partition("ssl_ca_certs=")[2]
+    await _tick(f"{mutual_tls.url}&ssl_certfile={cert}&ssl_keyfile={cert.replace('cert.pem', 'key.pem')}")
+
+
+# ── one server, and sentinels ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_ears_do_not_stay_at_what_is_no_master_any_more(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    ear = await Ear().listen(transport)
+    await asyncio.sleep(1.1)  # what has just been subscribed is not subscribed again at once
+    client.slaveof("127.0.0.1", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            await transport.tick("g1")
+        await wait_until(lambda: ear.num_resets == 1 and transport.is_listening, "a new subscription")
+    finally:
+        client.slaveof()
+    await transport.tick("g1")
+
+
+async def test_a_wait_is_woken_when_its_master_is_none_any_more(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    waiting = asyncio.create_task(transport.wait("w1", 5.0))
+    await wait_until(lambda: "blmove" in {c["cmd"] for c in client.client_list()}, "the worker to wait")
+    client.slaveof("127.0.0.1", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="UNBLOCKED"):
+            await asyncio.wait_for(waiting, 2.0)
+    finally:
+        client.slaveof()
+
+
+@pytest.mark.timeout(30)
+async def test_a_failover_by_sentinel() -> None:
+    site = await asyncio.to_thread(start_sentinel)
+    transport = RedisTransport(site.url, lease_s=LONG_LEASE_S)
+    try:
+        ear = await Ear().listen(transport)
+        await transport.enlist(new_worker("w1"))
+        first, before = new_job(), site.master_port
+        await transport.submit(first, "g1", 0)
+        replica = ServerConnection(Endpoint(port=site.servers[1].port, is_master=True), "test", NoMetrics())
+        with pytest.raises(StoreUnavailable, match="is no master"):
+            await replica.connect()
+        site.servers[0].process.kill()
+        await asyncio.to_thread(until, lambda: site.master_port != before, "the sentinel to promote the replica")
+
+        async def is_back() -> bool:
+            try:
+                await transport.tick("g1")
+            except StoreUnavailable:
+                return False
+            return transport.is_listening
+
+        await wait_until_async(is_back, "the new master to be found", timeout_s=10.0)
+        assert ear.num_resets >= 1
+        claim = await run_one(transport, "w1", first.id)
+        await transport.emit("w1", [Done(first.id, claim.attempt, 0, finish_reason="stop")])
+        await wait_until(lambda: ear.events and isinstance(ear.events[-1], Done), "the end to be heard")
+    finally:
+        await transport.close()
+        site.stop()
+
+
+async def test_nobody_who_knows_the_master() -> None:
+    transport = RedisTransport(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/front")
+    with pytest.raises(StoreUnavailable, match="no sentinel names the master of 'front'"):
+        await transport.open()
+    await transport.close()
+
+
+# ── a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.from_regex(r"[A-Za-z0-9._-]{0,64}", fullmatch=True), st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True))
+def test_what_one_script_touches_is_in_one_slot(pool_name: str, id_: str) -> None:
+    pool = PoolKeys(pool_name)
+    of_pool = [pool.queue, pool.workers, pool.gateways, pool.about, pool.clock, pool.dead, pool.worker(id_)]
+    of_request = [keys.job(id_), keys.log(id_), keys.channel(id_)]
+    for names in (of_pool, of_request):
+        assert len({key_slot(name.encode()) for name in names}) == 1
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Slots move in it: each test has a pool of its own."""
+    site = start_cluster()
+    yield site
+    site.stop()
+
+
+_pools = count(1)
+
+
+@pytest.fixture
+async def transport(cluster: Cluster) -> AsyncIterator[RedisTransport]:
+    transport = RedisTransport(cluster.url, lease_s=LONG_LEASE_S, pool=f"p{next(_pools)}")
+    await transport.open()
+    await transport.enlist(new_worker("w1"))
+    yield transport
+    await transport.close()
+
+
+def _has_heard(ear: Ear, num: int, kind: type = object) -> bool:
+    return sum(isinstance(event, kind) for event in ear.events) == num
+
+
+def _elsewhere(cluster: Cluster, key: str) -> int:
+    return (cluster.owner(key) + 1) % 3
+
+
+async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
+    cluster: Cluster, transport: RedisTransport
+) -> None:
+    ears = [await Ear().listen(transport)]
+    others = [RedisTransport(cluster.url) for _ in range(3)]  # each listens at another node, mostly
+    for other in others:
+        ears.append(await Ear().listen(other))
+    jobs = [new_job() for _ in range(30)]
+    for place, job in enumerate(jobs, 1):
+        assert await transport.submit(job, "g1", 30) == place
+    assert {cluster.owner(keys.job(job.id)) for job in jobs} == {0, 1, 2}
+    for job in jobs:
+        assert cluster.masters[cluster.owner(keys.job(job.id))].exists(keys.job(job.id))
+    ids = await transport.take("w1", 30)
+    claims = await transport.claim("w1", ids)
+    assert [claim.job.id for claim in claims] == ids == [job.id for job in jobs]
+    assert await transport.emit("w1", [tokens(claim, 0, "a") for claim in claims]) == set()
+    ends = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in claims]
+    assert await transport.emit("w1", ends) == set()
+    for ear in ears:
+        await wait_until(partial(_has_heard, ear, 90), "every event at every node")
+    assert await transport.take("w1", 0) == []
+    for other in others:
+        await other.close()
+
+
+async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, transport: RedisTransport) -> None:
+    pool = transport._store.pool
+    job, waiting = new_job(), asyncio.create_task(transport.wait("w1", 8.0))
+    await transport.submit(job, "g1", 0)
+    await waiting
+    (claim,) = await transport.claim("w1", [job.id])
+    waiting = asyncio.create_task(transport.wait("w1", 8.0))
+    to_queue, to_job = _elsewhere(cluster, pool.queue), _elsewhere(cluster, keys.job(job.id))
+    cluster.begin_move(pool.queue, to_queue)
+    cluster.end_move(pool.queue, to_queue)  # while a worker waits there
+    cluster.begin_move(keys.job(job.id), to_job)
+    cluster.end_move(keys.job(job.id), to_job)
+    assert await transport.emit("w1", [tokens(claim, 0, "a")]) == set()
+    assert not (await transport.renew(new_worker("w1"), [job.id])).gone
+    assert await transport.emit("w1", [Done(job.id, claim.attempt, 1, finish_reason="stop")]) == set()
+    next_ = new_job()
+    assert await transport.submit(next_, "g1", 1) == 1
+    await asyncio.wait_for(waiting, 3.0)  # it has followed the queue
+    await wait_until_async(lambda: _holds(transport, [next_.id]), "the first job to be off the list")
+    assert cluster.masters[to_queue].exists(pool.worker("w1"))
+
+
+async def _holds(transport: RedisTransport, ids: list[str]) -> bool:
+    return await transport.take("w1", 0) == ids
+
+
+async def test_a_slot_that_is_on_its_way_is_asked_for_at_both_ends(cluster: Cluster, transport: RedisTransport) -> None:
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    key, log = keys.job(job.id), keys.log(job.id)
+    to = _elsewhere(cluster, key)
+    cluster.begin_move(key, to)
+    assert await transport.emit("w1", [tokens(claim, 0, "a")]) == set()  # still at the old one
+    cluster.carry(key, to=to)
+    finishing = asyncio.create_task(
+        transport.emit("w1", [Done(job.id, claim.attempt, 1, finish_reason="stop")])
+    )  # hash and log are apart: TRYAGAIN
+    await asyncio.sleep(0.1)
+    assert not finishing.done()
+    cluster.carry(log, to=to)  # both are at the new one, which serves them to who was sent there: ASK
+    assert await finishing == set()
+    record = await transport.read(job.id)
+    assert record is not None
+    assert record.state == "done"
+    cluster.end_move(key, to)
+    again = await transport.read(job.id)
+    assert again is not None
+    assert again.events == record.events
+    assert cluster.masters[to].exists(key)
+
+
+async def test_one_that_is_no_cluster_and_one_that_is(cluster: Cluster, real: RedisStore) -> None:
+    with pytest.raises(StoreUnavailable, match="cluster support disabled"):
+        await _tick(real.url.replace("redis://", "redis+cluster://"))
+    wrong = next(server for i, server in enumerate(cluster.servers) if i != cluster.owner(QUEUE))
+    with pytest.raises(StoreUnavailable, match=r"redis\+cluster://"):
+        await _tick(wrong.url)
+
+
+@pytest.mark.timeout(30)
+async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
+    """Without a replica, and without full coverage: what is elsewhere goes on."""
+    site = await asyncio.to_thread(start_cluster, "--cluster-require-full-coverage", "no")
+    transport = RedisTransport(site.url, lease_s=LONG_LEASE_S)
+    try:
+        victim = _elsewhere(site, QUEUE)
+        ears = [await Ear().listen(transport)]
+        others = [RedisTransport(site.url) for _ in range(5)]
+        ears += [await Ear().listen(other) for other in others]  # one of them at least is at the node that dies
+        await transport.enlist(new_worker("w1"))
+        jobs = [new_job() for _ in range(12)]
+        for job in jobs:
+            await transport.submit(job, "g1", 0)
+        ids = await transport.take("w1", 12)
+        claims = await transport.claim("w1", ids[:6])
+        site.servers[victim].process.kill()
+        site.servers[victim].process.wait()
+        lost = {job.id for job in jobs if site.owner(keys.job(job.id)) == victim}
+        assert 0 < len(lost) < 12
+
+        renewal = await transport.renew(new_worker("w1"), ids[:6])
+        assert (renewal.is_lost, renewal.gone, set(renewal.held)) == (False, (), set(ids))
+        more = await transport.claim("w1", ids[6:])
+        assert {claim.job.id for claim in more} == set(ids[6:]) - lost
+        alive = [claim for claim in claims + more if claim.job.id not in lost]
+        assert await transport.emit("w1", [tokens(claim, 0, "a") for claim in alive]) == set()
+        with pytest.raises(StoreUnavailable):
+            await transport.emit("w1", [tokens(claim, 0, "a") for claim in claims])
+        await wait_until(
+            lambda: transport.is_listening and all(other.is_listening for other in others),
+            "every ear to be at a node that lives",
+            timeout_s=10.0,
+        )
+        ends = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in alive]
+        assert await transport.emit("w1", ends) == set()
+        for ear in ears:
+            await wait_until(partial(_has_heard, ear, len(ends), Done), "the ends of all that live")
+        for other in others:
+            await other.close()
+    finally:
+        await transport.close()
+        site.stop()
