@@ -15,8 +15,10 @@ from fastapi import Request
 
 from penstock.api.edge import Call
 from penstock.errors import IdempotencyConflict, InvalidRequest
+from penstock.event import Done, Failed, fold
 from penstock.job import Job
 from penstock.relay import Reader
+from penstock.transports.base import Record
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -55,6 +57,9 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
             raise error
         stream = gateway.relay.get(job_id)
         if stream is None and (record := await gateway.transport.read(job_id)) is not None:
+            if _is_worth_another(record):
+                await gateway.transport.unbind(job.caller, key, job_id)
+                continue
             stream = await gateway.relay.attach(job_id, record)
         if stream is not None:
             call.headers["idempotent-replayed"] = "true"
@@ -62,3 +67,11 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
         await asyncio.sleep(_TRY_S)  # bound and not created yet: the first one is just being submitted
     await gateway.transport.unbind(job.caller, key, job_id)  # its request is forgotten
     return await gateway.submit(job, endpoint)
+
+
+def _is_worth_another(record: Record) -> bool:
+    """It was cancelled, or failed in a way that invites another try: then it does not hold its key."""
+    end = fold(record.events).end
+    if isinstance(end, Failed):
+        return end.error().retryable
+    return isinstance(end, Done) and end.finish_reason == "cancelled"

@@ -66,7 +66,8 @@ class GenerateBody(BaseModel):
     background: bool | None = Field(None, description="Answer 202 at once; the request runs on its own.")
     on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
         None,
-        description="When the last reader leaves: cancel (the default), wait for somebody to resume it, or continue.",
+        description="When the last reader leaves: cancel, wait for somebody to resume it, or continue. Default: cancel; "
+        "with an Idempotency-Key, resume.",
     )
     queue_events: bool | None = Field(
         None, description="Events with the place in the queue: at once, never, or (null) after a second of waiting."
@@ -289,7 +290,7 @@ class NativeAPI:
             sampling=sampling,
             caller=caller.id,
             timeout_s=body.timeout_s or settings.default_timeout_s,
-            on_disconnect="continue" if body.background else body.on_disconnect or "cancel",
+            on_disconnect="continue" if body.background else body.on_disconnect or ("resume" if is_kept else "cancel"),
             retention_s=(
                 settings.background_retention_s if body.background else settings.retention_s if is_kept else None
             ),

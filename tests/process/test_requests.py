@@ -187,6 +187,16 @@ async def test_the_same_post_twice_is_one_request(fleet: Site, http: httpx2.Asyn
     assert fresh.json()["request_id"] != later.json()["request_id"]
 
 
+async def test_a_cancelled_request_does_not_hold_its_key(fleet: Site, http: httpx2.AsyncClient) -> None:
+    url = fleet.gateways[0]
+    headers = {"idempotency-key": "k-cancelled"}
+    body = {"prompt": "cancelled once", "max_tokens": 10, "background": True}
+    first = (await http.post(f"{url}/v1/generate", json=body, headers=headers)).json()["request_id"]
+    assert (await http.delete(f"{url}/v1/requests/{first}")).json()["state"] == "cancelled"
+    second = (await http.post(f"{url}/v1/generate", json=body, headers=headers)).json()["request_id"]
+    assert second != first
+
+
 async def test_unknown_and_malformed_ids(fleet: Site, http: httpx2.AsyncClient) -> None:
     url = fleet.gateways[0]
     for request_id in ("nonsense", "g" * 12 + ".01M83VPADE20A49QZ0BF9JCV43", "*", "{x}"):
