@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
+MAX_JOINED = 128  # tokens in one write; with `WRITE_BUFFER_BYTES` the bound of what a stalled stream holds
 _SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -189,10 +190,10 @@ class Answer(Response):
             await self.reader.changed(left)
 
     def _news(self) -> tuple[bytes, Terminal | None]:
-        """Everything that waits, as one body."""
+        """What waits, as one body: joined, but never more than a slow client may cost us."""
         stream = self.stream
-        end = stream.end
-        first, tokens = self.reader.fresh()
+        first, tokens = self.reader.fresh(MAX_JOINED)
+        end = stream.end if self.reader.num_sent >= len(stream.tokens) else None
         frames = self.token_frames(first, tokens)
         if end is not None:
             frames.append(self.end_frame(end))

@@ -102,10 +102,10 @@ class Reader:
     def has_news(self) -> bool:
         return self.num_sent < len(self.stream.tokens) or self.stream.end is not None
 
-    def fresh(self) -> tuple[int, list[str]]:
-        """The tokens not taken yet, and the index of the first of them."""
+    def fresh(self, limit: int | None = None) -> tuple[int, list[str]]:
+        """The tokens not taken yet, at most `limit` of them, and the index of the first."""
         first = self.num_sent
-        tokens = self.stream.tokens[first:]
+        tokens = self.stream.tokens[first : None if limit is None else first + limit]
         self.num_sent = first + len(tokens)
         return first, tokens
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
-from penstock.sse import Decoder
+from penstock.sse import Decoder, ServerEvent
 
 
 @dataclass
@@ -70,3 +71,16 @@ def metric(text: str, name: str, **labels: str) -> float:
 def client(timeout_s: float = 60.0, connections: int = 1000) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     return httpx2.AsyncClient(timeout=timeout_s, limits=limits)
+
+
+async def events(response: httpx2.Response) -> AsyncIterator[ServerEvent]:
+    """The events of an open streaming response."""
+    decoder = Decoder()
+    async for chunk in response.aiter_bytes():
+        for event in decoder.feed(chunk):
+            yield event
+
+
+def texts(data: list[str]) -> list[str]:
+    """The texts of `token` events."""
+    return [str(json.loads(one)["text"]) for one in data]
