@@ -21,6 +21,7 @@ LIFELINE = "PENSTOCK_LIFELINE_FD"
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
+_REFUSED = 2  # the exit status of a process that was told something wrong: starting it again helps nobody
 _STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may be told to stop before it has its handlers
 
 
@@ -62,7 +63,10 @@ class Supervisor:
             while self._children:
                 self._sleep(1.0)
                 for code in self._reap():
-                    if self._is_stopping and code not in _STOPPED:
+                    if code == _REFUSED and not self._is_any_healthy():
+                        status = _REFUSED
+                        self._stop(signal.SIGTERM)
+                    elif self._is_stopping and code not in _STOPPED:
                         status = max(status, abs(code))
                 while not self._is_stopping and len(self._children) < self._num:
                     self._sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
@@ -88,7 +92,14 @@ class Supervisor:
                 codes.append(code)
         return codes
 
+    def _is_any_healthy(self) -> bool:
+        """One that has run for a while shows that the others may, with the same settings."""
+        return any(time.monotonic() - started_at > _HEALTHY_S for _, started_at in self._children.values())
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop(number)
+
+    def _stop(self, number: int) -> None:
         self._is_stopping = True
         for child, _ in list(self._children.values()):
             child.send_signal(number)

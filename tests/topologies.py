@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,15 @@ class Topology:
             server.stop()
         if self.directory is not None:
             self.directory.cleanup()
+
+
+@contextmanager
+def _stopped_if_it_fails(topology: Topology) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        topology.stop()
+        raise
 
 
 def _client(server: Server) -> redis.Redis:
@@ -128,30 +138,35 @@ class Sentinel(Topology):
 
 
 def start_sentinel() -> Sentinel:
-    first = start_server(None, *PROMPT)
-    second = start_server(None, "--replicaof", "127.0.0.1", str(first.port), *PROMPT)
-    clients = [_client(first), _client(second)]
-    until(lambda: _is_in_step(clients[1]), "the replica to be in step")  # or the sentinel hears of it 10 s later
+    site = Sentinel("", [start_server(None, *PROMPT)])
+    with _stopped_if_it_fails(site):
+        first = site.servers[0]
+        site.servers.append(start_server(None, "--replicaof", "127.0.0.1", str(first.port), *PROMPT))
+        with _client(site.servers[1]) as replica:
+            until(partial(_is_in_step, replica), "the replica to be in step")  # or the sentinel hears of it 10 s later
+        site.servers.append(_start_sentinel(first))
+        site.masters.append(_client(first))
+        site.url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{site.servers[-1].port}/{SERVICE}"
+        with site.sentinel as sentinel:
+            until(partial(_knows_a_replica, sentinel), "the sentinel to know the replica")
+    return site
+
+
+def _start_sentinel(master: Server) -> Server:
     directory = tempfile.TemporaryDirectory(prefix="penstock-sentinel-")
     port, config = free_port(), Path(directory.name) / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {directory.name}\n"
-        f"sentinel monitor {SERVICE} 127.0.0.1 {first.port} 1\n"
+        f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 1\n"
         f"sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 3000\n"
     )
     process = subprocess.Popen(
-        [find_servers()[first.name], str(config), "--sentinel"],
+        [find_servers()[master.name], str(config), "--sentinel"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
     )
-    sentinel = Server(first.name, port, process, directory)
-    url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/{SERVICE}"
-    site = Sentinel(url, [first, second, sentinel], clients[:1])
-    clients[1].close()
-    with site.sentinel as client:
-        until(lambda: _knows_a_replica(client), "the sentinel to know the replica")
-    return site
+    return Server(master.name, port, process, directory)
 
 
 def _knows_a_replica(client: redis.Redis) -> bool:
@@ -194,34 +209,39 @@ class Cluster(Topology):
 
 def start_cluster(*options: str, replicas_of: Sequence[int] = ()) -> Cluster:
     """`replicas_of`: masters, by their numbers, that get a replica."""
-    servers = [_start_node(*options) for _ in range(3 + len(replicas_of))]
-    clients = [_client(server) for server in servers]
+    site = Cluster("", [])
+    with _stopped_if_it_fails(site):
+        for _ in range(3 + len(replicas_of)):
+            site.servers.append(_start_node(*options))
+        clients = [_client(server) for server in site.servers]
+        site.masters += clients[:3]
+        site.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in site.servers[:3])
+        _introduce(clients, [server.port for server in site.servers])
+        for index, client in zip(replicas_of, clients[3:], strict=True):
+            _ask(client, "CLUSTER", "REPLICATE", site.node_id(index))
+            until(partial(_is_in_step, client), "a replica to be in step")
+            client.close()
+    return site
+
+
+def _introduce(clients: list[redis.Redis], ports: list[int]) -> None:
+    """A third of the slots to each of the first three, and everybody to everybody."""
     for epoch, client in enumerate(clients, 1):
         _ask(client, "CLUSTER", "SET-CONFIG-EPOCH", epoch)
     for index, client in enumerate(clients[:3]):
         first, last = (-(-REDIS_CLUSTER_HASH_SLOTS * i // 3) for i in (index, index + 1))
         _ask(client, "CLUSTER", "ADDSLOTSRANGE", first, last - 1)
-    for server in servers[1:]:
-        bus: Any = _client(server).config_get("cluster-port")
-        _ask(clients[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus["cluster-port"])
-    site = Cluster(_url(servers[:3]), servers, clients[:3])
-    everybody = {"cluster_state:ok", f"cluster_known_nodes:{len(servers)}"}
+    for client, port in list(zip(clients, ports, strict=True))[1:]:
+        bus: Any = client.config_get("cluster-port")
+        _ask(clients[0], "CLUSTER", "MEET", "127.0.0.1", port, bus["cluster-port"])
+    everybody = {"cluster_state:ok", f"cluster_known_nodes:{len(clients)}"}
     for client in clients:
         until(partial(_says, client, everybody), "the nodes to know each other")
-    for index, client in zip(replicas_of, clients[3:], strict=True):
-        _ask(client, "CLUSTER", "REPLICATE", site.node_id(index))
-        until(partial(_is_in_step, client), "a replica to be in step")
-        client.close()
-    return site
 
 
 def _start_node(*options: str) -> Server:
     bus = ("--cluster-port", str(free_port()))
     return start_server(None, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *PROMPT, *bus, *options)
-
-
-def _url(servers: list[Server]) -> str:
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
 
 
 def _ask(client: redis.Redis, *words: Any) -> Any:

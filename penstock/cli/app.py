@@ -8,6 +8,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli.ask import ask
+from penstock.cli.bench import bench
 from penstock.cli.config import config
 from penstock.cli.keys import keys
 from penstock.cli.processes import gateway, serve, worker
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, gateway, worker, ask, config):
+for command in (serve, gateway, worker, ask, bench, config):
     app.command()(command)
 app.add_typer(keys, name="keys")
 

@@ -80,8 +80,15 @@ class Settings(BaseModel):
     redis_url: Annotated[
         SecretStr | None,
         About(
-            "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it.",
-            allowed="redis://, rediss:// or unix:// URL",
+            "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it. "
+            "One server: `redis://user:password@host:6379/db`, or `unix:///path`. "
+            "The master that sentinels name: `redis+sentinel://user:password@sentinel:26379,sentinel2:26379/service/db`"
+            ", with `?sentinel_username=…&sentinel_password=…` where the sentinels ask for them. "
+            "A cluster, by some of its nodes: `redis+cluster://user:password@node:6379,node2:6379`. "
+            "With TLS they begin with `rediss`; its options, after `?`, are `ssl_ca_certs`, `ssl_ca_path`, "
+            "`ssl_cert_reqs=none` to believe any certificate, `ssl_check_hostname=false`, `ssl_certfile`, "
+            "`ssl_keyfile`, `ssl_password`.",
+            allowed="redis[s]://, redis[s]+sentinel://, redis[s]+cluster:// or unix:// URL",
         ),
     ] = None
     pool: Annotated[
@@ -270,9 +277,16 @@ class Settings(BaseModel):
         if value is None or not value.get_secret_value():
             return None
         url = urlsplit(value.get_secret_value())
-        if url.scheme not in ("redis", "rediss", "unix") or not (url.path if url.scheme == "unix" else url.hostname):
+        server, _, kind = url.scheme.partition("+")
+        is_known = url.scheme == "unix" or (server in ("redis", "rediss") and kind in ("", "sentinel", "cluster"))
+        if not is_known or (url.scheme.endswith("+sentinel") and not url.path.strip("/")):
             raise ValueError("is no Redis URL")
-        _ = url.port  # raises for a port that is none
+        hosts = url.netloc.rpartition("@")[2]
+        for host in hosts.split(",") if kind else [hosts]:
+            split = urlsplit(f"//{host}")
+            if not (url.path if url.scheme == "unix" else split.hostname):
+                raise ValueError("is no Redis URL")
+            _ = split.port  # raises for a port that is none
         return value
 
     @field_validator("api_keys_file")

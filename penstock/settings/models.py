@@ -21,7 +21,7 @@ GRAMMAR = "NAME=BACKEND[:option=value,…], several separated by `;`"
 _OPTIONS_START = re.compile(rf":(?={WORD.pattern}\s*=)")
 _ESCAPE = re.compile(r"\\([\\,;])")
 _SPECIAL, _QUOTED = re.compile(r"[\\,;]"), r"\\\g<0>"
-_SECRET_OPTION = re.compile(r"(?i)([:,]\s*(?:\w*_)?(?:api)?(?:key|token|secret|password)\s*=)(?:\\.|[^,;\\])+")
+_SECRET_OPTION = re.compile(r"(?i)([:,?&]\s*(?:\w*_)?(?:api)?(?:key|token|secret|password)\s*=)(?:\\.|[^,;\\])+")
 _URL_USER = re.compile(r"(?<=://)[^/@\s]*@")
 
 

@@ -212,7 +212,7 @@ class Transport(ABC):
     async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
         """Bind an idempotency key of `caller` to `job_id`, for `keep_s`.
 
-        None if it was free and now is ours; else the request id and body hash that it is bound to.
+        None if it was free and now is ours, or was ours before; else the request id and body hash that it is bound to.
         """
 
     @abstractmethod
@@ -243,7 +243,10 @@ class Transport(ABC):
 
     @abstractmethod
     async def inspect(self) -> list[Finding]:
-        """What a doctor would look at: the server, its settings, its clock, how long it takes to answer."""
+        """What a doctor would look at: the server, its settings, its clock, how long it takes to answer.
+
+        Answers, with an error among the findings, when the store cannot be reached.
+        """
 
     @abstractmethod
     async def tick(self, gateway_id: str) -> Pool:

@@ -70,6 +70,7 @@ class _Entry:
     ended_at: float = 0.0
     cancel: CancelReason | None = None
     readers: list[str] = field(default_factory=list)
+    restored: tuple[int, int] = (-1, -1)  # from which attempt to which
     num_tokens: int = 0
     log: list[Event] = field(default_factory=list)
 
@@ -141,10 +142,13 @@ class MemoryTransport(Transport):
             entry = _Entry(job, owner, now, deadline, deadline + self._retention_of(job))
             self._jobs[job.id] = entry
             heapq.heappush(self._expiry, (entry.expires_at, job.id))
+        elif entry.state == "queued" and entry.restored == (attempt, entry.attempt):  # the caller had no answer
+            await self.ensure(job.id)
+            return True
         elif entry.state == "done" or entry.attempt > attempt:
             return False
         self._raise_attempt(entry, attempt)
-        entry.state, entry.worker = "queued", ""
+        entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
         if len(tokens) > entry.num_tokens:
             missing = tuple(tokens[entry.num_tokens :])
             self._append(entry, Tokens(job.id, entry.attempt, entry.num_tokens, tokens=missing), publish=False)
@@ -235,7 +239,7 @@ class MemoryTransport(Transport):
         now = self._sweep()
         bound = self._bound.get((caller, key))
         if bound is not None and bound[2] > now:
-            return bound[:2]
+            return None if bound[0] == job_id else bound[:2]  # ours already: asked again
         self._bound = {name: kept for name, kept in self._bound.items() if kept[2] > now}
         self._bound[caller, key] = (job_id, body_hash, now + keep_s)
         return None
@@ -247,7 +251,7 @@ class MemoryTransport(Transport):
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         self._sweep()
         newest = sorted(
-            (entry for entry in self._jobs.values() if entry.job.caller == caller),
+            (entry for entry in reversed(self._jobs.values()) if entry.job.caller == caller),
             key=lambda entry: entry.created_at,
             reverse=True,
         )
@@ -405,13 +409,13 @@ class MemoryTransport(Transport):
         entry = self._jobs.get(job_id)
         if entry is None or entry.state == "done":
             return None
+        is_taken_over = entry.state == "running" and entry.worker != worker_id
+        if is_taken_over and self._is_live(entry.worker) and job_id in self._lists.get(entry.worker, ()):
+            return None
         if entry.cancel is not None or now >= entry.deadline_at:
             self._end(entry, entry.cancel or "deadline")
             return None
-        if entry.state == "running" and entry.worker != worker_id:
-            holder = entry.worker
-            if self._is_live(holder) and job_id in self._lists.get(holder, ()):
-                return None
+        if is_taken_over:
             entry.num_deaths += 1
             entry.deaths_in_a_row = 0 if entry.num_tokens > entry.tokens_at_claim else entry.deaths_in_a_row + 1
             if entry.deaths_in_a_row >= MAX_DEATHS_IN_A_ROW or entry.num_deaths >= MAX_DEATHS:

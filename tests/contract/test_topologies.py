@@ -177,6 +177,7 @@ async def test_a_failover_by_sentinel() -> None:
         replica = ServerConnection(Endpoint(port=site.servers[1].port, is_master=True), "test", NoMetrics())
         with pytest.raises(StoreUnavailable, match="is no master"):
             await replica.connect()
+        assert site.masters[0].wait(1, 2000) == 1  # what the replica has not heard of is lost
         site.servers[0].process.kill()
         await asyncio.to_thread(until, lambda: site.master_port != before, "the sentinel to promote the replica")
 

@@ -208,3 +208,24 @@ async def test_a_resubmitted_job_starts_above_its_floor(transport: Transport) ->
     floor = 9_000_000_000_000  # far in the future of any clock in ms
     await transport.submit(job, "g1", 1, floor=floor, front=True)
     assert (await run_one(transport, "w1", job.id)).attempt == floor + 1
+
+
+async def test_restore_may_be_repeated(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    short = await run_one(transport, "w1", job.id)
+    for _ in range(3):  # the caller had no answer
+        assert await transport.restore(job, "g1", ["a", "b"], short.attempt)
+        assert await transport.waiting() == [job.id]
+    assert await transport.take("w1", 9) == [job.id, job.id]  # as short, and again
+    record = await transport.read(job.id)
+    assert record is not None
+    assert [event for event in record.events if isinstance(event, Tokens)] == [
+        Tokens(job.id, record.attempt, 0, tokens=("a", "b"))
+    ]
+    (claim,) = await transport.claim("w1", [job.id])
+    assert claim.tokens == ("a", "b")
+    assert not await transport.restore(job, "g1", ["a", "b"], short.attempt)  # too late: it runs again
+    await transport.hand_back("w1", [claim])
+    assert not await transport.restore(job, "g1", ["a", "b"], short.attempt)

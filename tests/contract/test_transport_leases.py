@@ -179,3 +179,30 @@ async def test_a_gateway_that_stays_away_is_named(store: Store) -> None:
     await store.until(g1_is_dead, "g2 to see that g1 is dead")
     await doomed.tick("g1")
     assert (await doomed.tick("g2")).dead_gateways == ()
+
+
+async def test_what_a_live_worker_runs_is_not_ended_by_anothers_claim(store: Store) -> None:
+    one, two = await store.transport(), await store.transport()
+    await one.enlist(new_worker("w1"))
+    await two.enlist(new_worker("w2"))
+    unwanted, late = new_job(), new_job(timeout_s=0.05)
+    claims = []
+    for job in (unwanted, late):
+        await one.submit(job, "g1", 0)
+        claims.append(await run_one(one, "w1", job.id))
+    assert await one.cancel(unwanted.id, "client") == "marked"
+
+    async def is_late() -> bool:
+        record = await one.read(late.id)
+        return record is not None and record.now > record.deadline_at
+
+    await store.until(is_late, "the deadline to pass")
+    for claim in claims:
+        await two.ensure(claim.job.id)  # a second copy of the id
+        assert await two.take("w2", 1) == [claim.job.id]
+        assert await two.claim("w2", [claim.job.id]) == []
+        assert await two.take("w2", 0) == []
+        record = await two.read(claim.job.id)
+        assert record is not None
+        assert (record.state, record.worker) == ("running", "w1")
+        assert await one.emit("w1", [Done(claim.job.id, claim.attempt, 0, finish_reason="cancelled")]) == set()

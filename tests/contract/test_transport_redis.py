@@ -34,6 +34,7 @@ async def test_every_key_is_one_that_the_protocol_names(real: RedisStore, client
         *(f"{{inference:response:{job.id}}}:{name}" for name in ("job", "log")),
         f"{{inference:response:{waiting.id}}}:job",
         "inference:rate:{k1}",
+        "inference:caller:{}",
     }
     log: Any = client.xrange(f"{{inference:response:{job.id}}}:log")
     assert [entry for entry, _ in log] == [f"{claim.attempt}-0", f"{claim.attempt}-1"]
@@ -93,6 +94,60 @@ async def test_an_id_in_a_list_of_nobody_is_taken_over(real: RedisStore, client:
     claim = await run_one(transport, "w2", job.id)
     assert await transport.emit("w1", [tokens(old, 0, "x")]) == {job.id}
     assert await transport.emit("w2", [tokens(claim, 0, "a")]) == set()
+
+
+async def test_restore_pushes_what_it_could_not_push_before(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    short = await run_one(transport, "w1", job.id)
+    client.set("inference:queue", "in the way", px=10_000)
+    with pytest.raises(InternalError, match="enqueue"):
+        await transport.restore(job, "g1", ["a"], short.attempt)
+    client.delete("inference:queue")
+    assert await transport.restore(job, "g1", ["a"], short.attempt)
+    assert await transport.waiting() == [job.id]
+
+
+async def test_a_restored_job_is_listed_again(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    first, second = new_job(caller="me"), new_job(caller="me")
+    await transport.submit(first, "g1", 0)
+    await transport.submit(second, "g1", 0)
+    client.flushall()
+    assert await transport.restore(first, "g1", ["a"], 7)
+    await transport.submit(second, "g1", 0, floor=7, front=True)
+    await transport.submit(second, "g1", 0, floor=7, front=True)
+    assert await transport.requests_of("me", 2) == [second.id, first.id]
+    left: Any = client.pttl("inference:caller:{me}")
+    assert 600_000 < left <= 660_000
+
+
+async def test_a_callers_list_is_bounded_and_outlives_its_longest_request(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await real.transport()
+    await transport.submit(new_job(caller="me", timeout_s=5000.0), "g1", 0)
+    client.lpush("inference:caller:{me}", *(f"g0.{number}" for number in range(1500)))
+    last = new_job(caller="me", timeout_s=5.0)
+    await transport.submit(last, "g1", 0)
+    listed = await transport.requests_of("me", 5000)
+    assert (len(listed), listed[0]) == (1000, last.id)
+    left: Any = client.pttl("inference:caller:{me}")
+    assert left > 5_000_000
+
+
+async def test_an_idempotency_key_is_no_text_of_the_client(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    assert await transport.once("me", "a {secret} key", "g1.A", "hash", 60.0) is None
+    names: Any = client.keys("inference:once:*")
+    (name,) = names
+    assert name.startswith("inference:once:me:")
+    assert "secret" not in name
+    assert client.get(name) == "g1.A hash"
+    left: Any = client.pttl(name)
+    assert 0 < left <= 60_000
 
 
 async def test_a_full_redis_takes_no_new_work_and_finishes_the_old(real: RedisStore, client: redis.Redis) -> None:

@@ -143,11 +143,25 @@ def test_a_bad_value_that_is_overridden_does_not_matter(tmp_path: Path) -> None:
     assert load(tmp_path, {"port": "1"}, PORT="tcp://10.0.0.1:8000").port == 1
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://", "redis://:hunter2@h:port", "hunter2", "redis://[hunter2"])
+NO_URLS = [
+    *("http://h", "redis://", "redis://:hunter2@h:port", "hunter2", "redis://[hunter2", "unix://"),
+    *("redis+sentinel://hunter2@a:1", "redis+cluster://", "redis+cluster://a:1,b:hunter2", "redis+more://a:1/s"),
+]
+
+
+@pytest.mark.parametrize("url", NO_URLS)
 def test_a_secret_is_never_in_a_message(tmp_path: Path, url: str) -> None:
     message = refusal(tmp_path, REDIS_URL=url)
-    assert "PENSTOCK_REDIS_URL (its value is secret): allowed is redis://" in message
+    assert "PENSTOCK_REDIS_URL (its value is secret): allowed is redis[s]://" in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_urls_of_every_kind(tmp_path: Path, scheme: str) -> None:
+    for rest in ("://h", "+sentinel://u:p@a:1,b/s/2", "+cluster://:p@a:1,[::1]:2?ssl_cert_reqs=none"):
+        assert load(tmp_path, REDIS_URL=scheme + rest).redis_url is not None
+    shown = load(tmp_path, REDIS_URL="redis+sentinel://u:hunter2@a,b/s?sentinel_password=hunter3").shown("redis_url")
+    assert shown == "redis+sentinel://***@a,b/s?sentinel_password=***"
 
 
 def test_secrets_are_hidden_wherever_settings_are_shown(tmp_path: Path) -> None:

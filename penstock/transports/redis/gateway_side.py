@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SUBMIT_WITHIN_S = 2.0
 PULSE_GAP_MS = 1500
+MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 
 _PREFIX = len(keys.RESPONSE)
 FIELDS = (
@@ -56,7 +57,7 @@ class GatewaySide(ObjectSide):
                 raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
             on_event(event)
 
-        self._hear, self._on_reset = hear, on_reset
+        self._hear = hear
         self._listens_to = keys.pattern(gateway_id)
         await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
 
@@ -72,8 +73,7 @@ class GatewaySide(ObjectSide):
                 while True:
                     try:
                         depth = await self._submit(job.id, create, max_depth, front, is_again)
-                        if not front:
-                            await self._remember(job, self._retention_ms(job))
+                        await self._remember(job, self._retention_ms(job))
                         return depth
                     except Refused:
                         raise
@@ -86,11 +86,13 @@ class GatewaySide(ObjectSide):
     async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
         encoded = (encode_json(token) for token in tokens)
         restore = scripts.restore(*self._birth(job, owner), attempt, encoded)
-        if not await self._store.ask("restore", keys.job(job.id), restore):
-            return False
-        pool = self._store.pool
-        await self._store.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=False))
-        return True
+        outcome = await self._store.ask("restore", keys.job(job.id), restore)
+        if outcome:
+            pool, is_again = self._store.pool, outcome == RESTORED_BEFORE
+            await self._store.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
+        if outcome == MADE_AGAIN:
+            await self._remember(job, self._retention_ms(job))
+        return bool(outcome)
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
         start = "-" if after is None else f"({after[0]}-{after[1]}"

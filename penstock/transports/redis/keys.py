@@ -15,7 +15,7 @@
     {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
     inference:rate:{<key>}             string    charge                                 two windows
     inference:once:<caller>:<hash>     string    once, unbind                            as long as the request
-    inference:caller:{<caller>}        list      submit                                  as long as its requests; 1,000
+    inference:caller:{<caller>}        list      submit, restore                         as long as its requests; 1,000
     inference:response:<id>            channel   whoever writes the log
     inference:control:<wid>            channel   cancel
 """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 
+from penstock.errors import StoreUnavailable
 from penstock.job import Job
 from penstock.transports.base import Transport
 from penstock.transports.redis import keys, scripts
@@ -12,16 +13,23 @@ from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.subscription import OnMessage
 
+log = logging.getLogger(__name__)
+
 
 class ObjectSide(Transport):
     """The verbs of `RedisTransport` for requests that are looked at, taken up and asked for again."""
 
     _store: Store
     _hear: OnMessage
-    _on_reset: Callable[[], None]
 
     async def follow(self, job_id: str) -> None:
-        await self._store.ears.subscribe(keys.channel(job_id), self._hear, self._on_reset)
+        """Without an `on_reset` of its own: when the gateway's pattern stands again, this channel does."""
+        topic = keys.channel(job_id)
+        try:
+            await self._store.ears.subscribe(topic, self._hear)
+        except BaseException:
+            self._store.ears.unsubscribe(topic)
+            raise
 
     async def unfollow(self, job_id: str) -> None:
         self._store.ears.unsubscribe(keys.channel(job_id))
@@ -41,18 +49,22 @@ class ObjectSide(Transport):
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)
-        ids = await self._store.ask("requests_of", name, command("LRANGE", name, 0, max(0, limit - 1)))
-        return list(dict.fromkeys(job_id.decode() for job_id in ids))
+        ids = await self._store.ask("requests_of", name, command("LRANGE", name, 0, -1))
+        newest = dict.fromkeys(job_id.decode() for job_id in ids)  # one that was submitted again is there twice
+        return list(newest)[: max(0, limit)]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
+        if limit < 1:
+            return []
         queue = self._store.pool.queue
-        return [
-            job_id.decode()
-            for job_id in await self._store.ask("waiting", queue, command("LRANGE", queue, 0, limit - 1))
-        ]
+        ids = await self._store.ask("waiting", queue, command("LRANGE", queue, 0, limit - 1))
+        return [job_id.decode() for job_id in ids]
 
     async def _remember(self, job: Job, retention_ms: int) -> None:
-        """List the request under its caller: unasked on the connection that just submitted it, else a round trip."""
+        """List the request under its caller: unasked on the connection that just submitted it, else a round trip.
+
+        The request is in the queue by now: that it is not listed must not fail it.
+        """
         name = keys.caller(job.caller)
         life = round(job.timeout_s * 1000) + retention_ms
         words = [
@@ -65,7 +77,10 @@ class ObjectSide(Transport):
         if conn is self._store.request_conn(job.id):
             conn.post(b"".join(word.packed for word in words), len(words))
         else:
-            await self._store.run("remember", name, *words)
+            try:
+                await self._store.run("remember", name, *words)
+            except StoreUnavailable as error:
+                log.warning("request %s is not in its caller's list: %s", job.id, error.message)
 
 
 def _digest(key: str) -> str:

@@ -140,13 +140,14 @@ class Subscription:
                 self._confirmed.clear()
 
     async def _resubscribe(self, link: _EarLink) -> None:
-        wanted = set(self._handlers)
+        # Patterns last: when a pattern is confirmed again, and says so, every channel stands already.
+        wanted = sorted(self._handlers, key=lambda topic: self._handlers[topic][0] == "PSUBSCRIBE")
         self._link = link
         self._heard_at = self._stands_since = asyncio.get_running_loop().time()
         link.closed.add_done_callback(lambda _: self._changed.set())
         self._ask(link, wanted)
         async with asyncio.timeout(CONFIRM_WITHIN_S):
-            while not wanted <= self._confirmed:
+            while not self._confirmed.issuperset(self._handlers.keys() & wanted):
                 if not link.is_open:
                     raise StoreUnavailable("Redis closed the subscription")
                 self._changed.clear()
@@ -162,7 +163,7 @@ class Subscription:
                 link.abort("the subscription did not answer a PING", "timeout")
         raise StoreUnavailable("the connection was lost")
 
-    def _ask(self, link: _EarLink, topics: set[bytes] | list[bytes]) -> None:
+    def _ask(self, link: _EarLink, topics: list[bytes]) -> None:
         for topic in topics:
             link.write(command(self._handlers[topic][0], topic).packed)
 
@@ -178,10 +179,12 @@ class Subscription:
 
     def _confirm(self, topic: bytes) -> None:
         """A topic confirmed for the second time has missed something; its owner hears so before the next message."""
+        handler = self._handlers.get(topic)
+        if handler is None:  # given up in the meantime
+            return
         self._confirmed.add(topic)
         self._changed.set()
-        handler = self._handlers.get(topic)
-        on_reset = handler[2] if handler is not None else None
+        on_reset = handler[2]
         if topic in self._ever and on_reset is not None:
             log.warning("subscribed again at %s", self.endpoint)
             self._guard(lambda _: on_reset(), topic)

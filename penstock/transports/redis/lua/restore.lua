@@ -4,10 +4,13 @@
 -- The caller pushes the id at the head afterwards. Not published: who asks has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9… every token relayed, each as a JSON string
--- Returns 1; 0, and nothing is done, if the job is done or its attempt is higher than ARGV 7.
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt')
+-- Returns 1, 2 if it made the job, or 3 if this very call did it before and nobody has claimed the job since (then the
+-- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
+-- than ARGV 7.
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored')
 local seen = tonumber(ARGV[7])
 local attempt = tonumber(hash[2] or 0)
+if hash[1] == 'queued' and hash[3] == ARGV[7] .. ' ' .. hash[2] then return 3 end
 if hash[1] == 'done' or attempt > seen then return 0 end
 if not hash[1] then redis.call('UNLINK', KEYS[2]) end
 
@@ -37,7 +40,8 @@ if not hash[1] then
   redis.call('PEXPIRE', KEYS[1], int(ARGV[5] + ARGV[6]))
 end
 redis.call('HSET', KEYS[1],
-  'state', 'queued', 'worker', '', 'owner', ARGV[4], 'attempt', int(attempt), 'tokens', int(tokens))
+  'state', 'queued', 'worker', '', 'owner', ARGV[4], 'attempt', int(attempt), 'tokens', int(tokens),
+  'restored', ARGV[7] .. ' ' .. int(attempt))
 local expires = redis.call('PEXPIRETIME', KEYS[1])
 if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
-return 1
+return hash[1] and 1 or 2

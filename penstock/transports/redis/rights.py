@@ -1,0 +1,74 @@
+"""What a Redis user must be allowed to do: every command of the protocol, on keys and channels of ours.
+
+Commands that scripts run are among them, because an ACL is asked about those too. Pure; `operator_side.py` asks.
+"""
+
+from __future__ import annotations
+
+from penstock.transports.redis import keys
+from penstock.transports.redis.keys import PoolKeys
+
+# One line for each command, as it could be sent. Q, W, Z, H, D: keys of the pool; J, L: of a request; C, P, T: its
+# channel, a gateway's pattern, a worker's channel; R, O, M: of a caller (rate, idempotency key, list of requests).
+_COMMANDS = """
+    PING
+    TIME
+    CLIENT SETNAME penstock
+    SCRIPT LOAD x
+    EVALSHA x 1 Q
+    EVAL x 1 Q
+    PSUBSCRIBE P
+    SUBSCRIBE C
+    UNSUBSCRIBE C
+    SUBSCRIBE T
+    PUBLISH C x
+    PUBLISH T x
+    RPUSH Q x
+    LPUSH Q x
+    LPOS Q x
+    LLEN Q
+    LINDEX Q 0
+    LRANGE W 0 1
+    LREM W 0 x
+    LMOVE Q W LEFT RIGHT
+    BLMOVE Q W LEFT RIGHT 1
+    DEL W
+    LTRIM D 0 1
+    ZADD Z 1 x
+    ZREM Z x
+    ZSCORE Z x
+    ZRANGE Z 0 1
+    ZRANGEBYSCORE Z 0 1
+    ZREMRANGEBYSCORE Z 0 1
+    HGET H x
+    HMGET J x
+    HGETALL H
+    HSET J x x
+    HSETNX J x x
+    HDEL H x
+    HINCRBY J x 1
+    UNLINK J L
+    PEXPIRE J 1
+    PEXPIREAT L 1
+    PEXPIRETIME J
+    XADD L NOMKSTREAM 1-1 f x
+    XRANGE L - +
+    XREVRANGE L + - COUNT 1
+    GET R
+    SET R x PX 1
+    GET O
+    SET O x NX GET PX 1
+    DEL O
+    LPUSH M x
+    LRANGE M 0 1
+"""
+
+
+def needed(pool: PoolKeys) -> list[tuple[str, ...]]:
+    """Each command as its words, with keys of `pool` and of an imaginary request `x.x`."""
+    pool_keys = {"Q": pool.queue, "W": pool.worker("x"), "Z": pool.workers, "H": pool.about, "D": pool.dead}
+    request = {"J": keys.job("x.x"), "L": keys.log("x.x"), "C": keys.channel("x.x"), "P": keys.pattern("x")}
+    others = {"T": keys.control("x"), "R": keys.rate("x"), "O": keys.once("x", "x"), "M": keys.caller("x")}
+    names = pool_keys | request | others
+    lines = (line.split() for line in _COMMANDS.strip().splitlines())
+    return [(words[0], *(names.get(word, word) for word in words[1:])) for words in lines]

@@ -1,0 +1,262 @@
+"""An operator's verbs: who holds what, who is dead, what a doctor sees, and which servers are refused."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from penstock.errors import ConfigError, StoreUnavailable
+from penstock.transports import Transport
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding
+from penstock.transports.redis import RedisTransport, keys, rights
+from penstock.transports.redis.keys import PoolKeys
+from tests.contract.conftest import REAL
+from tests.contract.stores import SHORT_LEASE_S, RedisStore, Store, new_job, new_worker, run_one
+from tests.servers import Server, free_port, start_server
+from tests.waiting import wait_until
+
+LUA = Path(rights.__file__).parent / "lua"
+
+
+async def test_an_overview_says_who_holds_what(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    await transport.tick("g1")
+    held, waiting = new_job(), new_job()
+    await transport.submit(held, "g1", 0)
+    await run_one(transport, "w1", held.id)
+    await transport.submit(waiting, "g1", 0)
+    seen = await transport.overview()
+    assert (seen.depth, seen.oldest, seen.num_dead) == (1, waiting.id, 0)
+    assert set(seen.gateways) == {"g1"}
+    (worker,) = seen.workers
+    assert (worker.worker, worker.held) == ("w1", (held.id,))
+    assert worker.lease_s > 0
+    assert worker.info == new_worker("w1")
+
+
+async def test_an_overview_tells_who_is_dead_and_not_who_has_left(store: Store) -> None:
+    doomed = await store.transport(SHORT_LEASE_S)
+    for name in ("w1", "w2"):
+        await doomed.enlist(new_worker(name))
+    await doomed.leave("w2")
+    job = new_job()
+    await doomed.submit(job, "g1", 0)
+    await run_one(doomed, "w1", job.id)
+
+    async def is_dead() -> bool:
+        (worker,) = (await doomed.overview()).workers
+        assert (worker.worker, worker.held) == ("w1", (job.id,))
+        return worker.lease_s < 0
+
+    await store.until(is_dead, "the lease of w1 to lapse")
+    assert (await doomed.overview()).num_taken == 1
+
+
+async def _poison(store: Store) -> str:
+    """A job that ended as many workers as it takes; its id."""
+    job = new_job(prompt="a secret")
+    doomed = await store.transport(SHORT_LEASE_S)
+    await doomed.submit(job, "g1", 0)
+    for number in range(MAX_DEATHS_IN_A_ROW):
+        worker = f"w{number}.{job.id}"
+        await doomed.enlist(new_worker(worker))
+        await run_one(doomed, worker, job.id)
+
+        async def reap(worker: str = worker) -> bool:
+            return await doomed.reap(worker) > 0
+
+        await store.until(reap, f"{worker} to be reaped")
+    last = await store.transport()
+    await last.enlist(new_worker(f"w9.{job.id}"))
+    await last.take(f"w9.{job.id}", 1)
+    assert await last.claim(f"w9.{job.id}", [job.id]) == []
+    return job.id
+
+
+async def test_the_dead_are_listed_until_they_are_buried(store: Store) -> None:
+    transport = await store.transport()
+    assert await transport.dead() == []
+    first, second = await _poison(store), await _poison(store)
+    dead = [
+        DeadJob(id=job_id, model="m", deaths=MAX_DEATHS_IN_A_ROW, error="request_poisoned")
+        for job_id in (second, first)
+    ]
+    assert await transport.dead() == dead  # newest first, and no prompt
+    assert (await transport.overview()).num_dead == 2
+    assert await transport.bury(first)
+    assert not await transport.bury(first)
+    assert await transport.dead() == dead[:1]
+
+
+def _by_name(findings: list[Finding]) -> dict[str, Finding]:
+    assert len({finding.name for finding in findings}) == len(findings)
+    return {finding.name: finding for finding in findings}
+
+
+async def test_a_doctor_looks(store: Store) -> None:
+    findings = await (await store.transport()).inspect()
+    assert findings
+    assert [finding for finding in findings if finding.level == "error"] == []
+    assert all(finding.advice for finding in findings if finding.level != "ok")
+
+
+async def test_a_doctor_looks_at_the_server(real: RedisStore) -> None:
+    transport = await real.transport()
+    findings = _by_name(await transport.inspect())
+    sound = ("round trip", "version", "memory policy", "role", "output buffers", "clock", "rights", "network")
+    assert {findings[name].level for name in (*sound, "oldest waiting", "dead requests")} == {"ok"}
+    assert findings["persistence"].level == "warning"  # the tests' servers keep nothing
+    assert findings["workers"].value == "none alive"
+
+    await transport.enlist(new_worker("w1"))
+    await transport.submit(new_job(), "g1", 0)
+    findings = _by_name(await transport.inspect())
+    assert (findings["workers"].level, findings["workers"].value) == ("ok", "1 alive, serving m")
+    assert re.fullmatch(r"0\.\d s, 1 in the queue", findings["oldest waiting"].value)
+
+
+async def test_a_doctor_tells_of_a_server_that_is_not_there() -> None:
+    transport = RedisTransport(f"redis://:hush@127.0.0.1:{free_port()}")
+    (finding,) = await transport.inspect()
+    await transport.close()
+    assert (finding.name, finding.level) == ("round trip", "error")
+    assert "127.0.0.1" in finding.value
+    assert "hush" not in f"{finding}"
+
+
+def test_the_rights_that_are_asked_for_are_those_that_scripts_need() -> None:
+    asked = {words[0] for words in rights.needed(PoolKeys())}
+    called = {name for path in LUA.glob("*.lua") for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())}
+    called |= {"RPUSH"}  # chosen by an expression in enqueue.lua
+    assert len(called) > 25
+    assert called - asked == set()
+
+
+@pytest.fixture(params=REAL)
+def own(request: pytest.FixtureRequest) -> Iterator[tuple[Server, redis.Redis]]:
+    """A server to misconfigure, with a client that may do anything."""
+    server = start_server(request.param)
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        yield server, client
+    server.stop()
+
+
+def _let_in(client: redis.Redis, user: str, *rules: str) -> None:
+    client.execute_command("ACL", "SETUSER", user, "on", ">pw", *rules)  # type: ignore[no-untyped-call]
+
+
+async def test_a_user_without_rights_is_told_which(own: tuple[Server, redis.Redis]) -> None:
+    server, client = own
+    everything = ["~inference:*", "~{inference:*", "&*", "+@all"]
+    _let_in(client, "app", *everything, "-xadd", "-blmove")
+    _let_in(client, "fenced", "~inference:*", "~{inference:*", "&inference:*", "+@all")
+    _let_in(client, "keyless", "~inference:*", "&*", "+@all")
+    _let_in(client, "whole", *everything)
+    seen = {}
+    for user in ("app", "fenced", "keyless", "whole"):
+        transport = RedisTransport(server.url.replace("//", f"//{user}:pw@"))
+        seen[user] = _by_name(await transport.inspect())["rights"]
+        await transport.close()
+    assert (seen["app"].level, seen["app"].value) == ("error", "app may not BLMOVE, XADD")
+    assert "+blmove +xadd" in seen["app"].advice
+    assert seen["fenced"].value == "fenced may not PSUBSCRIBE"  # a pattern is allowed only as it is spelt
+    assert seen["keyless"].level == "error"  # the keys in braces are not its own
+    assert "HMGET" in seen["keyless"].value
+    assert (seen["whole"].level, seen["whole"].value) == ("ok", "whole may do all that is needed")
+
+
+async def test_what_a_managed_server_hides_is_a_warning(own: tuple[Server, redis.Redis]) -> None:
+    server, client = own
+    client.config_set("maxmemory", "200mb")
+    forbidden = ("-config", "-info", "-acl")
+    _let_in(client, "app", "~*", "&*", "+@all", *forbidden)
+    transport = RedisTransport(server.url.replace("//", "//app:pw@"))
+    await transport.check()
+    findings = _by_name(await transport.inspect())
+    await transport.close()
+    hidden = {name for name, finding in findings.items() if finding.value == "hidden"}
+    assert hidden == {"version", "role", "memory policy", "persistence", "output buffers", "rights"}
+    assert {findings[name].level for name in hidden} == {"warning"}
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+async def test_an_evicting_server_is_refused(own: tuple[Server, redis.Redis], policy: str) -> None:
+    server, client = own
+    transport = RedisTransport(server.url)
+    try:
+        await transport.check()
+        client.config_set("maxmemory-policy", policy)
+        await transport.check()  # it has no limit: nothing to evict for
+        assert _by_name(await transport.inspect())["memory policy"].level == "warning"
+        client.config_set("maxmemory", "200mb")
+        with pytest.raises(ConfigError, match=policy) as caught:
+            await transport.check()
+        assert "noeviction" in caught.value.message
+        assert _by_name(await transport.inspect())["memory policy"].level == "error"
+        _let_in(client, "app", "~*", "&*", "+@all", "-config")
+        hidden = RedisTransport(server.url.replace("//", "//app:pw@"))
+        with pytest.raises(ConfigError, match=policy):  # INFO says it as well
+            await hidden.check()
+        await hidden.close()
+        client.config_set("maxmemory-policy", "noeviction")
+        await transport.check()
+    finally:
+        await transport.close()
+
+
+async def test_a_server_that_is_away_is_not_judged() -> None:
+    transport = RedisTransport(f"redis://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreUnavailable):
+        await transport.check()
+    await transport.close()
+
+
+async def test_a_server_in_the_open_is_said_aloud(
+    own: tuple[Server, redis.Redis], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = own
+    transport = RedisTransport(server.url)
+    with caplog.at_level(logging.WARNING):
+        await transport.check()
+        assert caplog.text == ""
+        monkeypatch.setattr(transport, "_url", "redis://:hush@redis.example.org")
+        await transport.check()
+    assert "redis.example.org is reached without TLS" in caplog.text
+    assert "hush" not in caplog.text
+    await transport.close()
+
+
+async def test_memory_has_nothing_to_refuse(transport: Transport) -> None:
+    await transport.check()
+
+
+async def test_who_is_followed_is_heard_after_a_cut(real: RedisStore, client: redis.Redis) -> None:
+    here, there = await real.transport(), await real.transport()
+    assert isinstance(there, RedisTransport)
+    ears = there._store.ears
+    jobs = [new_job() for _ in range(3)]
+    heard: list[str] = []
+    resets: list[list[bool]] = []
+
+    def reset() -> None:
+        resets.append([ears.has(keys.channel(job.id)) for job in jobs])
+
+    await there.listen("g2", lambda event: heard.append(event.job_id), reset)
+    await here.enlist(new_worker("w1"))
+    for job in jobs:
+        await here.submit(job, "g1", 0)
+        await there.follow(job.id)
+    await there.unfollow(jobs[2].id)
+    client.client_kill_filter(_type="pubsub", skipme=True)
+    await wait_until(lambda: resets, "the subscription to be made again")
+    assert there.is_listening
+    await here.claim("w1", await here.take("w1", 3))
+    await wait_until(lambda: len(heard) == 2, "both followed jobs to be heard")
+    assert set(heard) == {jobs[0].id, jobs[1].id}
+    assert resets == [[True, True, False]]  # one for all, when every channel stands
