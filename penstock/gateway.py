@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from penstock import __version__
 from penstock.admission import Admission, Caller
+from penstock.api.admin import AdminAPI
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.native import ENDPOINT, NativeAPI
@@ -234,6 +235,7 @@ def create_app(gateway: Gateway) -> Edge:
     native = NativeAPI(gateway)
     app.include_router(native.router())
     app.include_router(RequestsAPI(gateway).router())
+    app.include_router(AdminAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)

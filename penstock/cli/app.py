@@ -11,6 +11,7 @@ from penstock.cli.ask import ask
 from penstock.cli.bench import bench
 from penstock.cli.config import config
 from penstock.cli.keys import keys
+from penstock.cli.operators import cancel, dead, doctor, ps
 from penstock.cli.processes import gateway, serve, worker
 
 app = typer.Typer(
@@ -21,9 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, gateway, worker, ask, bench, config):
+for command in (serve, gateway, worker, ask, bench, config, doctor, ps, cancel):
     app.command()(command)
 app.add_typer(keys, name="keys")
+app.add_typer(dead, name="dead")
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -33,6 +33,10 @@ def gateway(settings: Settings) -> int:
 def worker(settings: Settings) -> int:
     """A worker alone, on Redis; as many as you like."""
     _need_redis(settings, "worker")
+    if settings.supervised == "yes":
+        from penstock.supervised import run_supervised
+
+        return run_supervised(settings)
     from penstock.worker import run_worker
 
     _import_from_here()

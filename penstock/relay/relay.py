@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, StoreUnavailable
+from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned, StoreUnavailable
 from penstock.event import Done, Event, Failed
 from penstock.job import CancelReason, Job
 from penstock.relay.mend import Mender
@@ -128,7 +128,8 @@ class Relay:
             return
         if stream.is_ended:
             self._remove(stream)
-            if is_delivered and stream.job.retention_s is None:
+            is_dead = isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
+            if is_delivered and stream.job.retention_s is None and not is_dead:
                 self._mender.spawn(self._retire(stream.job.id))
         elif stream.job.on_disconnect == "cancel":
             self._abandon(stream)

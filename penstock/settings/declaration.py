@@ -233,6 +233,10 @@ class Settings(BaseModel):
             "Time that a stopping process has to finish what it runs. A worker then gives the rest back.", EVERY, "s"
         ),
     ] = 30.0
+    supervised: Annotated[
+        Literal["yes", "no"],
+        About("A small parent starts the worker again when it dies, and gives back at once what it held.", ("worker",)),
+    ] = "yes"
     engine_stall_s: Annotated[
         float,
         Field(ge=1, le=DAY_S),

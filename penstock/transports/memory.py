@@ -42,6 +42,7 @@ _FORGET_WORKER_S = 10.0
 _FORGET_GATEWAY_S = 600.0
 _PULSE_GAP_S = 1.5
 _MAX_DEAD = 1000
+_KEEP_DEAD_S = 86_400.0
 _MAX_LISTED = 1000
 # A write is in flight until those whom it woke have had their turn at the loop; what a worker generates meanwhile
 # travels together. What was published has been published: nothing waits in order to be joined. Without it an engine
@@ -470,6 +471,7 @@ class MemoryTransport(Transport):
         self._raise_attempt(entry)
         error = RequestPoisoned(f"The request ended {entry.num_deaths} workers and will not be tried again.")
         self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, error))
+        self._expire_at(entry, entry.ended_at + _KEEP_DEAD_S)  # for whoever wants to look at it or run it again
         dead = DeadJob(id=entry.job.id, model=entry.job.model, deaths=entry.num_deaths, error=error.code)
         self._dead.appendleft(dead)
 

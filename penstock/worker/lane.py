@@ -32,7 +32,7 @@ class Lane:
     """
 
     claim: Claim
-    claimed_at: float = field(default_factory=time.monotonic)
+    claimed_at: float = field(default_factory=lambda: time.monotonic())
     started_at: float = 0.0
     num: int = 0
     num_sent: int = 0

@@ -18,6 +18,7 @@ from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics
 from penstock.ops import OpsServer, build_app, serve_ops, watch_lag
 from penstock.settings import ModelSpec, Settings
+from penstock.supervisor import die_with_parent
 from penstock.transports import Transport, make_transport
 from penstock.worker.worker import Worker
 
@@ -30,6 +31,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def run_worker(settings: Settings) -> int:
     """Blocks until a signal (the first one drains, the second one hands back at once); returns the exit status."""
+    die_with_parent()
     configure_logs(settings.log_format, settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))

@@ -118,8 +118,10 @@ class Site:
         return program
 
     def worker(self, *args: str, env: Mapping[str, str] | None = None) -> Program:
+        """Not supervised unless asked: then the program's pid is the worker's own."""
         port = free_port()
-        program = self._start("worker", "--metrics-port", str(port), *args, env=env)
+        alone = () if "--supervised" in args else ("--supervised", "no")
+        program = self._start("worker", "--metrics-port", str(port), *alone, *args, env=env)
         self.workers.append(f"http://127.0.0.1:{port}")
         program.wait_for(f"{self.workers[-1]}/readyz")
         return program

@@ -58,6 +58,7 @@ if is_death then
     finish('"failed"', string.format(',"code":"request_poisoned",'
       .. '"message":"The request ended %d workers and will not be tried again."', all_deaths))
     redis.call('HSET', KEYS[1], 'deaths', deaths, 'all_deaths', all_deaths)
+    redis.call('PEXPIRE', KEYS[1], 86400000) -- a day, for whoever wants to look at it or run it again
     return {'poisoned', hash[11] or '', all_deaths}
   end
 end

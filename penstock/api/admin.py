@@ -1,0 +1,197 @@
+"""What operators see and do: who is there, who runs what, the dead, a doctor's findings, cancelling anything.
+
+With API keys on, only keys with `admin` get in; without keys the gateway is open, here as everywhere. Never a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from penstock import errors
+from penstock.api.edge import call_of
+from penstock.api.openapi import error_responses
+from penstock.errors import Forbidden, RequestNotFound
+from penstock.transports.base import DeadJob, Finding, Record
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+PATH = "/v1/admin"
+MAX_SHOWN = 200
+
+
+class AdminAPI:
+    """The operators' routes over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix=PATH)
+        said: dict[int | str, dict[str, Any]] = {
+            200: {"description": "A JSON object.", "content": {"application/json": {"schema": {"type": "object"}}}},
+            **error_responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable),
+        }
+        of_one = {**said, **error_responses(errors.RequestNotFound)}
+        redriven = {**of_one, **error_responses(errors.QueueFull, errors.DeadlineUnreachable, errors.Draining)}
+
+        def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:
+            router.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
+
+        add("/overview", self.overview, "GET", said)
+        add("/doctor", self.doctor, "GET", said)
+        add("/dead", self.dead, "GET", said)
+        add("/dead/{request_id}", self.show_dead, "GET", of_one)
+        add("/dead/{request_id}/redrive", self.redrive, "POST", redriven)
+        add("/dead/{request_id}", self.drop_dead, "DELETE", of_one)
+        add("/requests/{request_id}", self.cancel, "DELETE", of_one)
+        return router
+
+    async def overview(self, request: Request) -> Response:
+        """Gateways, workers, the queue, and up to 200 requests that workers hold."""
+        await self._admit(request)
+        transport = self.gateway.transport
+        seen = await transport.overview()
+        held = [(holding.worker, job_id) for holding in seen.workers for job_id in holding.held][:MAX_SHOWN]
+        records = await asyncio.gather(*(transport.read(job_id) for _, job_id in held))
+        return _json(
+            {
+                "queue_depth": seen.depth,
+                "drain_rate_per_s": round(self.gateway.admission.drain_rate.per_s, 2),
+                "num_taken": seen.num_taken,
+                "num_dead": seen.num_dead,
+                "oldest_waiting_s": await self._age(seen.oldest),
+                "gateways": [{"id": gid, "lease_s": round(left, 2)} for gid, left in seen.gateways.items()],
+                "workers": [
+                    {
+                        "id": holding.worker,
+                        "lease_s": round(holding.lease_s, 2),
+                        "held": len(holding.held),
+                        "slots": holding.info.num_slots if holding.info else None,
+                        "free": holding.info.num_free if holding.info else None,
+                        "host": holding.info.host if holding.info else None,
+                        "pid": holding.info.pid if holding.info else None,
+                        "models": sorted(holding.info.models) if holding.info else [],
+                    }
+                    for holding in seen.workers
+                ],
+                "running": [
+                    _running(worker, record) for (worker, _), record in zip(held, records, strict=True) if record
+                ],
+            }
+        )
+
+    async def doctor(self, request: Request) -> Response:
+        """Every finding, the worst first; `level` of the whole is that of the worst."""
+        await self._admit(request)
+        return _json(await examine(self.gateway))
+
+    async def dead(self, request: Request) -> Response:
+        """Poison requests, newest first."""
+        await self._admit(request)
+        return _json({"data": [msgspec.to_builtins(job) for job in await self.gateway.transport.dead()]})
+
+    async def show_dead(self, request: Request, request_id: str) -> Response:
+        """What is known of one: never its prompt."""
+        await self._admit(request)
+        job = await self._find_dead(request_id)
+        record = await self.gateway.transport.read(request_id)
+        known = {} if record is None else {"attempts": record.num_claims, "created_at": record.created_at}
+        return _json({**msgspec.to_builtins(job), **known, "can_redrive": record is not None})
+
+    async def redrive(self, request: Request, request_id: str) -> Response:
+        """Run it once more, under a new id, in the background; it leaves the list."""
+        call = call_of(request)
+        await self._admit(request)
+        await self._find_dead(request_id)
+        record = await self.gateway.transport.read(request_id)
+        if record is None:
+            raise RequestNotFound("The store has forgotten this request; it cannot be run again.", param="request_id")
+        settings = self.gateway.settings
+        job = msgspec.structs.replace(
+            record.job, id=call.id, on_disconnect="continue", retention_s=settings.background_retention_s
+        )
+        reader = await self.gateway.submit(job, f"{PATH}/dead")
+        self.gateway.relay.leave(reader, is_delivered=False)
+        await self.gateway.transport.bury(request_id)
+        return _json({"request_id": job.id, "redriven": request_id})
+
+    async def drop_dead(self, request: Request, request_id: str) -> Response:
+        """Take it off the list."""
+        await self._admit(request)
+        if not await self.gateway.transport.bury(request_id):
+            raise RequestNotFound("It is not on the list of the dead.", param="request_id")
+        return _json({"dropped": request_id})
+
+    async def cancel(self, request: Request, request_id: str) -> Response:
+        """Cancel anybody's request."""
+        await self._admit(request)
+        outcome = await self.gateway.transport.cancel(request_id, "operator")
+        if outcome == "gone":
+            raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
+        said = {"ended": "cancelled", "marked": "being cancelled", "done": "it had ended already"}.get(outcome, outcome)
+        return _json({"request_id": request_id, "outcome": said})
+
+    async def _admit(self, request: Request) -> None:
+        caller = await self.gateway.welcome(request, call_of(request))
+        if caller.key is not None and not caller.key.admin:
+            raise Forbidden("This needs an administrator's key (penstock keys create --admin).")
+
+    async def _find_dead(self, request_id: str) -> DeadJob:
+        for job in await self.gateway.transport.dead():
+            if job.id == request_id:
+                return job
+        raise RequestNotFound("It is not on the list of the dead.", param="request_id")
+
+    async def _age(self, job_id: str) -> float | None:
+        record = await self.gateway.transport.read(job_id) if job_id else None
+        return None if record is None else round(record.now - record.created_at, 1)
+
+
+async def examine(gateway: Gateway) -> dict[str, Any]:
+    """What the store's own doctor finds, and what a gateway knows besides."""
+    findings = await gateway.transport.inspect()
+    reasons = [reason for reason in gateway.why_not_ready() if reason]
+    findings.append(
+        Finding(
+            name="this gateway",
+            level="error" if reasons else "ok",
+            value="; ".join(reasons) or "ready",
+            advice="Look at its log and at the store." if reasons else "",
+        )
+    )
+    workers = gateway.admission.pool.workers
+    models = sorted(gateway.admission.pool.models)
+    findings.append(
+        Finding(
+            name="workers alive",
+            level="ok" if workers else "error",
+            value=f"{len(workers)}, serving {', '.join(models)}" if workers else "none",
+            advice="" if workers else "Start one: penstock worker --redis-url … --model …",
+        )
+    )
+    order = {"error": 0, "warning": 1, "ok": 2}
+    findings.sort(key=lambda finding: order[finding.level])
+    return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+
+
+def _running(worker: str, record: Record) -> dict[str, Any]:
+    return {
+        "id": record.job.id,
+        "model": record.job.model,
+        "caller": record.job.caller,
+        "state": record.state,
+        "worker": worker,
+        "attempts": record.num_claims,
+        "tokens": max((event.end for event in record.events), default=0),
+        "age_s": round(record.now - record.created_at, 1),
+    }
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

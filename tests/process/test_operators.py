@@ -1,0 +1,131 @@
+"""Operators' commands against real processes: doctor, ps, dead, cancel; and who may use them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.keys import create_key
+from tests.process import reading
+from tests.process.programs import site
+from tests.waiting import wait_until_async
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def _command(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+    return subprocess.run(
+        [sys.executable, "-m", "penstock", *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**clean, "COLUMNS": "200", **env},
+        check=False,
+    )
+
+
+def test_a_doctor_finds_a_healthy_site(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker()
+        fleet.gateway()
+        done = _command("doctor", "--url", fleet.gateways[0], "--json")
+        assert done.returncode == 0, done.stderr
+        found = {one["name"]: one["level"] for one in json.loads(done.stdout)["findings"]}
+        assert found["this gateway"] == found["workers alive"] == found["version"] == "ok"
+        table = _command("doctor", PENSTOCK_URL=fleet.gateways[0])
+        assert "round trip" in table.stdout
+
+
+def test_a_doctor_finds_what_is_missing() -> None:
+    with site() as fleet:
+        fleet.serve()
+        assert _command("doctor", "--url", fleet.gateways[0]).returncode == 0
+    gone = _command("doctor", "--url", "http://127.0.0.1:9")
+    assert gone.returncode == 2
+    assert "is a gateway there?" in gone.stderr
+
+
+def test_a_doctor_says_so_when_no_worker_is_there(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.gateway(is_ready=False)
+        done = _command("doctor", "--url", fleet.gateways[0])
+        assert done.returncode == 1
+        assert "no worker is alive" in done.stdout
+
+
+@pytest.mark.parametrize("store", ["redis", "memory"])
+async def test_ps_and_cancel(request: pytest.FixtureRequest, store: str) -> None:
+    url = request.getfixturevalue("redis_url") if store == "redis" else None
+    model = ("--model", "mock=mock:step_ms=20")
+    with site(url) as fleet:
+        if url:
+            fleet.worker(*model)
+            fleet.gateway()
+        else:
+            fleet.serve(*model)
+        async with reading.client() as http:
+            task = asyncio.create_task(reading.stream(http, fleet.gateways[0], prompt="long", max_tokens=5000))
+
+            async def is_seen() -> bool:
+                seen = (await http.get(f"{fleet.gateways[0]}/v1/admin/overview")).json()
+                return bool(seen["running"]) and seen["running"][0]["tokens"] > 0
+
+            await wait_until_async(is_seen, "it is running")
+            seen = json.loads((await asyncio.to_thread(_command, "ps", "--json", "--url", fleet.gateways[0])).stdout)
+            (running,) = seen["running"]
+            assert (running["state"], running["model"], running["attempts"]) == ("running", "mock", 1)
+            assert len(seen["workers"]) == len(seen["gateways"]) == 1
+            assert seen["workers"][0]["held"] == 1
+            table = await asyncio.to_thread(_command, "ps", "--once", "--url", fleet.gateways[0])
+            assert running["id"] in table.stdout
+            said = await asyncio.to_thread(_command, "cancel", running["id"], "--url", fleet.gateways[0])
+            assert said.returncode == 0
+            answer = await task
+            assert (answer.end, answer.data["finish_reason"]) == ("done", "cancelled")
+            unknown = await asyncio.to_thread(_command, "cancel", "g1.X", "--url", fleet.gateways[0])
+            assert unknown.returncode == 2
+            assert "no such request" in unknown.stderr
+
+
+async def test_the_dead_are_listed_shown_run_again_and_dropped(redis_url: str) -> None:
+    scripted = ("--model", "mock=mock:step_ms=1,scripted=true")
+    with site(redis_url) as fleet:
+        for _ in range(4):
+            fleet.worker(*scripted)
+        fleet.gateway()
+        url = fleet.gateways[0]
+        async with reading.client() as http:
+            answer = await reading.whole(http, url, prompt="[[crash]]", max_tokens=5)
+            assert answer.json()["error"]["code"] == "request_poisoned"
+            request_id = answer.headers["x-request-id"]
+        listed = json.loads(_command("dead", "list", "--json", "--url", url).stdout)
+        assert [one["id"] for one in listed] == [request_id]
+        shown = _command("dead", "show", request_id, "--url", url).stdout
+        assert json.loads(shown)["can_redrive"] is True
+        assert "[[crash]]" not in shown
+        again = _command("dead", "redrive", request_id, "--url", url)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.strip() != request_id
+        assert _command("dead", "drop", request_id, "--url", url).returncode == 2
+        assert "none" in _command("dead", "list", "--url", url).stdout
+
+
+def test_only_administrators_keys_get_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    _, plain = create_key(path, name="plain")
+    _, admin = create_key(path, name="admin", admin=True)
+    with site() as fleet:
+        fleet.serve("--api-keys-file", str(path))
+        url = fleet.gateways[0]
+        assert _command("ps", "--once", "--url", url).returncode == 2
+        refused = _command("ps", "--once", "--url", url, PENSTOCK_API_KEY=plain)
+        assert refused.returncode == 2
+        assert "administrator" in refused.stderr
+        assert _command("ps", "--once", "--url", url, PENSTOCK_API_KEY=admin).returncode == 0
