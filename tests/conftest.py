@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Servers
+
+settings.register_profile("penstock", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("penstock")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +26,13 @@ def servers() -> Iterator[Servers]:
 def redis_url(servers: Servers) -> str:
     """A real server, shared by the session: use a pool or ids of your own."""
     return servers.get().url
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A test that configures logging leaves no handler behind that writes to a closed stream."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

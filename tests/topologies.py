@@ -52,6 +52,10 @@ class Topology:
     masters: list[redis.Redis] = field(default_factory=list)
     directory: tempfile.TemporaryDirectory[str] | None = None
 
+    def client(self, index: int) -> redis.Redis:
+        """To one of the `servers`, a replica for example."""
+        return _client(self.servers[index])
+
     def flush(self) -> None:
         for client in self.masters:
             client.flushall()

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock.errors import InternalError, StoreUnavailable
-from penstock.event import Event, Started, Tokens
+from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.job import Job
 from penstock.relay.stream import Stream
 from penstock.transports.base import Record, Transport
@@ -28,7 +28,7 @@ MAX_WHILE_READING = 1024
 class Mender:
     """Believes only what is surely next, and mends the rest. `on_end(stream)` is called once for every stream.
 
-    `is_stranded(stream)` judges whether a queued job is likely in no list (rule 8).
+    `is_stranded(stream, record)` judges whether a job that has not ended is likely in no list (rule 8).
 
     The relay owns the table; this knows one stream at a time.
     """
@@ -38,7 +38,7 @@ class Mender:
         gateway_id: str,
         transport: Transport,
         on_end: Callable[[Stream], None],
-        is_stranded: Callable[[Stream], bool],
+        is_stranded: Callable[[Stream, Record], bool],
         on_log_read: Callable[[str], None],
     ) -> None:
         self._gateway_id = gateway_id
@@ -74,7 +74,7 @@ class Mender:
         for event in record.events:
             if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
                 self._fold(stream, event)
-        if record.state == "done" and stream.end is None:
+        if record.state == "done" and stream.end is None and not stream.is_restoring:
             stream.fail(InternalError("The end of this request is missing from its log."), time.monotonic())
             stream.is_ended = True
             self._on_end(stream)
@@ -82,13 +82,15 @@ class Mender:
     def _fold(self, stream: Stream, event: Event) -> None:
         """Fold an event of the attempt known, or the `Started` of a newer one."""
         have = len(stream.tokens)
+        if isinstance(event, Started) and event.attempt == stream.attempt:
+            return  # repeated, or late: it is no news, and what it says has been overtaken
         if event.seq > have:
             self.ask(stream, "gap")
         elif isinstance(event, Started) and event.seq < have:
             # The log is behind the client (rule 5): that attempt is ignored, a new one goes on from what was relayed.
-            stream.attempt = event.attempt + 1
+            stream.attempt, stream.is_restoring = event.attempt + 1, True
             self.spawn(self._restore(stream, event.attempt))
-        elif event.end > have or (event.end == have and not isinstance(event, Tokens)):
+        elif event.end > have or (event.end == have and not isinstance(event, Tokens)) or _gives_up(event):
             stream.accept(event, time.monotonic())
             if stream.end is not None:
                 self._on_end(stream)
@@ -102,7 +104,7 @@ class Mender:
                 await self._resubmit(stream)
             else:
                 self.catch_up(stream, record)
-                if record.state == "queued" and stream.end is None and self._is_stranded(stream):
+                if record.state != "done" and stream.end is None and self._is_stranded(stream, record):
                     logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
                     await self._transport.ensure(stream.job.id)
         except StoreUnavailable:
@@ -126,10 +128,23 @@ class Mender:
         try:
             tokens = list(stream.tokens)
             if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
+                await self._accept_end(stream)
+                stream.is_restoring = False
                 self.ask(stream, "restore")
         except StoreUnavailable:
-            stream.attempt = short_attempt  # nothing may have happened: the next `Started` or silence tries again
+            stream.attempt = short_attempt - 1  # nothing may have happened: when the log is read it tries again
             stream.is_trusted = False
+        finally:
+            stream.is_restoring = False
+
+    async def _accept_end(self, stream: Stream) -> None:
+        """The short attempt has ended before it could be restored: its end counts if it says what was relayed."""
+        record = await self._transport.read(stream.job.id)
+        if record is not None and stream.end is None:
+            said = fold(record.events)
+            if said.end is not None and list(said.tokens[: len(stream.tokens)]) == stream.tokens:
+                stream.attempt = said.attempt
+                self.catch_up(stream, record)
 
     # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -147,6 +162,11 @@ class Mender:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a task of the relay failed", exc_info=task.exception())
+
+
+def _gives_up(event: Event) -> bool:
+    """It ends the request wherever the log stands, which may be behind what was relayed."""
+    return isinstance(event, Failed) or (isinstance(event, Done) and event.finish_reason == "cancelled")
 
 
 def _rest(stream: Stream) -> Job:

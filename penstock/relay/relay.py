@@ -47,6 +47,7 @@ class Relay:
         no_worker_grace_s: float = 10.0,
         resume_window_s: float = 30.0,
         has_workers: Callable[[str], bool] = lambda model: True,
+        is_live: Callable[[str], bool] = lambda worker_id: True,
         queue_depth: Callable[[], int] = lambda: 0,
         on_log_read: Callable[[str], None] = lambda reason: None,
     ) -> None:
@@ -56,6 +57,7 @@ class Relay:
         self._grace_s = no_worker_grace_s
         self._resume_window_s = resume_window_s
         self._has_workers = has_workers
+        self._is_live = is_live
         self._queue_depth = queue_depth
         self._mender = Mender(gateway_id, transport, self._ended, self._is_stranded, on_log_read)
         self._streams: dict[str, Stream] = {}
@@ -207,10 +209,16 @@ class Relay:
             stream.verdict = DeadlineExceeded(_LATE)
             self._mender.spawn(self._cancel(stream.job.id, "deadline"))
 
-    def _is_stranded(self, stream: Stream) -> bool:
-        """A queued job that is silent while the queue is empty, or while later ones have started (rule 8)."""
+    def _is_stranded(self, stream: Stream, record: Record) -> bool:
+        """A queued job that is silent while the queue is empty, or while later ones have started (rule 8).
+
+        Also one that is said to run at a worker that is not there: who took its id from the queue may have lost it,
+        or a store that forgot everything does not know whose list to give back.
+        """
         if time.monotonic() - stream.heard_at < STRANDED_S:
             return False
+        if record.state == "running":
+            return not self._is_live(record.worker) and self._may("ensure")
         is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
         return (self._queue_depth() == 0 or is_overtaken) and self._may("ensure")
 

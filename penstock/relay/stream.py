@@ -28,8 +28,8 @@ class Stream:
 
     __slots__ = (
         "asked_at", "attempt", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
-        "is_followed", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at", "submitted_at",
-        "tokens", "verdict", "waiting_frames",
+        "is_followed", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at",
+        "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
     def __init__(self, job: Job, meter: Meter | None, now: float) -> None:
@@ -39,7 +39,7 @@ class Stream:
         self.attempt = 0
         self.end: Terminal | None = None
         self.is_ended = False
-        self.is_followed = False
+        self.is_followed = self.is_restoring = False
         self.verdict: PenstockError | None = None
         self.submitted_at = self.heard_at = self.asked_at = now
         self.started_at = self.first_token_at = self.ended_at = self.left_at = 0.0

@@ -78,7 +78,9 @@ class _Entry:
 
 @dataclass(slots=True, eq=False)
 class _Lease:
-    info: WorkerInfo
+    """`info` is None once the worker has left: others still reap, for a while, what a late wait may move to it."""
+
+    info: WorkerInfo | None
     lapses_at: float
 
 
@@ -150,9 +152,8 @@ class MemoryTransport(Transport):
             return False
         self._raise_attempt(entry, attempt)
         entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
-        if len(tokens) > entry.num_tokens:
-            missing = tuple(tokens[entry.num_tokens :])
-            self._append(entry, Tokens(job.id, entry.attempt, entry.num_tokens, tokens=missing), publish=False)
+        # All of them: where the short attempt went on meanwhile, the log is no longer what was relayed.
+        self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(tokens)), publish=False)
         self._push(job.id, front=True)
         return True
 
@@ -225,7 +226,9 @@ class MemoryTransport(Transport):
                 del self._gateways[gid]
         return Pool(
             depth=len(self._queue),
-            workers=tuple(lease.info for wid, lease in self._workers.items() if self._is_live(wid)),
+            workers=tuple(
+                lease.info for wid, lease in self._workers.items() if lease.info is not None and self._is_live(wid)
+            ),
             num_taken=self._num_taken,
             dead_gateways=tuple(gid for gid, at in self._gateways.items() if at < now and now > self._amnesty_until),
         )
@@ -274,6 +277,7 @@ class MemoryTransport(Transport):
                     worker=wid, lease_s=lease.lapses_at - now, held=tuple(self._lists.get(wid, ())), info=lease.info
                 )
                 for wid, lease in self._workers.items()
+                if lease.info is not None
             ),
             oldest=self._queue[0] if self._queue else "",
             num_dead=len(self._dead),
@@ -306,7 +310,7 @@ class MemoryTransport(Transport):
     async def enlist(self, info: WorkerInfo) -> None:
         self._beat()
         for wid, lease in self._workers.items():
-            if self._is_live(wid) and lease.info.models != info.models:
+            if lease.info is not None and self._is_live(wid) and lease.info.models != info.models:
                 raise ConfigError(
                     f"worker {wid} of this pool serves {sorted(lease.info.models)} and this one would serve "
                     f"{sorted(info.models)} (or the same with other abilities): workers of one pool must agree"
@@ -315,7 +319,7 @@ class MemoryTransport(Transport):
 
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
         now = self._beat()
-        if not self._is_live(info.id):
+        if not self._is_live(info.id) and now > self._amnesty_until:
             return Renewal(is_lost=True)
         self._workers[info.id] = _Lease(info, now + self._lease_s)
         for wid, lease in list(self._workers.items()):
@@ -351,14 +355,14 @@ class MemoryTransport(Transport):
         self._move(worker_id, 1)
 
     async def take(self, worker_id: str, want: int) -> list[str]:
-        if worker_id in self._workers:
+        if self._is_live(worker_id):
             self._move(worker_id, want)
         return list(self._lists.get(worker_id, ()))
 
     async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         now = self._sweep()
         claims = []
-        for job_id in ids:
+        for job_id in dict.fromkeys(ids):
             claim = self._claim_one(worker_id, job_id, now)
             if claim is None:
                 self._unlist(worker_id, job_id)
@@ -375,6 +379,8 @@ class MemoryTransport(Transport):
                     refused.add(event.job_id)
                 if _ends(event):
                     self._unlist(worker_id, event.job_id)
+            elif event.seq > entry.num_tokens:  # the store has gone back in time: tokens before these are missing
+                refused.add(event.job_id)
             elif _ends(event):
                 self._finish(entry, event)
                 self._unlist(worker_id, event.job_id)
@@ -393,16 +399,13 @@ class MemoryTransport(Transport):
                 self._push(claim.job.id, front=True)
 
     async def reap(self, dead_worker_id: str) -> int:
-        if self._is_live(dead_worker_id) or self._now() <= self._amnesty_until:
-            return 0
-        ids = self._lists.pop(dead_worker_id, [])
-        for job_id in reversed(ids):
-            self._push(job_id, front=True)
-        return len(ids)
+        return 0 if self._is_live(dead_worker_id) else self._give_back_list(dead_worker_id)
 
     async def leave(self, worker_id: str) -> None:
-        self._workers.pop(worker_id, None)
         self._hints.pop(worker_id, None)
+        if worker_id in self._workers:
+            self._workers[worker_id] = _Lease(None, self._now())
+        self._give_back_list(worker_id)
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -494,6 +497,12 @@ class MemoryTransport(Transport):
         if not held:
             del self._lists[worker_id]
 
+    def _give_back_list(self, worker_id: str) -> int:
+        ids = self._lists.pop(worker_id, [])
+        for job_id in reversed(ids):
+            self._push(job_id, front=True)
+        return len(ids)
+
     def _unlist(self, worker_id: str, job_id: str) -> bool:
         held = self._lists.get(worker_id, [])
         if job_id not in held:
@@ -509,7 +518,7 @@ class MemoryTransport(Transport):
 
     def _is_live(self, worker_id: str) -> bool:
         lease = self._workers.get(worker_id)
-        return lease is not None and (lease.lapses_at >= self._now() or self._now() <= self._amnesty_until)
+        return lease is not None and (lease.lapses_at > self._now() or self._now() < self._amnesty_until)
 
     def _beat(self) -> float:
         """After a gap in everybody's pulse nobody is declared dead for one lease."""

@@ -1,0 +1,1 @@
+"""The chaos driver: `python -m tests.chaos`."""

@@ -16,7 +16,7 @@ HEAD_S = 60.0
 READ_S = 90.0
 
 
-class Cut(Exception):  # noqa: N818 - what happened, not who is to blame
+class Cut(Exception):
     """The connection ended before the answer did. `is_sent`: the request may have been read."""
 
     def __init__(self, why: str, is_sent: bool = True) -> None:
@@ -52,7 +52,9 @@ class Exchange:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
         self.leave()
 
     async def send(self) -> None:
@@ -73,7 +75,9 @@ class Exchange:
             raise Cut(f"no answer: {error!r}") from error
         first, *lines = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ", 2)[1])
-        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        self.headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+        }
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Cut` where it ends too soon, and after `READ_S` of silence."""

@@ -15,7 +15,9 @@ from penstock.job import Job, Sampling
 Outcome = Literal["open", "done", "failed", "refused", "left", "cut"]
 
 # Codes of a request that was never admitted. `draining` and the like inside a stream are failures.
-REFUSALS = frozenset({"queue_full", "rate_limited", "store_unavailable", "draining", "overloaded", "deadline_unreachable"})
+REFUSALS = frozenset(
+    {"queue_full", "rate_limited", "store_unavailable", "draining", "overloaded", "deadline_unreachable"}
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +71,9 @@ class Entry:
         self.tokens.append(text)
         if self._token_of is None:
             sampling = Sampling(max_tokens=self.max_tokens)
-            self._token_of = token_source(Job(id="any.1", model="mock", prompt=self.prompt, sampling=sampling), chain=True)
+            self._token_of = token_source(
+                Job(id="any.1", model="mock", prompt=self.prompt, sampling=sampling), chain=True
+            )
         if text != self._token_of(index):
             self.num_wrong += 1
         attempt = event_id.rpartition("/")[2].partition("-")[0]

@@ -179,7 +179,7 @@ async def test_restore_brings_back_what_the_client_has(transport: Transport) -> 
     record = await transport.read(job.id)
     assert record is not None
     assert (record.state, record.attempt > short.attempt) == ("queued", True)
-    assert record.events[-1] == Tokens(job.id, record.attempt, 1, tokens=('b "', "ç\n"))
+    assert record.events[-1] == Tokens(job.id, record.attempt, 0, tokens=("a", 'b "', "ç\n"))
     await transport.take("w1", 9)
     (claim,) = await transport.claim("w1", [job.id])
     assert claim.tokens == tuple(relayed)

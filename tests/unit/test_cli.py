@@ -51,7 +51,7 @@ def test_a_command_has_the_flags_of_its_settings_and_no_others(command: Command)
     [
         ("serve", "penstock.serve", "run_serve"),
         ("gateway", "penstock.server", "run_gateway"),
-        ("worker", "penstock.worker", "run_worker"),
+        ("worker", "penstock.supervised", "run_supervised"),
     ],
 )
 def test_a_command_runs_its_process_with_the_settings(

@@ -40,6 +40,15 @@ def test_the_way_of_a_request_names_code_that_exists() -> None:
     assert missing == []
 
 
+def test_every_promise_names_a_test_that_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/reliability.md").read_text())
+    assert len(named) > 20
+    missing = [
+        name for name in named if not (ROOT / name[0]).exists() or (name[1] and not _has(ROOT / name[0], name[1]))
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]

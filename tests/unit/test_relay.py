@@ -35,7 +35,7 @@ class Rig:
             has_workers=lambda model: self.has_workers,
             on_log_read=self.reads.append,
             no_worker_grace_s=0.05,
-            resume_window_s=0.5,
+            resume_window_s=1.0,
         )
         self.num = 0
         self.reader: Reader
@@ -274,6 +274,7 @@ async def test_a_stream_to_resume_waits_for_a_while(rig: Rig) -> None:
     assert again.fresh() == (0, ["a"])
     rig.relay.leave(again, is_delivered=False)
     await wait_until(lambda: len(rig.relay) == 0, "nobody came back within the window")
+    await rig.relay.drain()
     renewal = await rig.transport.renew(WORKER, [claim.job.id])
     assert renewal.cancelled == {claim.job.id: "client"}
 

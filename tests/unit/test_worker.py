@@ -537,7 +537,7 @@ class TestLeaving:
             await asyncio.wait_for(r.running, 3)
             assert r.store._jobs[waiting.id].state == "queued"
             assert r.store.held() == {}
-            assert r.store._workers == {}
+            assert (await r.store.overview()).workers == ()
 
     async def test_what_cannot_finish_goes_back_oldest_first_and_loses_nothing(self) -> None:
         store = Store()

@@ -42,7 +42,7 @@ def routes_of(deployment: Deployment, metrics: StoreMetrics) -> Routes:
     if deployment.kind == "cluster":
         return ClusterRoutes(deployment, metrics)
     if deployment.kind == "sentinel":
-        return ServerRoutes(Sentinels(deployment, metrics), metrics)
+        return SentinelRoutes(deployment, metrics)
     return ServerRoutes(deployment.known[0], metrics)
 
 
@@ -79,6 +79,18 @@ class ServerRoutes:
     def _moved(self, to: Endpoint | None) -> None:
         for way in (self._commands, self._blocking, self._ears):
             way.redial("the server is not the one to write to any more", unless=to)
+
+
+class SentinelRoutes(ServerRoutes):
+    """All to the master that the sentinels name."""
+
+    def __init__(self, deployment: Deployment, metrics: StoreMetrics) -> None:
+        self._sentinels = Sentinels(deployment, metrics, self._moved)
+        super().__init__(self._sentinels, metrics)
+
+    async def close(self) -> None:
+        await self._sentinels.close()
+        await super().close()
 
 
 class ClusterRoutes:

@@ -104,12 +104,14 @@ class Subscription:
         self._ever.discard(topic.encode())
 
     def redial(self, reason: str, unless: Endpoint | None = None) -> None:
-        """Break the connection, so that its server is looked for again; not if it leads to `unless`, or is new."""
+        """Break the connection, so that its server is looked for again; not if it leads to `unless`.
+
+        At most once a second: everything that is open is read again after each.
+        """
         link = self._link
-        if link is None or not link.is_open or self.endpoint == unless:
-            return
-        if asyncio.get_running_loop().time() - self._stands_since > REDIAL_EVERY_S:
-            link.abort(reason, "moved")
+        if link is not None and link.is_open and self.endpoint != unless:
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._stands_since + REDIAL_EVERY_S), link.abort, reason, "moved")
 
     async def close(self) -> None:
         if self._task is not None:

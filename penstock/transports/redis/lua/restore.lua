@@ -1,6 +1,7 @@
 #!lua
--- restore: create for a job whose log is behind what its client has. Appends the missing tokens as one frame of a
--- raised attempt (so the short attempt is fenced) and sets the job queued; makes the job if there is none.
+-- restore: create for a job whose log is behind what its client has. Appends the relayed tokens as one frame of a
+-- raised attempt (so the short attempt is fenced) and sets the job queued; makes the job if there is none. All of the
+-- tokens, from the first: where the short attempt went on meanwhile, the log is no longer what was relayed.
 -- The caller pushes the id at the head afterwards. Not published: who asks has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9… every token relayed, each as a JSON string
@@ -18,21 +19,14 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function int(number) return string.format('%.0f', number) end
 
-local tokens = 0
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-if last then
-  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
-  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
-end
+if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^(%d+)-'))) end
 attempt = math.max(attempt + 1, seen + 1, now)
 
-local known = #ARGV - 8
-if known > tokens then
-  local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":%s,"tokens":[%s]}',
-    ARGV[8], int(attempt), int(tokens), table.concat(ARGV, ',', 9 + tokens))
-  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(known), 'f', frame)
-  tokens = known
-end
+local tokens = #ARGV - 8
+local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":0,"tokens":[%s]}',
+  ARGV[8], int(attempt), table.concat(ARGV, ',', 9))
+redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens), 'f', frame)
 if not hash[1] then
   redis.call('HSET', KEYS[1],
     'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3], 'claims', 0, 'deaths', 0, 'all_deaths', 0,

@@ -1,0 +1,71 @@
+"""`python -m bench`: Penstock against a bare ASGI app and against its own naive form, interleaved, in rounds.
+
+`make bench` runs it whole (about a quarter of an hour on two cores), `make bench-ci` the reduced form with its gates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.cells import CELLS
+from bench.measure import Times, measure_round
+from bench.report import PAGE, RESULTS, about, judge, newest, python_command, render_page, save, table
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of short measurements; nothing is written")
+    parser.add_argument("--ci", action="store_true", help="few cells, two rounds, at most two minutes; wide gates")
+    parser.add_argument("--rounds", type=int, help="default 3")
+    parser.add_argument("--only", default="", help="only cells whose name begins so")
+    parser.add_argument("--out", type=Path, help="where the results go; default bench/results/<date>.json")
+    parser.add_argument("--docs", action="store_true", help="measure nothing: write the page from the newest results")
+    asked = parser.parse_args(arguments)
+    if asked.docs:
+        PAGE.write_text(render_page(json.loads(newest().read_text(encoding="utf-8")), CELLS), encoding="utf-8")
+        return 0
+    is_short = asked.quick or asked.ci
+    times = Times(1.0, 0.5, 2.0) if asked.ci else Times(1.5, 0.7, 2.0) if is_short else Times(3.0, 1.0, 5.0)
+    num_rounds = asked.rounds or (2 if asked.ci else 1 if asked.quick else 3)
+    cells = [cell for cell in CELLS if cell.name.startswith(asked.only) and (cell.is_in_ci or not asked.ci)]
+    if not cells:
+        parser.error(f"no cell begins with {asked.only!r}; there are {', '.join(cell.name for cell in CELLS)}")
+    found: dict[str, Any] = {"about": about(python_command(arguments), times, num_rounds), "rounds": [], "goals": []}
+    begun_at = time.monotonic()
+    for number in range(num_rounds):
+        print(f"round {number + 1} of {num_rounds}", flush=True)
+        seen = measure_round(
+            cells, times, number, lambda line: print(line, flush=True), are_held=not asked.ci and not asked.only
+        )
+        found["rounds"].append(seen)
+    found["goals"] = judge(found["rounds"])
+    print(f"\n{table(found['goals'])}\nin {time.monotonic() - begun_at:.0f} s")
+    is_whole = not is_short and not asked.only
+    if is_whole or asked.out:
+        path = asked.out or RESULTS / f"{found['about']['date']}.json"
+        save(found, path)
+        print(f"wrote {os.path.relpath(path)}")
+    if is_whole and not asked.out:
+        PAGE.write_text(render_page(found, CELLS), encoding="utf-8")
+        print(f"wrote {os.path.relpath(PAGE)}")
+    return gates(found["goals"]) if asked.ci else 0
+
+
+def gates(goals: list[dict[str, Any]]) -> int:
+    """CI's verdict: only ratios that are far off, so that a slow or busy machine fails nothing."""
+    gated = [goal for goal in goals if goal["gate"] is not None]
+    missed = [goal for goal in gated if not goal["is_through_gate"]]
+    for goal in missed:
+        print(f"FAILED {goal['row']}: {goal['says']}: {goal['median']} {goal['unit']}, the gate is {goal['gate']}")
+    print(f"{len(gated) - len(missed)} passed, {len(missed)} failed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

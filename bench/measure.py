@@ -1,0 +1,143 @@
+"""Runs the cells: rounds of fresh processes, and within a round every cell on all its systems one after the other, so
+that what slows the machine down for a while slows all of them down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.cells import Cell
+from bench.stacks import Stack, launch, running
+
+NUM_HELD = 1000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: of each measurement, of the load before it, of the look at idle processes."""
+
+    measure_s: float
+    warmup_s: float
+    idle_s: float
+
+
+def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
+    """`penstock bench` on a stack; its JSON, and the CPU seconds that the stack used meanwhile."""
+    before = stack.cpu_s()
+    done = subprocess.run(
+        [*_command(stack), f"--duration={times.measure_s}", f"--warmup={times.warmup_s}", *flags],
+        capture_output=True,
+        text=True,
+        timeout=times.measure_s + times.warmup_s + 120,
+    )
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(f"{stack.name}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    found.pop("timeline")
+    return {**found, "cpu_s": stack.cpu_s() - before}
+
+
+def _command(stack: Stack) -> list[str]:
+    return [sys.executable, "-m", "penstock", "bench", "--json", "--url", stack.url, "--timeout=30"]
+
+
+def measure_cell(cell: Cell, stacks: dict[str, Stack], times: Times, first: int, say: Say) -> dict[str, Any]:
+    """The cell on each of its systems; `first` says who begins, so that no system always does."""
+    found = {}
+    names = cell.systems[first % len(cell.systems) :] + cell.systems[: first % len(cell.systems)]
+    for name in names:
+        flags = [f"--concurrency={cell.concurrency}", f"--rate={cell.rate}", f"--output-tokens={cell.tokens}"]
+        run = load(stacks[name], times, *flags, *([] if cell.is_stream else ["--no-stream"]))
+        found[name] = run
+        ttft = f", first token {run['ttft_ms']['p50']:.1f} / {run['ttft_ms']['p99']:.1f} ms" if run["ttft_ms"] else ""
+        busy = " (generator busy)" if max(run["generator_cpu"]) > 0.85 else ""
+        wrong = f", {run['failed']} FAILED {run['errors']}" if run["failed"] else ""
+        speed = f"{run['tokens_per_s']:>10,.0f} tokens/s {run['requests_per_s']:>9,.1f} requests/s"
+        say(f"  {cell.name:12} {name:9} {speed}{ttft}{wrong}{busy}")
+    return found
+
+
+def measure_round(cells: Sequence[Cell], times: Times, number: int, say: Say, *, are_held: bool) -> dict[str, Any]:
+    """All cells once, and the probes; that of held streams takes ten seconds."""
+    found: dict[str, Any] = {"probes": {"penstock": {"cold_start_s": cold_start()}}}
+    for step_ms in sorted({cell.step_ms for cell in cells}):
+        mine = [cell for cell in cells if cell.step_ms == step_ms]
+        names = sorted({name for cell in mine for name in cell.systems})
+        with running(names, step_ms) as stacks:
+            if step_ms:
+                found["probes"]["penstock"].update(idle(stacks["penstock"], times.idle_s))
+                if are_held:  # before any load: memory that a load leaves free would be used again
+                    found["probes"]["penstock"].update(hold(stacks["penstock"]))
+            for cell in mine:
+                found[cell.name] = measure_cell(cell, stacks, times, number, say)
+    say(f"  probes       penstock  {found['probes']['penstock']}")
+    return found
+
+
+def cold_start() -> float:
+    """Seconds from starting gateway and worker (Redis runs) to the first answer."""
+    with contextlib.ExitStack() as cleanup:
+        stack = launch("penstock", 0.0)
+        cleanup.callback(stack.stop)
+        stack.wait_ready()
+        return round(time.monotonic() - stack.launched_at, 3)
+
+
+def idle(stack: Stack, seconds: float) -> dict[str, Any]:
+    """What a stack costs that nobody asks, Redis included."""
+    before, begun_at = stack.cpu_s(), time.monotonic()
+    time.sleep(seconds)
+    share = (stack.cpu_s() - before) / (time.monotonic() - begun_at)
+    memory = stack.rss_mb()
+    return {
+        "idle_cpu_percent": round(100 * share, 2),
+        "idle_mb": round(sum(memory.values()), 1),
+        "idle_mb_each": {name: round(value, 1) for name, value in memory.items()},
+        "idle_connections": stack.redis_connections(),
+    }
+
+
+def hold(stack: Stack) -> dict[str, Any]:
+    """Memory and Redis connections with `NUM_HELD` streams open at a slow model."""
+    load(stack, Times(0.5, 0.0, 0.0), "--model=slow", "--concurrency=8", "--output-tokens=1")
+    memory, connections = stack.rss_mb(), stack.redis_connections()
+    with _holding(stack):
+        deadline = time.monotonic() + 10
+        while stack.open_streams() < NUM_HELD:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{NUM_HELD} streams were to be held, and {stack.open_streams()} are")
+            time.sleep(0.05)
+        time.sleep(1.0)  # into the middle of them
+        grown, more = stack.rss_mb(), stack.redis_connections()
+    added = {name: (grown[name] - memory[name]) * 1024 / NUM_HELD for name in memory}
+    return {
+        "kb_per_stream": round(sum(added.values()), 1),
+        "kb_per_stream_each": {name: round(value, 1) for name, value in added.items()},
+        "connections": more,
+        "more_connections": more - connections,
+    }
+
+
+@contextlib.contextmanager
+def _holding(stack: Stack) -> Iterator[None]:
+    flags = ["--model=slow", f"--requests={NUM_HELD}", f"--concurrency={NUM_HELD}", "--warmup=0", "--output-tokens=32"]
+    holder = subprocess.Popen([*_command(stack), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield
+        output, errors = holder.communicate(timeout=60)
+    finally:
+        if holder.poll() is None:
+            holder.kill()
+            holder.communicate()
+    held = json.loads(output) if output else {"ok": 0, "errors": errors}
+    if held["ok"] != NUM_HELD:
+        raise RuntimeError(f"of {NUM_HELD} streams to be held {held['ok']} were: {held['errors']}")

@@ -1,0 +1,191 @@
+"""`penstock bench`: flags to a plan, progress while it runs, a table, JSON or a page of what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from penstock.bench import Plan, Progress, Result, from_file, parse_slo, run, synthetic
+from penstock.bench.html import render_html
+from penstock.bench.plan import API, Prepared
+from penstock.bench.report import render_table
+from penstock.cli.flags import complain, ends
+from penstock.errors import ConfigError, InternalError
+
+MAX_OPEN = 10_000  # connections of an open loop, unless said otherwise
+CLOSED = 32
+DURATION_S = 10.0
+
+_LOAD, _PROMPTS, _JUDGE, _OUT = "Load", "Prompts", "Judgement", "Output"
+
+
+def _option(panel: str | None, says: str, **more: Any) -> Any:
+    return typer.Option(help=says, rich_help_panel=panel, **more)
+
+
+Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The server.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
+    ),
+]
+Api = Annotated[API, _option(None, "generate is Penstock's own, the others OpenAI's.")]
+Model = Annotated[str | None, _option(None, "Default: the server's first.")]
+Concurrency = Annotated[
+    int | None,
+    _option(
+        _LOAD,
+        f"Closed loop: requests at a time (default {CLOSED}). With --rate: most connections ({MAX_OPEN}).",
+        min=1,
+        max=100_000,
+    ),
+]
+Rate = Annotated[float, _option(_LOAD, "Open loop: arrivals a second, Poisson. 0: closed loop.", min=0.0)]
+Duration = Annotated[float | None, _option(_LOAD, f"Seconds to measure (default {DURATION_S:g}).", min=0.1)]
+Requests = Annotated[int | None, _option(_LOAD, "Stop after so many instead.", min=1)]
+Warmup = Annotated[float, _option(_LOAD, "Seconds of load before measuring.", min=0.0)]
+Processes = Annotated[int, _option(_LOAD, "Processes that make the load.", min=1, max=64)]
+Seed = Annotated[int, _option(_LOAD, "Of prompts and arrivals.")]
+InputTokens = Annotated[int, _option(_PROMPTS, "Words of a made-up prompt.", min=1, max=1_000_000)]
+OutputTokens = Annotated[int, _option(_PROMPTS, "max_tokens of a request.", min=1, max=1_000_000)]
+Prompts = Annotated[Path | None, _option(_PROMPTS, "JSONL as for `ask --file`, instead of made-up ones.")]
+Extra = Annotated[str | None, _option(_PROMPTS, "More fields of each body: '{\"ignore_eos\": true}'.", metavar="JSON")]
+Stream = Annotated[
+    bool, typer.Option("--stream/--no-stream", help="Streams, or whole answers.", rich_help_panel=_PROMPTS)
+]
+Slo = Annotated[str, _option(_JUDGE, "Goodput: the requests within ttft=…ms,itl=…ms,gap=…ms,e2e=…s.")]
+Timeout = Annotated[float, _option(_JUDGE, "Seconds after which an answer has failed.", min=0.1)]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_OUT)]
+Html = Annotated[Path | None, _option(_OUT, "Write a page with pictures here.", metavar="FILE")]
+
+
+@ends
+def bench(
+    url: Url = "http://127.0.0.1:8000",
+    api: Api = "generate",
+    api_key: Key = None,
+    model: Model = None,
+    concurrency: Concurrency = None,
+    rate: Rate = 0.0,
+    duration: Duration = None,
+    requests: Requests = None,
+    warmup: Warmup = 1.0,
+    processes: Processes = 1,
+    seed: Seed = 0,
+    input_tokens: InputTokens = 32,
+    output_tokens: OutputTokens = 64,
+    prompts: Prompts = None,
+    extra: Extra = None,
+    stream: Stream = True,
+    slo: Slo = "",
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+    html: Html = None,
+) -> int:
+    """Put load on a running server and check every answer. Status 1: an answer was wrong, or none was right."""
+    if requests is not None and duration is not None:
+        raise ConfigError("either --duration or --requests, not both")
+    more = _extra(extra, model)
+    plan = Plan(
+        url=url,
+        api=api,
+        api_key=_key(api_key),
+        prepared=_prepared(api, prompts, input_tokens, output_tokens, stream, seed, more),
+        is_stream=stream,
+        concurrency=concurrency or (MAX_OPEN if rate else CLOSED),
+        rate=rate,
+        duration_s=duration or DURATION_S,
+        requests=requests or 0,
+        warmup_s=warmup,
+        timeout_s=timeout,
+        slo=parse_slo(slo),
+        seed=seed,
+        processes=processes,
+    )
+    try:
+        result = _run(plan)
+        if html is not None:
+            html.write_text(render_html(result), encoding="utf-8")
+    except InternalError as error:
+        complain(error.message)
+        return 1
+    except OSError as error:
+        raise ConfigError(f"{html}: {error.strerror}") from error
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(render_table(result))
+    return 1 if result.is_failure else 0
+
+
+def _key(api_key: str | None) -> str:
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise ConfigError("--api-key: no key holds such characters")
+    return api_key or ""
+
+
+def _extra(text: str | None, model: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ConfigError(f"--extra is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError("--extra must be a JSON object")
+    return {**found, **({"model": model} if model else {})}
+
+
+def _prepared(
+    api: API, path: Path | None, input_tokens: int, output_tokens: int, stream: bool, seed: int, extra: dict[str, Any]
+) -> list[Prepared]:
+    if path is not None:
+        return from_file(api, path, output_tokens=output_tokens, is_stream=stream, extra=extra)
+    return synthetic(
+        api, input_tokens=input_tokens, output_tokens=output_tokens, is_stream=stream, seed=seed, extra=extra
+    )
+
+
+def _run(plan: Plan) -> Result:
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(
+            "{task.fields[num_ended]} answers · {task.fields[num_failed]} failed · {task.fields[speed]} tokens/s"
+        ),
+        TimeElapsedColumn(),
+    )
+    total = plan.requests or plan.warmup_s + plan.duration_s
+    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("warming up", total=total, num_ended=0, num_failed=0, speed="–")
+        before = (0.0, 0)
+
+        def on_progress(at: Progress) -> None:
+            nonlocal before
+            elapsed_s, tokens = at.elapsed_s - before[0], at.num_tokens - before[1]
+            before = (at.elapsed_s, at.num_tokens)
+            is_past = not plan.requests and at.elapsed_s > total
+            bar.update(
+                task,
+                description="last answers" if is_past else "measuring" if at.num_begun else "warming up",
+                completed=at.num_begun if plan.requests else min(at.elapsed_s, total),
+                num_ended=at.num_ended,
+                num_failed=at.num_failed,
+                speed=f"{tokens / elapsed_s:,.0f}" if elapsed_s > 0 else "–",
+            )
+
+        result = asyncio.run(run(plan, on_progress))
+    if result.is_generator_busy:
+        complain(
+            f"the generator itself was busy ({max(result.cpu):.0%} of a core): give it more --processes, "
+            "or take these figures as a lower limit of the server"
+        )
+    return result

@@ -1,0 +1,130 @@
+"""All of it at random, for as long as is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+from tests.chaos.load import Habits
+from tests.chaos.registry import scenario
+from tests.chaos.run import MODEL, Run, Target
+
+Fault = Callable[[Run], Awaitable[None]]
+
+
+async def _kill_worker(run: Run) -> None:
+    await run.kill(run.rng.choice(run.plant.workers))
+
+
+async def _freeze_worker(run: Run) -> None:
+    for_s = run.rng.choice([0.3, 1.0, 4.0])
+    worker = run.rng.choice(run.plant.workers)
+    run.inject(f"SIGSTOP worker {for_s:g} s")
+    worker.signal(signal.SIGSTOP)
+    await asyncio.sleep(for_s)
+    worker.signal(signal.SIGCONT)
+
+
+async def _stop_worker(run: Run) -> None:
+    run.inject("SIGTERM worker")
+    worker = run.rng.choice(run.plant.workers)
+    run.plant.forget(worker)
+    new = run.plant.add("worker")
+    status = await worker.stop()
+    run.check(status == 0, f"{worker.name} ended with {status}")
+    await new.ready("/livez")
+
+
+async def _kill_pubsub(run: Run) -> None:
+    run.inject("CLIENT KILL pubsub")
+    await run.plant.ask("CLIENT", "KILL", "TYPE", "pubsub")
+
+
+async def _kill_connections(run: Run) -> None:
+    run.inject("CLIENT KILL normal")
+    await run.plant.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+async def _restart_server(run: Run) -> None:
+    away_s = run.rng.choice([0.2, 0.5, 2.0])
+    run.inject(f"restart server after {away_s:g} s")
+    await run.plant.crash_server(away_s)
+
+
+async def _stop_server(run: Run) -> None:
+    for_s = run.rng.choice([0.5, 1.0, 3.0])
+    run.inject(f"SIGSTOP server {for_s:g} s")
+    await run.plant.stop_server(for_s)
+
+
+async def _flush(run: Run) -> None:
+    run.inject("FLUSHALL")
+    await run.plant.ask("FLUSHALL")
+
+
+async def _fill_memory(run: Run) -> None:
+    run.inject("out of memory")
+    await run.plant.ask("CONFIG", "SET", "maxmemory", "1mb")
+    await asyncio.sleep(run.rng.uniform(0.2, 1.5))
+    await run.plant.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+async def _leave(run: Run) -> None:
+    entries = run.load.open_entries
+    leaving = run.rng.sample(entries, len(entries) // 4)
+    run.inject(f"{len(leaving) // 10 * 10} or so clients leave")
+    for entry in leaving:
+        run.load.leave(entry)
+
+
+async def _kill_gateway(run: Run) -> None:
+    """What it owned has no other home until its clients are back: meanwhile the server keeps its data."""
+    await run.kill(run.rng.choice(run.plant.gateways))
+
+    async def are_back() -> bool:
+        # Every stream is at a gateway that lives, and has had something from it.
+        return all(entry.last_at > at or not entry.tokens for entry in run.load.open_entries)
+
+    at = time.monotonic() + 0.5
+    await run.until(are_back, "streams go on after their gateway's death", timeout_s=20)
+
+
+KEEPS_DATA: tuple[Fault, ...] = (
+    _kill_worker,
+    _kill_worker,
+    _freeze_worker,
+    _stop_worker,
+    _kill_pubsub,
+    _kill_connections,
+    _leave,
+)
+LOSES_DATA: tuple[Fault, ...] = (_restart_server, _flush)
+ALONE: tuple[Fault, ...] = (_kill_gateway, _stop_server, _fill_memory)
+
+
+@scenario(Target(says="all invariants"), seconds=20)
+async def at_random(run: Run) -> None:
+    """Every fault at random, up to three at a time, with the seed logged."""
+    await run.build(
+        workers=3,
+        gateways=2,
+        habits=Habits(min_tokens=20, max_tokens=120, comes_back=True),
+        worker_args=("--model", MODEL, "--resume-window-s", "10", "--drain-s", "0.5"),
+        gateway_args=("--resume-window-s", "10"),
+    )
+    run.settle_s = 25.0  # clients that left for good are waited for
+    run.load.start(60)
+    await run.until_streaming(30)
+    until = time.monotonic() + run.seconds
+    while time.monotonic() < until:
+        group = run.rng.choices([KEEPS_DATA, LOSES_DATA, ALONE], weights=[6, 2, 3])[0]
+        if group is ALONE:
+            await run.rng.choice(ALONE)(run)
+        else:
+            faults = [run.rng.choice(group)]
+            while run.rng.random() < 0.4 and len(faults) < 3:
+                faults.append(run.rng.choice(KEEPS_DATA))
+            await asyncio.gather(*(fault(run) for fault in faults))
+        await asyncio.sleep(run.rng.uniform(0.0, 1.5))

@@ -1,0 +1,195 @@
+"""Workers that die, freeze, crash at the worst place, meet poison, or are replaced one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from penstock.worker.faults import POINTS
+from tests.chaos.http import get
+from tests.chaos.load import Habits
+from tests.chaos.plant import Member
+from tests.chaos.registry import scenario
+from tests.chaos.run import MODEL, Run, Skip, Target
+
+LEASE_LAPSED_S = 3.2
+REFUSED_A_FRAME = "the store refused a frame"
+KILLED = Target(says="p99 ≤ 3.0 s, max ≤ 3.5 s", p99_ms=3000, max_ms=3500, counts="attempt")
+
+
+@scenario(KILLED, seconds=16)
+async def kill_workers(run: Run) -> None:
+    """kill -9 of workers at random, 3 workers, 100 streams; each is started again."""
+    await run.build(workers=3, gateways=2)
+    run.load.start(100)
+    await run.until_streaming(60)
+    until = time.monotonic() + run.seconds
+    while time.monotonic() < until:
+        await run.kill(run.rng.choice(run.plant.workers))
+        await asyncio.sleep(run.rng.uniform(0.1, 1.0))
+
+
+@scenario(Target(says="p99 ≤ 1.0 s", p99_ms=1000, counts="attempt"), seconds=8)
+async def kill_supervised(run: Run) -> None:
+    """kill -9 of the working child of a supervised worker: its parent tells at once."""
+    await run.build(workers=3, gateways=1)
+    if len(run.plant.workers[0].pids()) < 2:
+        raise Skip("workers are not supervised")
+    run.load.start(60)
+    await run.until_streaming(40)
+    until = time.monotonic() + run.seconds
+    while time.monotonic() < until:
+        worker = run.rng.choice(run.plant.workers)
+        child = worker.pids()[-1]
+        run.inject("kill -9 child")
+        worker.signal(signal.SIGKILL)
+
+        async def is_back(worker: Member = worker, child: int = child) -> bool:
+            return len(pids := worker.pids()) > 1 and pids[-1] != child
+
+        await run.until(is_back, "the supervisor starts another")
+        await asyncio.sleep(run.rng.uniform(0.5, 1.5))
+    for worker in run.plant.workers:
+        worker.before = (0, 0)  # its child is another one now
+
+
+@scenario(KILLED, seconds=24)
+async def crash_points(run: Run) -> None:
+    """A worker that kills itself at each point of its loop in turn, beside two that do not."""
+    await run.build(workers=2, gateways=1, habits=Habits(min_tokens=20, max_tokens=60))
+    run.load.start(60)
+    await run.until_streaming(30)
+    until = time.monotonic() + run.seconds
+    points = list(POINTS)
+    while points or (run.is_long and time.monotonic() < until):
+        point = points.pop(0) if points else run.rng.choice(POINTS)
+        await _crash_at(run, point)
+
+
+async def _crash_at(run: Run, point: str) -> None:
+    """Not before the last victim's work has gone on: three deaths in a row without a token would rightly be poison."""
+    passage = run.rng.randint(1, 6)
+    worker = run.plant.add("worker", env={"PENSTOCK_TEST_CRASH": f"{point}:{passage}"})
+    worker.is_survivor = False
+    while worker.is_alive:
+        pids = worker.pids()
+        await asyncio.sleep(0.005)
+        if len(pids) > 1 and pids[-1] not in worker.pids():
+            worker.kill()  # its supervisor would start it again, to crash again
+            await worker.ended()
+    run.inject(f"crash {point}")
+    run.plant.forget(worker)
+    await asyncio.sleep(LEASE_LAPSED_S)
+
+
+FROZEN = Target(says="0 errors; p99 ≤ 3.0 s", p99_ms=3000, counts="attempt")
+
+
+@scenario(FROZEN, seconds=8)
+async def freeze_workers(run: Run) -> None:
+    """SIGSTOP of a worker for 1 and 4 s (10 s as well in a long run), then it wakes."""
+    await run.build(workers=3, gateways=1)
+    run.load.start(80)
+    await run.until_streaming(50)
+    until = time.monotonic() + run.seconds
+    pauses = [1.0, 4.0, 10.0] if run.is_long else [1.0, 4.0]
+    while pauses or time.monotonic() < until:
+        for_s = pauses.pop(0) if pauses else run.rng.choice([1.0, 4.0])
+        worker = run.rng.choice(run.plant.workers)
+        run.inject(f"SIGSTOP {for_s:g} s")
+        worker.signal(signal.SIGSTOP)
+        await asyncio.sleep(for_s)
+        worker.signal(signal.SIGCONT)
+        await asyncio.sleep(0.3)
+    run.notes["late frames refused"] = _refused(run.plant.workers)
+
+
+@scenario(FROZEN, seconds=6)
+async def late_frames(run: Run) -> None:
+    """A worker frozen between its step and its emit: what it writes when it wakes must be refused."""
+    await run.build(workers=1, gateways=1)
+    run.load.start(40)
+    await run.until_streaming(20)
+    num = 2 if run.is_long else 1
+    for _ in range(num):
+        passage = run.rng.randint(20, 60)
+        worker = run.plant.add("worker", env={"PENSTOCK_TEST_CRASH": f"mid_step:{passage}:stop"})
+
+        async def is_stopped(worker: Member = worker) -> bool:
+            return worker.state() == "T"
+
+        for entry in run.load.open_entries[::2]:
+            run.load.leave(entry)  # room for new ones at the new worker
+        run.load.start(20)
+        await run.until(is_stopped, "it stops between its step and its emit", timeout_s=20)
+        run.inject("frozen mid_step")
+        await asyncio.sleep(LEASE_LAPSED_S + 0.8)
+        worker.signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        num_late = _refused([worker])
+        run.notes["late frames refused"] = run.notes.get("late frames refused", 0) + num_late
+        run.check(num_late > 0, "no late frame was refused: the fence was never at work")
+
+
+def _refused(workers: list[Member]) -> int:
+    return sum(worker.output().count(REFUSED_A_FRAME) for worker in workers)
+
+
+@scenario(Target(says="only it fails; ≤ 3 workers lost", counts="attempt"), seconds=10)
+async def poison(run: Run) -> None:
+    """One request that crashes its worker, among 64: only it fails, and at most 3 workers are lost."""
+    await run.build(workers=2, gateways=1, worker_args=("--model", "mock=mock:step_ms=40,chain=true,scripted=true"))
+    for _ in range(63):
+        run.load.send(max_tokens=run.rng.randint(150, 250))
+    await run.until_streaming(60)
+    run.inject("poison")
+    bad = run.load.send("[[crash]]", 50, may_fail=True)
+    lost = 0
+    working = {worker: worker.pids()[-1] for worker in run.plant.workers}
+    deadline = time.monotonic() + 30
+    while bad.outcome == "open" and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+        for worker, pid in list(working.items()):
+            if not worker.is_alive:
+                lost += 1
+                del working[worker]
+                new = await run.plant.replace(worker)
+                working[new] = new.pids()[-1]
+                worker.is_survivor = False
+            elif worker.pids()[-1] != pid:
+                lost += 1
+                worker.before = (0, 0)
+                working[worker] = worker.pids()[-1]
+    run.notes["workers lost"] = lost
+    run.check(lost <= 3, f"one poison took {lost} workers")
+    run.check(bad.code == "request_poisoned", f"the poison ended in {bad.outcome} {bad.code}")
+
+
+@scenario(Target(says="0 failed; ≤ 0.3 s", p99_ms=300, counts="attempt"), seconds=10)
+async def rolling_restart(run: Run) -> None:
+    """Every worker, then every gateway, is replaced under load, by SIGTERM."""
+    await run.build(
+        workers=2,
+        gateways=2,
+        habits=Habits(min_tokens=40, max_tokens=90),
+        worker_args=("--model", MODEL, "--drain-s", "0.3"),
+        gateway_args=("--drain-s", "30"),
+    )
+    run.load.start(60)
+    await run.until_streaming(40)
+    for kind in ("worker", "gateway"):
+        for old in list(run.plant.workers if kind == "worker" else run.plant.gateways):
+            new = run.plant.add(kind)
+            if kind == "gateway":
+                run.plant.gateways.remove(new)  # no client knows it before it is ready
+            await new.ready()
+            if kind == "gateway":
+                run.plant.gateways.append(new)
+            run.plant.forget(old)
+            await asyncio.sleep(0.1)  # as a load balancer would: first nobody new, then the signal
+            run.inject(f"SIGTERM {kind}")
+            status = await old.stop()
+            run.check(status == 0, f"{old.name} ended with {status}")
+    for gateway in run.plant.gateways:
+        await get(gateway.url, "/livez")

@@ -1,0 +1,212 @@
+"""Deaths on a cluster, a failover by sentinels, and a master that is none for a while: real processes under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+
+from penstock.backends.mock_text import verify_chain
+from tests.process import reading
+from tests.process.programs import Site, site
+from tests.servers import Server, start_server
+from tests.topologies import SERVICE, Cluster, Sentinel, start_cluster, start_sentinel
+from tests.waiting import wait_until, wait_until_async
+
+pytestmark = pytest.mark.timeout(60)
+
+CHAIN = "mock=mock:step_ms=20,chain=true"
+NUM, TOKENS = 30, 60
+QUEUE = "inference:queue"
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    async with reading.client() as client:
+        yield client
+
+
+def _fleet(url: str) -> Iterator[Site]:
+    with site(url) as built:
+        for _ in range(2):
+            built.worker("--model", CHAIN)
+        built.gateway()
+        yield built
+
+
+async def _under_load(
+    http: httpx2.AsyncClient, url: str, strike: Callable[[], Awaitable[None]]
+) -> list[reading.Answer]:
+    """`NUM` streams, and `strike()` once all have begun. Each has its own tokens, each once, and one end."""
+    before = await _num_begun(http, url)
+    load = [asyncio.create_task(reading.stream(http, url, prompt=f"load {i}", max_tokens=TOKENS)) for i in range(NUM)]
+
+    async def all_flow() -> bool:
+        return await _num_begun(http, url) >= before + NUM
+
+    await wait_until_async(all_flow, "all streams have begun", timeout_s=15.0)
+    await strike()
+    answers = await asyncio.gather(*load)
+    for answer in answers:
+        assert verify_chain(answer.tokens) is None
+    return answers
+
+
+async def _num_begun(http: httpx2.AsyncClient, url: str) -> float:
+    return reading.metric((await http.get(f"{url}/metrics")).text, "penstock_time_to_first_token_seconds_count")
+
+
+def _whole(answers: list[reading.Answer]) -> list[reading.Answer]:
+    return [answer for answer in answers if (answer.end, len(answer.tokens)) == ("done", TOKENS)]
+
+
+def _num_attempts(answers: list[reading.Answer]) -> int:
+    """How many attempts there were in all; more than one a stream means that something was continued."""
+    return len({event_id.rpartition("-")[0] for answer in answers for event_id in answer.ids})
+
+
+async def _serves(http: httpx2.AsyncClient, url: str) -> None:
+    """New requests are answered, whole, without delay."""
+    answers = await asyncio.gather(*(reading.stream(http, url, prompt=f"new {i}", max_tokens=5) for i in range(20)))
+    assert [(answer.end, len(answer.tokens)) for answer in answers] == [("done", 5)] * 20
+
+
+async def _balanced(clients: list[redis.Redis]) -> None:
+    """Nothing waits, nothing is held, and nothing lives for ever."""
+
+    def held() -> list[str]:
+        return [
+            key
+            for client in clients
+            for key in client.scan_iter(f"*{QUEUE}*", _type="list")
+            if ":dead" not in key and client.llen(key)
+        ]
+
+    await wait_until(lambda: held() == [], "queue and worker lists to be empty")
+    assert [key for client in clients for key in client.scan_iter() if client.ttl(key) == -1] == []
+
+
+def _engine(pid: int) -> int:
+    """The process that runs the engine: a supervised worker's child, or the worker itself."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else pid
+
+
+# ── a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Three masters; the one with the queue has a replica."""
+    bare = Cluster("", [])
+    topology = start_cluster(replicas_of=[bare.owner(QUEUE)])
+    yield topology
+    topology.stop()
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster) -> Iterator[Site]:
+    yield from _fleet(cluster.url)
+
+
+async def test_a_worker_is_killed_on_a_cluster(on_cluster: Site, http: httpx2.AsyncClient, cluster: Cluster) -> None:
+    async def kill() -> None:
+        os.kill(_engine(on_cluster.programs[0].pid), signal.SIGKILL)
+
+    answers = await _under_load(http, on_cluster.gateways[0], kill)
+    assert len(_whole(answers)) == NUM, [answer.data for answer in answers if answer.end != "done"]
+    assert _num_attempts(answers) > NUM, "nothing was continued: the test proves nothing"
+    jobs = [client.keys("{inference:response:*}:job") for client in cluster.masters]
+    assert all(jobs), "the requests are on every node"
+    await _balanced(cluster.masters)
+
+
+async def test_the_node_with_the_queue_is_killed(on_cluster: Site, http: httpx2.AsyncClient, cluster: Cluster) -> None:
+    async def kill() -> None:
+        os.kill(cluster.servers[cluster.owner(QUEUE)].pid, signal.SIGKILL)
+
+    answers = await _under_load(http, on_cluster.gateways[0], kill)
+    assert len(_whole(answers)) == NUM, [answer.data for answer in answers if answer.end != "done"]
+    on_cluster.programs[-1].wait_for(f"{on_cluster.gateways[0]}/readyz")
+    await _serves(http, on_cluster.gateways[0])
+    promoted = cluster.client(3)
+    await _balanced([promoted, *(one for i, one in enumerate(cluster.masters) if i != cluster.owner(QUEUE))])
+    promoted.close()
+
+
+# ── sentinels ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def guarded() -> Iterator[Sentinel]:
+    topology = start_sentinel()
+    yield topology
+    topology.stop()
+
+
+@pytest.fixture
+def on_guarded(guarded: Sentinel) -> Iterator[Site]:
+    yield from _fleet(guarded.url)
+
+
+async def _failed_over(
+    fleet: Site, http: httpx2.AsyncClient, guarded: Sentinel, strike: Callable[[], Awaitable[None]]
+) -> None:
+    before, url = guarded.master_port, fleet.gateways[0]
+    answers = await _under_load(http, url, strike)
+    assert len(_whole(answers)) == NUM, [answer.data for answer in answers if answer.end != "done"]
+    assert guarded.master_port != before, "there was no failover: the test proves nothing"
+    fleet.programs[-1].wait_for(f"{url}/readyz")
+    await _serves(http, url)
+    promoted = guarded.client(1)
+    await _balanced([promoted])
+    promoted.close()
+
+
+async def test_the_master_is_killed(on_guarded: Site, http: httpx2.AsyncClient, guarded: Sentinel) -> None:
+    async def kill() -> None:
+        os.kill(guarded.servers[0].pid, signal.SIGKILL)
+
+    await _failed_over(on_guarded, http, guarded, kill)
+
+
+async def test_a_failover_is_asked_for(on_guarded: Site, http: httpx2.AsyncClient, guarded: Sentinel) -> None:
+    async def fail_over() -> None:
+        with guarded.sentinel as sentinel:
+            sentinel.sentinel_failover(SERVICE)
+
+    await _failed_over(on_guarded, http, guarded, fail_over)
+
+
+# ── one server ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = start_server()
+    yield server
+    server.stop()
+
+
+async def test_a_master_that_is_none_for_a_while(http: httpx2.AsyncClient, server: Server) -> None:
+    """READONLY for two seconds: nothing is lost, and nobody is told but by a pause."""
+    with redis.Redis(port=server.port, decode_responses=True) as client:
+
+        async def demote() -> None:
+            client.replicaof("127.0.0.1", 1)
+            await asyncio.sleep(2.0)  # the fault's length, not a wait
+            client.replicaof("NO", "ONE")
+
+        for fleet in _fleet(server.url):
+            url = fleet.gateways[0]
+            answers = await _under_load(http, url, demote)
+            assert len(_whole(answers)) == NUM, [answer.data for answer in answers if answer.end != "done"]
+            fleet.programs[-1].wait_for(f"{url}/readyz")
+            await _serves(http, url)
+            await _balanced([client])

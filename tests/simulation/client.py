@@ -1,0 +1,180 @@
+"""A client of a simulated run, who checks every token as it comes and knows which ends are allowed.
+
+`serve` and `serve_again` are what a gateway's routes do around the real relay, without HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from penstock.errors import PenstockError, QueueFull, StoreUnavailable
+from penstock.event import Done, Failed, Terminal
+from penstock.relay import Reader
+from tests.simulation.plan import Ask
+
+if TYPE_CHECKING:
+    from tests.simulation.people import Gateway
+
+RESUME_EVERY_S = 0.5
+MAX_RESUMES = 40
+
+State = Literal["idle", "asking", "reading", "ended", "left", "refused", "unknown", "lost"]
+
+
+class World(Protocol):
+    """What a client needs of its run."""
+
+    def now(self) -> float: ...
+
+    def note(self, who: str, what: str, *details: object) -> None: ...
+
+    def violate(self, text: str) -> None: ...
+
+    def later(self, after_s: float, client: Client) -> None: ...
+
+    def expected(self, job_id: str) -> list[str]: ...
+
+    def is_allowed(self, client: Client, error: Failed) -> bool: ...
+
+    def pick_gateway(self, which: int) -> Gateway | None: ...
+
+
+class Client:
+    """Asks once, reads, and comes back elsewhere when its gateway dies."""
+
+    def __init__(self, world: World, ask: Ask) -> None:
+        self.world = world
+        self.ask = ask
+        self.name = f"client {ask.number}"
+        self.state: State = "idle"
+        self.job_id = ""
+        self.tokens: list[str] = []
+        self.asked_at = self.ended_at = 0.0
+        self.num_resumes = 0
+        self.gateway: Gateway | None = None
+        self.handler: asyncio.Task[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in ("idle", "asking", "reading")
+
+    def act(self) -> None:
+        """Ask, or come back."""
+        gateway = self.world.pick_gateway(self.ask.which + self.num_resumes)
+        if gateway is None:
+            self.world.later(RESUME_EVERY_S, self)
+        elif self.state == "idle":
+            self.asked_at = self.world.now()
+            self.state = "asking"
+            self.gateway = gateway
+            self.job_id = self.ask.job(gateway.id).id
+            self.handler = gateway.process.spawn(serve(self, gateway))
+        elif self.state == "reading":
+            self.num_resumes += 1
+            self.gateway = gateway
+            self.handler = gateway.process.spawn(serve_again(self, gateway))
+
+    # ── what its connection brings ───────────────────────────────────────────────────────────────────────────────
+
+    def admitted(self) -> None:
+        if self.state == "asking":
+            self.state = "reading"
+
+    def refused(self, error: PenstockError) -> None:
+        if self.state == "asking":
+            self.world.note(self.name, "refused", error.code)
+            self.state = "refused"
+
+    def cut(self) -> None:
+        """The gateway is gone."""
+        self.gateway = self.handler = None
+        if self.state == "asking":
+            self.state = "unknown"
+        elif self.state == "reading" and self.ask.on_disconnect == "cancel":
+            self.state = "lost"
+        elif self.state == "reading":
+            self.world.later(RESUME_EVERY_S, self)
+
+    def not_found(self) -> None:
+        if self.state != "reading":
+            return
+        self.gateway = self.handler = None
+        if self.num_resumes < MAX_RESUMES:
+            self.world.later(RESUME_EVERY_S, self)
+        else:
+            self.end(Failed(self.job_id, 0, len(self.tokens), code="request_not_found", message=""))
+
+    def receive(self, first: int, tokens: list[str]) -> None:
+        if self.state != "reading":
+            return
+        if first != len(self.tokens):
+            self.world.violate(f"{self.name} has {len(self.tokens)} tokens and is sent number {first}")
+        self.tokens += tokens
+        expected = self.world.expected(self.job_id)[first : first + len(tokens)]
+        if tokens != expected:
+            self.world.violate(f"{self.name} reads {tokens} at {first} instead of {expected}")
+
+    def end(self, end: Terminal) -> None:
+        if self.state != "reading":
+            return
+        self.world.note(self.name, "ends", end)
+        self.state, self.ended_at = "ended", self.world.now()
+        if isinstance(end, Done):
+            expected = self.world.expected(self.job_id)
+            if end.finish_reason != "length" or self.tokens != expected:
+                self.world.violate(f"{self.name} is done ({end.finish_reason}) with {self.tokens}, not {expected}")
+        elif not self.world.is_allowed(self, end):
+            self.world.violate(f"{self.name} ended in {end.code}: {end.message}")
+
+    def leave(self) -> None:
+        if self.is_waiting and self.state != "idle":
+            self.world.note(self.name, "leaves", len(self.tokens))
+            self.state = "left"
+            if self.gateway is not None and self.handler is not None:
+                self.gateway.process.at(self.world.now(), self.handler.cancel)
+
+
+async def serve(client: Client, gateway: Gateway) -> None:
+    """`POST /v1/generate`."""
+    try:
+        reader = await gateway.relay.open(client.ask.job(gateway.id))
+    except (QueueFull, StoreUnavailable) as error:
+        client.refused(error)
+        return
+    client.admitted()
+    await _read(client, gateway, reader)
+
+
+async def serve_again(client: Client, gateway: Gateway) -> None:
+    """`GET /v1/requests/{id}/events` with `Last-Event-ID`."""
+    try:
+        record = await gateway.transport.read(client.job_id)
+        if record is None:
+            client.not_found()
+            return
+        stream = await gateway.relay.attach(client.job_id, record)
+    except StoreUnavailable:
+        client.not_found()
+        return
+    await _read(client, gateway, gateway.relay.read(stream, len(client.tokens)))
+
+
+async def _read(client: Client, gateway: Gateway, reader: Reader) -> None:
+    is_delivered = False
+    leaves_after = client.ask.leaves_after
+    try:
+        while True:
+            while not reader.has_news:
+                await reader.changed()
+            first, tokens = reader.fresh()
+            if tokens:
+                client.receive(first, tokens)
+            if leaves_after is not None and 0 <= leaves_after <= len(client.tokens):
+                client.leave()
+            if reader.stream.end is not None:
+                client.end(reader.stream.end)
+                is_delivered = True
+                return
+    finally:
+        gateway.relay.leave(reader, is_delivered=is_delivered)

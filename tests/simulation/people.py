@@ -1,0 +1,106 @@
+"""The processes of a simulated run: a gateway's relay with its ticking, and a worker, both the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import cast
+
+from penstock.admission import Admission
+from penstock.backends.mock import MockBackend
+from penstock.errors import StoreUnavailable
+from penstock.relay import Relay
+from penstock.transports.base import TICK_S, Transport
+from penstock.worker.worker import Worker as RealWorker
+from tests.simulation.loop import Killed, Process
+from tests.simulation.plan import MODEL, Plan
+from tests.simulation.wire import Site, Wire
+
+ENGINE_STALL_S = 3.0
+DRAIN_S = 2.0
+GRACE_S = 30.0
+RESUME_WINDOW_S = 20.0
+
+
+class Gateway:
+    """What `penstock.gateway` is, without HTTP, keys and metrics."""
+
+    def __init__(self, site: Site, process: Process, plan: Plan) -> None:
+        self.id = process.name
+        self.process = process
+        self.wire = Wire(site, process)
+        self.transport = cast(Transport, self.wire)
+        self.is_stopping = False
+        self.admission = Admission(self.transport, no_worker_grace_s=GRACE_S)
+        self.relay = Relay(
+            self.id,
+            self.transport,
+            max_depth=plan.max_depth,
+            no_worker_grace_s=GRACE_S,
+            resume_window_s=RESUME_WINDOW_S,
+            has_workers=lambda model: model in self.admission.pool.models,
+            is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
+            queue_depth=lambda: self.admission.pool.depth,
+        )
+        self.tasks = [process.spawn(self._tick()), process.spawn(self.relay.watch())]
+
+    @property
+    def can_serve(self) -> bool:
+        return self.process.is_running and not self.is_stopping and self.wire.on_event is not None
+
+    async def stop(self) -> None:
+        """The streams have ended: the process does too."""
+        self.is_stopping = True
+        await self.relay.drain()
+        for task in self.tasks:
+            task.cancel()
+
+    async def _tick(self) -> None:
+        is_open = False
+        while True:
+            try:
+                if not is_open:
+                    await self.transport.open()
+                    await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
+                    is_open = True
+                pool = await self.transport.tick(self.id)
+            except StoreUnavailable:
+                await asyncio.sleep(0.1)
+                continue
+            self.admission.look(pool)
+            await asyncio.sleep(TICK_S if pool.workers else TICK_S / 5)
+
+
+class Worker:
+    """`penstock.worker` over the mock; a crash point of its own besides the verbs of its transport."""
+
+    def __init__(self, site: Site, process: Process, plan: Plan) -> None:
+        self.process = process
+        self.wire = Wire(site, process)
+        self.passages: Counter[str] = Counter()
+        self.worker = RealWorker(
+            cast(Transport, self.wire),
+            {MODEL: MockBackend(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq)},
+            max_batch_size=plan.max_batch_size,
+            max_batches=plan.max_batches,
+            engine_stall_s=ENGINE_STALL_S,
+            drain_s=DRAIN_S,
+            worker_id=process.name,
+            on_stall=lambda seconds: process.kill(),
+        )
+        self.worker._fault = lambda point: self._reach(site, point)
+        self.task = process.spawn(self.worker.run())
+
+    @property
+    def is_up(self) -> bool:
+        return self.process.is_running and not self.worker.is_stopping and not self.task.done()
+
+    @property
+    def num_held(self) -> int:
+        shift = self.worker._shift
+        return 0 if shift is None else len(shift._lanes)
+
+    def _reach(self, site: Site, point: str) -> None:
+        site.passes(self.process, point)
+        if not self.process.is_alive:
+            raise Killed

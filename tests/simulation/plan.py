@@ -1,0 +1,162 @@
+"""What a seed means: how many processes, which requests, and what goes wrong when. Drawn whole before the run.
+
+Each run has a few kinds of faults only, so that some runs are hard on one rule and quiet on all others.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from penstock.job import Job, OnDisconnect, Sampling
+from penstock.worker.faults import POINTS
+from tests.simulation.wire import Faults
+
+MODEL = "mock"
+BUSY_S = 8.0
+VERBS = ("wait", "take", "claim", "emit", "renew", "reap", "hand_back", "enlist")
+
+Kind = Literal[
+    "kill_worker", "freeze_worker", "stop_worker", "kill_gateway", "freeze_gateway", "stop_gateway", "away",
+    "cut", "flush", "roll_back", "lose_an_id", "kill_at", "freeze_at",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+
+
+@dataclass(slots=True)
+class Fault:
+    """`at` and `for_s` are seconds. `which` picks a process, `point` and `passage` where it is hit."""
+
+    at: float
+    kind: Kind
+    which: int
+    for_s: float
+    back_after_s: float
+    is_data_lost: Literal["", "flush", "roll_back"] = ""
+    point: str = ""
+    passage: int = 0
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request and its client. `leaves_after`: it hangs up when it has so many tokens, or, below 0, so late."""
+
+    number: int
+    at: float
+    prompt: str
+    sampling: Sampling
+    stream: bool
+    timeout_s: float
+    on_disconnect: OnDisconnect
+    leaves_after: float | None
+    which: int
+
+    def job(self, gateway_id: str) -> Job:
+        return Job(
+            id=f"{gateway_id}.{self.number:03}",
+            model=MODEL,
+            prompt=self.prompt,
+            sampling=self.sampling,
+            timeout_s=self.timeout_s,
+            on_disconnect=self.on_disconnect,
+            stream=self.stream,
+        )
+
+
+@dataclass(slots=True)
+class Plan:
+    """See the head of this file."""
+
+    seed: int
+    num_workers: int
+    num_gateways: int
+    max_batch_size: int
+    max_batches: int
+    step_ms: float
+    step_ms_per_seq: float
+    max_depth: int
+    faults: Faults
+    asks: list[Ask] = field(default_factory=list)
+    events: list[Fault] = field(default_factory=list)
+
+    @property
+    def most_work_s(self) -> float:
+        """How long one worker takes for all of it, one after the other."""
+        return sum(ask.sampling.max_tokens for ask in self.asks) * (self.step_ms + self.step_ms_per_seq) / 1000
+
+    @property
+    def loses_data(self) -> bool:
+        return any(e.kind in ("flush", "roll_back") or e.is_data_lost for e in self.events)
+
+
+def draw(seed: int) -> Plan:
+    rng = random.Random(f"plan {seed}")
+    plan = Plan(
+        seed=seed,
+        num_workers=rng.randint(1, 3),
+        num_gateways=rng.randint(1, 2),
+        max_batch_size=rng.choice((1, 2, 4)),
+        max_batches=rng.choice((1, 2)),
+        step_ms=rng.choice((0.0, 5.0, 40.0, 120.0, 400.0)),
+        step_ms_per_seq=rng.choice((0.0, 2.0)),
+        max_depth=rng.choice((3, 100, 100)),
+        faults=_draw_faults(rng),
+    )
+    has_deadlines = rng.random() < 0.25
+    has_leavers = rng.random() < 0.4
+    plan.asks = [_draw_ask(rng, number, has_deadlines, has_leavers) for number in range(rng.randint(3, 9))]
+    plan.asks.sort(key=lambda ask: ask.at)
+    kinds = rng.sample(KINDS, rng.randint(0, 4))
+    if kinds:
+        plan.events = [_draw_event(rng, rng.choice(kinds)) for _ in range(rng.randint(1, 6))]
+        plan.events.sort(key=lambda event: event.at)
+    return plan
+
+
+def _draw_faults(rng: random.Random) -> Faults:
+    def some(most: float) -> float:
+        return rng.random() * most if rng.random() < 0.25 else 0.0
+
+    return Faults(
+        lost_publish=some(0.5),
+        repeated_publish=some(0.5),
+        delayed_publish=some(0.5),
+        delay_s=rng.choice((0.01, 0.3, 2.0)),
+        lost_request=some(0.15),
+        lost_reply=some(0.15),
+        partial=some(0.15),
+    )
+
+
+def _draw_ask(rng: random.Random, number: int, has_deadlines: bool, has_leavers: bool) -> Ask:
+    leaves: float | None = None
+    if has_leavers and rng.random() < 0.4:
+        leaves = float(rng.randrange(6)) if rng.random() < 0.6 else -rng.random() * 4
+    return Ask(
+        number=number,
+        at=rng.random() * BUSY_S * 0.6,
+        prompt=f"request {number}",
+        sampling=Sampling(max_tokens=rng.choice((1, 3, 8, 20))),
+        stream=rng.random() < 0.8,
+        timeout_s=rng.uniform(0.5, 8.0) if has_deadlines and rng.random() < 0.5 else 600.0,
+        on_disconnect=rng.choice(("cancel", "cancel", "resume", "continue")),
+        leaves_after=leaves,
+        which=rng.randrange(100),
+    )
+
+
+def _draw_event(rng: random.Random, kind: Kind) -> Fault:
+    event = Fault(
+        at=rng.random() * BUSY_S,
+        kind=kind,
+        which=rng.randrange(100),
+        for_s=rng.choice((0.2, 1.0, 3.0, 6.0)) * rng.uniform(0.5, 1.0),
+        back_after_s=rng.choice((0.0, 0.5, 3.0)),
+    )
+    if kind == "away":
+        event.is_data_lost = rng.choice(("", "flush", "roll_back"))
+    if kind in ("kill_at", "freeze_at"):
+        event.point = rng.choice((*POINTS, *VERBS))
+        event.passage = rng.choice((1, 1, 2, 3, 5, 8))
+    return event

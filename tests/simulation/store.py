@@ -1,0 +1,120 @@
+"""The store of a simulated run: the memory transport, watched, and able to lose its data.
+
+It checks each write as it happens: nothing after an end, every token the one that the mock says at its place. Some
+verbs are several commands on Redis; `partly` does the first of them only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from penstock.event import Done, Event, Failed, Started
+from penstock.fleet import Pool
+from penstock.job import Job
+from penstock.transports.base import State
+from penstock.transports.memory import MemoryTransport, _Entry
+
+Publish = Callable[[Event], None]
+
+
+class ModelStore(MemoryTransport):
+    """`expected(job_id)`: every token of that job's answer. `on_violation(text)`: a promise was broken."""
+
+    def __init__(
+        self, now: Callable[[], float], expected: Callable[[str], list[str]], on_violation: Callable[[str], None]
+    ) -> None:
+        super().__init__(now=now, retention_s=3600.0)
+        self._expected = expected
+        self._on_violation = on_violation
+        self.ears: dict[str, Publish] = {}
+
+    # ── as Redis does it ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def tick(self, gateway_id: str) -> Pool:
+        pool = await super().tick(gateway_id)
+        for worker_id in list(self._workers):
+            await self.reap(worker_id)
+        return pool
+
+    async def submit_again(self, job: Job, owner: str, max_depth: int, floor: int, front: bool) -> int:
+        """Submit after an unknown outcome: look before pushing."""
+        entry = self._jobs.get(job.id)
+        if entry is not None and (entry.state != "queued" or job.id in self._queue):
+            return len(self._queue)
+        return await self.submit(job, owner, max_depth, floor=floor, front=front)
+
+    def partly(self, verb: str, args: tuple[Any, ...], rng: random.Random) -> Callable[[], None]:
+        """What to call after the verb so that only its first commands have been executed; the caller hears nothing."""
+        if verb in ("restore", "submit", "submit_again"):  # the hash, not the push
+            job_id = args[0].id
+            before = self._queue.count(job_id)
+            return lambda: self._queue.remove(job_id) if self._queue.count(job_id) > before else None
+        if verb == "cancel":  # the end, not the removal from the queue
+            waiting = deque(self._queue)
+            return lambda: setattr(self, "_queue", waiting)
+        return lambda: None
+
+    # ── data that is lost ────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "_jobs": {id: replace(e, log=list(e.log), readers=list(e.readers)) for id, e in self._jobs.items()},
+            "_queue": deque(self._queue),
+            "_lists": {worker: list(held) for worker, held in self._lists.items()},
+            "_workers": dict(self._workers),
+            "_gateways": dict(self._gateways),
+            "_pulse_at": self._pulse_at,
+            "_amnesty_until": self._amnesty_until,
+        }
+
+    def load(self, snapshot: dict[str, Any] | None) -> None:
+        """Go back to a snapshot; None: everything is forgotten."""
+        empty = {"_jobs": {}, "_queue": deque(), "_lists": {}, "_workers": {}, "_gateways": {}}
+        for name, value in (snapshot or {**empty, "_pulse_at": 0.0, "_amnesty_until": 0.0}).items():
+            setattr(self, name, value)
+        self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
+        self._expiry.sort()
+
+    def lose_an_id(self) -> str | None:
+        """What a bare BLPOP of somebody does."""
+        return self._queue.popleft() if self._queue else None
+
+    # ── what is checked ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
+        self._check(entry, event)
+        super()._append(entry, event, publish=False)
+        if publish:
+            for hear in self.ears.values():
+                hear(event)
+
+    def _check(self, entry: _Entry, event: Event) -> None:
+        last = entry.log[-1] if entry.log else None
+        if isinstance(last, Done | Failed):
+            self._on_violation(f"{event} was written behind the end {last}")
+        if last is not None and event.attempt < last.attempt:
+            self._on_violation(f"{event} was written behind a higher attempt, {last}")
+        if event.seq > entry.num_tokens:
+            self._on_violation(f"{event} leaves a gap behind {entry.num_tokens} tokens")
+        if not isinstance(event, Started):
+            expected = self._expected(event.job_id)[event.seq : event.end]
+            if list(event.tokens) != expected:
+                self._on_violation(f"{event} does not say {expected}")
+
+    # ── what is left ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def state(self, job_id: str) -> State | None:
+        entry = self._jobs.get(job_id)
+        return None if entry is None else entry.state
+
+    def holds(self, *, of_known_only: bool) -> dict[str, list[str]]:
+        """Every list that is not empty. A store that went back in time has none to reap a worker it never knew:
+        what that one had popped is pushed again by its gateway, and its list stays until it expires.
+        """
+        lists = {name: ids for name, ids in self._lists.items() if name in self._workers or not of_known_only}
+        lists["queue"] = list(self._queue)
+        return {name: list(ids) for name, ids in lists.items() if ids}
