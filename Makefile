@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint fmt docs clean
+.PHONY: help install serve test lint fmt docs bench bench-ci clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(READY)  ## make .venv, or bring it up to date
 
@@ -38,6 +38,12 @@ fmt: $(READY)  ## format, and mend what can be mended
 
 docs: $(READY)  ## write the generated pages again
 	$(BIN)/python docs/generate.py
+
+bench: $(READY)  ## measure against a bare server and the naive form: ten minutes; ARGS=--quick for one
+	$(BIN)/python -m bench $(ARGS)
+
+bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes
+	$(BIN)/python -m bench --ci
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

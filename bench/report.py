@@ -23,6 +23,8 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- bench: written by `make bench` from the newest file in bench/results -->\n"
 END = "<!-- /bench -->\n"
+LIMIT_BEGIN = "<!-- limit: written by `python -m bench.limit` -->\n"
+LIMIT_END = "<!-- /limit -->\n"
 PACKAGES = ("penstock", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "redis", "hiredis", "msgspec")
 
 
@@ -93,7 +95,7 @@ def save(found: dict[str, Any], path: Path) -> None:
 
 
 def newest() -> Path:
-    return max(RESULTS.glob("*.json"))
+    return max(RESULTS.glob("2*.json"))
 
 
 def table(goals: Sequence[dict[str, Any]]) -> str:
@@ -155,12 +157,16 @@ def render_section(found: dict[str, Any], cells: Sequence[Cell]) -> str:
 
 def render_page(found: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The page with its section written anew. Raises `ValueError` when it has no markers."""
-    page = PAGE.read_text(encoding="utf-8")
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} has lost the markers of its table")
-    return head + begin + "\n" + render_section(found, cells) + "\n" + end + tail
+    return between(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{render_section(found, cells)}\n")
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between the two markers. Raises `ValueError` when it has none."""
+    head, first, rest = page.partition(begin)
+    _, last, tail = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"{PAGE.name} has lost its marker {begin.strip()}")
+    return head + first + text + last + tail
 
 
 def python_command(arguments: Sequence[str]) -> str:

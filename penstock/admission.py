@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,
-    Forbidden,
+    ModelNotAllowed,
     ModelNotFound,
     NoWorkers,
     QueueFull,
@@ -254,9 +254,9 @@ class Admission:
         if name is None:
             name = next((model for model in models if key is None or key.may_use(model)), None)
             if name is None:
-                raise Forbidden("This key may use none of the models served.", param="model")
+                raise ModelNotAllowed("This key may use none of the models served.", param="model")
         if key is not None and not key.may_use(name):
-            raise Forbidden(f"This key may not use the model {name!r}.", param="model")
+            raise ModelNotAllowed(f"This key may not use the model {name!r}.", param="model")
         if name not in models:
             served = ", ".join(sorted(models)) or "none"
             raise ModelNotFound(f"There is no model {name!r}; served: {served}.", param="model")

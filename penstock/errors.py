@@ -18,7 +18,9 @@ the other end of a wire.
     +- Unauthorized
     |     invalid_api_key        401    no    authentication_error    no key, or an unknown or revoked one
     +- Forbidden
-    |     model_not_allowed      403    no    permission_error        the key may not use this
+    |  |  forbidden              403    no    permission_error        only an administrator's key may do this
+    |  +- ModelNotAllowed
+    |     model_not_allowed      403    no    permission_error        the key may not use this model
     +- NotFound
     |  |  not_found              404    no    not_found_error         no such route
     |  +- ModelNotFound
@@ -109,7 +111,11 @@ class Unauthorized(PenstockError):
 
 
 class Forbidden(PenstockError):
-    code, status, type = "model_not_allowed", 403, "permission_error"
+    code, status, type = "forbidden", 403, "permission_error"
+
+
+class ModelNotAllowed(Forbidden):
+    code = "model_not_allowed"
 
 
 class NotFound(PenstockError):

@@ -28,7 +28,7 @@ from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
 from penstock.settings import Settings
 from penstock.settings.export import to_environ
-from penstock.supervisor import Supervisor, die_with_parent
+from penstock.supervisor import Supervisor, die_with_parent, once_each
 from penstock.transports import Transport, make_transport
 
 LISTENER = "PENSTOCK_LISTENER_FD"
@@ -51,8 +51,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
+        on_signal = once_each(self._on_signal)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+            loop.add_signal_handler(number, on_signal, number)
         self.on_started()
 
     def _on_signal(self, number: int) -> None:
@@ -159,5 +160,5 @@ def run_gateway(settings: Settings) -> int:
             num=settings.processes,
             environ=environ,
             pass_fds=[listener.fileno()],
-            on_death=lambda pid, status: mark_dead(pid, directory),
+            on_death=lambda death: mark_dead(death.pid, directory),
         ).run()

@@ -1,27 +1,30 @@
 """`penstock worker`, supervised: a small parent that starts the worker again when it dies, and reports its death.
 
 Without the report a dead worker's jobs wait until its lease lapses; with it they are back in the queue at once. The
-parent itself computes nothing and holds no connection; if it is killed, its child ends too. Knows no engine.
+child tells under which id it works; the parent itself computes nothing and holds no connection. If it is killed, its
+child ends too. Knows no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
-import socket
 import sys
+import threading
 
 from penstock.errors import PenstockError
 from penstock.logs import configure as configure_logs
 from penstock.settings import Settings
 from penstock.settings.about import env_name
 from penstock.settings.export import to_environ
-from penstock.supervisor import Supervisor
+from penstock.supervisor import Death, Supervisor
 
 logger = logging.getLogger(__name__)
 
 REPORT_WITHIN_S = 2.0
+_TRANSPORT = "penstock.transports.redis"
 
 
 def run_supervised(settings: Settings) -> int:
@@ -30,36 +33,44 @@ def run_supervised(settings: Settings) -> int:
     environ = {**os.environ, **to_environ(settings), env_name("supervised"): "no"}
     if not settings.is_set("metrics_port"):
         environ.pop(env_name("metrics_port"), None)  # then a port that is taken is no error
+    reports: list[threading.Thread] = []
 
-    def on_death(pid: int, status: int) -> None:
-        if status == 0:
-            return
-        logger.error("the worker died", extra={"pid": pid, "status": status})
-        try:
-            num = asyncio.run(asyncio.wait_for(report_death(settings, pid), REPORT_WITHIN_S))
-        except (PenstockError, TimeoutError) as error:
-            logger.warning("its death could not be reported (%s); its lease will lapse", type(error).__name__)
-        else:
-            logger.info("its death was reported", extra={"pid": pid, "jobs": num})
+    def on_death(death: Death) -> None:
+        if death.status == 0:
+            return  # it was stopped, and has given back what it held
+        logger.error("the worker died", extra={"pid": death.pid, "status": death.status, "worker": death.said})
+        if death.said:
+            # Beside the next child's start: neither waits for the other.
+            reports[:] = [thread for thread in reports if thread.is_alive()]
+            reports.append(threading.Thread(target=_report, args=(settings, death.said), name="report"))
+            reports[-1].start()
 
-    command = [sys.executable, "-m", "penstock", "worker"]
-    return Supervisor(command, environ=environ, on_death=on_death).run()
+    # What a report needs takes a quarter of a second to import: now, while the child starts, not when it counts.
+    threading.Thread(target=importlib.import_module, args=(_TRANSPORT,), daemon=True, name="import").start()
+    return Supervisor([sys.executable, "-m", "penstock", "worker"], environ=environ, on_death=on_death).run()
 
 
-async def report_death(settings: Settings, pid: int) -> int:
-    """Give back what the worker with this `pid` on this host held; how many jobs. Raises `StoreUnavailable`."""
-    from penstock.transports.redis import RedisTransport  # only when it is needed: the parent stays small
+def _report(settings: Settings, worker_id: str) -> None:
+    try:
+        asyncio.run(asyncio.wait_for(report_death(settings, worker_id), REPORT_WITHIN_S))
+    except (PenstockError, TimeoutError) as error:
+        logger.warning(
+            "its death could not be reported, its lease will lapse",
+            extra={"worker": worker_id, "reason": str(error) or type(error).__name__},
+        )
+    else:
+        logger.info("its death was reported", extra={"worker": worker_id})
+
+
+async def report_death(settings: Settings, worker_id: str) -> None:
+    """End a dead worker's lease and give back what it held. Safe to repeat. Raises `StoreUnavailable`."""
+    from penstock.transports.redis import RedisTransport
 
     assert settings.redis_url is not None
     transport = RedisTransport(settings.redis_url.get_secret_value(), pool=settings.pool)
-    num = 0
     try:
         await transport.open()
-        for holding in (await transport.overview()).workers:
-            info = holding.info
-            if info is not None and info.pid == pid and info.host == socket.gethostname():
-                await transport.leave(holding.worker)
-                num += await transport.reap(holding.worker) or len(holding.held)
+        await transport.leave(worker_id)
+        await transport.reap(worker_id)  # a pop that was under way may have moved one more
     finally:
         await transport.close()
-    return num

@@ -1,8 +1,9 @@
 """A small parent: keeps child processes running, and never leaves one behind.
 
-Used by `penstock gateway --processes N`. A child that dies is started again with back-off; SIGTERM and SIGINT go to
-every child, and the parent leaves when the last one has. Children share its process group, and each watches a pipe
-whose other end only the parent holds: if the parent is killed, they end too. Knows nothing of what they do.
+Used by `penstock gateway --processes N` and by a supervised worker. A child that dies is started again with back-off;
+SIGTERM and SIGINT go to every child, and the parent leaves when the last one has. Children share its process group,
+and each watches a pipe whose other end only the parent holds: if the parent is killed, they end too. By another a
+child may tell its parent one line, such as its name; the last one comes with its death. Knows nothing of what they do.
 """
 
 from __future__ import annotations
@@ -15,18 +16,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 LIFELINE = "PENSTOCK_LIFELINE_FD"
+MOUTH = "PENSTOCK_MOUTH_FD"
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
+_LISTEN_EVERY_S = 1.0
+_MAX_LINE = 4096
 _REFUSED = 2  # the exit status of a process that was told something wrong: starting it again helps nobody
 _STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may be told to stop before it has its handlers
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A child that has ended. `status` is negative for a signal; `said`: the last line that it told, "" for none."""
+
+    pid: int
+    status: int
+    said: str = ""
+
+
 class Supervisor:
-    """`num` children of one command. `on_death(pid, status)` is told of every child that ends."""
+    """`num` children of one command. `on_death` is told of every child that ends, before another is started."""
 
     def __init__(
         self,
@@ -35,21 +52,21 @@ class Supervisor:
         num: int = 1,
         environ: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
-        on_death: Callable[[int, int], None] = lambda pid, status: None,
+        on_death: Callable[[Death], None] = lambda death: None,
     ) -> None:
         self._command = list(command)
         self._num = num
         self._environ = dict(os.environ if environ is None else environ)
         self._pass_fds = tuple(pass_fds)
         self._on_death = on_death
-        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._children: dict[int, _Child] = {}
         self._failures = 0
         self._is_stopping = False
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_out, False)
 
     def run(self) -> int:
-        """Until stopped by a signal; the worst exit status of the last children."""
+        """Until stopped by a signal; the worst exit status of the last children, 128 and more for a signal."""
         lifeline, held = os.pipe()
         self._environ[LIFELINE] = str(lifeline)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,13 +78,13 @@ class Supervisor:
             for _ in range(self._num):
                 self._start(lifeline)
             while self._children:
-                self._sleep(1.0)
+                self._sleep(_LISTEN_EVERY_S)
                 for code in self._reap():
                     if code == _REFUSED and not self._is_any_healthy():
                         status = _REFUSED
                         self._stop(signal.SIGTERM)
                     elif self._is_stopping and code not in _STOPPED:
-                        status = max(status, abs(code))
+                        status = max(status, code if code > 0 else 128 - code)
                 while not self._is_stopping and len(self._children) < self._num:
                     self._sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
                     if not self._is_stopping:
@@ -78,31 +95,41 @@ class Supervisor:
         return status
 
     def _start(self, lifeline: int) -> None:
-        child = subprocess.Popen(self._command, env=self._environ, pass_fds=(*self._pass_fds, lifeline))
-        self._children[child.pid] = (child, time.monotonic())
+        ear, mouth = os.pipe()
+        os.set_blocking(ear, False)
+        try:
+            environ = {**self._environ, MOUTH: str(mouth)}
+            process = subprocess.Popen(self._command, env=environ, pass_fds=(*self._pass_fds, lifeline, mouth))
+        finally:
+            os.close(mouth)
+        self._children[process.pid] = _Child(process, ear)
+        if self._is_stopping:  # the signal came while this one was not yet in the list
+            process.terminate()
 
     def _reap(self) -> list[int]:
         codes = []
-        for pid, (child, started_at) in list(self._children.items()):
-            code = child.poll()
+        for pid, child in list(self._children.items()):
+            code = child.process.poll()
+            child.listen()
             if code is not None:
                 del self._children[pid]
-                self._failures = 0 if time.monotonic() - started_at > _HEALTHY_S else self._failures + 1
-                self._on_death(pid, code)
+                os.close(child.ear)
+                self._failures = 0 if child.is_healthy else self._failures + 1
+                self._on_death(Death(pid, code, child.said))
                 codes.append(code)
         return codes
 
     def _is_any_healthy(self) -> bool:
         """One that has run for a while shows that the others may, with the same settings."""
-        return any(time.monotonic() - started_at > _HEALTHY_S for _, started_at in self._children.values())
+        return any(child.is_healthy for child in self._children.values())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop(number)
 
     def _stop(self, number: int) -> None:
         self._is_stopping = True
-        for child, _ in list(self._children.values()):
-            child.send_signal(number)
+        for child in list(self._children.values()):
+            child.process.send_signal(number)
 
     def _sleep(self, timeout_s: float) -> None:
         """Until a signal (a child's death is one) or the timeout."""
@@ -112,11 +139,76 @@ class Supervisor:
                 os.read(self._wake_in, 4096)
 
 
+class _Child:
+    """A running child and what it has told."""
+
+    def __init__(self, process: subprocess.Popen[bytes], ear: int) -> None:
+        self.process = process
+        self.ear = ear
+        self.said = ""
+        self._heard = b""
+        self._started_at = time.monotonic()
+
+    @property
+    def is_healthy(self) -> bool:
+        return time.monotonic() - self._started_at > _HEALTHY_S
+
+    def listen(self) -> None:
+        """Take in what has come, and keep the last whole line."""
+        try:
+            while data := os.read(self.ear, 65536):
+                *lines, rest = (self._heard + data).split(b"\n")
+                self._heard = rest[-_MAX_LINE:]
+                if lines:
+                    self.said = lines[-1][-_MAX_LINE:].decode("utf-8", "replace")
+        except BlockingIOError:
+            pass  # nothing more for now
+
+
+# ── in a child ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_mouth: int | None = None
+
+
 def die_with_parent() -> None:
-    """In a child: end at once when the parent is gone, however it went."""
-    fd = os.environ.pop(LIFELINE, "")
-    if fd:
-        threading.Thread(target=_hold, args=(int(fd),), daemon=True, name="lifeline").start()
+    """End at once when the parent is gone, however it went; from now on `tell_parent` reaches it."""
+    global _mouth
+    # Popped, so that no child of this process takes numbers for its own that mean nothing there.
+    lifeline, mouth = os.environ.pop(LIFELINE, ""), os.environ.pop(MOUTH, "")
+    if lifeline:
+        _mouth = int(mouth) if mouth else None
+        threading.Thread(target=_hold, args=(int(lifeline),), daemon=True, name="lifeline").start()
+
+
+def is_child() -> bool:
+    """Started by a supervisor, and `die_with_parent` not called yet."""
+    return LIFELINE in os.environ
+
+
+def tell_parent(line: str) -> None:
+    """The parent gets it with this process' death, if it is the last one. Nothing without a parent."""
+    if _mouth is not None:
+        try:
+            os.write(_mouth, line.encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it is gone, and the lifeline is about to say so
+
+
+def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, None]:
+    """A handler of signals that takes two within a moment for one.
+
+    Ctrl-C in a terminal reaches the parent and its children, and the parent passes it on; a second signal means hurry.
+    """
+    last = float("-inf")
+
+    def handle(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > within_s:
+            last = now
+            handler(*args, **kwargs)
+
+    return handle
 
 
 def _hold(lifeline: int) -> None:

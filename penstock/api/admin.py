@@ -6,6 +6,7 @@ With API keys on, only keys with `admin` get in; without keys the gateway is ope
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,16 +14,24 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from penstock import errors
+from penstock.admission import Caller
 from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
+from penstock.api.requests import ID
 from penstock.errors import Forbidden, RequestNotFound
-from penstock.transports.base import DeadJob, Finding, Record
+from penstock.transports.base import DeadJob, Finding, Overview, Record, worst_first
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
 
 PATH = "/v1/admin"
 MAX_SHOWN = 200
+_OUTCOMES = {
+    "ended": "cancelled",
+    "marked": "being cancelled",
+    "done": "it had ended already",
+    "owned": "left alone: another gateway answers for it",
+}
 
 
 class AdminAPI:
@@ -57,15 +66,17 @@ class AdminAPI:
         await self._admit(request)
         transport = self.gateway.transport
         seen = await transport.overview()
-        held = [(holding.worker, job_id) for holding in seen.workers for job_id in holding.held][:MAX_SHOWN]
-        records = await asyncio.gather(*(transport.read(job_id) for _, job_id in held))
+        held = ((holding.worker, job_id) for holding in seen.workers for job_id in holding.held)
+        shown = list(islice(held, MAX_SHOWN))
+        records = await asyncio.gather(*(transport.glance(job_id) for _, job_id in shown))
         return _json(
             {
                 "queue_depth": seen.depth,
                 "drain_rate_per_s": round(self.gateway.admission.drain_rate.per_s, 2),
                 "num_taken": seen.num_taken,
+                "num_held": sum(len(holding.held) for holding in seen.workers),
                 "num_dead": seen.num_dead,
-                "oldest_waiting_s": await self._age(seen.oldest),
+                "oldest_waiting_s": await _age_s(self.gateway, seen),
                 "gateways": [{"id": gid, "lease_s": round(left, 2)} for gid, left in seen.gateways.items()],
                 "workers": [
                     {
@@ -81,7 +92,7 @@ class AdminAPI:
                     for holding in seen.workers
                 ],
                 "running": [
-                    _running(worker, record) for (worker, _), record in zip(held, records, strict=True) if record
+                    _running(worker, record) for (worker, _), record in zip(shown, records, strict=True) if record
                 ],
             }
         )
@@ -100,24 +111,28 @@ class AdminAPI:
         """What is known of one: never its prompt."""
         await self._admit(request)
         job = await self._find_dead(request_id)
-        record = await self.gateway.transport.read(request_id)
+        record = await self.gateway.transport.glance(request_id)
         known = {} if record is None else {"attempts": record.num_claims, "created_at": record.created_at}
         return _json({**msgspec.to_builtins(job), **known, "can_redrive": record is not None})
 
     async def redrive(self, request: Request, request_id: str) -> Response:
         """Run it once more, under a new id, in the background; it leaves the list."""
         call = call_of(request)
-        await self._admit(request)
+        caller = await self._admit(request)
         await self._find_dead(request_id)
-        record = await self.gateway.transport.read(request_id)
+        record = await self.gateway.transport.glance(request_id)
         if record is None:
             raise RequestNotFound("The store has forgotten this request; it cannot be run again.", param="request_id")
         settings = self.gateway.settings
         job = msgspec.structs.replace(
             record.job, id=call.id, on_disconnect="continue", retention_s=settings.background_retention_s
         )
-        reader = await self.gateway.submit(job, f"{PATH}/dead")
-        self.gateway.relay.leave(reader, is_delivered=False)
+        permit = await self.gateway.admission.admit(caller, needs_worker=False)
+        try:
+            reader = await self.gateway.submit(job, f"{PATH}/dead")
+            self.gateway.relay.leave(reader, is_delivered=False)
+        finally:
+            permit.release()
         await self.gateway.transport.bury(request_id)
         return _json({"request_id": job.id, "redriven": request_id})
 
@@ -131,16 +146,17 @@ class AdminAPI:
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel anybody's request."""
         await self._admit(request)
-        outcome = await self.gateway.transport.cancel(request_id, "operator")
+        is_id = ID.fullmatch(request_id)
+        outcome = await self.gateway.transport.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
-        said = {"ended": "cancelled", "marked": "being cancelled", "done": "it had ended already"}.get(outcome, outcome)
-        return _json({"request_id": request_id, "outcome": said})
+        return _json({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
 
-    async def _admit(self, request: Request) -> None:
+    async def _admit(self, request: Request) -> Caller:
         caller = await self.gateway.welcome(request, call_of(request))
         if caller.key is not None and not caller.key.admin:
             raise Forbidden("This needs an administrator's key (penstock keys create --admin).")
+        return caller
 
     async def _find_dead(self, request_id: str) -> DeadJob:
         for job in await self.gateway.transport.dead():
@@ -148,36 +164,40 @@ class AdminAPI:
                 return job
         raise RequestNotFound("It is not on the list of the dead.", param="request_id")
 
-    async def _age(self, job_id: str) -> float | None:
-        record = await self.gateway.transport.read(job_id) if job_id else None
-        return None if record is None else round(record.now - record.created_at, 1)
-
 
 async def examine(gateway: Gateway) -> dict[str, Any]:
     """What the store's own doctor finds, and what a gateway knows besides."""
     findings = await gateway.transport.inspect()
-    reasons = [reason for reason in gateway.why_not_ready() if reason]
+    reasons = gateway.why_not_ready()
     findings.append(
         Finding(
             name="this gateway",
             level="error" if reasons else "ok",
             value="; ".join(reasons) or "ready",
-            advice="Look at its log and at the store." if reasons else "",
+            advice="Until that is mended it answers 503." if reasons else "",
         )
     )
-    workers = gateway.admission.pool.workers
-    models = sorted(gateway.admission.pool.models)
-    findings.append(
-        Finding(
-            name="workers alive",
-            level="ok" if workers else "error",
-            value=f"{len(workers)}, serving {', '.join(models)}" if workers else "none",
-            advice="" if workers else "Start one: penstock worker --redis-url … --model …",
-        )
-    )
-    order = {"error": 0, "warning": 1, "ok": 2}
-    findings.sort(key=lambda finding: order[finding.level])
+    if all(finding.name != "workers" for finding in findings):  # a store of one process leaves that to us
+        pool = gateway.admission.pool
+        age_s = await _age_s(gateway, await gateway.transport.overview())
+        findings += [
+            Finding(
+                name="workers",
+                level="ok" if pool.workers else "warning",
+                value=f"{len(pool.workers)} alive, serving {', '.join(sorted(pool.models))}"
+                if pool.workers
+                else "none alive",
+            ),
+            Finding(name="oldest waiting", level="ok", value="none" if age_s is None else f"{age_s:.1f} s"),
+        ]
+    findings = worst_first(findings)
     return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+
+
+async def _age_s(gateway: Gateway, seen: Overview) -> float | None:
+    """How long the next one in the queue waits already."""
+    record = await gateway.transport.glance(seen.oldest) if seen.oldest else None
+    return None if record is None else round(record.now - record.created_at, 1)
 
 
 def _running(worker: str, record: Record) -> dict[str, Any]:

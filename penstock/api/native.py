@@ -198,7 +198,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         errors.InvalidRequest,
         errors.UnsupportedParameter,
         errors.Unauthorized,
-        errors.Forbidden,
+        errors.ModelNotAllowed,
         errors.ModelNotFound,
         errors.IdempotencyConflict,
         errors.SlowBody,
@@ -263,7 +263,7 @@ class NativeAPI:
         return NativeAnswer(gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events)
 
     def parse(self, body: GenerateBody, call: Call, caller: Caller, *, is_kept: bool) -> Job:
-        """The valid `Job` that `body` asks for. Raises `InvalidRequest`, `ModelNotFound`, `Forbidden`."""
+        """The valid `Job` that `body` asks for. Raises `InvalidRequest`, `ModelNotFound`, `ModelNotAllowed`."""
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
         if body.background and body.stream:

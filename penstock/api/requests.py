@@ -33,7 +33,7 @@ EVENTS = ONE + "/events"
 CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
-_ID = re.compile(r"[a-z0-9]+\.[0-9A-Z]{26}")
+ID = re.compile(r"[a-z0-9]+\.[0-9A-Z]{26}")
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 
@@ -132,7 +132,7 @@ class RequestsAPI:
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         """The caller's own request; an administrator's, anybody's. Raises `RequestNotFound`."""
         caller: Caller = await self.gateway.welcome(request, call)
-        record = await self.gateway.transport.read(request_id) if _ID.fullmatch(request_id) else None
+        record = await self.gateway.transport.read(request_id) if ID.fullmatch(request_id) else None
         is_admin = caller.key is not None and caller.key.admin
         if record is None or (record.job.caller != caller.id and not is_admin):
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")

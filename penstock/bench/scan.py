@@ -76,7 +76,7 @@ class Scanner:
         try:
             data = _decode(body)
             text = self.text_of(data)
-        except (msgspec.DecodeError, LookupError, TypeError):
+        except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
             self.complain("no answer")
             return 0
         if not isinstance(text, str):
@@ -129,10 +129,17 @@ class GenerateScanner(Scanner):
             num = len(found)
         if found != expected(self.num, num):
             self.complain("order of tokens")
-        if self.request_id and data.count(self.request_id) < num:
+        if self.request_id and self._is_mixed(data):
             self.complain("another request's token")
         self.num += num
         return num
+
+    def _is_mixed(self, data: bytes) -> bool:
+        """Whether an event names another request."""
+        num_named = data.count(b'"request_id"')
+        if num_named == data.count(b'"request_id":"' + self.request_id):
+            return False
+        return num_named != data.count(b'"request_id": "' + self.request_id)
 
     def _apart(self, data: bytes) -> list[bytes]:
         """The indices of the token events among others, which are dealt with."""
@@ -146,10 +153,10 @@ class GenerateScanner(Scanner):
                     self.complain("an event after the end")
                 found += _INDEX.findall(event)
             elif b"event: done" in event[:at] or b"event: error" in event[:at]:
-                self._end(event[:at], event[at + 5 :], len(found))
+                self._end(event[:at], event[at + 5 :])
         return found
 
-    def _end(self, head: bytes, data: bytes, num_before: int) -> None:
+    def _end(self, head: bytes, data: bytes) -> None:
         if self.is_over:
             self.complain("two ends")
         self.is_over = True
@@ -159,11 +166,13 @@ class GenerateScanner(Scanner):
                 self.reported(body)
                 return
             self.reason = body["finish_reason"]
-        except (msgspec.DecodeError, LookupError, TypeError):
+            self.read_usage(body)
+        except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
             self.complain("no JSON")
-            return
-        self.read_usage(body)
-        if self.usage is not None and self.usage != self.num + num_before:
+
+    def finish(self) -> None:
+        super().finish()
+        if not self.error and self.usage not in (None, self.num):
             self.complain("number of tokens")
 
     def text_of(self, data: Any) -> Any:

@@ -11,7 +11,8 @@ import typer
 
 from penstock.errors import ConfigError
 from penstock.settings import About, Command, Settings, load_settings
-from penstock.settings.about import default_text, env_name, flag_name
+from penstock.settings.about import default_text, env_name, flag_name, negated
+from penstock.supervisor import is_child
 
 P = ParamSpec("P")
 
@@ -45,7 +46,7 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
         def command(**given: Any) -> int:
             flags = {name: given.pop(name) for name in (*names, "config")}
             settings = load_settings(flags)
-            for note in settings.notes:
+            for note in () if is_child() else settings.notes:  # its parent has said them
                 complain(note)
             return run(settings, **given)  # type: ignore[call-arg]  # `given` is what is left: `own`
 
@@ -65,13 +66,14 @@ def _flag(name: str) -> inspect.Parameter:
     it = About.of(info)
     default = default_text(info)
     words = [env_name(name), f"default {default}" if default else ""]
+    says = f"{it.says} ({', '.join(filter(None, words))})"
+    if info.annotation is bool:
+        return _parameter(name, bool, typer.Option(f"{flag_name(name)}/{negated(name)}", help=says, show_default=False))
     if get_origin(info.annotation) is Literal:
         metavar = "|".join(get_args(info.annotation))
     else:
         metavar = "NAME=BACKEND[:OPTIONS]" if name == "models" else it.unit.upper() or "VALUE"
-    option = typer.Option(
-        flag_name(name), metavar=metavar, help=f"{it.says} ({', '.join(filter(None, words))})", show_default=False
-    )
+    option = typer.Option(flag_name(name), metavar=metavar, help=says, show_default=False)
     return _parameter(name, list[str] if name == "models" else str, option)
 
 

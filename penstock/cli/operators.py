@@ -1,150 +1,209 @@
-"""`penstock doctor`, `ps`, `dead` and `cancel`: an operator's commands. They talk HTTP, so they work embedded too."""
+"""`penstock doctor`, `ps`, `dead` and `cancel`: an operator's commands. They talk HTTP, so they work embedded too.
+
+Exit status: 0; 1 when `doctor` found an error; 2 when there was no answer, or it was no.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec
+from urllib.parse import quote
 
 import httpx2
+import msgspec
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+
+from penstock.cli.flags import complain, ends
+from penstock.cli.tables import dead_table, findings_table, site_screen
+from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
+from penstock.settings import load_settings
+from penstock.transports.base import Finding, worst_first
+
+P = ParamSpec("P")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-TIMEOUT_S = 10.0
-COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+TIMEOUT_S = 15.0
+INTERRUPTED = 130
 
 Url = Annotated[str, typer.Option("--url", envvar="PENSTOCK_URL", help="A running gateway.")]
 ApiKey = Annotated[
     str, typer.Option("--api-key", envvar="PENSTOCK_API_KEY", help="An administrator's key.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
-RequestId = Annotated[str, typer.Argument(help="The request's id.")]
+RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
 dead = typer.Typer(name="dead", help="Requests that ended several workers.", no_args_is_help=True)
 
 
+def _answers(run: Callable[P, int]) -> Callable[P, None]:
+    """The command `run`; a refusal of the server is one sentence on stderr and exit status 2."""
+
+    @functools.wraps(run)
+    def command(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return run(*args, **kwargs)
+        except ConfigError:
+            raise
+        except PenstockError as error:
+            complain(error.message)
+            return 2
+
+    return ends(command)
+
+
 def _call(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
-    """One request to the gateway; what goes wrong is one sentence on stderr, and exit status 2."""
-    headers = {"x-api-key": api_key} if api_key else {}
+    """One request to the gateway's admin routes. Raises what it answers, `Unavailable` if nothing does."""
+    where = url.rstrip("/")
     try:
-        answer = httpx2.request(method, f"{url.rstrip('/')}/v1/admin{path}", headers=headers, timeout=TIMEOUT_S)
-    except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        typer.echo(f"penstock: no answer from {url} ({error or type(error).__name__}); is a gateway there?", err=True)
-        raise typer.Exit(2) from None
+        headers = {"x-api-key": api_key.encode("ascii").decode()} if api_key else {}
+        answer = httpx2.request(method, f"{where}/v1/admin{path}", headers=headers, timeout=TIMEOUT_S)
+    except UnicodeEncodeError:
+        raise ConfigError("the API key holds characters that no key has") from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise ConfigError(f"{url!r} is no http:// or https:// URL: {error}") from error
+    except httpx2.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise Unavailable(f"no answer from {where} ({reason}); is a gateway there? (--url, PENSTOCK_URL)") from error
     try:
-        body: dict[str, Any] = answer.json()
-    except ValueError:
-        body = {}
-    if answer.status_code >= 400:
-        said = body.get("error", {}).get("message", f"status {answer.status_code}")
-        typer.echo(f"penstock: {said}", err=True)
-        raise typer.Exit(2)
-    return body
+        body: dict[str, Any] = msgspec.json.decode(answer.content, type=dict[str, Any])
+        if answer.status_code < 400:
+            return body
+        refusal = from_code(body["error"]["code"], body["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        raise Unavailable(f"{where} answered {answer.status_code}, but not as a gateway does") from None
+    if isinstance(refusal, Unauthorized):
+        refusal.message += " (--api-key, PENSTOCK_API_KEY)"
+    raise refusal
 
 
-def doctor(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> None:
+@_answers
+def doctor(
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Look at this server directly; needs no gateway. Without it a gateway is asked."),
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="With --redis-url: the pool to look at.")] = None,
+    as_json: AsJson = False,
+) -> int:
     """Look at the store, the gateway and the workers. Exit status 1 when something is an error."""
-    report = _call("GET", url, "/doctor", api_key)
+    report = _call("GET", url, "/doctor", api_key) if redis_url is None else asyncio.run(_examine(redis_url, pool))
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        _print_json(report)
     else:
-        table = Table("", "what", "found", "advice", box=None, pad_edge=False)
-        table.columns[3].overflow = "fold"
-        for one in report["findings"]:
-            mark = Text(one["level"], style=COLOURS.get(one["level"], ""))
-            table.add_row(mark, one["name"], one["value"], one["advice"])
-        Console(highlight=False).print(table)
-    if report["level"] == "error":
-        raise typer.Exit(1)
+        Console(highlight=False).print(findings_table(report["findings"]))
+    return 1 if report["level"] == "error" else 0
 
 
+async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
+    from penstock.metrics import Metrics  # only here: the other commands begin a quarter of a second sooner
+    from penstock.transports import make_transport
+
+    settings = load_settings({"redis_url": redis_url, "pool": pool})
+    transport = make_transport(settings, Metrics())
+    findings: list[Finding] = []
+    try:
+        await transport.open()
+        findings = await transport.inspect()
+    except StoreUnavailable as error:
+        findings = [Finding(name="reachable", level="error", value=error.message)]
+    finally:
+        await transport.close()
+    findings = worst_first(findings)
+    return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+
+
+@_answers
 def ps(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,
     once: Annotated[bool, typer.Option("--once", help="Print once and leave.")] = False,
     interval_s: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between two looks.")] = 1.0,
-) -> None:
+) -> int:
     """A live table of gateways, workers, the queue and running requests."""
-    if as_json:
-        typer.echo(json.dumps(_call("GET", url, "/overview", api_key), indent=2, ensure_ascii=False))
-        return
     console = Console(highlight=False)
-    if once or not console.is_terminal:
-        console.print(_screen(_call("GET", url, "/overview", api_key)))
-        return
+    seen = _call("GET", url, "/overview", api_key)
+    if as_json:
+        _print_json(seen)
+    elif once or not console.is_terminal:
+        console.print(site_screen(seen))
+    else:
+        _follow(console, seen, lambda: _call("GET", url, "/overview", api_key), interval_s)
+    return 0
+
+
+def _follow(console: Console, seen: dict[str, Any], look: Callable[[], dict[str, Any]], interval_s: float) -> None:
+    """Until Ctrl-C. A gateway that is started again meanwhile is waited for."""
     try:
-        with Live(_screen(_call("GET", url, "/overview", api_key)), console=console, screen=True) as live:
+        with Live(site_screen(seen), console=console, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)
-                live.update(_screen(_call("GET", url, "/overview", api_key)))
+                trouble = ""
+                try:
+                    seen = look()
+                except Unavailable as error:
+                    trouble = error.message
+                live.update(site_screen(seen, trouble), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+@_answers
+def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Cancel a request, anybody's, waiting or running."""
-    said = _call("DELETE", url, f"/requests/{request_id}", api_key)
+    said = _call("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
     typer.echo(f"{request_id}: {said['outcome']}")
+    return 0
 
 
 @dead.command("list")
-def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> None:
+@_answers
+def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> int:
     """The list, newest first."""
     jobs = _call("GET", url, "/dead", api_key)["data"]
     if as_json:
-        typer.echo(json.dumps(jobs, indent=2))
-        return
-    table = Table("id", "model", "deaths", "error", box=None, pad_edge=False)
-    for job in jobs:
-        table.add_row(job["id"], job["model"], str(job["deaths"]), job["error"])
-    Console(highlight=False).print(table if jobs else "none")
+        _print_json(jobs)
+    else:
+        Console(highlight=False).print(dead_table(jobs) if jobs else "none")
+    return 0
 
 
 @dead.command("show")
-def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+@_answers
+def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """What is known of one; never its prompt."""
-    typer.echo(json.dumps(_call("GET", url, f"/dead/{request_id}", api_key), indent=2))
+    _print_json(_call("GET", url, f"/dead/{_quoted(request_id)}", api_key))
+    return 0
 
 
 @dead.command("redrive")
-def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
-    """Run it once more, under a new id."""
-    typer.echo(_call("POST", url, f"/dead/{request_id}/redrive", api_key)["request_id"])
+@_answers
+def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
+    """Run it once more, under a new id, which is printed."""
+    typer.echo(_call("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
+    return 0
 
 
 @dead.command("drop")
-def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
+@_answers
+def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Take it off the list."""
-    _call("DELETE", url, f"/dead/{request_id}", api_key)
+    _call("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
     typer.echo(f"dropped {request_id}")
+    return 0
 
 
-def _screen(seen: dict[str, Any]) -> Group:
-    oldest = seen["oldest_waiting_s"]
-    head = Text(
-        f"waiting {seen['queue_depth']}"
-        + (f" (the next one for {oldest:g} s)" if oldest is not None else "")
-        + f"   drains {seen['drain_rate_per_s']:g}/s   taken {seen['num_taken']}   dead {seen['num_dead']}   "
-        + f"{time.strftime('%H:%M:%S')}"
-    )
-    gateways = Table("gateway", "lease, s", box=None, pad_edge=False)
-    for one in seen["gateways"]:
-        gateways.add_row(one["id"], f"{one['lease_s']:g}", style="" if one["lease_s"] > 0 else "red")
-    workers = Table("worker", "lease, s", "held", "free", "slots", "where", "models", box=None, pad_edge=False)
-    for one in seen["workers"]:
-        counts = [str(one[name]) if one[name] is not None else "?" for name in ("held", "free", "slots")]
-        where = f"{one['host']}/{one['pid']}"
-        style = "" if one["lease_s"] > 0 else "red"
-        workers.add_row(one["id"], f"{one['lease_s']:g}", *counts, where, ", ".join(one["models"]), style=style)
-    running = Table("request", "model", "state", "worker", "attempts", "tokens", "age, s", box=None, pad_edge=False)
-    for one in seen["running"]:
-        running.add_row(
-            *(one["id"], one["model"], one["state"], one["worker"], str(one["attempts"]), str(one["tokens"])),
-            f"{one['age_s']:g}",
-        )
-    return Group(head, "", gateways, "", workers, "", running)
+def _quoted(request_id: str) -> str:
+    return quote(request_id, safe="")
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

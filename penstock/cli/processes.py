@@ -33,7 +33,7 @@ def gateway(settings: Settings) -> int:
 def worker(settings: Settings) -> int:
     """A worker alone, on Redis; as many as you like."""
     _need_redis(settings, "worker")
-    if settings.supervised == "yes":
+    if settings.supervised:
         from penstock.supervised import run_supervised
 
         return run_supervised(settings)

@@ -40,6 +40,11 @@ def flag_name(name: str) -> str:
     return "--model" if name == "models" else "--" + name.replace("_", "-")
 
 
+def negated(name: str) -> str:
+    """The flag that says no to a setting of yes or no."""
+    return "--no-" + name.replace("_", "-")
+
+
 def is_secret(info: FieldInfo) -> bool:
     return SecretStr in get_args(info.annotation)
 
@@ -70,6 +75,8 @@ def text_of(value: Any) -> str:
             return ""
         case SecretStr():
             return value.get_secret_value()
+        case bool():
+            return "yes" if value else "no"
         case float():
             return repr(value).removesuffix(".0")
         case tuple():

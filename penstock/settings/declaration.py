@@ -234,9 +234,13 @@ class Settings(BaseModel):
         ),
     ] = 30.0
     supervised: Annotated[
-        Literal["yes", "no"],
-        About("A small parent starts the worker again when it dies, and gives back at once what it held.", ("worker",)),
-    ] = "yes"
+        bool,
+        About(
+            "A small parent starts the worker again when it dies, and gives back at once what it held.",
+            ("worker",),
+            allowed="yes or no",
+        ),
+    ] = True
     engine_stall_s: Annotated[
         float,
         Field(ge=1, le=DAY_S),
@@ -252,8 +256,8 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, value: Any) -> Any:
-        if isinstance(value, bool):
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("true and false are no value here")
         return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.settings.about import EVERY, About, allowed, default_text, env_name, flag_name
+from penstock.settings.about import EVERY, About, allowed, default_text, env_name, flag_name, negated
 from penstock.settings.declaration import Settings
 
 _HEAD = """\
@@ -69,7 +69,7 @@ def render_markdown() -> str:
         commands = "all" if it.on == EVERY else ", ".join(it.on)
         cells = (
             f"[`{env_name(name)}`](#{env_name(name).lower()})",
-            f"`{flag_name(name)}`",
+            f"`{flag_name(name)}`" + (f", `{negated(name)}`" if info.annotation is bool else ""),
             shown + unit,
             allowed(info),
             commands,

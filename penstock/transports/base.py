@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from penstock.event import Event
@@ -110,6 +111,12 @@ class Finding(Struct, frozen=True, kw_only=True):
     advice: str = ""
 
 
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """As an operator wants to read them."""
+    order: tuple[Level, ...] = ("error", "warning", "ok")
+    return sorted(findings, key=lambda finding: order.index(finding.level))
+
+
 class RateLimit(Struct, frozen=True):
     """`rpm` requests a minute, sustained; `burst` of them may come at once."""
 
@@ -170,7 +177,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
-        """The log is behind what the client has: append what is missing, raise the attempt, queue it at the head.
+        """The log is behind what the client has: raise the attempt, append all that was relayed, queue it at the head.
 
         `tokens` are all tokens that were relayed. False, and nothing done, if the job is done or its attempt is
         higher than `attempt`.
@@ -179,6 +186,11 @@ class Transport(ABC):
     @abstractmethod
     async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
         """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job."""
+
+    async def glance(self, job_id: str) -> Record | None:
+        """As `read`, with no event but the last one of the log: what it costs does not grow with the answer."""
+        record = await self.read(job_id)
+        return record and msgspec.structs.replace(record, events=record.events[-1:])
 
     @abstractmethod
     async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:

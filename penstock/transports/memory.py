@@ -375,9 +375,9 @@ class MemoryTransport(Transport):
         for event in events:
             entry = self._jobs.get(event.job_id)
             if entry is None or entry.state != "running" or entry.attempt != event.attempt:
-                if not (entry is not None and entry.log and entry.log[-1] == event):  # repeated: it had gone through
-                    refused.add(event.job_id)
-                if _ends(event):
+                if entry is None or not entry.log or entry.log[-1] != event:
+                    refused.add(event.job_id)  # its id stays in the list: what is in there is claimed again
+                elif _ends(event):  # repeated: it had gone through
                     self._unlist(worker_id, event.job_id)
             elif event.seq > entry.num_tokens:  # the store has gone back in time: tokens before these are missing
                 refused.add(event.job_id)

@@ -18,7 +18,7 @@ from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics
 from penstock.ops import OpsServer, build_app, serve_ops, watch_lag
 from penstock.settings import ModelSpec, Settings
-from penstock.supervisor import die_with_parent
+from penstock.supervisor import die_with_parent, once_each, tell_parent
 from penstock.transports import Transport, make_transport
 from penstock.worker.worker import Worker
 
@@ -52,6 +52,7 @@ def build_worker(settings: Settings, transport: Transport, metrics: Metrics | No
         drain_s=settings.drain_s,
         metrics=metrics,
         on_stall=end_process,
+        on_enlist=tell_parent,
     )
 
 
@@ -82,8 +83,9 @@ async def _serve(settings: Settings) -> int:
     ops = await serve_ops(app, settings.metrics_host, settings.metrics_port, must)
     lag = asyncio.create_task(watch_lag(metrics))
     loop = asyncio.get_running_loop()
+    on_signal = once_each(worker.stop)
     for number in SIGNALS:
-        loop.add_signal_handler(number, worker.stop)
+        loop.add_signal_handler(number, on_signal)
     try:
         _announce(settings, ops)
         if await _open(transport, worker):

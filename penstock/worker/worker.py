@@ -34,7 +34,8 @@ class Worker:
     """Serves `backends` (model → backend) from an open `transport`. Times are seconds.
 
     `on_stall(seconds)` is called, perhaps from another thread, when a batch's engine has made no progress for
-    `engine_stall_s`; it should end the process. Without it `run` raises `BackendError`.
+    `engine_stall_s`; it should end the process. Without it `run` raises `BackendError`. `on_enlist(worker_id)` is
+    called before the lease of a shift is asked for, with the id that this shift will have.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Worker:
         metrics: Metrics | None = None,
         worker_id: str | None = None,
         on_stall: Callable[[float], None] | None = None,
+        on_enlist: Callable[[str], None] = lambda worker_id: None,
     ) -> None:
         self._transport = transport
         self._backends = dict(backends)
@@ -60,6 +62,7 @@ class Worker:
         self._metrics = metrics
         self._id = worker_id
         self._on_stall = on_stall
+        self._on_enlist = on_enlist
         self._fault = fault_from()
         self._shift: Shift | None = None
         self._is_enlisted = False
@@ -132,6 +135,7 @@ class Worker:
 
     async def _enlist(self, info: WorkerInfo, shift: Shift) -> bool:
         """Take a lease as soon as the store is there. False when stopped before that."""
+        self._on_enlist(info.id)
         retry_s = FIRST_RETRY_S
         while not self._stopping.is_set():
             try:

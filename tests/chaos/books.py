@@ -93,6 +93,8 @@ async def _logs(plant: Plant, entries: dict[str, Entry]) -> list[str]:
         job_id = key.partition("response:")[2].partition("}")[0]
         reply = await plant.ask("XRANGE", key, "-", "+")
         events = [decode_event(fields["f"] if isinstance(fields, dict) else fields[1]) for _, fields in reply]
+        if not events:
+            continue  # it has just expired
         ends = [place for place, event in enumerate(events) if isinstance(event, Done | Failed)]
         if ends != [len(events) - 1]:
             found.append(f"the log of {job_id} has its ends at {ends}, of {len(events)} entries")

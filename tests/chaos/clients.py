@@ -11,7 +11,7 @@ from tests.chaos.ledger import Entry
 from tests.chaos.load import Habits
 from tests.chaos.plant import QUEUE
 from tests.chaos.registry import scenario
-from tests.chaos.run import MODEL, Run, Skip, Target
+from tests.chaos.run import Run, Skip, Target
 
 KIB = 1024
 
@@ -21,9 +21,7 @@ async def leaving_clients(run: Run) -> None:
     """Clients that leave at once: waiting, at the first token, later, unstreamed; until the slots are free."""
     proxy = await run.plant.interpose()
     num = 100 if not run.is_long else 300
-    await run.build(
-        workers=1, gateways=1, worker_args=("--model", MODEL, "--max-batch-size", str(num // 4), "--max-batches", "4")
-    )
+    await run.build(workers=1, gateways=1, worker_args=("--max-batch-size", "1", "--max-batches", str(num)))
     worst: dict[str, float] = {}
 
     async def gone(what: str, entries: list[Entry], target_s: float) -> None:
@@ -86,7 +84,7 @@ async def kill_gateways(run: Run) -> None:
         workers=2,
         gateways=3,
         habits=habits,
-        worker_args=("--model", MODEL, "--resume-window-s", str(window_s)),
+        worker_args=("--resume-window-s", str(window_s)),
         gateway_args=("--resume-window-s", str(window_s)),
     )
     _, schema = await get(run.plant.gateways[0].url, "/openapi.json")
@@ -135,7 +133,7 @@ async def slow_readers(run: Run) -> None:
         workers=2,
         gateways=1,
         habits=Habits(min_tokens=20, max_tokens=40, whole_share=0.0),
-        worker_args=("--model", model, "--model", fast, "--max-batch-size", "512", "--max-batches", "8"),
+        worker_args=("--model", model, "--model", fast, "--max-batch-size", "8", "--max-batches", "512"),
         gateway_args=("--slow-reader-s", "2", "--max-queue-depth", "5000"),
     )
     gateway = run.plant.gateways[0]

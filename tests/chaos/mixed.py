@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from tests.chaos.load import Habits
 from tests.chaos.registry import scenario
-from tests.chaos.run import MODEL, Run, Target
+from tests.chaos.run import Run, Target
 
 Fault = Callable[[Run], Awaitable[None]]
 
@@ -111,7 +111,7 @@ async def at_random(run: Run) -> None:
         workers=3,
         gateways=2,
         habits=Habits(min_tokens=20, max_tokens=120, comes_back=True),
-        worker_args=("--model", MODEL, "--resume-window-s", "10", "--drain-s", "0.5"),
+        worker_args=("--resume-window-s", "10", "--drain-s", "0.5"),
         gateway_args=("--resume-window-s", "10"),
     )
     run.settle_s = 25.0  # clients that left for good are waited for

@@ -19,6 +19,7 @@ from tests.chaos.load import Habits, Load
 from tests.chaos.plant import Member, Plant
 
 MODEL = "mock=mock:step_ms=40,chain=true"
+ROOM = ("--max-batches", "128", "--max-batch-size", "4")  # clients come one by one, so batches are small and many
 END_WITHIN_S = 60.0
 
 
@@ -90,7 +91,8 @@ class Run:
         gateway_args: tuple[str, ...] = (),
     ) -> None:
         """Start the plant, warm it up, and note what its processes use before."""
-        self.plant.worker_args, self.plant.gateway_args = worker_args, gateway_args
+        self.plant.worker_args = (*ROOM, *(() if "--model" in worker_args else ("--model", MODEL)), *worker_args)
+        self.plant.gateway_args = gateway_args
         await self.plant.fill(workers, gateways)
         self.load = Load(lambda: [one for one in self.plant.gateways if one.is_alive], self.rng, habits or Habits())
         body = {"prompt": "warm", "max_tokens": 2, "model": self.load.habits.model}

@@ -11,7 +11,7 @@ from tests.chaos.http import get
 from tests.chaos.load import Habits
 from tests.chaos.plant import Member
 from tests.chaos.registry import scenario
-from tests.chaos.run import MODEL, Run, Skip, Target
+from tests.chaos.run import Run, Skip, Target
 
 LEASE_LAPSED_S = 3.2
 REFUSED_A_FRAME = "the store refused a frame"
@@ -173,7 +173,7 @@ async def rolling_restart(run: Run) -> None:
         workers=2,
         gateways=2,
         habits=Habits(min_tokens=40, max_tokens=90),
-        worker_args=("--model", MODEL, "--drain-s", "0.3"),
+        worker_args=("--drain-s", "0.3"),
         gateway_args=("--drain-s", "30"),
     )
     run.load.start(60)

@@ -27,6 +27,7 @@ from penstock.transports.redis.link import NoMetrics
 from tests.contract.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.servers import free_port
 from tests.topologies import (
+    SERVICE,
     Cluster,
     NotHere,
     Topology,
@@ -186,15 +187,18 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
                 sentinel.sentinel_failover(SERVICE)
         await asyncio.to_thread(until, lambda: site.master_port != before, "the sentinel to promote the replica")
 
+        promoted = site.client(1)
+
         async def is_back() -> bool:
             try:
                 await transport.tick("g1")
             except StoreUnavailable:
                 return False
-            return transport.is_listening
+            is_there = promoted.zscore(transport._store.pool.gateways, "g1") is not None
+            return is_there and ear.num_resets >= 1 and transport.is_listening
 
-        await wait_until_async(is_back, "the new master to be found", timeout_s=10.0)
-        assert ear.num_resets >= 1
+        await wait_until_async(is_back, "the new master to be found", timeout_s=5.0)
+        promoted.close()
         claim = await run_one(transport, "w1", first.id)
         await transport.emit("w1", [Done(first.id, claim.attempt, 0, finish_reason="stop")])
         await wait_until(lambda: ear.events and isinstance(ear.events[-1], Done), "the end to be heard")

@@ -120,7 +120,7 @@ class Site:
     def worker(self, *args: str, env: Mapping[str, str] | None = None) -> Program:
         """Not supervised unless asked: then the program's pid is the worker's own."""
         port = free_port()
-        alone = () if "--supervised" in args else ("--supervised", "no")
+        alone = () if "--supervised" in args else ("--no-supervised",)
         program = self._start("worker", "--metrics-port", str(port), *alone, *args, env=env)
         self.workers.append(f"http://127.0.0.1:{port}")
         program.wait_for(f"{self.workers[-1]}/readyz")

@@ -28,7 +28,7 @@ def _children(pid: int) -> list[int]:
 
 async def test_a_death_is_reported_and_the_streams_go_on_at_once(redis_url: str) -> None:
     with site(redis_url) as fleet:
-        program = fleet.worker("--supervised", "yes", "--model", SLOW)
+        program = fleet.worker("--supervised", "--model", SLOW)
         fleet.worker("--model", SLOW)
         fleet.gateway()
         async with reading.client() as http:
@@ -56,7 +56,7 @@ async def test_a_death_is_reported_and_the_streams_go_on_at_once(redis_url: str)
 
 async def test_the_child_dies_with_its_parent(redis_url: str) -> None:
     with site(redis_url) as fleet:
-        program = fleet.worker("--supervised", "yes")
+        program = fleet.worker("--supervised")
         (child,) = _children(program.pid)
         program.signal(signal.SIGKILL)
         program.wait()

@@ -80,13 +80,13 @@ class Worker:
         self.passages: Counter[str] = Counter()
         self.worker = RealWorker(
             cast(Transport, self.wire),
-            {MODEL: MockBackend(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq)},
+            {MODEL: MockBackend(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq, scripted=True)},
             max_batch_size=plan.max_batch_size,
             max_batches=plan.max_batches,
             engine_stall_s=ENGINE_STALL_S,
             drain_s=DRAIN_S,
             worker_id=process.name,
-            on_stall=lambda seconds: process.kill(),
+            on_stall=lambda seconds: site.stalled(process),
         )
         self.worker._fault = lambda point: self._reach(site, point)
         self.task = process.spawn(self.worker.run())

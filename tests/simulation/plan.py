@@ -15,6 +15,7 @@ from tests.simulation.wire import Faults
 
 MODEL = "mock"
 BUSY_S = 8.0
+DEATHS_S = 45.0  # what it takes to be poisoned: a stall and a lease for each death
 VERBS = ("wait", "take", "claim", "emit", "renew", "reap", "hand_back", "enlist")
 
 Kind = Literal[
@@ -51,12 +52,14 @@ class Ask:
     on_disconnect: OnDisconnect
     leaves_after: float | None
     which: int
+    trigger: Literal["", "fail", "hang"] = ""
+    trigger_after: int = 0
 
     def job(self, gateway_id: str) -> Job:
         return Job(
             id=f"{gateway_id}.{self.number:03}",
             model=MODEL,
-            prompt=self.prompt,
+            prompt=f"{self.prompt} [[{self.trigger}_after={self.trigger_after}]]" if self.trigger else self.prompt,
             sampling=self.sampling,
             timeout_s=self.timeout_s,
             on_disconnect=self.on_disconnect,
@@ -83,7 +86,13 @@ class Plan:
     @property
     def most_work_s(self) -> float:
         """How long one worker takes for all of it, one after the other."""
-        return sum(ask.sampling.max_tokens for ask in self.asks) * (self.step_ms + self.step_ms_per_seq) / 1000
+        hangs = sum(ask.trigger == "hang" for ask in self.asks) * DEATHS_S
+        return hangs + sum(ask.sampling.max_tokens for ask in self.asks) * (self.step_ms + self.step_ms_per_seq) / 1000
+
+    @property
+    def has_accidents(self) -> bool:
+        """Workers die or freeze that have done nothing."""
+        return any(event.kind in ("kill_worker", "freeze_worker", "kill_at", "freeze_at") for event in self.events)
 
     @property
     def loses_data(self) -> bool:
@@ -105,7 +114,11 @@ def draw(seed: int) -> Plan:
     )
     has_deadlines = rng.random() < 0.25
     has_leavers = rng.random() < 0.4
+    trigger: Literal["", "fail", "hang"] = rng.choices(("", "fail", "hang"), (0.75, 0.15, 0.1))[0]  # type: ignore[assignment]
     plan.asks = [_draw_ask(rng, number, has_deadlines, has_leavers) for number in range(rng.randint(3, 9))]
+    if trigger:
+        plan.asks[0].trigger = trigger
+        plan.asks[0].trigger_after = rng.randrange(plan.asks[0].sampling.max_tokens)
     plan.asks.sort(key=lambda ask: ask.at)
     kinds = rng.sample(KINDS, rng.randint(0, 4))
     if kinds:

@@ -18,6 +18,7 @@ from typing import Any
 from penstock.backends.mock import MockBackend
 from penstock.event import Failed
 from penstock.transports import memory
+from penstock.transports.base import LEASE_S, MAX_DEATHS_IN_A_ROW
 from tests.simulation.client import Client
 from tests.simulation.loop import START, WALL, Killed, Process, Stuck, VirtualLoop, virtual
 from tests.simulation.people import GRACE_S, Gateway, Worker
@@ -66,6 +67,7 @@ class Run:
         self.epoch = 0
         self.is_data_lost = self.is_stopping = False
         self.num_deaths = 0
+        self.has_accidents = plan.has_accidents
         self.workers: list[Worker] = []
         self.gateways: list[Gateway] = []
         self.clients: list[Client] = []
@@ -105,7 +107,11 @@ class Run:
             case "deadline_exceeded":
                 return took >= client.ask.timeout_s - 0.01
             case "request_poisoned":
-                return self.num_deaths >= memory.MAX_DEATHS_IN_A_ROW
+                return client.ask.trigger == "hang" or (
+                    self.has_accidents and self.num_deaths >= MAX_DEATHS_IN_A_ROW
+                )
+            case "backend_error":
+                return client.ask.trigger == "fail" and len(client.tokens) == client.ask.trigger_after
             case "request_not_found":
                 return self.is_data_lost
             case "no_workers":
@@ -130,6 +136,10 @@ class Run:
                     self._kill_worker(worker, event.back_after_s)
                 else:
                     self._freeze(process, event.for_s)
+
+    def stalled(self, process: Process) -> None:
+        """An engine hangs: its process ends itself, and a supervisor starts another one."""
+        self._kill_worker(next(worker for worker in self.workers if worker.process is process), 0.5)
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -300,7 +310,7 @@ class Run:
     def _freeze(self, process: Process, for_s: float) -> None:
         if process.is_running:
             self.note("plan", "freezes", process.name, f"{for_s:.2f} s")
-            self.num_deaths += for_s > memory.LEASE_S / 2
+            self.num_deaths += for_s > LEASE_S / 2
             process.freeze()
             self.loop.call_at(self.loop.now + for_s, process.wake, context=self.context)
 

@@ -55,6 +55,8 @@ class Site(Protocol):
 
     def passes(self, process: Process, point: str) -> None: ...
 
+    def stalled(self, process: Process) -> None: ...
+
 
 @dataclass(slots=True)
 class _Connection:

@@ -96,13 +96,14 @@ class GatewaySide(ObjectSide):
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
         start = "-" if after is None else f"({after[0]}-{after[1]}"
-        hash_, now, entries = await self._store.run(
-            "read",
-            keys.job(job_id),
-            command("HMGET", keys.job(job_id), *FIELDS),
-            command("TIME"),
-            command("XRANGE", keys.log(job_id), start, "+"),
-        )
+        return await self._read(job_id, command("XRANGE", keys.log(job_id), start, "+"))
+
+    async def glance(self, job_id: str) -> Record | None:
+        return await self._read(job_id, command("XREVRANGE", keys.log(job_id), "+", "-", "COUNT", 1))
+
+    async def _read(self, job_id: str, look: scripts.Command) -> Record | None:
+        state = command("HMGET", keys.job(job_id), *FIELDS), command("TIME")
+        hash_, now, entries = await self._store.run("read", keys.job(job_id), *state, look)
         return _record(hash_, now, entries) if hash_[0] is not None else None
 
     async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:

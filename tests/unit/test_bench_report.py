@@ -1,0 +1,65 @@
+"""The benchmark of the repository: goals judged by rounds, and a page whose figures are those of the newest results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.__main__ import gates
+from bench.cells import CELLS, GOALS, Goal
+from bench.limit import render as render_limit
+from bench.report import BEGIN, END, LIMIT_BEGIN, LIMIT_END, PAGE, RESULTS, between, judge, newest, render_page, table
+
+LEAST = Goal("x", "speed", lambda seen: float(seen["cell"]["penstock"]["speed"]), 10, True, 4)
+MOST = Goal("y", "time", lambda seen: float(seen["cell"]["penstock"]["time"]), 5, False, unit="ms")
+ROUNDS = [{"cell": {"penstock": {"speed": speed, "time": 5.0}}} for speed in (12.0, 3.0, 9.0)]
+
+
+def test_a_goal_is_judged_by_its_median_and_says_its_spread() -> None:
+    least, most = judge(ROUNDS, (LEAST, MOST))
+    assert (least["median"], least["least"], least["most"]) == (9.0, 3.0, 12.0)
+    assert (least["is_reached"], least["is_through_gate"]) == (False, True)
+    assert (most["is_reached"], most["gate"]) == (True, None)
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert judge([{"other": {}}], (LEAST,)) == []
+
+
+def test_a_gate_that_is_missed_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = [{"cell": {"penstock": {"speed": 3.0, "time": 9.0}}}]
+    assert gates(judge(slow, (LEAST, MOST))) == 1
+    assert capsys.readouterr().out.endswith("0 passed, 1 failed\n")
+    assert gates(judge(ROUNDS, (LEAST, MOST))) == 0
+    assert capsys.readouterr().out == "1 passed, 0 failed\n"
+
+
+def test_a_row_says_whether_it_is_reached() -> None:
+    rows = table(judge(ROUNDS, (LEAST, MOST))).splitlines()
+    assert rows[2] == "| x | speed | 9× | 3 – 12 | ≥ 10× | **missed** |"
+    assert rows[3] == "| y | time | 5 ms | 5 – 5 | ≤ 5 ms | reached |"
+
+
+def test_gates_are_wider_than_goals() -> None:
+    for goal in GOALS:
+        if goal.gate is not None:
+            assert goal.holds(goal.reach, goal.gate), goal.says
+    assert sum(goal.gate is not None for goal in GOALS) >= 8
+    assert sum(cell.is_in_ci for cell in CELLS) >= 4
+
+
+def test_the_page_shows_the_newest_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert BEGIN in page
+    assert END in page
+    if any(RESULTS.glob("2*.json")):
+        assert page == render_page(json.loads(newest().read_text(encoding="utf-8")), CELLS), "python -m bench --docs"
+
+
+def test_the_page_shows_the_newest_limits_of_the_generator() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    files = sorted(RESULTS.glob("limit-*.json"))
+    if files:
+        found = json.loads(files[-1].read_text(encoding="utf-8"))
+        assert page == between(page, LIMIT_BEGIN, LIMIT_END, render_limit(found))
