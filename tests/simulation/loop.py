@@ -123,7 +123,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = START
         self.num_steps = 0
-        self.set_task_factory(lambda loop, coro, **kwargs: _Task(coro, loop=loop, **kwargs))  # type: ignore[arg-type]
+        self.set_task_factory(lambda loop, coro, **kwargs: _Task(coro, loop=loop, **kwargs))
 
     def time(self) -> float:
         return self.now
@@ -167,8 +167,8 @@ def virtual(loop: VirtualLoop, rng: random.Random) -> Iterator[None]:
     time.time = lambda: WALL + loop.now - START
     time.time_ns = lambda: int((WALL + loop.now - START) * 1e9)
     secrets.token_hex = lambda nbytes=16: f"{rng.getrandbits(8 * (nbytes or 16)):0{2 * (nbytes or 16)}x}"
-    Lane.__hash__ = lambda lane: crc32(lane.id.encode())  # type: ignore[method-assign]
-    Run.__hash__ = lambda run: run.number  # type: ignore[method-assign]
+    setattr(Lane, "__hash__", lambda lane: crc32(lane.id.encode()))  # noqa: B010 - by name, as it is no method of ours
+    setattr(Run, "__hash__", lambda run: run.number)  # noqa: B010 - the same
     try:
         yield
     finally:

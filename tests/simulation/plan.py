@@ -114,7 +114,7 @@ def draw(seed: int) -> Plan:
     )
     has_deadlines = rng.random() < 0.25
     has_leavers = rng.random() < 0.4
-    trigger: Literal["", "fail", "hang"] = rng.choices(("", "fail", "hang"), (0.75, 0.15, 0.1))[0]  # type: ignore[assignment]
+    trigger: Literal["", "fail", "hang"] = rng.choices(("", "fail", "hang"), (0.75, 0.15, 0.1))[0]
     plan.asks = [_draw_ask(rng, number, has_deadlines, has_leavers) for number in range(rng.randint(3, 9))]
     if trigger:
         plan.asks[0].trigger = trigger

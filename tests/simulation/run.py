@@ -49,7 +49,8 @@ class Outcome:
 
     def lines(self) -> list[str]:
         return [
-            f"{at - START:9.4f}  {who:<10} {what:<16} {' '.join(map(str, details))}" for at, who, what, details in self.log
+            f"{at - START:9.4f}  {who:<10} {what:<16} {' '.join(map(str, details))}"
+            for at, who, what, details in self.log
         ]
 
 
@@ -107,9 +108,7 @@ class Run:
             case "deadline_exceeded":
                 return took >= client.ask.timeout_s - 0.01
             case "request_poisoned":
-                return client.ask.trigger == "hang" or (
-                    self.has_accidents and self.num_deaths >= MAX_DEATHS_IN_A_ROW
-                )
+                return client.ask.trigger == "hang" or (self.has_accidents and self.num_deaths >= MAX_DEATHS_IN_A_ROW)
             case "backend_error":
                 return client.ask.trigger == "fail" and len(client.tokens) == client.ask.trigger_after
             case "request_not_found":
@@ -188,6 +187,10 @@ class Run:
         if plan.loses_data:
             self._take_snapshot()
 
+    def _people(self) -> list[Any]:
+        """Workers and gateways alike: each has a `process` and a `wire`."""
+        return [*self.workers, *self.gateways]
+
     def _calm(self) -> None:
         """From here on nothing more goes wrong."""
         self.note("plan", "calm")
@@ -196,7 +199,7 @@ class Run:
         self.faults.lost_request = self.faults.lost_reply = self.faults.partial = 0.0
         if self.is_away:
             self._come_back(Fault(0.0, "away", 0, 0.0, 0.0))
-        for process in [person.process for person in (*self.workers, *self.gateways)]:
+        for process in [person.process for person in self._people()]:
             process.wake()
         if not any(worker.is_up for worker in self.workers):
             self._add_worker()
@@ -222,7 +225,7 @@ class Run:
         self.store.ears.clear()
         self.plan.events.clear()
         self.is_stopping = True
-        for person in (*self.workers, *self.gateways):
+        for person in self._people():
             await person.process.unwind()
             for wait in list(person.wire.waits):
                 wait.cancel()
@@ -256,7 +259,7 @@ class Run:
         )
 
     def _tasks(self) -> list[str]:
-        people = (*self.workers, *self.gateways)
+        people = self._people()
         return [repr(task) for person in people if person.process.is_alive for task in person.process.pending()]
 
     # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────
@@ -347,7 +350,7 @@ class Run:
             self.loop.call_later(SNAPSHOT_EVERY_S, self._take_snapshot)
 
     def _cut_all(self) -> None:
-        for person in (*self.workers, *self.gateways):
+        for person in self._people():
             if person.process.is_alive:
                 person.wire.cut()
 

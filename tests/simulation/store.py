@@ -73,7 +73,7 @@ class ModelStore(MemoryTransport):
 
     def load(self, snapshot: dict[str, Any] | None) -> None:
         """Go back to a snapshot; None: everything is forgotten."""
-        empty = {"_jobs": {}, "_queue": deque(), "_lists": {}, "_workers": {}, "_gateways": {}}
+        empty: dict[str, Any] = {"_jobs": {}, "_queue": deque(), "_lists": {}, "_workers": {}, "_gateways": {}}
         for name, value in (snapshot or {**empty, "_pulse_at": 0.0, "_amnesty_until": 0.0}).items():
             setattr(self, name, value)
         self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
