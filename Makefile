@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint fmt docs bench bench-ci clean
+.PHONY: help install serve test lint fmt docs bench bench-ci chaos simulate clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,12 @@ bench: $(READY)  ## measure against a bare server and the naive form: ten minute
 
 bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes
 	$(BIN)/python -m bench --ci
+
+chaos: $(READY)  ## break a running site on purpose and balance the books; ARGS goes to the driver
+	$(BIN)/python -m tests.chaos --all $(ARGS)
+
+simulate: $(READY)  ## the same steps on a virtual clock, a seed each; ARGS="--seed N -v" replays one
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
