@@ -1,0 +1,143 @@
+"""The small parent, with children of a few lines: what it starts again, what it passes on, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from penstock.supervisor import once_each, tell_parent
+from tests.waiting import wait_until
+
+PARENT = """
+import sys
+from penstock.supervisor import Supervisor
+
+def on_death(death):
+    print("death", death.status, death.said, flush=True)
+
+num, child = int(sys.argv[1]), sys.argv[2]
+sys.exit(Supervisor([sys.executable, "-u", "-c", child], num=num, on_death=on_death).run())
+"""
+CHILD = """
+import os, signal, sys, time
+from penstock.supervisor import die_with_parent, tell_parent
+die_with_parent()
+assert not [name for name in os.environ if name.startswith("PENSTOCK_") and name.endswith("_FD")]
+"""
+# One write for each line: two children share the file, and `print` writes word by word.
+WAIT = "\nos.write(1, f'up {os.getpid()}\\n'.encode())\nwhile True: time.sleep(60)\n"
+
+
+class Parent:
+    def __init__(self, child: str, num: int = 1) -> None:
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
+        command = [sys.executable, "-u", "-c", PARENT, str(num), CHILD + child]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def lines(self, first: str) -> list[str]:
+        text = os.pread(self.log.fileno(), 1 << 20, 0)  # the offset is shared with those who write: left alone
+        return [line for line in text.decode().splitlines() if line.split(" ")[0] == first]
+
+    async def children(self, num: int) -> list[int]:
+        """The pids of the children so far, once there have been `num`."""
+        await wait_until(lambda: len(self.lines("up")) >= num, f"{num} children are up", timeout_s=8)
+        return [int(line.split()[1]) for line in self.lines("up")]
+
+    async def end(self) -> int:
+        await wait_until(lambda: self.process.poll() is not None, "the parent ends", timeout_s=8)
+        return self.process.returncode
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture
+def parents() -> Iterator[list[Parent]]:
+    started: list[Parent] = []
+    yield started
+    for parent in started:
+        parent.stop()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_dead_child_is_replaced_and_its_last_line_comes_with_its_death(parents: list[Parent]) -> None:
+    parents.append(parent := Parent("tell_parent('first'); tell_parent(f'last of {os.getpid()}')" + WAIT))
+    (first,) = await parent.children(1)
+    os.kill(first, signal.SIGKILL)
+    _, second = await parent.children(2)
+    assert parent.lines("death") == [f"death -9 last of {first}"]
+    parent.process.terminate()
+    assert await parent.end() == 0
+    assert parent.lines("death")[1:] == [f"death -15 last of {second}"]
+    assert not _is_alive(second)
+
+
+async def test_a_child_that_tells_more_than_a_pipe_holds_is_not_held_up(parents: list[Parent]) -> None:
+    parents.append(parent := Parent("for i in range(3000): tell_parent(f'{i} ' + 'x' * 60)" + WAIT))
+    (child,) = await parent.children(1)
+    os.kill(child, signal.SIGKILL)
+    await wait_until(lambda: parent.lines("death"), "it is noticed")
+    assert parent.lines("death") == ["death -9 2999 " + "x" * 60]
+
+
+async def test_a_signal_goes_to_every_child_and_the_worst_status_counts(parents: list[Parent]) -> None:
+    leave = "signal.signal(signal.SIGTERM, lambda number, frame: os._exit(3))"
+    parents.append(parent := Parent(leave + WAIT, num=2))
+    children = await parent.children(2)
+    parent.process.terminate()
+    assert await parent.end() == 3
+    assert [line.split()[1] for line in parent.lines("death")] == ["3", "3"]
+    assert not any(map(_is_alive, children))
+
+
+async def test_a_child_killed_while_stopping_is_128_and_the_signal(parents: list[Parent]) -> None:
+    parents.append(parent := Parent("signal.signal(signal.SIGTERM, lambda number, frame: print('told'))" + WAIT))
+    (child,) = await parent.children(1)
+    parent.process.terminate()
+    await wait_until(lambda: parent.lines("told"), "the child has been told")
+    os.kill(child, signal.SIGKILL)
+    assert await parent.end() == 128 + signal.SIGKILL
+
+
+async def test_what_was_told_something_wrong_is_not_started_again(parents: list[Parent]) -> None:
+    parents.append(parent := Parent("sys.exit(2)"))
+    assert await parent.end() == 2
+    assert parent.lines("death") == ["death 2 "]
+
+
+async def test_children_die_with_a_parent_that_was_killed(parents: list[Parent]) -> None:
+    parents.append(parent := Parent(WAIT, num=2))
+    children = await parent.children(2)
+    parent.process.kill()
+    await wait_until(lambda: not any(map(_is_alive, children)), "no child is left")
+
+
+def test_without_a_parent_nothing_is_told() -> None:
+    tell_parent("nobody hears this")
+
+
+def test_two_signals_within_a_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    heard: list[int] = []
+    handle = once_each(heard.append)
+    for now, number in ((10.0, 1), (10.4, 2), (10.6, 3), (10.7, 4), (12.0, 5)):  # noqa: B007 - `now` is the clock
+        handle(number)
+    assert heard == [1, 3, 5]
