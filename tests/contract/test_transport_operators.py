@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from penstock.errors import ConfigError, StoreUnavailable
+from penstock.event import Tokens
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding
 from penstock.transports.redis import RedisTransport, keys, rights
@@ -56,6 +57,26 @@ async def test_an_overview_tells_who_is_dead_and_not_who_has_left(store: Store) 
 
     await store.until(is_dead, "the lease of w1 to lapse")
     assert (await doomed.overview()).num_taken == 1
+
+
+async def test_a_glance_is_a_read_with_the_last_event_only(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    assert await transport.glance(job.id) is None
+    await transport.submit(job, "g1", 0)
+    queued = await transport.glance(job.id)
+    assert queued is not None
+    assert (queued.state, queued.events) == ("queued", ())
+    claim = await run_one(transport, "w1", job.id)
+    await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=("a", "b"))])
+    await transport.emit("w1", [Tokens(job.id, claim.attempt, 2, tokens=("c",))])
+    seen, whole = await transport.glance(job.id), await transport.read(job.id)
+    assert seen is not None
+    assert whole is not None
+    assert len(whole.events) == 3
+    assert seen.events == whole.events[-1:]
+    assert (seen.job, seen.state, seen.num_claims) == (job, "running", 1)
 
 
 async def _poison(store: Store) -> str:

@@ -24,6 +24,9 @@ class Connection(Protocol):
     async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
         """Send packed commands, return their `count` replies in order. An error reply is a reply, not raised."""
 
+    async def connect(self) -> Link:
+        """The open link, or a new one: behind another link than before may be another server, or an older state."""
+
     def post(self, data: bytes, count: int) -> None:
         """Send packed commands whose replies nobody needs; nothing is sent without a connection."""
 

@@ -1,7 +1,8 @@
 """emit: one step's events to their logs and channels, in one pipeline and one round trip.
 
 A job with one frame in the step (nearly always) takes the fast way, XADD and PUBLISH; the order of its stream is the
-fence. Several frames of one job go through a script, which cannot leave a hole between them. A refused XADD means
+fence. Several frames of one job go through a script, which cannot leave a hole between them, and so does a job's first
+frame on a connection: the server behind a new one may have an older log, and XADD would not mind. A refused XADD means
 one of three things (a higher attempt; this very frame is there already; no memory), and `append.lua` tells which.
 Knows nothing of leases and queues, but that what is finished leaves the worker's list.
 """
@@ -11,30 +12,38 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from penstock.event import Event, Started, Terminal, Tokens
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.connection import Connection
 from penstock.transports.redis.frames import FramePacker
-from penstock.transports.redis.link import Reply
+from penstock.transports.redis.link import Link, Reply
 from penstock.transports.redis.store import Store
 from penstock.wire import encode_event
+
+_MAX_KNOWN = 8192
 
 
 class _Step:
     """One attempt's share of a step: its frames in order, and its end."""
 
-    __slots__ = ("attempt", "end", "frames", "job_id")
+    __slots__ = ("attempt", "end", "frames", "is_known", "job_id")
 
     def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
         self.attempt = attempt
+        self.is_known = False
         self.frames: list[tuple[Started | Tokens, bytes]] = []
         self.end: Terminal | None = None
 
     @property
+    def is_fast(self) -> bool:
+        return self.is_known and len(self.frames) == 1
+
+    @property
     def num_replies(self) -> int:
-        return (2 if len(self.frames) == 1 else bool(self.frames)) + (self.end is not None)
+        return (2 if self.is_fast else bool(self.frames)) + (self.end is not None)
 
     def append(self) -> scripts.Command:
         frames = ((event.seq, event.end, frame) for event, frame in self.frames)
@@ -50,6 +59,7 @@ class Emitter:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._packer = FramePacker()
+        self._known: WeakKeyDictionary[Link, set[str]] = WeakKeyDictionary()  # the jobs that each link has written
 
     async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
         steps = _steps_of(events)
@@ -70,11 +80,16 @@ class Emitter:
         return refused
 
     async def _emit(self, conn: Connection, steps: list[_Step], refused: set[str]) -> None:
+        link = await conn.connect()
         started = time.perf_counter()
+        known = self._known.setdefault(link, set())
+        if len(known) >= _MAX_KNOWN:  # jobs that left without an end
+            known.clear()
         parts: list[bytes] = []
         num_replies = 0
         for step in steps:
-            if len(step.frames) == 1:
+            step.is_known = step.job_id in known
+            if step.is_fast:
                 event, frame = step.frames[0]
                 parts.append(self._packer.pack(step.job_id, event.attempt, event.end, frame))
             elif step.frames:
@@ -92,6 +107,11 @@ class Emitter:
             if outcome == "refused" or (outcome == "unclear" and not await self._mend(step)):
                 refused.add(step.job_id)
                 self._packer.forget(step.job_id)
+                known.discard(step.job_id)
+            elif step.end is not None:
+                known.discard(step.job_id)
+            elif not step.is_known:
+                known.add(step.job_id)
 
     async def _mend(self, step: _Step) -> bool:
         """Again, with care: appended unless it is there, then ended. False if another attempt has the job, or none."""
@@ -125,7 +145,7 @@ def _steps_of(events: Iterable[Event]) -> list[_Step]:
 
 def _outcome(step: _Step, replies: list[Reply], at: int) -> str:
     """What Redis said to one job's commands: `ok`, `refused`, or `unclear`."""
-    if len(step.frames) == 1:
+    if step.is_fast:
         if replies[at] is None:  # no log: Redis has lost the job
             return "refused"
         if not isinstance(replies[at], bytes):

@@ -17,7 +17,7 @@ from penstock.errors import StoreUnavailable
 from penstock.transports.redis.cluster import Cluster
 from penstock.transports.redis.connection import COMMAND_TIMEOUT_S, Connection, ServerConnection
 from penstock.transports.redis.endpoint import Endpoint
-from penstock.transports.redis.link import Reply, StoreMetrics
+from penstock.transports.redis.link import Link, Reply, StoreMetrics
 
 REDIRECTED_WITHIN_S = 1.5
 AGAIN_S = 0.025
@@ -79,6 +79,13 @@ class NodeConnection:
             await self._follow(data, replies, timeout_s)
         return replies
 
+    async def connect(self) -> Link:
+        try:
+            return await self.server.connect()
+        except StoreUnavailable:
+            self._nodes.cluster.suspect()
+            raise
+
     def post(self, data: bytes, count: int) -> None:
         sent = self.server.send(data, count)
         if sent is not None:
@@ -133,14 +140,20 @@ class Lost:
         self._slot = slot
 
     async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
+        return await (await self._find()).execute(data, count, timeout_s)
+
+    async def connect(self) -> Link:
+        return await (await self._find()).connect()
+
+    def post(self, data: bytes, count: int) -> None:
+        """There is no connection yet."""
+
+    async def _find(self) -> Connection:
         await self._nodes.cluster.refresh()
         node = self._nodes.to(self._slot)
         if isinstance(node, Lost):
             raise StoreUnavailable(f"Redis is away: no node of {self._nodes.cluster} serves slot {self._slot}")
-        return await node.execute(data, count, timeout_s)
-
-    def post(self, data: bytes, count: int) -> None:
-        """There is no connection yet."""
+        return node
 
 
 def _is_elsewhere(reply: Reply) -> bool:
