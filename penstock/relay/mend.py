@@ -74,10 +74,6 @@ class Mender:
         for event in record.events:
             if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
                 self._fold(stream, event)
-        if record.state == "done" and stream.end is None and not stream.is_restoring:
-            stream.fail(InternalError("The end of this request is missing from its log."), time.monotonic())
-            stream.is_ended = True
-            self._on_end(stream)
 
     def _fold(self, stream: Stream, event: Event) -> None:
         """Fold an event of the attempt known, or the `Started` of a newer one."""
@@ -104,15 +100,28 @@ class Mender:
                 await self._resubmit(stream)
             else:
                 self.catch_up(stream, record)
-                if record.state != "done" and stream.end is None and self._is_stranded(stream, record):
-                    logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
-                    await self._transport.ensure(stream.job.id)
+                if stream.end is None and not stream.is_restoring:
+                    await self._judge(stream, record)
         except StoreUnavailable:
             stream.is_trusted = False  # silence asks again
         finally:
             waiting, stream.waiting_frames = stream.waiting_frames or (), None
             for event in waiting:
                 self.see(stream, event)
+
+    async def _judge(self, stream: Stream, record: Record) -> None:
+        """What reading the log has not mended."""
+        if record.state == "done":
+            await self._accept_end(stream)
+            if stream.end is None:
+                stream.fail(InternalError("The end of this request is missing from its log."), time.monotonic())
+                stream.is_ended = True
+                self._on_end(stream)
+        elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
+            await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
+        elif self._is_stranded(stream, record):
+            logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
+            await self._transport.ensure(stream.job.id)
 
     async def _resubmit(self, stream: Stream) -> None:
         """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
@@ -138,7 +147,7 @@ class Mender:
             stream.is_restoring = False
 
     async def _accept_end(self, stream: Stream) -> None:
-        """The short attempt has ended before it could be restored: its end counts if it says what was relayed."""
+        """An attempt that is not believed has ended unfenced: its end counts if its log says what was relayed."""
         record = await self._transport.read(stream.job.id)
         if record is not None and stream.end is None:
             said = fold(record.events)

@@ -29,6 +29,7 @@ from penstock.worker.lane import Lane
 from penstock.worker.outbox import Outbox
 from penstock.worker.report import report
 from penstock.worker.runs import Runs, cancel_all
+from penstock.worker.suspects import Suspects
 
 logger = logging.getLogger("penstock.worker")
 
@@ -78,6 +79,7 @@ class Shift:
         self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
         self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
+        self._suspects = Suspects(limits.max_batch_size)
         self._is_stopping = False
         self._has_strays = False
         self._freed = asyncio.Event()
@@ -144,7 +146,7 @@ class Shift:
                     await asyncio.sleep(RETRY_S)
             elif not self._has_strays:
                 self._freed.clear()
-                await self._freed.wait()
+                await _set_within(self._freed, RETRY_S if self._suspects.is_trying else None)
                 continue
             if self._lost.is_set():
                 return
@@ -164,6 +166,9 @@ class Shift:
         self._fault("after_pop")
         claims = await self._transport.claim(self.id, fresh)
         self._fault("after_claim")
+        if not self._is_stopping:
+            claims, others = self._suspects.part(claims)
+            await self._give_back(others)
         if self._lost.is_set():
             return
         if self._is_stopping:
@@ -178,6 +183,8 @@ class Shift:
 
     def _room(self) -> int:
         """How many ids to take: for free slots, and no more than one batch ahead of the places."""
+        if self._suspects.is_trying:
+            return 0
         free_slots = self._limits.num_slots - len(self._lanes)
         ahead = self._limits.max_batch_size * max(1, self._runs.num_free) - len(self._batcher)
         return min(free_slots, ahead)
@@ -186,6 +193,7 @@ class Shift:
         lane = self._lanes[claim.job.id] = Lane(claim)
         claim.on_cancel(partial(self._cancelled, lane))
         delay = claim.deadline_at - time.monotonic()
+        self._suspects.add(lane)
         if lane.is_open:
             lane.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")
             if claim.job.model in self._backends:
@@ -332,6 +340,13 @@ class Shift:
         lane = self._lanes.get(job_id)
         if lane is not None:
             lane.claim.cancel(reason)
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float | None) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return  # the usual case: look again
 
 
 async def _within(timeout_s: float, what: Awaitable[None]) -> None:

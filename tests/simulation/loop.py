@@ -162,15 +162,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
 @contextmanager
 def virtual(loop: VirtualLoop, rng: random.Random) -> Iterator[None]:
     """While this lasts, the clocks of this thread's code are the loop's, and ids are drawn from `rng`."""
-    real = (time.monotonic, time.time, time.time_ns, secrets.token_hex, Lane.__hash__, Run.__hash__)
+    real = (time.monotonic, time.time, time.time_ns, secrets.token_hex)
+    hashes = (Lane.__hash__, Run.__hash__)
     time.monotonic = loop.time
     time.time = lambda: WALL + loop.now - START
     time.time_ns = lambda: int((WALL + loop.now - START) * 1e9)
     secrets.token_hex = lambda nbytes=16: f"{rng.getrandbits(8 * (nbytes or 16)):0{2 * (nbytes or 16)}x}"
-    setattr(Lane, "__hash__", lambda lane: crc32(lane.id.encode()))  # noqa: B010 - by name, as it is no method of ours
-    setattr(Run, "__hash__", lambda run: run.number)  # noqa: B010 - the same
+    _give_hashes(lambda lane: crc32(lane.id.encode()), lambda run: run.number)
     try:
         yield
     finally:
-        time.monotonic, time.time, time.time_ns, secrets.token_hex = real[:4]
-        Lane.__hash__, Run.__hash__ = real[4:]  # type: ignore[method-assign]
+        time.monotonic, time.time, time.time_ns, secrets.token_hex = real
+        _give_hashes(*hashes)
+
+
+def _give_hashes(of_lane: Callable[[Any], int], of_run: Callable[[Any], int]) -> None:
+    setattr(Lane, "__hash__", of_lane)  # noqa: B010  # mypy does not let a method be assigned to
+    setattr(Run, "__hash__", of_run)  # noqa: B010

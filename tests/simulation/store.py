@@ -1,6 +1,6 @@
 """The store of a simulated run: the memory transport, watched, and able to lose its data.
 
-It checks each write as it happens: nothing after an end, every token the one that the mock says at its place. Some
+It checks each write as it happens: nothing after an end, no gap, no token that does not belong behind the last. Some
 verbs are several commands on Redis; `partly` does the first of them only.
 """
 
@@ -12,24 +12,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from penstock.event import Done, Event, Failed, Started
+from penstock.event import Done, Event, Failed, Started, fold
 from penstock.fleet import Pool
 from penstock.job import Job
 from penstock.transports.base import State
 from penstock.transports.memory import MemoryTransport, _Entry
+from tests.simulation.tokens import fault_of
 
 Publish = Callable[[Event], None]
 
 
 class ModelStore(MemoryTransport):
-    """`expected(job_id)`: every token of that job's answer. `on_violation(text)`: a promise was broken."""
+    """`on_violation(text)`: a promise was broken."""
 
-    def __init__(
-        self, now: Callable[[], float], expected: Callable[[str], list[str]], on_violation: Callable[[str], None]
-    ) -> None:
+    def __init__(self, now: Callable[[], float], on_violation: Callable[[str], None]) -> None:
         super().__init__(now=now, retention_s=3600.0)
-        self._expected = expected
         self._on_violation = on_violation
+        self._said: dict[str, list[str]] = {}
         self.ears: dict[str, Publish] = {}
 
     # ── as Redis does it ─────────────────────────────────────────────────────────────────────────────────────────
@@ -78,6 +77,7 @@ class ModelStore(MemoryTransport):
             setattr(self, name, value)
         self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
         self._expiry.sort()
+        self._said.clear()
 
     def lose_an_id(self) -> str | None:
         """What a bare BLPOP of somebody does."""
@@ -100,10 +100,15 @@ class ModelStore(MemoryTransport):
             self._on_violation(f"{event} was written behind a higher attempt, {last}")
         if event.seq > entry.num_tokens:
             self._on_violation(f"{event} leaves a gap behind {entry.num_tokens} tokens")
-        if not isinstance(event, Started):
-            expected = self._expected(event.job_id)[event.seq : event.end]
-            if list(event.tokens) != expected:
-                self._on_violation(f"{event} does not say {expected}")
+        said = self._said.get(event.job_id)
+        if said is None or not entry.log:
+            said = self._said[event.job_id] = list(fold(entry.log).tokens)
+        del said[event.seq :]
+        for token in () if isinstance(event, Started) else event.tokens:
+            fault = fault_of(event.job_id, len(said), said[-1] if said else None, token)
+            if fault is not None:
+                self._on_violation(f"in the log, {fault}")
+            said.append(token)
 
     # ── what is left ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -474,6 +474,25 @@ class TestLease:
             assert r.store._workers[worker].lapses_at == lapses_at
             assert len(stalls) == 1
 
+    async def test_loading_an_engine_is_no_stall(self) -> None:
+        class Slow(MockBackend):
+            async def start(self) -> None:
+                await asyncio.sleep(0.5)  # weights are read, kernels compiled
+
+        stalls: list[float] = []
+        enlisted: list[str] = []
+        store = Store()
+        async with rig(
+            {"mock": Slow()}, store, engine_stall_s=0.2, on_stall=stalls.append, on_enlist=enlisted.append
+        ) as r:
+            job = await r.submit("a")
+            assert (store._workers, enlisted) == ({}, []), "no lease, and so nothing to wait for, before it is loaded"
+            assert r.worker.why_not_ready() != []
+            (answer,) = await r.end(job)
+            assert isinstance(answer.end, Done)
+            assert enlisted == [r.worker.id]
+        assert stalls == []
+
     async def test_without_anybody_to_end_the_process_a_stall_is_raised(self) -> None:
         async with rig({"mock": MockBackend(scripted=True)}, engine_stall_s=0.6) as r:
             await r.submit("a", "[[hang]]")

@@ -1,0 +1,264 @@
+"""What the simulation must notice: each mutation takes one rule of `docs/protocol.md` out of the code.
+
+A simulation that passes with a rule taken out says nothing about that rule. Each begins with the rule's number.
+Rule 1's clock in the attempt is not here: what it closes takes a chain of accidents that random seeds do not meet, and
+`tests/contract/test_rules.py` scripts it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from penstock.errors import StoreUnavailable
+from penstock.event import Event, Tokens
+from penstock.job import Claim
+from penstock.relay import relay as relay_module
+from penstock.relay.mend import Mender
+from penstock.relay.relay import Relay
+from penstock.relay.stream import Stream
+from penstock.transports.base import Record, Renewal
+from penstock.transports.memory import MemoryTransport
+from penstock.worker import suspects
+from penstock.worker.outbox import Outbox
+from penstock.worker.shift import Shift
+from tests.simulation.store import ModelStore
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def nothing_is_fenced(patch: pytest.MonkeyPatch) -> None:
+    """1: a frame of an older attempt is taken."""
+    emit = MemoryTransport.emit
+
+    async def unfenced(self: MemoryTransport, worker_id: str, events: Iterable[Event]) -> set[str]:
+        for event in events:
+            entry = self._jobs.get(event.job_id)
+            if entry is not None and entry.state == "running" and entry.attempt != event.attempt:
+                entry.attempt = event.attempt
+        return await emit(self, worker_id, events)
+
+    patch.setattr(MemoryTransport, "emit", unfenced)
+
+
+def nothing_is_submitted_again(patch: pytest.MonkeyPatch) -> None:
+    """2: a gateway does not give back what the store forgot."""
+
+    async def nothing(self: Mender, stream: Stream) -> None:
+        return
+
+    patch.setattr(Mender, "_resubmit", nothing)
+
+
+def the_end_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
+    """3: what finds `done` writes all the same."""
+    emit = MemoryTransport.emit
+
+    async def behind_the_end(self: MemoryTransport, worker_id: str, events: Iterable[Event]) -> set[str]:
+        for event in events:
+            entry = self._jobs.get(event.job_id)
+            if entry is not None and entry.state == "done":
+                entry.state, entry.attempt = "running", max(entry.attempt, event.attempt)
+        return await emit(self, worker_id, events)
+
+    patch.setattr(MemoryTransport, "emit", behind_the_end)
+
+
+def whatever_is_heard_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """4: after a new subscription frames are believed before the log was read; a gap is no reason to read it."""
+
+    def fold_it(self: Mender, stream: Stream, event: Event) -> None:
+        if stream.end is None and event.attempt >= stream.attempt:
+            stream.accept(event, time.monotonic())
+            if stream.end is not None:
+                self._on_end(stream)
+
+    patch.setattr(Mender, "see", fold_it)
+
+
+def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
+    """4, 15: neither a new subscription nor silence makes a gateway read the log."""
+    patch.setattr(Relay, "distrust", lambda self: None)
+    patch.setattr(relay_module, "RUNNING_SILENCE_S", 1e9)
+
+
+def nothing_is_restored(patch: pytest.MonkeyPatch) -> None:
+    """5: a log that is behind the client stays so."""
+
+    async def nothing(self: Mender, *args: Any) -> None:
+        return
+
+    patch.setattr(Mender, "_restore", nothing)
+    patch.setattr(Mender, "_judge", nothing)
+
+
+def the_reply_is_what_a_worker_holds(patch: pytest.MonkeyPatch) -> None:
+    """6: what is in the list without this worker's knowledge stays there."""
+    take = Shift._take
+    renewed = Shift.renewed
+
+    async def take_new(self: Shift, want: int) -> list[str]:
+        seen: set[str] = self.__dict__.setdefault("seen", set())
+        fresh = [id_ for id_ in await take(self, want) if id_ not in seen]
+        seen.update(fresh)
+        return fresh
+
+    def forget_strays(self: Shift, renewal: Renewal) -> None:
+        renewed(self, renewal)
+        self._has_strays = False
+
+    patch.setattr(Shift, "_take", take_new)
+    patch.setattr(Shift, "renewed", forget_strays)
+
+
+def a_repeated_claim_is_a_death(patch: pytest.MonkeyPatch) -> None:
+    """6, 9: the same worker's second claim counts as the death of the first."""
+    claim_one = MemoryTransport._claim_one
+
+    def claim(self: MemoryTransport, worker_id: str, job_id: str, now: float) -> Claim | None:
+        entry = self._jobs.get(job_id)
+        if entry is not None and entry.state == "running" and entry.worker == worker_id:
+            entry.worker = "nobody"
+        return claim_one(self, worker_id, job_id, now)
+
+    patch.setattr(MemoryTransport, "_claim_one", claim)
+
+
+def a_duplicate_steals(patch: pytest.MonkeyPatch) -> None:
+    """7: a second copy of an id takes the job from whoever runs it, and that counts as a death."""
+    patch.setattr(MemoryTransport, "_is_held", lambda self, holder, job_id: False, raising=False)
+    claim_one = MemoryTransport._claim_one
+
+    def claim(self: MemoryTransport, worker_id: str, job_id: str, now: float) -> Claim | None:
+        entry = self._jobs.get(job_id)
+        if entry is not None and entry.state == "running":
+            self._unlist(entry.worker, job_id)
+        return claim_one(self, worker_id, job_id, now)
+
+    patch.setattr(MemoryTransport, "_claim_one", claim)
+    patch.setattr(ModelStore, "submit_again", _push_again)
+
+
+def a_lost_id_stays_lost(patch: pytest.MonkeyPatch) -> None:
+    """8: nobody pushes again what is in no list."""
+    patch.setattr(Relay, "_is_stranded", lambda self, stream, record: False)
+
+
+def only_queued_jobs_are_looked_for(patch: pytest.MonkeyPatch) -> None:
+    """8: a job that runs at a worker that is not there waits for ever."""
+    is_stranded = Relay._is_stranded
+
+    def judge(self: Relay, stream: Stream, record: Record) -> bool:
+        return record.state == "queued" and is_stranded(self, stream, record)
+
+    patch.setattr(Relay, "_is_stranded", judge)
+
+
+def deaths_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """9: a poison request kills worker after worker."""
+    claim_one = MemoryTransport._claim_one
+
+    def claim(self: MemoryTransport, worker_id: str, job_id: str, now: float) -> Claim | None:
+        entry = self._jobs.get(job_id)
+        if entry is not None:
+            entry.deaths_in_a_row = entry.num_deaths = 0
+        return claim_one(self, worker_id, job_id, now)
+
+    patch.setattr(MemoryTransport, "_claim_one", claim)
+
+
+def suspects_wait_together(patch: pytest.MonkeyPatch) -> None:
+    """9: suspects that only wait behind a poison request die with it."""
+
+    def keep_all(self: suspects.Suspects, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
+        return list(claims), []
+
+    patch.setattr(suspects.Suspects, "part", keep_all)
+    patch.setattr(suspects.Suspects, "is_trying", False)
+
+
+def the_dead_are_not_reaped(patch: pytest.MonkeyPatch) -> None:
+    """What a dead worker held stays in its list."""
+
+    async def nothing(self: MemoryTransport, dead_worker_id: str) -> int:
+        return 0
+
+    patch.setattr(MemoryTransport, "reap", nothing)
+
+
+def a_lapsed_lease_is_renewed(patch: pytest.MonkeyPatch) -> None:
+    """10: a worker that was declared dead goes on under the same id, beside the one that has its work."""
+    renew = MemoryTransport.renew
+
+    async def revive(self: MemoryTransport, info: Any, running: Sequence[str]) -> Renewal:
+        if info.id in self._workers:
+            self._workers[info.id].lapses_at = self._now() + 1.0
+        renewal = await renew(self, info, running)
+        return Renewal(is_lost=False, held=renewal.held, dead=renewal.dead)
+
+    patch.setattr(MemoryTransport, "renew", revive)
+    patch.setattr(MemoryTransport, "_is_live", lambda self, worker_id: worker_id in self._workers)
+
+
+def bytes_are_regrouped(patch: pytest.MonkeyPatch) -> None:
+    """What was written once is written again as other frames: one token later, and without it."""
+    emit = Outbox._emit
+
+    async def regroup(self: Outbox, frames: list[tuple[Any, Event]]) -> set[str]:
+        try:
+            return await self._transport.emit(self._worker_id, [event for _, event in frames])
+        except StoreUnavailable:
+            again: list[tuple[Any, Event]] = [
+                (lane, Tokens(e.job_id, e.attempt, e.seq + 1, tokens=(*e.tokens[1:], " again")))
+                if isinstance(e, Tokens)
+                else (lane, e)
+                for lane, e in frames
+            ]
+            return await emit(self, again)
+
+    patch.setattr(Outbox, "_emit", regroup)
+
+
+def restored_tokens_are_only_added(patch: pytest.MonkeyPatch) -> None:
+    """5: restore adds what the log lacks, and keeps what the short attempt wrote meanwhile."""
+    restore = MemoryTransport.restore
+
+    async def add(self: MemoryTransport, job: Any, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+        entry = self._jobs.get(job.id)
+        if entry is None or len(tokens) > entry.num_tokens or entry.state == "done" or entry.attempt > attempt:
+            return await restore(self, job, owner, tokens, attempt)
+        self._raise_attempt(entry, attempt)
+        entry.state, entry.worker = "queued", ""
+        self._push(job.id, front=True)
+        return True
+
+    patch.setattr(MemoryTransport, "restore", add)
+
+
+async def _push_again(self: ModelStore, job: Any, owner: str, max_depth: int, floor: int, front: bool) -> int:
+    return await self.submit(job, owner, max_depth, floor=floor, front=front)
+
+
+# With a seed that has shown each.
+MUTATIONS: tuple[tuple[Mutation, int], ...] = (
+    (nothing_is_fenced, 19),
+    (nothing_is_submitted_again, 10),
+    (the_end_is_not_fenced, 25),
+    (whatever_is_heard_is_believed, 2),
+    (a_new_subscription_is_no_reason_to_ask, 6),
+    (nothing_is_restored, 19),
+    (restored_tokens_are_only_added, 305),
+    (the_reply_is_what_a_worker_holds, 8),
+    (a_repeated_claim_is_a_death, 292),
+    (a_duplicate_steals, 8),
+    (a_lost_id_stays_lost, 35),
+    (only_queued_jobs_are_looked_for, 170),
+    (deaths_are_not_counted, 1),
+    (suspects_wait_together, 97),
+    (the_dead_are_not_reaped, 1),
+    (a_lapsed_lease_is_renewed, 1),
+    (bytes_are_regrouped, 4),
+)
