@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import CELLS
-from bench.measure import Times, measure_round
-from bench.report import PAGE, RESULTS, about, judge, newest, python_command, render_page, save, table
+from bench.measure import DISTURBED, Times, measure_round
+from bench.report import PAGE, RESULTS, about, foreign_cores, judge, newest, python_command, render_page, save, table
 
 
 def main(arguments: list[str]) -> int:
@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
         found["rounds"].append(seen)
     found["goals"] = judge(found["rounds"])
     print(f"\n{table(found['goals'])}\nin {time.monotonic() - begun_at:.0f} s")
+    if (others := foreign_cores(found["rounds"])) > DISTURBED:
+        print(f"Other programs used {others:.1f} cores meanwhile: these figures say little.")
     is_whole = not is_short and not asked.only
     if is_whole or asked.out:
         path = asked.out or RESULTS / f"{found['about']['date']}.json"

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
-from bench.stacks import Stack, launch, running
+from bench.stacks import TICKS, Stack, launch, running
 
 NUM_HELD = 1000
+DISTURBED = 0.25  # cores that others use, above which a figure says little
 
 Say = Callable[[str], None]
 
@@ -29,10 +32,13 @@ class Times:
     warmup_s: float
     idle_s: float
 
+    def stretched(self, factor: float) -> Times:
+        return Times(self.measure_s * factor, self.warmup_s * factor, self.idle_s)
+
 
 def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
     """`penstock bench` on a stack; its JSON, and the CPU seconds that the stack used meanwhile."""
-    before = stack.cpu_s()
+    before, others, begun_at = stack.cpu_s(), _others_cpu_s(), time.monotonic()
     done = subprocess.run(
         [*_command(stack), f"--duration={times.measure_s}", f"--warmup={times.warmup_s}", *flags],
         capture_output=True,
@@ -43,7 +49,16 @@ def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
         raise RuntimeError(f"{stack.name}: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     found.pop("timeline")
-    return {**found, "cpu_s": stack.cpu_s() - before}
+    used = stack.cpu_s() - before
+    foreign = (_others_cpu_s() - others - used) / (time.monotonic() - begun_at)
+    return {**found, "cpu_s": used, "foreign_cores": round(max(0.0, foreign), 3)}
+
+
+def _others_cpu_s() -> float:
+    """CPU seconds of this machine so far that this process and those it waited for did not use."""
+    busy = sum(int(value) for at, value in enumerate(Path("/proc/stat").read_text().split()[1:8]) if at not in (3, 4))
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy / TICKS - sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def _command(stack: Stack) -> list[str]:
@@ -56,10 +71,11 @@ def measure_cell(cell: Cell, stacks: dict[str, Stack], times: Times, first: int,
     names = cell.systems[first % len(cell.systems) :] + cell.systems[: first % len(cell.systems)]
     for name in names:
         flags = [f"--concurrency={cell.concurrency}", f"--rate={cell.rate}", f"--output-tokens={cell.tokens}"]
-        run = load(stacks[name], times, *flags, *([] if cell.is_stream else ["--no-stream"]))
+        run = load(stacks[name], times.stretched(cell.stretch), *flags, *([] if cell.is_stream else ["--no-stream"]))
         found[name] = run
         ttft = f", first token {run['ttft_ms']['p50']:.1f} / {run['ttft_ms']['p99']:.1f} ms" if run["ttft_ms"] else ""
         busy = " (generator busy)" if max(run["generator_cpu"]) > 0.85 else ""
+        busy += f" (others use {run['foreign_cores']:.1f} cores)" if run["foreign_cores"] > DISTURBED else ""
         wrong = f", {run['failed']} FAILED {run['errors']}" if run["failed"] else ""
         speed = f"{run['tokens_per_s']:>10,.0f} tokens/s {run['requests_per_s']:>9,.1f} requests/s"
         say(f"  {cell.name:12} {name:9} {speed}{ttft}{wrong}{busy}")

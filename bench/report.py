@@ -33,9 +33,11 @@ def judge(rounds: Sequence[dict[str, Any]], goals: Sequence[Goal] = GOALS) -> li
     found = []
     for goal in goals:
         try:
-            values = [goal.value(seen) for seen in rounds]
+            values = [value for seen in rounds if (value := goal.value(seen)) is not None]
         except KeyError:
             continue  # not measured in this run
+        if not values:
+            continue
         median = statistics.median(values)
         found.append(
             {
@@ -115,6 +117,12 @@ def _text(value: float, unit: str) -> str:
     return shown + (unit if unit in ("×", "%", "") else f" {unit}")
 
 
+def foreign_cores(rounds: Sequence[dict[str, Any]]) -> float:
+    """Cores that were busy with neither the systems nor the load; the median of all measurements."""
+    runs = [run for seen in rounds for cell in seen.values() for run in cell.values() if "foreign_cores" in run]
+    return _middle(runs, "foreign_cores") if runs else 0.0
+
+
 def absolute(rounds: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> str:
     """Medians of the absolute figures, for orientation only."""
     rows = [
@@ -148,7 +156,8 @@ def render_section(found: dict[str, Any], cells: Sequence[Cell]) -> str:
     return (
         f"{at['date']}, `{at['command']}`: {at['rounds']} rounds of {at['measure_s']:g} s a cell and system after "
         f"{at['warmup_s']:g} s of warm-up. {at['cores']} cores of {at['cpu']}, {at['memory_gb']:g} GB, {at['system']}; "
-        f"Python {at['python']}, {at['server']}; {packages}. Load average before it began: {at['load_before']:g}.\n\n"
+        f"Python {at['python']}, {at['server']}; {packages}. Meanwhile other programs used "
+        f"{foreign_cores(found['rounds']):.2f} cores (median over the measurements).\n\n"
         f"{num} of {len(found['goals'])} are reached.\n\n"
         f"{table(found['goals'])}\n"
         f"The same run in absolute figures (medians), for orientation:\n\n{absolute(found['rounds'], cells)}"

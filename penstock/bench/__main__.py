@@ -1,6 +1,6 @@
 """One process of load: `python -m penstock.bench`. Started by `runner`, spoken to over stdin and stdout.
 
-stdin: the plan, one line; when every process has said that it is ready, the instant to start, one line; then a line to
+stdin: the plan, one line; when the connections of every process stand, the instant to start, one line; then a line to
 end early, another to end at once. stdout: `{"ready": …}`, a `{"progress": …}` a tick, and at the end `{"tally": …}`.
 """
 
@@ -34,6 +34,7 @@ async def _main() -> None:
     plan = msgspec.json.decode(await reader.readline(), type=Plan)
     _raise_file_limit(plan.concurrency + 64)
     load = Load(plan)
+    await load.connect()
     _say({"ready": True})
     start_at = float(await reader.readline())
     obeying = asyncio.create_task(_obey(load, reader))

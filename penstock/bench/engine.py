@@ -6,7 +6,6 @@ Knows nothing of the processes around it.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import threading
 import time
@@ -14,7 +13,7 @@ from collections import deque
 from random import Random
 from typing import Any
 
-from penstock.bench.line import Line, now_ns
+from penstock.bench.line import Line, now_ns, why_not
 from penstock.bench.plan import Plan, request_bytes, target_of
 from penstock.bench.tally import Tally
 
@@ -23,13 +22,6 @@ CONNECT_TIMEOUT_S = 10.0
 PAUSE_S = 0.1  # a connection whose request failed waits this long, so that a refusing server is not hammered
 MAX_DIALS = 64  # connections being opened at once
 UNREACHABLE_S = 2.0  # nobody could connect for this long since the start: give up
-
-_REFUSALS: dict[type[Exception], str] = {
-    ConnectionRefusedError: "connection refused",
-    TimeoutError: "connect timeout",
-    socket.gaierror: "host not found",
-    ssl.SSLError: "TLS",
-}
 
 
 class Load:
@@ -55,18 +47,32 @@ class Load:
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def connect(self) -> None:
+        """Open connections before any load. A busy server may take new ones slowly (with uvloop, one for each turn of
+        its loop), and that is not what is to be measured: those not yet taken would wait, and the others not notice.
+        """
+        plan = self.plan
+        wanted = min(plan.concurrency, round(plan.rate) + MAX_DIALS) if plan.rate else plan.concurrency
+        await asyncio.gather(*(self._open_line() for _ in range(wanted)))
+
     async def run(self, start_at: float, progress: Any) -> None:
         """Until everything asked has ended. `start_at` is monotonic seconds; `progress` is called each tick."""
         plan = self.plan
         await asyncio.sleep(max(0.0, start_at - time.monotonic()))
         begun_at = time.monotonic()
-        self.loop.call_at(self.loop.time() + plan.warmup_s, self._open)
+        if plan.warmup_s:
+            self.loop.call_later(plan.warmup_s, self._open)
+        else:
+            self._open()
         if not plan.requests:
-            self.loop.call_at(self.loop.time() + plan.warmup_s + plan.duration_s, self.stop)
+            self.loop.call_later(plan.warmup_s + plan.duration_s, self.stop)
         if plan.rate:
             threading.Thread(target=self._clock, args=(begun_at,), daemon=True).start()
         else:
-            for _ in range(plan.concurrency):
+            self.idle, standing = [], self.idle
+            for line in standing:
+                self._again(line)
+            for _ in range(plan.concurrency - len(standing)):
                 self._spawn(self._dial(None))
         while not self.over.is_set():
             try:
@@ -232,28 +238,36 @@ class Load:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _dial(self, at: int | None) -> None:
-        """Open a connection and ask on it: for the arrival `at`, or (None) as soon as it stands."""
+    async def _open_line(self) -> Line | OSError:
+        """A new connection, idle; or why there is none."""
         line = Line(self)
-        self.lines.add(line)
         target = self.target
         try:
             async with self.dials, asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self.loop.create_connection(lambda: line, target.host, target.port, ssl=self.tls)
-        except (OSError, TimeoutError) as error:
-            self.lines.discard(line)
-            self._count_failure(now_ns() if at is None else at, _why(error))
-            if at is None and not self.is_stopping:
-                await asyncio.sleep(PAUSE_S)
-                if self._has_more():
-                    self._spawn(self._dial(None))
-            self._end_if_done()
-            return
+        except OSError as error:  # a TimeoutError is one
+            return error
         self.has_connected = True
-        if self._has_more() and line.transport is not None:
-            self._begin(line, now_ns() if at is None else at)
-        else:
-            self._rest(line)
+        self.lines.add(line)
+        self.idle.append(line)
+        return line
+
+    async def _dial(self, at: int | None) -> None:
+        """Open a connection and ask on it: for the arrival `at`, or (None) as soon as it stands."""
+        line = await self._open_line()
+        if isinstance(line, Line):
+            self.idle.remove(line)
+            if self._has_more() and line.transport is not None:
+                self._begin(line, now_ns() if at is None else at)
+            else:
+                self._rest(line)
+            return
+        self._count_failure(now_ns() if at is None else at, why_not(line))
+        if at is None and not self.is_stopping:
+            await asyncio.sleep(PAUSE_S)
+            if self._has_more():
+                self._spawn(self._dial(None))
+        self._end_if_done()
 
     # ── the open loop ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -282,11 +296,3 @@ class Load:
             self._spawn(self._dial(at))
         else:
             self.due.append(at)
-
-
-def _why(error: OSError | TimeoutError) -> str:
-    """The kind of a connection that could not be opened."""
-    for kind, name in _REFUSALS.items():
-        if isinstance(error, kind):
-            return name
-    return "cannot connect"

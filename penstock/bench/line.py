@@ -7,6 +7,8 @@ however many tokens were in it.
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -185,3 +187,19 @@ class Line(asyncio.Protocol):
         transport, self.transport = self.transport, None
         if transport is not None:
             transport.abort()
+
+
+_REFUSALS: dict[type[Exception], str] = {
+    ConnectionRefusedError: "connection refused",
+    TimeoutError: "connect timeout",
+    socket.gaierror: "host not found",
+    ssl.SSLError: "TLS",
+}
+
+
+def why_not(error: OSError) -> str:
+    """The kind of a connection that could not be opened."""
+    for kind, name in _REFUSALS.items():
+        if isinstance(error, kind):
+            return name
+    return "cannot connect"
