@@ -23,7 +23,7 @@ from penstock.cli.flags import complain, ends
 from penstock.cli.tables import dead_table, findings_table, site_screen
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
 from penstock.settings import load_settings
-from penstock.transports.base import Finding, worst_first
+from penstock.transports.base import worst_first
 
 P = ParamSpec("P")
 
@@ -108,15 +108,14 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
 
     settings = load_settings({"redis_url": redis_url, "pool": pool})
     transport = make_transport(settings, Metrics())
-    findings: list[Finding] = []
     try:
-        await transport.open()
-        findings = await transport.inspect()
-    except StoreUnavailable as error:
-        findings = [Finding(name="reachable", level="error", value=error.message)]
+        try:
+            await transport.open()
+        except StoreUnavailable:
+            pass  # `inspect` says so
+        findings = worst_first(await transport.inspect())
     finally:
         await transport.close()
-    findings = worst_first(findings)
     return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from penstock.keys import create_key
 from tests.process import reading
-from tests.process.programs import site
+from tests.process.programs import free_port, site
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(60)
@@ -41,6 +41,19 @@ def test_a_doctor_finds_a_healthy_site(redis_url: str) -> None:
         assert found["this gateway"] == found["workers"] == found["version"] == "ok"
         table = _command("doctor", PENSTOCK_URL=fleet.gateways[0])
         assert "round trip" in table.stdout
+
+
+def test_a_doctor_needs_no_gateway_to_look_at_a_server(redis_url: str) -> None:
+    done = _command("doctor", "--redis-url", redis_url, "--json")
+    assert done.returncode == 0, done.stderr
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert (found["workers"]["level"], found["workers"]["value"]) == ("warning", "none alive")
+    other = _command("doctor", "--redis-url", redis_url, "--pool", "NO")
+    assert other.returncode == 2
+    assert "PENSTOCK_POOL" in other.stderr
+    away = _command("doctor", "--redis-url", f"redis://127.0.0.1:{free_port()}")
+    assert away.returncode == 1
+    assert "no answer" in away.stdout
 
 
 def test_a_doctor_finds_what_is_missing() -> None:
@@ -89,9 +102,22 @@ async def test_ps_and_cancel(request: pytest.FixtureRequest, store: str) -> None
             assert said.returncode == 0
             answer = await task
             assert (answer.end, answer.data["finish_reason"]) == ("done", "cancelled")
-            unknown = await asyncio.to_thread(_command, "cancel", "g1.X", "--url", fleet.gateways[0])
+            unknown = await asyncio.to_thread(_command, "cancel", "g1.X?#", "--url", fleet.gateways[0])
             assert unknown.returncode == 2
             assert "no such request" in unknown.stderr
+
+
+def test_what_is_no_gateway_is_said_in_one_sentence(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker()
+        other = _command("ps", "--url", fleet.workers[0])  # its small server knows other routes
+        assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+        for url in ("nonsense", "ftp://127.0.0.1"):
+            wrong = _command("dead", "list", "--url", url)
+            assert wrong.returncode == 2
+            assert "URL" in wrong.stderr
+        key = _command("ps", "--url", fleet.workers[0], "--api-key", "schlüssel")
+        assert (key.returncode, "no key has" in key.stderr) == (2, True)
 
 
 async def test_the_dead_are_listed_shown_run_again_and_dropped(redis_url: str) -> None:
@@ -124,7 +150,9 @@ def test_only_administrators_keys_get_in(tmp_path: Path) -> None:
     with site() as fleet:
         fleet.serve("--api-keys-file", str(path))
         url = fleet.gateways[0]
-        assert _command("ps", "--once", "--url", url).returncode == 2
+        nobody = _command("ps", "--once", "--url", url)
+        assert nobody.returncode == 2
+        assert "PENSTOCK_API_KEY" in nobody.stderr
         refused = _command("ps", "--once", "--url", url, PENSTOCK_API_KEY=plain)
         assert refused.returncode == 2
         assert "administrator" in refused.stderr

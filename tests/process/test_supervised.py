@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import os
+import re
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from penstock.backends.mock_text import verify_chain
 from tests.process import reading
-from tests.process.programs import Program, free_port, site
+from tests.process.programs import Program, Site, free_port, site
+from tests.servers import start_server
 from tests.waiting import wait_until, wait_until_async
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(90)
 
 SLOW = "mock=mock:step_ms=20,chain=true"
+NUM, TOKENS = 20, 150
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    async with reading.client() as client:
+        yield client
 
 
 def _children(pid: int) -> list[int]:
@@ -26,41 +40,129 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-async def test_a_death_is_reported_and_the_streams_go_on_at_once(redis_url: str) -> None:
+def _child(program: Program) -> int:
+    (child,) = _children(program.pid)
+    return child
+
+
+async def _timed(http: httpx2.AsyncClient, url: str, prompt: str) -> tuple[int, float]:
+    """A chained stream to its end: how many attempts it took, and its longest pause between two tokens, seconds."""
+    tokens: list[str] = []
+    came: list[float] = []
+    attempts: set[str] = set()
+    body = {"prompt": prompt, "max_tokens": TOKENS, "stream": True}
+    async with http.stream("POST", f"{url}/v1/generate", json=body) as response:
+        assert response.status_code == 200
+        async for event in reading.events(response):
+            assert event.event in ("token", "done"), event
+            if event.event == "token":
+                assert json.loads(event.data)["index"] == len(tokens)
+                tokens += reading.texts([event.data])
+                came.append(time.monotonic())
+                attempts.add(event.id.rpartition("-")[0])
+    assert len(tokens) == TOKENS
+    assert verify_chain(tokens) is None
+    return len(attempts), max(later - earlier for earlier, later in itertools.pairwise(came))
+
+
+async def _load(http: httpx2.AsyncClient, fleet: Site) -> list[asyncio.Task[tuple[int, float]]]:
+    """Streams, once all of them have begun."""
+    url = fleet.gateways[0]
+    tasks = [asyncio.create_task(_timed(http, url, f"go on {i}")) for i in range(NUM)]
+
+    async def all_flow() -> bool:
+        page = (await http.get(f"{url}/metrics")).text
+        return reading.metric(page, "penstock_time_to_first_token_seconds_count") == NUM
+
+    await wait_until_async(all_flow, "all streams have begun", timeout_s=15)
+    return tasks
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+async def test_a_killed_workers_streams_go_on_at_once(
+    redis_url: str, http: httpx2.AsyncClient, num_others: int
+) -> None:
     with site(redis_url) as fleet:
         program = fleet.worker("--supervised", "--model", SLOW)
-        fleet.worker("--model", SLOW)
+        for _ in range(num_others):
+            fleet.worker("--model", SLOW)
         fleet.gateway()
-        async with reading.client() as http:
-            tasks = [
-                asyncio.create_task(reading.stream(http, fleet.gateways[0], prompt=f"go on {i}", max_tokens=150))
-                for i in range(20)
-            ]
-
-            async def all_flow() -> bool:
-                page = (await http.get(f"{fleet.gateways[0]}/metrics")).text
-                return reading.metric(page, "penstock_time_to_first_token_seconds_count") == 20
-
-            await wait_until_async(all_flow, "all streams have begun")
-            (child,) = _children(program.pid)
-            os.kill(child, signal.SIGKILL)
-            killed_at = time.monotonic()
-            await wait_until(lambda: "its death was reported" in program.output(), "the parent says so")
-            assert time.monotonic() - killed_at < 2.0, "the lease (2.5 s) would have been as quick"
-            answers = await asyncio.gather(*tasks)
-        assert {(answer.end, len(answer.tokens)) for answer in answers} == {("done", 150)}
+        tasks = await _load(http, fleet)
+        os.kill(child := _child(program), signal.SIGKILL)
+        pauses = sorted(pause for attempts, pause in await asyncio.gather(*tasks) if attempts > 1)
+        assert pauses, "nothing was continued: the test proves nothing"
+        median, worst = pauses[len(pauses) // 2], pauses[-1]
+        said = (
+            f"{num_others} others, {len(pauses)} continued: the median paused {median:.2f} s, the worst {worst:.2f} s"
+        )
+        print(said)  # noqa: T201
+        # Alone, what counts is how long a worker takes to start, on whatever machine this is.
+        assert worst < (2.0 if num_others else 6.0), said
+        assert "its death was reported" in program.output()
         await wait_until(lambda: _children(program.pid) not in ([], [child]), "another child was started")
+        program.wait_for(f"{fleet.workers[0]}/readyz")  # on the same port: it is the child's
         assert program.stop() == 0
         assert _children(program.pid) == []
+
+
+async def test_without_the_store_the_child_is_started_again_all_the_same(http: httpx2.AsyncClient) -> None:
+    server = start_server()
+    try:
+        with site(server.url) as fleet:
+            program = fleet.worker("--supervised")
+            child = _child(program)
+            server.stop()
+            os.kill(child, signal.SIGKILL)
+            await wait_until(lambda: _children(program.pid) not in ([], [child]), "another child was started")
+            await wait_until(lambda: "its lease will lapse" in program.output(), "the parent says so", timeout_s=8)
+            program.wait_for(f"{fleet.workers[0]}/livez")
+    finally:
+        server.stop()
+
+
+async def test_sigterm_to_the_parent_drains_the_child(redis_url: str, http: httpx2.AsyncClient) -> None:
+    with site(redis_url) as fleet:
+        program = fleet.worker("--supervised", "--model", SLOW, "--drain-s", "0.2")
+        fleet.worker("--model", SLOW)
+        fleet.gateway()
+        tasks = await _load(http, fleet)
+        program.signal(signal.SIGTERM)
+        ended = await asyncio.gather(*tasks)
+        assert max(pause for _, pause in ended) < 2.0, ended
+        assert max(attempts for attempts, _ in ended) == 2
+        assert await asyncio.to_thread(program.wait) == 0
+        assert "handed back" in program.output()
+        assert "died" not in program.output()
+
+
+async def test_ctrl_c_reaches_both_and_counts_once(redis_url: str, http: httpx2.AsyncClient) -> None:
+    with site(redis_url) as fleet:
+        program = fleet.worker("--supervised", "--model", SLOW)
+        fleet.gateway()
+        tasks = await _load(http, fleet)
+        os.kill(_child(program), signal.SIGINT)  # as a terminal does: to all of the process group
+        program.signal(signal.SIGINT)
+        ended = await asyncio.gather(*tasks)
+        assert {attempts for attempts, _ in ended} == {1}, "it has finished them all itself"
+        assert await asyncio.to_thread(program.wait) == 0
+        assert "handed back" not in program.output()
 
 
 async def test_the_child_dies_with_its_parent(redis_url: str) -> None:
     with site(redis_url) as fleet:
         program = fleet.worker("--supervised")
-        (child,) = _children(program.pid)
+        child = _child(program)
+        assert os.getpgid(child) == os.getpgid(program.pid)
         program.signal(signal.SIGKILL)
         program.wait()
-        await wait_until(lambda: not Path(f"/proc/{child}").exists(), "the child is gone")
+
+        def is_gone() -> bool:
+            try:
+                return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            except (FileNotFoundError, ProcessLookupError):
+                return True
+
+        await wait_until(is_gone, "the child is gone")
 
 
 async def test_a_wrong_setting_is_not_tried_for_ever(redis_url: str) -> None:
@@ -71,4 +173,14 @@ async def test_a_wrong_setting_is_not_tried_for_ever(redis_url: str) -> None:
         )
         fleet.programs.append(program)
         assert await asyncio.to_thread(program.wait) == 2
-        assert "no_such_option" in program.output()
+        assert program.output().count("no_such_option") >= 1
+
+
+@pytest.mark.parametrize("command", ["gateway", "worker"])
+async def test_only_the_parent_says_that_a_variable_is_unknown(redis_url: str, command: str) -> None:
+    with site(redis_url) as fleet:
+        if command == "gateway":
+            program = fleet.gateway("--processes", "2", env={"PENSTOCK_PROT": "1"}, is_ready=False)
+        else:
+            program = fleet.worker("--supervised", env={"PENSTOCK_PROT": "1"})
+        assert len(re.findall("PENSTOCK_PROT is no setting", program.output())) == 1

@@ -1,0 +1,258 @@
+"""The operators' routes over a gateway on the memory transport: what they show, what they do, and for whom."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from rich.console import Console
+
+from penstock.cli.operators import _follow
+from penstock.errors import StoreUnavailable, Unavailable
+from penstock.fleet import Capabilities, WorkerInfo
+from penstock.gateway import Gateway, create_app
+from penstock.job import Job, new_ulid
+from penstock.keys import create_key
+from penstock.metrics import Metrics
+from penstock.settings import Settings
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, worst_first
+from penstock.transports.memory import MemoryTransport
+from tests.waiting import wait_until
+
+SECRET = "the prompt that nobody may read"
+
+
+class Site:
+    """A running gateway without a worker, and a client of its routes."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.store = MemoryTransport()
+        self.gateway = Gateway(Settings(**settings), self.store, Metrics())
+        transport = httpx2.ASGITransport(create_app(self.gateway))
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://gateway/v1/admin")
+
+    async def enlist(self, worker_id: str = "w1") -> WorkerInfo:
+        info = WorkerInfo(id=worker_id, models={"mock": Capabilities()}, num_slots=8, num_free=8, host="h", pid=7)
+        await self.store.enlist(info)
+        return info
+
+    async def submit(self, **fields: Any) -> str:
+        job = Job(**{"id": f"g1.{new_ulid()}", "model": "mock", "prompt": SECRET, **fields})
+        await self.store.submit(job, "g1", 0)
+        return job.id
+
+    async def poison(self) -> str:
+        """A request that has ended three workers, and one more that finds it poisoned."""
+        job_id = await self.submit(caller="ada")
+        for number in range(MAX_DEATHS_IN_A_ROW + 1):
+            worker_id = f"dying{number}"
+            await self.enlist(worker_id)
+            await self.store.take(worker_id, 1)
+            await self.store.claim(worker_id, [job_id])
+            await self.store.leave(worker_id)
+            await self.store.reap(worker_id)
+        return job_id
+
+    async def get(self, path: str, status: int = 200, **kwargs: Any) -> dict[str, Any]:
+        return await self.ask("GET", path, status, **kwargs)
+
+    async def ask(self, method: str, path: str, status: int = 200, **kwargs: Any) -> dict[str, Any]:
+        answer = await self.http.request(method, path, **kwargs)
+        assert answer.status_code == status, answer.text
+        assert SECRET not in answer.text
+        assert answer.headers["x-request-id"]
+        body: dict[str, Any] = answer.json()
+        return body
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    built = Site()
+    built.gateway.start()
+    await wait_until(lambda: built.store.is_listening, "the gateway listens")
+    yield built
+    await built.http.aclose()
+    await built.gateway.stop()
+
+
+async def test_the_overview_shows_who_holds_what(site: Site) -> None:
+    await site.enlist()
+    running, waiting = await site.submit(caller="ada"), await site.submit()
+    await site.store.take("w1", 1)
+    await site.store.claim("w1", [running])
+    seen = await site.get("/overview")
+    assert (seen["queue_depth"], seen["num_held"], seen["num_dead"], seen["num_taken"]) == (1, 1, 0, 1)
+    assert [one["id"] for one in seen["gateways"]] == [site.gateway.id]
+    (worker,) = seen["workers"]
+    assert (worker["id"], worker["held"], worker["slots"], worker["host"], worker["pid"]) == ("w1", 1, 8, "h", 7)
+    assert worker["models"] == ["mock"]
+    (shown,) = seen["running"]
+    assert shown.pop("age_s") >= 0
+    assert shown == {
+        "id": running,
+        "model": "mock",
+        "caller": "ada",
+        "state": "running",
+        "worker": "w1",
+        "attempts": 1,
+        "tokens": 0,
+    }
+    assert seen["oldest_waiting_s"] >= 0, waiting
+
+
+async def test_the_overview_is_bounded(site: Site) -> None:
+    await site.enlist()
+    for _ in range(250):
+        await site.submit()
+    await site.store.take("w1", 250)
+    seen = await site.get("/overview")
+    assert (seen["num_held"], len(seen["running"])) == (250, 200)
+
+
+async def test_a_doctor_says_what_is_wrong_first(site: Site) -> None:
+    report = await site.get("/doctor")
+    assert report["level"] == "error"
+    assert (report["findings"][0]["name"], report["findings"][0]["level"]) == ("this gateway", "error")
+    assert "no worker is alive" in report["findings"][0]["value"]
+    await site.enlist()
+    await site.submit()
+    await wait_until(lambda: not site.gateway.why_not_ready(), "the gateway has seen the worker")
+    report = await site.get("/doctor")
+    found = {one["name"]: one for one in report["findings"]}
+    assert report["level"] == "ok"
+    assert found["workers"]["value"] == "1 alive, serving mock"
+    assert found["oldest waiting"]["value"].endswith(" s")
+
+
+def test_findings_come_worst_first_and_else_as_they_were() -> None:
+    levels = ("ok", "warning", "error", "ok", "error")
+    findings = [Finding(name=str(i), level=level, value="") for i, level in enumerate(levels)]  # type: ignore[arg-type]
+    assert [one.name for one in worst_first(findings)] == ["2", "4", "1", "0", "3"]
+
+
+async def test_the_dead_are_listed_and_shown_without_their_prompt(site: Site) -> None:
+    assert await site.get("/dead") == {"data": []}
+    job_id = await site.poison()
+    (listed,) = (await site.get("/dead"))["data"]
+    assert listed == {"id": job_id, "model": "mock", "deaths": 3, "error": "request_poisoned"}
+    shown = await site.get(f"/dead/{job_id}")
+    assert {name: shown[name] for name in listed} == listed
+    assert (shown["attempts"], shown["can_redrive"]) == (3, True)
+    assert (await site.get("/dead/g1.X", 404))["error"]["code"] == "request_not_found"
+
+
+async def test_a_dead_request_is_run_once_more_under_a_new_id(site: Site) -> None:
+    job_id = await site.poison()
+    said = await site.ask("POST", f"/dead/{job_id}/redrive")
+    assert said["redriven"] == job_id
+    assert said["request_id"].startswith(f"{site.gateway.id}.")
+    record = await site.store.read(said["request_id"])
+    assert record is not None
+    assert (record.state, record.job.prompt, record.job.caller) == ("queued", SECRET, "ada")
+    assert record.job.on_disconnect == "continue"
+    assert await site.get("/dead") == {"data": []}
+    await site.ask("POST", f"/dead/{job_id}/redrive", 404)
+    assert len(await site.store.waiting()) == 1
+
+
+async def test_what_cannot_be_run_again_stays_on_the_list(site: Site) -> None:
+    job_id = await site.poison()
+    site.gateway.admission.is_draining = True
+    assert (await site.ask("POST", f"/dead/{job_id}/redrive", 503))["error"]["code"] == "draining"
+    site.gateway.admission.is_draining = False
+    del site.store._jobs[job_id]
+    refused = await site.ask("POST", f"/dead/{job_id}/redrive", 404)
+    assert "forgotten" in refused["error"]["message"]
+    assert (await site.get(f"/dead/{job_id}"))["can_redrive"] is False
+    await site.ask("DELETE", f"/dead/{job_id}")
+    await site.ask("DELETE", f"/dead/{job_id}", 404)
+    assert await site.get("/dead") == {"data": []}
+
+
+async def test_anybodys_request_can_be_cancelled(site: Site) -> None:
+    await site.enlist()
+    running = await site.submit(caller="ada")
+    await site.store.take("w1", 1)
+    await site.store.claim("w1", [running])
+    waiting = await site.submit(caller="bob")
+    assert (await site.ask("DELETE", f"/requests/{running}"))["outcome"] == "being cancelled"
+    assert (await site.ask("DELETE", f"/requests/{waiting}"))["outcome"] == "cancelled"
+    assert (await site.ask("DELETE", f"/requests/{waiting}"))["outcome"] == "it had ended already"
+    for unknown in (f"g1.{new_ulid()}", "g1.{x}", "*"):
+        refused = await site.ask("DELETE", f"/requests/{unknown}", 404)
+        assert refused["error"]["code"] == "request_not_found"
+
+
+async def test_a_store_that_is_away_is_503(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away() -> Any:
+        raise StoreUnavailable("Redis is away.")
+
+    monkeypatch.setattr(site.store, "overview", away)
+    monkeypatch.setattr(site.store, "dead", away)
+    for path in ("/overview", "/dead", "/dead/x"):
+        assert (await site.get(path, 503))["error"]["code"] == "store_unavailable"
+
+
+async def test_with_keys_on_only_administrators_get_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    _, plain = create_key(path, name="plain")
+    _, admin = create_key(path, name="admin", admin=True)
+    site = Site(api_keys_file=path)
+    routes = [
+        *(("GET", "/overview"), ("GET", "/doctor"), ("GET", "/dead"), ("GET", "/dead/x"), ("DELETE", "/dead/x")),
+        *(("POST", "/dead/x/redrive"), ("DELETE", "/requests/x")),
+    ]
+    try:
+        for method, route in routes:
+            nobody = await site.ask(method, route, 401)
+            assert nobody["error"]["code"] == "invalid_api_key"
+            refused = await site.ask(method, route, 403, headers={"x-api-key": plain})
+            assert refused["error"]["code"] == "forbidden"
+            assert "administrator" in refused["error"]["message"]
+            answer = await site.http.request(method, route, headers={"authorization": f"Bearer {admin}"})
+            assert answer.status_code in (200, 404)
+    finally:
+        await site.http.aclose()
+
+
+def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
+    seen = {
+        "queue_depth": 3,
+        "drain_rate_per_s": 1.5,
+        "num_taken": 9,
+        "num_held": 5,
+        "num_dead": 0,
+        "oldest_waiting_s": 2.5,
+        "gateways": [{"id": "g1", "lease_s": 2.0}],
+        "running": [],
+        "workers": [
+            {
+                "id": "w1",
+                "lease_s": -1.0,
+                "held": 5,
+                "slots": None,
+                "free": None,
+                "host": None,
+                "pid": None,
+                "models": [],
+            }
+        ],
+    }
+    answers: list[Any] = [Unavailable("no answer from there"), {**seen, "queue_depth": 4}, KeyboardInterrupt()]
+
+    def look() -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
+    _follow(console, seen, look, 0.0)
+    screen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert answers == []
+    for words in ("waiting 3", "(the next one for 2.5 s)", "no answer from there", "waiting 4", "and 5 more", "?"):
+        assert words in screen
