@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint fmt docs bench bench-ci chaos simulate clean
+.PHONY: help install serve test lint fmt docs bench bench-ci chaos chaos-long chaos-docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,11 +45,17 @@ bench: $(READY)  ## measure against a bare server and the naive form: ten minute
 bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes
 	$(BIN)/python -m bench --ci
 
-chaos: $(READY)  ## break a running site on purpose and balance the books; ARGS goes to the driver
-	$(BIN)/python -m tests.chaos --all $(ARGS)
+CHAOS = $(BIN)/python -m tests.chaos --all $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-simulate: $(READY)  ## the same steps on a virtual clock, a seed each; ARGS="--seed N -v" replays one
-	$(BIN)/python -m tests.simulation $(ARGS)
+chaos: $(READY)  ## kill everything on purpose for some three minutes, and balance the books; SEED=n repeats a run
+	$(CHAOS) --report bench/results/chaos --made-by 'make chaos'
+
+MINUTES ?= 60
+chaos-long: $(READY)  ## the same for MINUTES=60
+	$(CHAOS) --minutes $(MINUTES) --report bench/results/chaos-long --made-by 'make chaos-long MINUTES=$(MINUTES)'
+
+chaos-docs: $(READY)  ## put the table of the last `make chaos` into docs/reliability.md
+	$(BIN)/python -m tests.chaos --quote bench/results/chaos.json docs/reliability.md
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

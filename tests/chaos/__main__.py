@@ -84,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--report", metavar="STEM", help="write STEM.json and STEM.md")
     parser.add_argument("--made-by", metavar="COMMAND", help="what the report says made it")
     parser.add_argument("--quote", nargs=2, metavar=("JSON", "PAGE"), help="put a report's table into a page")
+    parser.add_argument("--keep-all", action="store_true", help="logs of what held as well")
     parser.add_argument("--keep", metavar="DIRECTORY", help="where logs of what broke go")
     return parser.parse_args()
 
@@ -128,7 +129,7 @@ async def _play(one: Scenario, seed: int, seconds: float, options: argparse.Name
             await run.load.stop(0.1)
             result = run.result(one.name, seed, one.target)
             result.skipped = skipped
-            if result.problems:
+            if result.problems or options.keep_all:
                 run.plant.keep(keep / one.name)
                 state = json.dumps(run.story(), indent=1, ensure_ascii=False)
                 (keep / one.name / "requests.json").write_text(state, encoding="utf-8")

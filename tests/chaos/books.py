@@ -28,7 +28,7 @@ async def balance(plant: Plant, load: Load, settle_s: float) -> list[str]:
     problems = _entries(load.entries)
     problems += await _settled(plant, settle_s)
     problems += await _keys(plant)
-    problems += await _logs(plant, {entry.request_id: entry for entry in load.entries})
+    problems += await _logs(plant, {entry.request_id: entry for entry in load.entries if not entry.is_second})
     for gateway in plant.gateways:
         if gateway.is_survivor:
             problems += await _counters(gateway, load.entries)
@@ -45,7 +45,7 @@ def _some(found: list[str]) -> list[str]:
 def _entries(entries: list[Entry]) -> list[str]:
     """Each admitted request ended exactly once; its tokens are 0…n-1, each once, all its own."""
     found = [problem for entry in entries for problem in entry.problems()]
-    ids = Counter(entry.request_id for entry in entries if entry.request_id)
+    ids = Counter(entry.request_id for entry in entries if entry.request_id and not entry.is_second)
     found += [f"{job_id} was given to {num} requests" for job_id, num in ids.items() if num > 1]
     return _some(found)
 

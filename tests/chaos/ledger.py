@@ -40,6 +40,7 @@ class Entry:
     attempts: list[str] = field(default_factory=list)
     last_event_id: str = ""
     longest_pause_s: float = 0.0
+    paused_until: float = 0.0
     num_resumed: int = 0
     num_lost: int = 0
     num_repeated: int = 0
@@ -47,6 +48,7 @@ class Entry:
     num_ends: int = 0
     faults: list[str] = field(default_factory=list)
     may_fail: bool = False
+    is_second: bool = False
     _token_of: TokenOf | None = None
 
     @property
@@ -85,8 +87,8 @@ class Entry:
 
     def mark(self, now: float) -> None:
         """Something of the answer has arrived."""
-        if self.last_at:
-            self.longest_pause_s = max(self.longest_pause_s, now - self.last_at)
+        if self.last_at and now - self.last_at > self.longest_pause_s:
+            self.longest_pause_s, self.paused_until = now - self.last_at, now
         self.last_at = now
 
     def end(self, outcome: Outcome, code: str, now: float) -> None:

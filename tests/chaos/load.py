@@ -35,8 +35,8 @@ class Door(Protocol):
 class Habits:
     """What the clients ask for. `comes_back`: a broken stream is taken up again at another gateway."""
 
-    min_tokens: int = 40
-    max_tokens: int = 120
+    min_tokens: int = 30
+    max_tokens: int = 80
     whole_share: float = 0.1
     comes_back: bool = False
     model: str = "mock"
@@ -86,6 +86,13 @@ class Load:
         self._keep(asyncio.create_task(self._ask(entry, fields)))
         return entry
 
+    def join(self, first: Entry) -> Entry:
+        """A second reader of a request, from its start; its first one has to know the id already."""
+        entry = self._entry(first.prompt, first.max_tokens)
+        entry.request_id, entry.is_stream, entry.is_second, entry.num_resumed = first.request_id, True, True, 1
+        self._keep(asyncio.create_task(self._ask(entry, {})))
+        return entry
+
     def leave(self, entry: Entry) -> None:
         """Its client hangs up, now."""
         if entry.outcome == "open":
@@ -118,11 +125,14 @@ class Load:
         body = {"model": self.habits.model, "prompt": entry.prompt, "max_tokens": entry.max_tokens}
         body |= {"stream": entry.is_stream, **fields}
         headers = {}
-        if self.habits.comes_back:
+        comes_back = self.habits.comes_back and fields.get("on_disconnect") != "cancel"
+        if comes_back:
             headers["idempotency-key"] = f"chaos-{self._rng.getrandbits(64):016x}"
             body.setdefault("on_disconnect", "resume")
         until = time.monotonic() + COME_BACK_WITHIN_S
         method, path = "POST", "/v1/generate"
+        if entry.is_second:
+            method, path = "GET", f"/v1/requests/{entry.request_id}/events"
         while entry.outcome == "open":
             door = self._door()
             try:
@@ -141,7 +151,7 @@ class Load:
             except Cut as cut:
                 if entry.outcome != "open":
                     return
-                if (cut.is_sent and not self.habits.comes_back) or time.monotonic() > until:
+                if (cut.is_sent and not comes_back) or time.monotonic() > until:
                     entry.end("cut", str(cut), time.monotonic())
                     return
                 if cut.is_sent:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,12 +31,24 @@ STOP_S = 20.0
 QUEUE = "inference:queue"
 
 
+def own_port() -> int:
+    """A free port that no outgoing connection will take while its owner is away for a moment."""
+    while True:
+        port = random.SystemRandom().randint(15_000, 30_000)  # below what systems use for outgoing connections
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
 class Member:
     """One `penstock worker` or `penstock gateway`."""
 
     def __init__(self, kind: str, name: str, args: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
         self.kind, self.name = kind, name
-        port = servers.free_port()
+        port = own_port()
         self.url = f"http://127.0.0.1:{port}"
         flag = "--port" if kind == "gateway" else "--metrics-port"
         self.log = directory / f"{name}.log"
@@ -48,6 +62,8 @@ class Member:
                 stderr=subprocess.STDOUT,
             )
         self.is_survivor = True
+        self.is_ready = False
+        self.was_killed = False
         self.before: tuple[int, int] = (0, 0)
 
     @property
@@ -71,6 +87,7 @@ class Member:
     def kill(self) -> None:
         """SIGKILL, the supervisor with it, so that nobody is left to tell."""
         self.is_survivor = False
+        self.was_killed = True
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -93,11 +110,14 @@ class Member:
         deadline = time.monotonic() + READY_S
         last = "nothing"
         while time.monotonic() < deadline:
+            if not self.is_survivor:
+                return  # ended on purpose before it was ready
             assert self.is_alive, f"{self.name} ended with {self.process.returncode} instead of getting ready"
             try:
                 status, body = await get(self.url, path)
                 last = f"{status} {body[:200]!r}"
                 if status == 200:
+                    self.is_ready = True
                     return
             except Cut as cut:
                 last = str(cut)
@@ -126,7 +146,7 @@ class Plant:
     def __init__(self, directory: Path, server: str | None = None) -> None:
         self.directory = directory
         self.server_name = server or next(iter(servers.find_servers()))
-        self.port = servers.free_port()
+        self.port = own_port()
         self.server = self._serve()
         self.proxy: Proxy | None = None
         self.members: list[Member] = []

@@ -19,7 +19,9 @@ from tests.chaos.load import Habits, Load
 from tests.chaos.plant import Member, Plant
 
 MODEL = "mock=mock:step_ms=40,chain=true"
-ROOM = ("--max-batches", "128", "--max-batch-size", "4")  # clients come one by one, so batches are small and many
+# Clients come one by one, so batches are small and many. A worker's supervisor only where it matters: it tells of its
+# child's death at once, and most scenarios are about what happens when nobody tells.
+USUAL = ("--max-batches", "128", "--max-batch-size", "4", "--no-supervised")
 END_WITHIN_S = 60.0
 
 
@@ -91,7 +93,7 @@ class Run:
         gateway_args: tuple[str, ...] = (),
     ) -> None:
         """Start the plant, warm it up, and note what its processes use before."""
-        self.plant.worker_args = (*ROOM, *(() if "--model" in worker_args else ("--model", MODEL)), *worker_args)
+        self.plant.worker_args = (*USUAL, *(() if "--model" in worker_args else ("--model", MODEL)), *worker_args)
         self.plant.gateway_args = gateway_args
         await self.plant.fill(workers, gateways)
         self.load = Load(lambda: [one for one in self.plant.gateways if one.is_alive], self.rng, habits or Habits())
@@ -129,13 +131,13 @@ class Run:
             await asyncio.sleep(0.01)
         return time.monotonic() - began
 
-    async def until_streaming(self, num: int = 1, tokens: int = 1) -> None:
+    async def until_streaming(self, num: int = 1, tokens: int = 1, timeout_s: float = 20.0) -> None:
         """Until so many requests have so many tokens."""
 
         async def is_so() -> bool:
             return sum(len(entry.tokens) >= tokens for entry in self.load.open_entries) >= num
 
-        await self.until(is_so, f"{num} streams have {tokens} tokens")
+        await self.until(is_so, f"{num} streams have {tokens} tokens", timeout_s)
 
     async def kill(self, member: Member) -> None:
         """kill -9, and another one in its place."""
@@ -201,11 +203,12 @@ class Run:
         )
 
     def story(self) -> list[dict[str, Any]]:
-        """Every request that is part of a problem, without its tokens, for whoever looks into it."""
+        """Every request that is part of a problem, and the slowest, without tokens, for whoever looks into it."""
         begun = min((entry.sent_at for entry in self.load.entries), default=0.0)
         story: list[dict[str, Any]] = [{"fault_at": round(at - begun, 3)} for at in self.faults_at]
+        slowest = sorted(self.load.entries, key=lambda entry: -entry.longest_pause_s)[:20]
         for entry in self.load.entries:
-            if entry.problems():
+            if entry.problems() or entry in slowest:
                 story.append(
                     {
                         "id": entry.request_id,
@@ -216,6 +219,8 @@ class Run:
                         "tokens": len(entry.tokens),
                         "of": entry.max_tokens,
                         "attempts": entry.attempts,
+                        "pause": round(entry.longest_pause_s, 3),
+                        "paused_until": round(entry.paused_until - begun, 3),
                         "resumed": entry.num_resumed,
                         "sent": round(entry.sent_at - begun, 3),
                         "last": round(entry.last_at - begun, 3),

@@ -8,6 +8,7 @@ import socket
 import msgspec
 
 _WINDOW = 4096
+_SEGMENT = 1400  # as on a real network: the loopback's 64 KiB would have the kernel buffer a megabyte
 
 
 async def idle(url: str, num: int, model: str, max_tokens: int) -> list[socket.socket]:
@@ -20,6 +21,7 @@ async def _idle(host: str, port: int, model: str, max_tokens: int, index: int) -
     loop = asyncio.get_running_loop()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
     client.setblocking(False)
     await loop.sock_connect(client, (host, port))
     body = {"model": model, "prompt": f"idle {index}", "max_tokens": max_tokens, "stream": True}
