@@ -55,7 +55,7 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
             error = IdempotencyConflict("This idempotency key was used with another request body.")
             error.headers = {"x-should-retry": "false"}
             raise error
-        stream = gateway.relay.get(job_id)
+        stream = await gateway.relay.find(job_id)
         if stream is None and (record := await gateway.transport.read(job_id)) is not None:
             if _is_worth_another(record):
                 await gateway.transport.unbind(job.caller, key, job_id)

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned, StoreUnavailable
 from penstock.event import Done, Event, Failed
@@ -61,6 +62,7 @@ class Relay:
         self._queue_depth = queue_depth
         self._mender = Mender(gateway_id, transport, self._ended, self._is_stranded, on_log_read)
         self._streams: dict[str, Stream] = {}
+        self._opening: dict[str, asyncio.Event] = {}
         self._left: OrderedDict[str, float] = OrderedDict()
         self._newest_started_at = 0.0
         self._budget: dict[str, tuple[int, int]] = {}
@@ -68,7 +70,10 @@ class Relay:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def get(self, job_id: str) -> Stream | None:
+    async def find(self, job_id: str) -> Stream | None:
+        """The stream that is held here. One that is just being opened is waited for: it may yet come to nothing."""
+        while (opening := self._opening.get(job_id)) is not None:
+            await opening.wait()
         return self._streams.get(job_id)
 
     # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
@@ -77,11 +82,10 @@ class Relay:
         """Submit `job`. Listening stands before speaking: its stream is known before it is pushed."""
         stream = Stream(job, meter, time.monotonic())
         reader = self.read(stream)
-        self._streams[job.id] = stream
         try:
-            await self._transport.submit(job, self.gateway_id, self._max_depth)
+            with self._hold(stream):
+                await self._transport.submit(job, self.gateway_id, self._max_depth)
         except BaseException as error:
-            del self._streams[job.id]
             if not isinstance(error, QueueFull):  # its outcome is unknown: it may wait there for nobody
                 self._mender.spawn(self._cancel(job.id, "client"))
             raise
@@ -92,24 +96,20 @@ class Relay:
 
         `record` is what the caller has read of it, to judge whether it may be seen.
         """
-        stream = self._streams.get(job_id)
-        if stream is not None:
-            return stream
+        held = await self.find(job_id)
+        if held is not None:
+            return held
         stream = _from_record(record)
         if record.state == "done":
             self._mender.catch_up(stream, record)
             return stream
         stream.is_followed = job_id.partition(".")[0] != self.gateway_id
         stream.is_trusted = False
-        self._streams[job_id] = stream
         stream.left_at = time.monotonic()
-        try:
+        with self._hold(stream):
             if stream.is_followed:
                 await self._transport.follow(job_id)
             await self._transport.adopt(job_id, self.gateway_id)
-        except BaseException:
-            self._remove(stream)
-            raise
         self._mender.ask(stream, "attach")
         return stream
 
@@ -222,7 +222,22 @@ class Relay:
         is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
         return (self._queue_depth() == 0 or is_overtaken) and self._may("ensure")
 
-    # ── how streams go ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _hold(self, stream: Stream) -> Iterator[None]:
+        """Its frames are heard from here on; until the block has gone well nobody else may read it."""
+        job_id = stream.job.id
+        self._streams[job_id] = stream
+        opening = self._opening[job_id] = asyncio.Event()
+        try:
+            yield
+        except BaseException:
+            self._remove(stream)
+            raise
+        finally:
+            del self._opening[job_id]
+            opening.set()
 
     def _ended(self, stream: Stream) -> None:
         if not stream.readers:

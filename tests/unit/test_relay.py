@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from penstock.errors import QueueFull
+from penstock.errors import QueueFull, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Tokens
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Claim, Job, OnDisconnect, Sampling
@@ -259,7 +259,7 @@ async def test_of_several_readers_only_the_last_ones_leaving_counts(rig: Rig) ->
     second = rig.relay.read(stream)
     rig.relay.leave(rig.reader, is_delivered=False)
     await rig.relay.drain()
-    assert rig.relay.get(stream.job.id) is stream
+    assert await rig.relay.find(stream.job.id) is stream
     rig.relay.leave(second, is_delivered=False)
     await wait_until(lambda: not rig.transport._queue, "it was cancelled")
 
@@ -312,6 +312,57 @@ async def test_another_gateway_takes_a_stream_up(rig: Rig) -> None:
     assert reader.fresh() == (1, ["b", "c"])
     assert isinstance(taken_up.end, Done)
     assert taken_up.end.finish_reason == "stop"
+
+
+async def test_readers_that_come_while_a_stream_is_taken_up_share_its_fate(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply to the first one's adoption is lost. The second has its stream all the same, not one that is let go."""
+    rig.on_disconnect = "resume"
+    stream = await rig.open()
+    claim = await rig.claim()
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    adopt, is_lost = rig.transport.adopt, asyncio.Event()
+
+    async def lose_the_first(job_id: str, gateway_id: str) -> bool:
+        if not is_lost.is_set():
+            await is_lost.wait()
+            raise StoreUnavailable("the reply was lost")
+        return await adopt(job_id, gateway_id)
+
+    monkeypatch.setattr(rig.transport, "adopt", lose_the_first)
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.listen("g2", other.deliver, other.distrust)
+    first, second = (asyncio.create_task(other.attach(stream.job.id, record)) for _ in range(2))
+    await asyncio.sleep(0)
+    is_lost.set()
+    with pytest.raises(StoreUnavailable):
+        await first
+    reader = other.read(await second)
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    await wait_until(lambda: reader.stream.end is not None, "the second one's end")
+    assert reader.fresh() == (0, ["a"])
+
+
+async def test_who_finds_a_stream_that_could_not_be_submitted_finds_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_lost = asyncio.Event()
+
+    async def lose(*args: object, **kwargs: object) -> int:
+        await is_lost.wait()
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(rig.transport, "submit", lose)
+    opening = asyncio.create_task(rig.open())
+    finding = asyncio.create_task(rig.relay.find("g1.1"))
+    await asyncio.sleep(0)
+    is_lost.set()
+    with pytest.raises(StoreUnavailable):
+        await opening
+    assert await finding is None
 
 
 async def test_frames_that_nobody_wants_stop_their_worker(rig: Rig) -> None:
