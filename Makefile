@@ -47,7 +47,7 @@ bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes
 
 CHAOS = $(BIN)/python -m tests.chaos --all $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-chaos: $(READY)  ## kill everything on purpose for some three minutes, and balance the books; SEED=n repeats a run
+chaos: $(READY)  ## kill everything on purpose for some five minutes, and balance the books; SEED=n repeats a run
 	$(CHAOS) --report bench/results/chaos --made-by 'make chaos'
 
 MINUTES ?= 60

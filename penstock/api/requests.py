@@ -156,7 +156,7 @@ class RequestsAPI:
             "estimated_wait_s": None if wait_s is None else round(wait_s, 1),
             "timings": {
                 "queue_ms": _ms(record.created_at, record.started_at),
-                "ttft_ms": None,
+                "ttft_ms": _ms(record.created_at, record.first_token_at),
                 "total_ms": _ms(record.created_at, record.ended_at),
             },
             "usage": usage(end) if isinstance(end, Done) else None,

@@ -31,8 +31,7 @@ WATCH_S = 0.25
 DELIVERED_RETENTION_S = 10.0
 MAX_PER_S = 10  # of each kind of repair that asks the store to change something
 _DEADLINE_SLACK_S = 5.0
-_CANCEL_TRIES = 20
-_LEFT_S = 5.0
+_CANCEL_TRIES, _LEFT_S = 20, 5.0
 _LATE = "The request did not finish within its timeout_s."
 
 

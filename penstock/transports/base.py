@@ -53,6 +53,7 @@ class Record(Struct, frozen=True, kw_only=True):
     created_at: float
     deadline_at: float
     started_at: float = 0.0
+    first_token_at: float = 0.0
     ended_at: float = 0.0
     now: float = 0.0
     events: tuple[Event, ...] = ()

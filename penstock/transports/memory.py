@@ -68,6 +68,7 @@ class _Entry:
     num_deaths: int = 0
     tokens_at_claim: int = 0
     started_at: float = 0.0
+    first_token_at: float = 0.0
     ended_at: float = 0.0
     cancel: CancelReason | None = None
     readers: list[str] = field(default_factory=list)
@@ -174,6 +175,7 @@ class MemoryTransport(Transport):
             created_at=entry.created_at,
             deadline_at=entry.deadline_at,
             started_at=entry.started_at,
+            first_token_at=entry.first_token_at,
             ended_at=entry.ended_at,
             now=self._now(),
             events=tuple(log),
@@ -449,6 +451,8 @@ class MemoryTransport(Transport):
 
     def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
         entry.log.append(event)
+        if event.end and not entry.num_tokens:
+            entry.first_token_at = entry.first_token_at or self._now()
         entry.num_tokens = event.end
         if publish:
             minted_by = event.job_id.partition(".")[0]

@@ -95,15 +95,25 @@ async def _leave(run: Run) -> None:
 
 
 async def _kill_gateway(run: Run) -> None:
-    """What it owned has no other home until its clients are back: meanwhile the server keeps its data."""
     await run.kill(run.rng.choice(run.plant.gateways))
 
-    async def are_back() -> bool:
-        # Every stream is at a gateway that lives, and has had something from it.
-        return all(entry.last_at > at or not entry.tokens for entry in run.load.open_entries)
 
+async def _all_go_on(run: Run) -> None:
+    """Every request is at a gateway that lives and in a server that knows it.
+
+    What a gateway owned has no other home until its clients are back, and what a server forgot has none but its
+    gateway until that has submitted it again: that one of them dies meanwhile is not promised to be survived.
+    """
     at = time.monotonic() + 0.5
-    await run.until(are_back, "streams go on after their gateway's death", timeout_s=20)
+
+    async def do_they() -> bool:
+        return all(
+            entry.last_at > at if entry.is_stream else entry.sent_at > at
+            for entry in run.load.open_entries
+            if entry.sent_at <= at
+        )
+
+    await run.until(do_they, "what was open goes on", timeout_s=20)
 
 
 KEEPS_DATA: tuple[Fault, ...] = (
@@ -137,9 +147,12 @@ async def at_random(run: Run) -> None:
         group = run.rng.choices([KEEPS_DATA, LOSES_DATA, ALONE], weights=[6, 2, 3])[0]
         if group is ALONE:
             await run.rng.choice(ALONE)(run)
+            await _all_go_on(run)
         else:
             faults = [run.rng.choice(group)]
             while run.rng.random() < 0.4 and len(faults) < 3:
                 faults.append(run.rng.choice(KEEPS_DATA))
             await asyncio.gather(*(fault(run) for fault in faults))
+            if group is LOSES_DATA:
+                await _all_go_on(run)
         await asyncio.sleep(run.rng.uniform(0.0, 1.5))

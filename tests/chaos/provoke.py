@@ -33,7 +33,7 @@ async def provoke(run: Run, name: str) -> None:
             for entry in entries:
                 run.load.leave(entry)
             await asyncio.sleep(0.3)
-    elif name == "discard":
+    elif name in ("discard", "unbind"):
         async with _nobody_works(run):
             for _ in range(100):
                 run.load.send(max_tokens=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import redis
@@ -12,6 +13,7 @@ from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done, Event
 from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
+from penstock.transports.redis.subscription import Subscription
 from tests.contract.stores import Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.servers import free_port, start_server
 from tests.waiting import wait_until
@@ -173,6 +175,32 @@ async def test_what_is_not_a_frame_is_counted_and_the_next_is_heard(real: RedisS
     assert errors == ["message"] * 3
     assert [event.job_id for event in ear.events] == ["g1.1"]
     await transport.close()
+
+
+async def test_a_reader_that_dies_of_a_bug_begins_again(
+    real: RedisStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = await real.transport()
+    assert isinstance(transport, RedisTransport)
+    ear = await Ear().listen(transport)
+    listen, num_bugs = Subscription._listen, 0
+
+    async def fail_once(self: Subscription, link: Any) -> None:
+        nonlocal num_bugs
+        num_bugs += 1
+        if num_bugs == 1:
+            raise RuntimeError("a bug")
+        await listen(self, link)
+
+    monkeypatch.setattr(Subscription, "_listen", fail_once)
+    with redis.Redis.from_url(real.url) as client:
+        client.client_kill_filter(_type="pubsub")
+    await wait_until(lambda: num_bugs > 1 and transport.is_listening, "it listens again")
+    assert ear.num_resets >= 1
+    assert "it begins again" in caplog.text
+    await transport.submit(job := new_job(), "g1", 0)
+    await transport.cancel(job.id, "client")
+    await wait_until(lambda: ear.events, "it hears")
 
 
 async def test_beside_renews_from_a_thread(real: RedisStore) -> None:

@@ -38,8 +38,38 @@ async def test_a_job_goes_down_and_its_events_come_up(transport: Transport) -> N
     assert record is not None
     assert (record.state, record.attempt, record.owner, record.num_claims) == ("done", claim.attempt, "g1", 1)
     assert list(record.events) == expected
-    assert record.created_at <= record.started_at <= record.ended_at <= record.now < record.deadline_at
+    assert (
+        record.created_at
+        <= record.started_at
+        <= record.first_token_at
+        <= record.ended_at
+        <= record.now
+        < record.deadline_at
+    )
     assert await transport.take("w1", 4) == []
+
+
+async def test_a_record_knows_when_its_first_token_came(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1"))
+    slow, whole, silent = new_job(), new_job(), new_job()
+    for job in (slow, whole, silent):
+        await transport.submit(job, "g1", 0)
+    claims = {claim.job.id: claim for claim in await transport.claim("w1", await transport.take("w1", 3))}
+    await transport.emit("w1", [tokens(claims[slow.id], 0, "a")])
+    early = await transport.read(slow.id)
+    assert early is not None
+    assert early.first_token_at >= early.started_at
+    last = [
+        done(slow.id, claims[slow.id].attempt, 1, "b"),
+        done(whole.id, claims[whole.id].attempt, 0, "a", "b"),
+        done(silent.id, claims[silent.id].attempt, 0),
+    ]
+    assert await transport.emit("w1", last) == set()
+    found = [await transport.glance(job.id) for job in (slow, whole, silent)]
+    records = [record for record in found if record is not None]
+    assert records[0].first_token_at == early.first_token_at
+    assert records[1].first_token_at == records[1].ended_at
+    assert records[2].first_token_at == 0.0
 
 
 async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Transport) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -244,3 +245,27 @@ async def test_charge_says_what_the_reference_says(real: RedisStore) -> None:
         assert (verdict.is_allowed, verdict.remaining) == (expected.is_allowed, expected.remaining)
         assert verdict.reset_s == pytest.approx(expected.reset_s, abs=1.0)
         assert verdict.retry_after_s == pytest.approx(expected.retry_after_s, abs=1.0)
+
+
+@pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
+async def test_the_clocks_of_processes_do_not_matter(
+    real: RedisStore, monkeypatch: pytest.MonkeyPatch, skew_s: float
+) -> None:
+    """This process' wall clock is a day off; leases, deadlines, attempts and limits are those of Redis' own."""
+    true_time = time.time()
+    monkeypatch.setattr(time, "time", lambda: true_time + skew_s)
+    monkeypatch.setattr(time, "time_ns", lambda: int((true_time + skew_s) * 1e9))
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    assert 599 < claim.deadline_at - time.monotonic() <= 600
+    assert abs(claim.attempt / 1000 - true_time) < 60
+    assert await transport.emit("w1", [tokens(claim, 0, "a")]) == set()
+    assert not (await transport.renew(new_worker("w1"), [job.id])).is_lost
+    assert [worker.id for worker in (await transport.tick("g1")).workers] == ["w1"]
+    record = await transport.read(job.id)
+    assert record is not None
+    assert abs(record.created_at - true_time) < 60
+    assert 0 <= record.now - record.created_at < 60

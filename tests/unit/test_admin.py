@@ -13,7 +13,8 @@ from rich.console import Console
 
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
-from penstock.fleet import Capabilities, WorkerInfo
+from penstock.event import Failed
+from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway import Gateway, create_app
 from penstock.job import Job, new_ulid
 from penstock.keys import create_key
@@ -256,3 +257,24 @@ def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
     assert answers == []
     for words in ("waiting 3", "(the next one for 2.5 s)", "no answer from there", "waiting 4", "and 5 more", "?"):
         assert words in screen
+
+
+async def test_a_gateway_whose_ticker_dies_goes_down_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up and answering nobody is the worst of all: readiness fails, and what is open ends in an error."""
+    site = Site()
+
+    async def bug(gateway_id: str) -> Pool:
+        raise RuntimeError("a bug")
+
+    await site.enlist()
+    site.gateway.start()
+    await wait_until(lambda: not site.gateway.why_not_ready(), "the gateway is ready")
+    job = Job(id=site.gateway.mint(), model="mock", prompt=SECRET)
+    reader = await site.gateway.submit(job, "generate")
+    monkeypatch.setattr(site.store, "tick", bug)
+    await wait_until(lambda: reader.stream.end is not None, "the stream ends")
+    assert isinstance(reader.stream.end, Failed)
+    assert reader.stream.end.code == "store_unavailable"
+    assert "the store cannot be reached" in site.gateway.why_not_ready()
+    await site.http.aclose()
+    await site.gateway.stop()

@@ -50,7 +50,7 @@ class _Step:
         return scripts.append(self.job_id, self.attempt, frames)
 
     def finish(self, end: Terminal) -> scripts.Command:
-        return scripts.finish(self.job_id, self.attempt, end.seq, encode_event(end))
+        return scripts.finish(self.job_id, self.attempt, end.seq, encode_event(end), end.end)
 
 
 class Emitter:

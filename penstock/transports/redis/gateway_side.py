@@ -30,7 +30,7 @@ MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 _PREFIX = len(keys.RESPONSE)
 FIELDS = (
     *("job", "state", "attempt", "owner", "worker", "claims"),
-    *("all_deaths", "created", "deadline", "started", "ended"),
+    *("all_deaths", "created", "deadline", "started", "first", "ended"),
 )
 
 
@@ -196,7 +196,7 @@ def _worker_info(about: bytes) -> WorkerInfo | None:
 
 
 def _record(hash_: list[bytes | None], now: list[bytes], entries: list[Any]) -> Record:
-    job, state, attempt, owner, worker, claims, deaths, created, deadline, started, ended = hash_
+    job, state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended = hash_
     known_state: Any = (state or b"").decode()
     return Record(
         job=decode_job(job or b""),
@@ -209,6 +209,7 @@ def _record(hash_: list[bytes | None], now: list[bytes], entries: list[Any]) -> 
         created_at=int(created or 0) / 1000,
         deadline_at=int(deadline or 0) / 1000,
         started_at=int(started or 0) / 1000,
+        first_token_at=int(first or 0) / 1000,
         ended_at=int(ended or 0) / 1000,
         now=int(now[0]) + int(now[1]) / 1e6,
         events=tuple(decode_event(fields[1]) for _, fields in entries),

@@ -125,11 +125,13 @@ def claim(job_id: str, worker_id: str, take_from: str) -> Command:
 
 def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) -> Command:
     """`frames`: tokens before, tokens after, bytes."""
-    return _append((keys.log(job_id),), job_id, attempt, *(word for frame in frames for word in frame))
+    on = (keys.log(job_id), keys.job(job_id))
+    return _append(on, job_id, attempt, *(word for frame in frames for word in frame))
 
 
-def finish(job_id: str, attempt: int, seq: int, frame: bytes) -> Command:
-    return _finish(_request(job_id), job_id, attempt, seq, frame)
+def finish(job_id: str, attempt: int, seq: int, frame: bytes, end: int) -> Command:
+    """`seq` and `end`: tokens before and after the frame."""
+    return _finish(_request(job_id), job_id, attempt, seq, frame, end)
 
 
 def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:

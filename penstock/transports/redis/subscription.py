@@ -136,6 +136,9 @@ class Subscription:
                 await self._listen(link)
             except (StoreUnavailable, TimeoutError) as error:
                 log.warning("the subscription is down: %s", error or "not confirmed in time")
+            except Exception:  # a bug: without this reader the process would be up and deaf, so it is said and goes on
+                log.exception("the subscription has failed; it begins again")
+                self._metrics.store_error("subscription")
             finally:
                 link.close()
                 self._link = None
