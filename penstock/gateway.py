@@ -240,6 +240,7 @@ def create_app(gateway: Gateway) -> Edge:
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)
+    app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, {(ENDPOINT, "post"): native.body})

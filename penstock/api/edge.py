@@ -43,6 +43,7 @@ class Call:
     """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
 
     __slots__ = (
+        "bug",
         "caller",
         "endpoint",
         "fields",
@@ -65,6 +66,7 @@ class Call:
         self.is_refused = False
         self.endpoint = ""
         self.caller = ""
+        self.bug: Exception | None = None
         self.send: Send | None = None  # the server's own, for what comes after the head
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {}
@@ -119,6 +121,8 @@ class Edge:
                 else:
                     await (await handler(Request(scope, receive)))(scope, receive, send_with_headers)
             except Exception as error:
+                if error is call.bug:  # the framework has answered it in our words, and raises it all the same
+                    return
                 if call.status:  # half an answer is out; the server closes the connection
                     logger.exception("a bug in a route")
                     raise
@@ -175,6 +179,7 @@ def refusal(call: Call, error: Exception) -> Response:
         call.is_refused = True
     else:
         logger.error("a bug in a route", exc_info=error)
+        call.bug = error
         error = InternalError(f"Penstock failed to answer this ({type(error).__name__}).")
     call.outcome = error.code
     return error_response(error)

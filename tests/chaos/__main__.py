@@ -126,7 +126,10 @@ async def _play(one: Scenario, seed: int, seconds: float, options: argparse.Name
         except Exception as error:  # whatever it is, it is this scenario's failure, and the others go on
             run.problems.append(told(error))
         try:
-            await run.load.stop(0.1)
+            try:
+                await run.load.stop(0.1)
+            except Exception as error:
+                run.problems.append(told(error))
             result = run.result(one.name, seed, one.target)
             result.skipped = skipped
             if result.problems or options.keep_all:

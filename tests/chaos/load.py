@@ -171,8 +171,14 @@ class Load:
         if exchange.headers.get("content-type", "").startswith("text/event-stream"):
             await self._follow(entry, exchange)
             return
-        data = msgspec.json.decode(await exchange.read())
+        body = await exchange.read()
         now = time.monotonic()
+        try:
+            data = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            entry.faults.append(f"status {exchange.status} with a body that is no JSON: {body[:80]!r}")
+            entry.end("failed", "no_json", now)
+            return
         if entry.outcome != "open":
             return
         if exchange.status == 200:

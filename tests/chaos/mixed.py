@@ -129,7 +129,7 @@ LOSES_DATA: tuple[Fault, ...] = (_restart_server, _flush)
 ALONE: tuple[Fault, ...] = (_kill_gateway, _stop_server, _fill_memory)
 
 
-@scenario(Target(says="all invariants"), seconds=15)
+@scenario(Target(says="all invariants"), seconds=60)
 async def at_random(run: Run) -> None:
     """Every fault at random, up to three at a time, with the seed logged."""
     await run.build(

@@ -58,7 +58,13 @@ def table(report: dict[str, Any]) -> str:
         "",
         "Lost and repeated count tokens, and lost also requests without an end. Interrupted: the streams that the",
     ]
-    lines += ["faults hit after their first token; the pauses are theirs, the longest of each as its client saw it."]
+    lines += [
+        "faults hit after their first token; the pauses are theirs, the longest of each as its client saw it. Slower:",
+        "every request ended as promised, and a figure was missed by less than three times.",
+    ]
+    slower = [f"* {one['name']}: {slower}" for one in report["scenarios"] for slower in one["slower"]]
+    if slower:
+        lines += ["", "Slower:", "", *slower]
     notes = [f"* {one['name']}: {name}: {value}" for one in report["scenarios"] for name, value in one["notes"].items()]
     if notes:
         lines += ["", "Also measured:", "", *notes]
@@ -72,7 +78,7 @@ def _row(one: dict[str, Any]) -> str:
     pauses = " / ".join(f"{pause[share]:.0f}" for share in ("p50", "p99", "max")) if pause else "–"
     failed = ", ".join(f"{code} {num}" for code, num in one["failed"].items()) or "0"
     times = sum(one["injected"].values())
-    verdict = "held" if not one["problems"] else "**broken**"
+    verdict = "**broken**" if one["problems"] else "held, slower" if one["slower"] else "held"
     return (
         f"| {one['name']} | {times} | {one['requests']} | {one['lost']} | {one['repeated']} | {failed} "
         f"| {one['interrupted']} | {pauses} | {one['target']} | {verdict} |"

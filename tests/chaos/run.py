@@ -23,11 +23,13 @@ MODEL = "mock=mock:step_ms=40,chain=true"
 # child's death at once, and most scenarios are about what happens when nobody tells.
 USUAL = ("--max-batches", "128", "--max-batch-size", "4", "--no-supervised")
 END_WITHIN_S = 60.0
+NEAR_S = 0.1  # a pause begins with the last token before its fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The figure to hold: what FAILURES.md says, and the bounds (milliseconds) that a run must not exceed threefold.
+    """The figure to hold, and its bounds (milliseconds). Beyond them a run is reported as slower, and three times
+    beyond them (`--slack`) as broken: other programs on the machine are no fault of Penstock.
 
     `counts`: whose pauses are measured: those that a fault interrupted ("attempt": another worker went on, "resumed":
     the client came back), or all that were open at some fault ("open").
@@ -59,6 +61,7 @@ class Result:
     pause_ms: dict[str, float] = field(default_factory=dict)
     first_token_ms: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    slower: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     skipped: str = ""
 
@@ -80,6 +83,7 @@ class Run:
         self.injected: Counter[str] = Counter()
         self.faults_at: list[float] = []
         self.notes: dict[str, Any] = {}
+        self.slower: list[str] = []
         self.problems: list[str] = []
         self.settle_s = 10.0
 
@@ -121,7 +125,11 @@ class Run:
     def bound(self, what: str, seconds: float, target_s: float) -> None:
         """A time of its own that this scenario measures: noted, and checked with slack."""
         self.notes[what] = f"{seconds * 1000:.0f} ms (target {target_s * 1000:.0f})"
-        self.check(seconds <= target_s * self.slack, f"{what}: {seconds:.2f} s, and {target_s:g} is the target")
+        self._judge(seconds, target_s, f"{what}: {seconds:.2f} s, and {target_s:g} is the target")
+
+    def _judge(self, value: float, target: float, says: str) -> None:
+        if value > target:
+            (self.slower if value <= target * self.slack else self.problems).append(says)
 
     async def until(self, is_true: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 15.0) -> float:
         """How long it took until it is true. `AssertionError` after `timeout_s`."""
@@ -150,10 +158,21 @@ class Run:
         """Stop asking, wait for the last answers, and balance the books."""
         await self.load.stop(END_WITHIN_S)
         self.problems += await balance(self.plant, self.load, self.settle_s)
-        p99, worst = self._pauses(target, 0.99), self._pauses(target, 1.0)
-        for shown, value, bound in (("p99", p99, target.p99_ms), ("max", worst, target.max_ms)):
-            if value is not None and bound is not None and value > bound * self.slack:
-                self.problems.append(f"pause {shown} {value:.0f} ms, and {bound:g} is the target ({target.says})")
+        hit = self._interrupted(target)
+        once = [entry for entry in hit if self._num_faults_in_pause(entry) < 2]
+        if len(once) < len(hit):
+            longest = max((entry.longest_pause_s for entry in once), default=0.0) * 1000
+            self.notes["pauses in which a second fault fell"] = len(hit) - len(once)
+            self.notes["the longest of the other pauses"] = f"{longest:.0f} ms"
+        for shown, share, bound in (("p99", 0.99, target.p99_ms), ("max", 1.0, target.max_ms)):
+            if once and bound is not None:
+                value = percentile([entry.longest_pause_s * 1000 for entry in once], share)
+                self._judge(value, bound, f"pause {shown} {value:.0f} ms, and {bound:g} is the target")
+
+    def _num_faults_in_pause(self, entry: Entry) -> int:
+        """How many faults fell into its longest pause: a target is for one."""
+        began = entry.paused_until - entry.longest_pause_s
+        return sum(began - NEAR_S <= at <= entry.paused_until for at in self.faults_at)
 
     def _interrupted(self, target: Target) -> list[Entry]:
         found = []
@@ -199,6 +218,7 @@ class Run:
             pause_ms={shown: round(value, 1) for shown, value in pauses.items() if value is not None},
             first_token_ms={shown: round(percentile(first, share), 1) for shown, share in shares} if first else {},
             notes=self.notes,
+            slower=self.slower,
             problems=self.problems,
         )
 

@@ -25,6 +25,7 @@ from penstock.transports.memory import MemoryTransport
 from tests.waiting import wait_until
 
 SECRET = "the prompt that nobody may read"
+KNOWN = "g23456789abc.01M89Q6T1GP5408G6N2J10YFZM"
 
 
 class Site:
@@ -278,3 +279,22 @@ async def test_a_gateway_whose_ticker_dies_goes_down_loudly(monkeypatch: pytest.
     assert "the store cannot be reached" in site.gateway.why_not_ready()
     await site.http.aclose()
     await site.gateway.stop()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/requests", f"/v1/requests/{KNOWN}", f"/v1/requests/{KNOWN}/events", "/v1/admin/overview"]
+)
+async def test_a_bug_is_answered_in_the_one_envelope(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    async def bug(*args: Any) -> None:
+        raise ValueError(SECRET)
+
+    for verb in ("read", "requests_of", "overview"):
+        monkeypatch.setattr(site.store, verb, bug)
+    answer = await site.http.get(f"http://gateway{path}")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (500, "internal_error", "server_error")
+    assert answer.headers["x-request-id"]
+    assert SECRET not in answer.text
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a bug in a route"]
