@@ -203,6 +203,14 @@ async def test_a_reader_that_dies_of_a_bug_begins_again(
     await wait_until(lambda: ear.events, "it hears")
 
 
+async def test_who_does_not_listen_yet_follows_nothing(real: RedisStore) -> None:
+    transport = await real.transport()
+    with pytest.raises(StoreUnavailable, match="not listen yet"):
+        await transport.follow("g9.1")
+    await Ear().listen(transport)
+    await transport.follow("g9.1")
+
+
 async def test_beside_renews_from_a_thread(real: RedisStore) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))

@@ -20,10 +20,12 @@ class ObjectSide(Transport):
     """The verbs of `RedisTransport` for requests that are looked at, taken up and asked for again."""
 
     _store: Store
-    _hear: OnMessage
+    _hear: OnMessage | None = None
 
     async def follow(self, job_id: str) -> None:
         """Without an `on_reset` of its own: when the gateway's pattern stands again, this channel does."""
+        if self._hear is None:  # a process that has just been started, and is asked before it is ready
+            raise StoreUnavailable("This gateway does not listen yet.", retry_after_s=1.0)
         topic = keys.channel(job_id)
         try:
             await self._store.ears.subscribe(topic, self._hear)
