@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from penstock.errors import (
     DeadlineUnreachable,
@@ -156,15 +157,7 @@ class Admission:
         address = peer
         while hops and self._is_trusted(address):
             address = hops.pop()
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return "unknown"
-        if isinstance(parsed, ipaddress.IPv6Address):
-            if parsed.ipv4_mapped is not None:
-                return str(parsed.ipv4_mapped)
-            return str(ipaddress.ip_network((parsed, 64), strict=False))
-        return str(parsed)
+        return _counted_as(address)
 
     def _is_trusted(self, address: str) -> bool:
         try:
@@ -277,6 +270,20 @@ class Admission:
         wait = self.drain_rate.wait_s(max(1, self.pool.depth // 10))
         wait = _MIN_RETRY_S if wait is None else min(max(wait, _MIN_RETRY_S), _MAX_RETRY_S)
         return wait * random.uniform(1.0, 1.3)
+
+
+@lru_cache(maxsize=4096)
+def _counted_as(address: str) -> str:
+    """An address as limits count it. Cached: the same clients come again and again."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
 
 
 def check_capabilities(sampling: Sampling, model: str, can: Capabilities) -> None:

@@ -118,12 +118,13 @@ class Batch:
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD_PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
 
 
 def new_ulid() -> str:
     """26 characters, sortable by time (https://github.com/ulid/spec): 48 bits of milliseconds, 80 random ones."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_CROCKFORD_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def new_process_id(kind: str) -> str:

@@ -1,8 +1,8 @@
 """How a stream becomes an HTTP answer: whole, or event by event. What the events look like is the API's business.
 
 One loop for every API and for both forms; a whole answer is the stream drained. What already waits is joined into one
-write, and nothing ever waits in order to be joined. The status of a stream is decided when a worker has accepted the
-job, or after `STATUS_WAIT_S`, so that most failures still have a status of their own.
+write, and nothing ever waits in order to be joined. The status of a stream is decided when its first token is there,
+or after `STATUS_WAIT_S`, so that most failures still have a status of their own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.admission import Permit
-from penstock.api.connection import ABORT
-from penstock.api.edge import Call, Departure, error_response
+from penstock.api.connection import CLIENT, Departure
+from penstock.api.edge import Call, error_response
 from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
@@ -107,7 +107,7 @@ class Answer(Response):
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = Departure(receive, self.reader.wake)
+        departure = Departure(scope, self.reader.wake)
         is_delivered = False
         self.gateway.metrics.stream_opened()
         try:
@@ -125,10 +125,11 @@ class Answer(Response):
 
     async def _whole(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
         stream = self.stream
+        self.reader.is_for_end = True
         while stream.end is None:
-            await self.reader.changed()
             if departure.has_happened:
                 return False
+            await self.reader.changed()
         if isinstance(stream.end, Failed):
             answer = error_response(stream.end.error())
         elif stream.end.finish_reason == "cancelled":
@@ -148,7 +149,7 @@ class Answer(Response):
             return True
         headers = [(name.encode(), value.encode()) for name, value in _SSE_HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        pulse = Pulse(self.reader.wake, scope["extensions"][ABORT]["abort"])
+        pulse = Pulse(self.reader.wake, scope[CLIENT].abort)
         self.gateway.sweep.pulses.add(pulse)
         try:
             return await self._relay(departure, pulse, self.call.send or send)
@@ -179,11 +180,11 @@ class Answer(Response):
         return False
 
     async def _status(self, departure: Departure) -> None:
-        """Wait until a worker has accepted the job, or it ended, or `STATUS_WAIT_S` has passed."""
+        """Wait until there is a token, or the end, or `STATUS_WAIT_S` has passed."""
         stream = self.stream
         loop = asyncio.get_running_loop()
         until = loop.time() + (0.0 if self.queue_events else STATUS_WAIT_S)
-        while not stream.is_started and stream.end is None and not departure.has_happened:
+        while not stream.tokens and stream.end is None and not departure.has_happened:
             left = until - loop.time()
             if left <= 0:
                 return

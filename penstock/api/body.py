@@ -7,6 +7,7 @@ Knows nothing of jobs, models or routes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from penstock.api.connection import WHOLE
 from penstock.api.plain import NAME, Path, describe
 from penstock.errors import BodyTooLarge, Cancelled, InvalidRequest, SlowBody, UnsupportedMediaType
 
@@ -49,9 +51,11 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
+    # What has arrived already needs no timer, and that is nearly every body.
+    limit = contextlib.nullcontext() if request.scope.get(WHOLE) else asyncio.timeout(timeout_s)
     try:
         async with aclosing(request.stream()) as stream:
-            async with asyncio.timeout(timeout_s):
+            async with limit:
                 while not is_too_large and (chunk := await anext(stream, None)) is not None:
                     size += len(chunk)
                     is_too_large = size > max_bytes

@@ -1,22 +1,26 @@
 """One client connection: uvicorn's HTTP protocol with the limits that a server in the open needs.
 
 Adds what uvicorn leaves out: a cap on connections, a deadline and a size limit for a request's head, a small write
-buffer (so that a client that reads nothing costs little), and `abort`, to drop a client that stopped reading.
+buffer (so that a client that reads nothing costs little). Joins an answer's head with its first bytes. Through the
+scope it tells what no message says: that a body has arrived whole, that the client has gone; and lets go of a client.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.errors import InvalidRequest, PenstockError, SlowBody, Unavailable
 
 MAX_HEAD_BYTES = 64 * 1024
 WRITE_BUFFER_BYTES = 32 * 1024
-ABORT = "penstock.abort"
+CLIENT = "penstock.client"  # in the scope: a `Client`
+WHOLE = "penstock.whole"  # in the scope once the whole request has arrived
 
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
 
@@ -32,6 +36,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
         super().connection_made(transport)
+        self._client = Client(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if len(self.connections) > self.max_connections:
             self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
@@ -41,6 +46,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        for on_gone in list(self._client.watchers):
+            on_gone()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -55,7 +62,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+        cast(dict[str, Any], self.scope)[CLIENT] = self._client
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -69,6 +76,9 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         if not self.transport.is_closing():
             super().on_headers_complete()
+            cycle: Any = self.cycle
+            if cycle is not None:
+                cycle.transport = _Head(cycle, self.transport, self.loop)
 
     def on_body(self, body: bytes) -> None:
         if self.cycle is not None and not self.transport.is_closing():
@@ -76,6 +86,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self.cycle is not None and not self.transport.is_closing():
+            cast(dict[str, Any], self.scope)[WHOLE] = True
             super().on_message_complete()
 
     def _count(self, num_bytes: int) -> None:
@@ -110,6 +121,71 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
         self.transport.close()
+
+
+class Client:
+    """Who is at the other end: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
+
+    __slots__ = ("abort", "is_gone", "watchers")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.abort = transport.abort
+        self.is_gone = transport.is_closing
+        self.watchers: set[Callable[[], None]] = set()
+
+
+class _Head:
+    """A cycle's transport until its answer has begun: holds the head until there is a body, or the turn is over.
+
+    A write is a system call, and a head alone is of no use to anybody.
+    """
+
+    __slots__ = ("_cycle", "_data", "_loop", "_transport")
+
+    def __init__(self, cycle: Any, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        self._loop = loop
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        if self._data:
+            self._data += data
+            self._flush()
+        else:
+            self._data = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        data, self._data = self._data, b""
+        self._cycle.transport = self._transport
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+
+class Departure:
+    """Notices that the client has left, while the answer is still being made."""
+
+    __slots__ = ("_client", "_wake")
+
+    def __init__(self, scope: Scope, wake: Callable[[], None]) -> None:
+        self._client: Client = scope[CLIENT]
+        self._wake = wake
+        self._client.watchers.add(wake)
+
+    @property
+    def has_happened(self) -> bool:
+        return self._client.is_gone()
+
+    def stop(self) -> None:
+        self._client.watchers.discard(self._wake)
 
 
 def limited(header_timeout_s: float, max_connections: int) -> type[Connection]:

@@ -5,7 +5,6 @@ A plain ASGI middleware. It knows nothing of what the routes do; they tell it th
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -211,23 +210,3 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         ours = MethodNotAllowed(f"{request.method} is not allowed at {path!r}.")
         ours.headers = dict(error.headers or {})
     return refusal(call_of(request), ours)
-
-
-class Departure:
-    """Notices that the client has left, while the answer is still being made."""
-
-    def __init__(self, receive: Receive, wake: Callable[[], None]) -> None:
-        self._task = asyncio.ensure_future(_disconnected(receive))
-        self._task.add_done_callback(lambda _: wake())
-
-    @property
-    def has_happened(self) -> bool:
-        return self._task.done() and not self._task.cancelled()
-
-    def stop(self) -> None:
-        self._task.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

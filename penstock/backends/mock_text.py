@@ -39,7 +39,8 @@ def token_source(job: Job, chain: bool = False) -> TokenOf:
         return mixed ^ (mixed >> 32)
 
     def word(index: int) -> str:
-        text = _WORDS[number(index) & 4095]
+        mixed = ((key + index * _STEP) & _MASK) * _MIX & _MASK  # `number`, without the call
+        text = _WORDS[(mixed ^ (mixed >> 32)) & 4095]
         return text if index else text[1:].capitalize()
 
     def link(index: int) -> str:

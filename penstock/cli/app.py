@@ -12,6 +12,7 @@ from penstock.cli.bench import bench
 from penstock.cli.config import config
 from penstock.cli.keys import keys
 from penstock.cli.operators import cancel, dead, doctor, ps
+from penstock.cli.plan import plan
 from penstock.cli.processes import gateway, serve, worker
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, gateway, worker, ask, bench, config, doctor, ps, cancel):
+for command in (serve, gateway, worker, ask, bench, plan, config, doctor, ps, cancel):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(dead, name="dead")

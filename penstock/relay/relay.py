@@ -131,7 +131,7 @@ class Relay:
             self._remove(stream)
             is_dead = isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
             if is_delivered and stream.job.retention_s is None and not is_dead:
-                self._mender.spawn(self._retire(stream.job.id))
+                self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
         elif stream.job.on_disconnect == "cancel":
             self._abandon(stream)
         else:
@@ -276,12 +276,6 @@ class Relay:
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
         logger.warning("could not cancel; the worker will, when it renews", extra={"request_id": job_id})
-
-    async def _retire(self, job_id: str) -> None:
-        try:
-            await self._transport.retire(job_id, DELIVERED_RETENTION_S)
-        except StoreUnavailable:
-            return  # it expires by itself, a little later
 
     async def _unfollow(self, job_id: str) -> None:
         try:

@@ -74,8 +74,10 @@ class Stream:
                 self.is_ended = True
         if self.meter is not None:
             self.meter.observe(event, now)
-        for reader in self.readers:
-            reader.wake()
+        if self.end is not None or self.tokens:  # that it was accepted is no news to any reader
+            for reader in self.readers:
+                if self.end is not None or not reader.is_for_end:
+                    reader.wake()
 
     def fail(self, error: PenstockError, now: float) -> None:
         """End it here, in the open; the store may know better, and is not told."""
@@ -89,13 +91,17 @@ class Stream:
 
 
 class Reader:
-    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`."""
+    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`.
 
-    __slots__ = ("_waiter", "num_sent", "stream")
+    `is_for_end`: it waits for the whole answer, and need not be woken for a part of it.
+    """
+
+    __slots__ = ("_waiter", "is_for_end", "num_sent", "stream")
 
     def __init__(self, stream: Stream, num_sent: int = 0) -> None:
         self.stream = stream
         self.num_sent = num_sent
+        self.is_for_end = False
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -110,7 +116,7 @@ class Reader:
         return first, tokens
 
     async def changed(self, timeout_s: float | None = None) -> None:
-        """Wait until something happens (an acceptance, tokens, the end, a `wake`) or the time has run out."""
+        """Wait until something happens (tokens, the end, a `wake`) or the time has run out."""
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         timer = None if timeout_s is None else loop.call_later(timeout_s, self.wake)

@@ -41,7 +41,10 @@ MAX_DEATHS = 10
 
 
 class Record(Struct, frozen=True, kw_only=True):
-    """What the store knows of one job: its state and (a part of) its log."""
+    """What the store knows of one job: its state and (a part of) its log.
+
+    `first_token_at` is told with the job's end, so it is 0 until then, and where the worker that knew it has died.
+    """
 
     job: Job
     state: State
@@ -210,8 +213,11 @@ class Transport(ABC):
         """Push the id at the head unless the queue holds it: for an id that is in no list."""
 
     @abstractmethod
-    async def retire(self, job_id: str, retention_s: float) -> None:
-        """The client has the last byte: keep a finished job only `retention_s` from now."""
+    def retire(self, job_id: str, retention_s: float) -> None:
+        """The client has the last byte: keep a job only `retention_s` from now, at most.
+
+        Of a job that has ended, as the caller knows. Not awaited: where it is lost the job expires a little later.
+        """
 
     @abstractmethod
     async def follow(self, job_id: str) -> None:

@@ -215,7 +215,7 @@ class MemoryTransport(Transport):
         if job_id not in self._queue:
             self._push(job_id, front=True)
 
-    async def retire(self, job_id: str, retention_s: float) -> None:
+    def retire(self, job_id: str, retention_s: float) -> None:
         entry = self._jobs.get(job_id)
         if entry is not None and entry.state == "done":
             self._expire_at(entry, self._now() + retention_s)

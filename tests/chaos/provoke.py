@@ -38,8 +38,6 @@ async def provoke(run: Run, name: str) -> None:
             for _ in range(100):
                 run.load.send(max_tokens=5)
             await asyncio.sleep(0.7)
-    elif name == "retire":
-        run.load.send(max_tokens=3, on_disconnect="cancel")
     elif name == "settle":
         for ids in (await run.plant.held()).values():
             await run.plant.ask("RPUSH", QUEUE, ids[-1])

@@ -86,7 +86,7 @@ async def out_of_memory(run: Run) -> None:
 
 
 PLAIN = ("XADD", "PUBLISH", "BLMOVE", "LREM", "HMGET", "XRANGE", "TIME")
-SCRIPTED = ("create", "enqueue", "take", "claim", "finish", "renew", "tick", "cancel", "withdraw", "retire", "charge")
+SCRIPTED = ("create", "enqueue", "take", "claim", "finish", "renew", "tick", "cancel", "withdraw", "charge")
 SPOKEN = ("PSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "PING", "LRANGE", "SCRIPT LOAD")
 NAMES = tuple(dict.fromkeys((*PLAIN, *SCRIPTED, *SPOKEN, *(script.name for script in SCRIPTS))))
 FIRES_WITHIN_S = 2.5

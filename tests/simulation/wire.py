@@ -99,6 +99,9 @@ class Wire:
     async def close(self) -> None:
         """Nothing is open."""
 
+    def retire(self, job_id: str, retention_s: float) -> None:
+        """Nothing of it is forgotten while the run lasts."""
+
     def beside(self) -> None:
         return None
 

@@ -27,6 +27,10 @@ class Connection(Protocol):
     async def connect(self) -> Link:
         """The open link, or a new one: behind another link than before may be another server, or an older state."""
 
+    @property
+    def link(self) -> Link | None:
+        """The open link, if there is one."""
+
     def post(self, data: bytes, count: int) -> None:
         """Send packed commands whose replies nobody needs; nothing is sent without a connection."""
 
@@ -56,6 +60,10 @@ class ServerConnection:
         self._connecting: asyncio.Task[Link] | None = None
         self._backoff_s = 0.0
         self._is_closed = False
+
+    @property
+    def link(self) -> Link | None:
+        return self._link if self._link is not None and self._link.is_open else None
 
     async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
         link = self._link

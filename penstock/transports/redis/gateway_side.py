@@ -119,8 +119,11 @@ class GatewaySide(ObjectSide):
     async def ensure(self, job_id: str) -> None:
         await self._store.ask("ensure", self._store.pool.queue, scripts.ensure(self._store.pool, job_id))
 
-    async def retire(self, job_id: str, retention_s: float) -> None:
-        await self._store.ask("retire", keys.job(job_id), scripts.retire(job_id, _ms(retention_s)))
+    def retire(self, job_id: str, retention_s: float) -> None:
+        words = [
+            command("PEXPIRE", name, _ms(retention_s), "LT").packed for name in (keys.job(job_id), keys.log(job_id))
+        ]
+        self._store.request_conn(job_id).post(b"".join(words), len(words))
 
     async def tick(self, gateway_id: str) -> Pool:
         pool = self._store.pool

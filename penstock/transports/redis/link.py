@@ -24,6 +24,7 @@ Reply = Any  # bytes, int, None, ReplyError, or a list of these: whatever Redis 
 CONNECT_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 1.0
 MAX_PENDING = 100_000
+MAX_JOINED = 16
 
 # Replies that say "not this server, not now": the address must be resolved and dialled again.
 _TURNED_AWAY = ("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
@@ -69,6 +70,7 @@ class Link(asyncio.Protocol):
         self._reader = Reader(notEnoughData=_NOT_YET)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._is_to_flush = False
         self._waiting: deque[_Waiting] = deque()
         self._num_pending = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -97,9 +99,12 @@ class Link(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send without awaiting a reply here; joined with whatever else is sent in this turn of the loop."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
         self._out.append(data)
+        if len(self._out) >= MAX_JOINED:  # in a long turn the server need not stand idle until its end
+            self._flush()
+        elif not self._is_to_flush:
+            self._is_to_flush = True
+            self._loop.call_soon(self._flush_turn)
 
     def abort(self, reason: str, kind: str) -> None:
         """Close now; everything that waits fails with `reason`."""
@@ -157,6 +162,11 @@ class Link(asyncio.Protocol):
             self._waiting.popleft()
             if not caller.future.done():  # a cancelled caller's replies end here
                 caller.future.set_result(caller.replies)
+
+    def _flush_turn(self) -> None:
+        self._is_to_flush = False
+        if self._out:
+            self._flush()
 
     def _flush(self) -> None:
         if self._transport is not None and not self.closed.done():

@@ -79,6 +79,10 @@ class NodeConnection:
             await self._follow(data, replies, timeout_s)
         return replies
 
+    @property
+    def link(self) -> Link | None:
+        return self.server.link
+
     async def connect(self) -> Link:
         try:
             return await self.server.connect()
@@ -144,6 +148,10 @@ class Lost:
 
     async def connect(self) -> Link:
         return await (await self._find()).connect()
+
+    @property
+    def link(self) -> None:
+        return None
 
     def post(self, data: bytes, count: int) -> None:
         """There is no connection yet."""

@@ -68,7 +68,6 @@ _finish = Script("finish")
 _cancel = Script("cancel")
 _requeue = Script("requeue")
 _adopt = Script("adopt")
-_retire = Script("retire")
 _enqueue = Script("enqueue")
 _ensure = Script("ensure")
 _withdraw = Script("withdraw")
@@ -125,13 +124,12 @@ def claim(job_id: str, worker_id: str, take_from: str) -> Command:
 
 def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) -> Command:
     """`frames`: tokens before, tokens after, bytes."""
-    on = (keys.log(job_id), keys.job(job_id))
-    return _append(on, job_id, attempt, *(word for frame in frames for word in frame))
+    return _append((keys.log(job_id),), job_id, attempt, *(word for frame in frames for word in frame))
 
 
-def finish(job_id: str, attempt: int, seq: int, frame: bytes, end: int) -> Command:
-    """`seq` and `end`: tokens before and after the frame."""
-    return _finish(_request(job_id), job_id, attempt, seq, frame, end)
+def finish(job_id: str, attempt: int, seq: int, frame: bytes, first_ms: int) -> Command:
+    """`seq`: tokens before the frame. `first_ms`: when the first token came, on Redis' clock; 0 where nobody knows."""
+    return _finish(_request(job_id), job_id, attempt, seq, frame, first_ms)
 
 
 def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:
@@ -144,10 +142,6 @@ def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
 
 def adopt(job_id: str, gateway_id: str) -> Command:
     return _adopt((keys.job(job_id),), gateway_id)
-
-
-def retire(job_id: str, retention_ms: int) -> Command:
-    return _retire(_request(job_id), retention_ms)
 
 
 # ── a queue's slot ───────────────────────────────────────────────────────────────────────────────────────────────────

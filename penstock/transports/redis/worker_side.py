@@ -178,6 +178,7 @@ class WorkerSide(Transport):
     async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
         """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client."""
         _, attempt, now, deadline, created, deaths, job, frames = reply
+        self._emitter.claimed(job_id, now)
         try:
             decoded = decode_job(job)
             tokens = fold(map(decode_event, frames)).tokens if frames else ()

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- append: the careful form of emit, for a job's first frame and for frames whose XADD was refused: one sequence's
--- frames, in order, appended and published unless they are there already. Works when memory is out. Never makes a log.
--- KEYS  1 {inference:response:<id>}:log   2 {inference:response:<id>}:job
+-- append: the careful form of emit, for frames whose XADD was refused and for a job's first frame on a new connection:
+-- one sequence's frames, in order, appended and published unless they are there already. Works when memory is out.
+-- Never makes a log.
+-- KEYS  1 {inference:response:<id>}:log
 -- ARGV  1 request id   2 attempt   3… for each frame: tokens before it, tokens after it, the frame
 -- Returns "ok" | "fenced" (a higher attempt has written, or it has ended) | "gone" (no log) | "gap" (tokens before a frame are missing)
 for i = 3, #ARGV, 3 do
@@ -17,10 +18,6 @@ for i = 3, #ARGV, 3 do
   elseif tonumber(written) < tonumber(ARGV[2]) or tonumber(tokens) < tonumber(ARGV[i + 1]) then
     redis.call('XADD', KEYS[1], 'NOMKSTREAM', id, 'f', ARGV[i + 2])
     redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[i + 2])
-    if tonumber(tokens) == 0 and redis.call('EXISTS', KEYS[2]) == 1 then
-      local t = redis.call('TIME')
-      redis.call('HSETNX', KEYS[2], 'first', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000)))
-    end
   end
 end
 return 'ok'

@@ -3,7 +3,7 @@
 -- The entry has the highest number there is: nothing of this attempt can follow it, and a reader who asks for what
 -- comes after any position finds it.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
--- ARGV  1 request id   2 attempt   3 tokens before the frame   4 the frame   5 tokens after it (may be missing)
+-- ARGV  1 request id   2 attempt   3 tokens before the frame   4 the frame   5 when the first token came, ms (may be missing)
 -- Returns "ok" (also when this attempt had ended it before) | "refused" | "gap" (tokens before the frame are missing)
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'retention')
 if hash[2] ~= ARGV[2] then return 'refused' end
@@ -20,7 +20,7 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('XADD', KEYS[2], ARGV[2] .. '-18446744073709551615', 'f', ARGV[4])
 redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
 redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now))
-if tonumber(ARGV[5] or 0) > 0 then redis.call('HSETNX', KEYS[1], 'first', string.format('%.0f', now)) end
+if tonumber(ARGV[5] or 0) > 0 then redis.call('HSETNX', KEYS[1], 'first', ARGV[5]) end
 redis.call('PEXPIRE', KEYS[1], hash[3] or 60000)
 redis.call('PEXPIRE', KEYS[2], hash[3] or 60000)
 return 'ok'

@@ -1,0 +1,78 @@
+"""What Penstock's processes cost by measurement: the types of `costs.json`, and reading it.
+
+`python -m bench.scale` writes the file; `capacity` computes with it. A cost that was not measured is None, never a
+guess. Knows no arithmetic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from penstock.errors import ConfigError
+
+PACKAGED = Path(__file__).with_name("costs.json")
+
+Cost = Annotated[float, msgspec.Meta(ge=0)] | None
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the figures come from. `streams`: open at once while the cost of a token was measured, in each cell."""
+
+    date: str
+    command: str
+    cpu: str
+    cores: int
+    server: str
+    penstock: str
+    streams: list[int]
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One process of a kind. CPU in microseconds; `base_mb` and `kb_per_stream` are resident memory."""
+
+    us_per_token: Cost = None
+    us_per_request: Cost = None
+    base_mb: Cost = None
+    kb_per_stream: Cost = None
+    redis_connections: Cost = None
+
+
+class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One Redis server. Memory is what Redis says it uses; network is what it says it read and wrote."""
+
+    us_per_token: Cost = None
+    us_per_request: Cost = None
+    base_mb: Cost = None
+    bytes_per_token: Cost = None
+    bytes_per_request: Cost = None
+    in_bytes_per_token: Cost = None
+    out_bytes_per_token: Cost = None
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes to a client: bytes of the body of a stream, without the headers below it."""
+
+    bytes_per_token: Cost = None
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of it."""
+
+    about: Origin
+    gateway: Role
+    worker: Role
+    redis: Store
+    client: Client
+
+
+def read_costs(path: Path = PACKAGED) -> Costs:
+    """Raises `ConfigError` for a file that is none, with what is wrong in it."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Costs)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no file of costs: {error}") from error
