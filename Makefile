@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint fmt docs bench bench-ci chaos chaos-long chaos-docs clean
+.PHONY: help install serve test lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(READY)  ## make .venv, or bring it up to date
 
@@ -44,6 +44,9 @@ bench: $(READY)  ## measure against a bare server and the naive form: ten minute
 
 bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes
 	$(BIN)/python -m bench --ci
+
+bench-scale: $(READY)  ## cost per token and per open stream as they grow, in four minutes; ARGS=--quick for a look
+	$(BIN)/python -m bench.scale $(ARGS)
 
 CHAOS = $(BIN)/python -m tests.chaos --all $(if $(SEED),--seed $(SEED)) $(ARGS)
 

@@ -3,7 +3,8 @@
 Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
 has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
 keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
-After a death, suspects are batched only among themselves; after a second one, alone. Knows nothing of engines.
+A window in which nobody joins any more closes early. After a death, suspects are batched only among
+themselves; after a second one, alone. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from penstock.job import Batch, Claim
+
+QUIET_SHARE = 0.25  # of the window: when nobody has come for so long, nobody more is expected; see docs/performance.md
 
 
 @dataclass(slots=True, eq=False)
@@ -24,17 +28,21 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Group:
-    """Claims that may share a batch, oldest first. The first `room` of them are the next batch, the rest come after."""
+    """Claims that may share a batch, oldest first. The first `room` of them are the next batch, the rest come after.
+
+    From `quiet_at` on nobody more is expected.
+    """
 
     room: int
     window_s: float
     is_continuous: bool
+    quiet_at: float = inf
     queue: deque[_Waiting] = field(default_factory=deque)
 
     def sealed_at(self) -> float:
         """The time from which its first batch may go."""
         first = self.queue[0]
-        return first.since if len(self.queue) >= self.room else first.since + self.window_s
+        return first.since if len(self.queue) >= self.room else min(first.since + self.window_s, self.quiet_at)
 
     def seal(self) -> Batch:
         return Batch(tuple(self.queue.popleft().claim for _ in range(min(self.room, len(self.queue)))))
@@ -44,7 +52,8 @@ class Batcher:
     """Times are monotonic seconds, given by the caller and never decreasing.
 
     `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
-    Models in `continuous` need neither window nor place: their backends take jobs in at any step.
+    `closes_early`: it ends when nobody has come for `QUIET_SHARE` of it. Models in `continuous` need neither window nor
+    place: their backends take jobs in at any step.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class Batcher:
         window_s: float,
         windows: Mapping[str, float] | None = None,
         continuous: Collection[str] = (),
+        closes_early: bool = False,
     ) -> None:
         if max_batch_size < 1 or window_s < 0:
             raise ValueError("max_batch_size must be at least 1 and window_s at least 0")
@@ -60,6 +70,7 @@ class Batcher:
         self._window_s = window_s
         self._windows = dict(windows or {})
         self._continuous = frozenset(continuous)
+        self._closes_early = closes_early
         self._groups: dict[Hashable, _Group] = {}
         self._keys: dict[str, Hashable] = {}
         self._turn = 0
@@ -82,6 +93,12 @@ class Batcher:
         self._keys[job.id] = key
         self._turn += 1
         group.queue.append(_Waiting(claim, now, self._turn))
+        if self._closes_early and not group.is_continuous:
+            group.quiet_at = self.quiet_at(job.model, group.window_s, now)
+
+    def quiet_at(self, model: str, window_s: float, now: float) -> float:
+        """A claim has just come: from when on, if no other does, nobody more is expected."""
+        return now + QUIET_SHARE * window_s
 
     def ready(self, now: float, free: int) -> list[Batch]:
         """The batches to start now, the oldest group first: at most `free`, besides those of continuous models."""

@@ -175,7 +175,7 @@ class _Build:
         total = self.count("redis") * self.cost("redis.base_mb") * RSS_MB + tokens * token + kept * request
         return total / MB, (
             f"{kept:,.0f} requests kept (the open ones, counted at full length, and those of the last "
-            f"{demand.retention_s:g} s), {token:.0f} bytes a token and {request:,.0f} a request, its prompt aside"
+            f"{demand.retention_s:g} s), {token:.0f} bytes a token and {request:,.0f} a request, long prompts aside"
         )
 
     def memory(self) -> list[Figure]:
@@ -217,7 +217,7 @@ class _Build:
 
     def advice(self) -> Sequence[str]:
         demand = self.demand
-        found = []
+        found: list[str] = []
         if "redis" in self.num:
             found += self.redis_advice()
         workers = math.ceil(demand.streams / demand.slots)
@@ -255,4 +255,4 @@ class _Build:
 def _tokens(value: float) -> str:
     if value == math.inf:
         return "any number of tokens/s"
-    return f"{value / 1000:,.3g}k tokens/s" if 1000 <= value < 1e6 else f"{value:,.0f} tokens/s"
+    return f"{value / 1000:,.0f}k tokens/s" if value >= 10_000 else f"{value:,.0f} tokens/s"

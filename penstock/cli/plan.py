@@ -23,59 +23,67 @@ DELIVERED_S = 10.0  # how long the tokens of an interactive request are kept onc
 
 _LOAD, _LIMITS = "Load, at its peak", "Limits"
 
+_LIMIT = {
+    name: int(Settings.model_fields[name].default) for name in ("max_batches", "max_batch_size", "max_connections")
+}
+SLOTS = _LIMIT["max_batches"] * _LIMIT["max_batch_size"]
+MAX_CONNECTIONS = _LIMIT["max_connections"]
 
-def _default(name: str) -> int:
-    return int(Settings.model_fields[name].default)
+TokensPerS = Annotated[float, typer.Option(help="Tokens a second, of all streams.", rich_help_panel=_LOAD)]
+Streams = Annotated[int, typer.Option(help="Streams open at once.", rich_help_panel=_LOAD)]
+TokensPerAnswer = Annotated[
+    float, typer.Option(help="Mean length of an answer. Gives requests a second.", rich_help_panel=_LOAD)
+]
+Retention = Annotated[
+    float,
+    typer.Option(
+        help="How long an ended request is kept: 10 once an interactive client has all of it, "
+        "PENSTOCK_BACKGROUND_RETENTION_S for background ones. Gives the memory of Redis.",
+        rich_help_panel=_LOAD,
+    ),
+]
+Headroom = Annotated[
+    float,
+    typer.Option(
+        help="The share of one core that a process is to use at most; the rest is for bursts and for noise.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+Slots = Annotated[
+    int, typer.Option(help="Sequences that one worker runs at once: batches × their size.", rich_help_panel=_LIMITS)
+]
+MaxConnections = Annotated[
+    int, typer.Option(help="Of one gateway process: PENSTOCK_MAX_CONNECTIONS.", rich_help_panel=_LIMITS)
+]
+Cores = Annotated[
+    int, typer.Option(help="Cores of one machine: says how many machines. 0: not asked.", rich_help_panel=_LIMITS)
+]
+CostsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Measured costs, as `python -m bench.scale --costs FILE` writes them on your machine. "
+        "Default: those that come with Penstock.",
+        metavar="FILE",
+    ),
+]
 
 
 @ends
 def plan(
-    tokens_per_s: Annotated[float, typer.Option(help="Tokens a second, of all streams.", rich_help_panel=_LOAD)],
-    streams: Annotated[int, typer.Option(help="Streams open at once.", rich_help_panel=_LOAD)],
-    tokens_per_answer: Annotated[
-        float,
-        typer.Option(help="Mean length of an answer. Gives requests a second.", rich_help_panel=_LOAD),
-    ] = 256.0,
-    retention_s: Annotated[
-        float,
-        typer.Option(
-            help="How long an ended request is kept: 10 once an interactive client has all of it, "
-            "PENSTOCK_BACKGROUND_RETENTION_S for background ones. Gives the memory of Redis.",
-            rich_help_panel=_LOAD,
-        ),
-    ] = DELIVERED_S,
-    headroom: Annotated[
-        float,
-        typer.Option(
-            help="The share of one core that a process is to use at most; the rest is for bursts and for noise.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = 0.6,
-    slots: Annotated[
-        int,
-        typer.Option(help="Sequences that one worker runs at once: batches × their size.", rich_help_panel=_LIMITS),
-    ] = _default("max_batches") * _default("max_batch_size"),
-    max_connections: Annotated[
-        int, typer.Option(help="Of one gateway process: PENSTOCK_MAX_CONNECTIONS.", rich_help_panel=_LIMITS)
-    ] = _default("max_connections"),
-    cores: Annotated[
-        int, typer.Option(help="Cores of one machine: says how many machines. 0: not asked.", rich_help_panel=_LIMITS)
-    ] = 0,
-    costs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measured costs, as `python -m bench.scale --costs FILE` writes them on your machine. "
-            "Default: those that come with Penstock.",
-            metavar="FILE",
-        ),
-    ] = None,
+    tokens_per_s: TokensPerS,
+    streams: Streams,
+    tokens_per_answer: TokensPerAnswer = 256.0,
+    retention_s: Retention = DELIVERED_S,
+    headroom: Headroom = 0.6,
+    slots: Slots = SLOTS,
+    max_connections: MaxConnections = MAX_CONNECTIONS,
+    cores: Cores = 0,
+    costs: CostsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> int:
     """What a load takes: gateways, workers, Redis, memory, network.
 
-    Every figure is the load times a cost that was measured with `python -m bench.scale`; the last column names the
-    costs, the last lines the measurement. Costs of a token are those of a paced stream, one token a frame. Engines are
-    not in it.
+    Each figure is the load times costs measured with `python -m bench.scale`, named beside it. Engines are not in it.
     """
     demand = Demand(
         tokens_per_s=tokens_per_s,

@@ -153,6 +153,14 @@ class Settings(BaseModel):
             "ms",
         ),
     ] = 10.0
+    batch_window_early: Annotated[
+        bool,
+        About(
+            "Begin a batch before its window has passed when nobody has joined it for a quarter of that.",
+            ENGINE,
+            allowed="yes or no",
+        ),
+    ] = True
     max_batch_size: Annotated[int, Field(ge=1, le=65_536), About("Sequences in one batch.", ENGINE, "sequences")] = 64
     max_batches: Annotated[
         int,

@@ -48,6 +48,7 @@ def build_worker(settings: Settings, transport: Transport, metrics: Metrics | No
         max_batch_size=settings.max_batch_size,
         max_batches=settings.max_batches,
         window_s=settings.batch_window_ms / 1000,
+        closes_early=settings.batch_window_early,
         engine_stall_s=settings.engine_stall_s,
         drain_s=settings.drain_s,
         metrics=metrics,

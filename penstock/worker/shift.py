@@ -46,6 +46,7 @@ class Limits:
     max_batch_size: int = 64
     max_batches: int = 4
     window_s: float = 0.010
+    closes_early: bool = True
     drain_s: float = 30.0
 
     @property
@@ -75,7 +76,9 @@ class Shift:
             metrics.know(backends)
         self._fault = fault
         continuous = [model for model, backend in backends.items() if backend.capabilities.continuous]
-        self._batcher = Batcher(limits.max_batch_size, limits.window_s, continuous=continuous)
+        self._batcher = Batcher(
+            limits.max_batch_size, limits.window_s, continuous=continuous, closes_early=limits.closes_early
+        )
         self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
         self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
@@ -174,8 +177,9 @@ class Shift:
         if self._is_stopping:
             await self._give_back(claims)
             return
+        now = time.monotonic()
         for claim in claims:
-            self._admit(claim)
+            self._admit(claim, now)
         self._came.set()
 
     async def _take(self, want: int) -> list[str]:
@@ -189,10 +193,10 @@ class Shift:
         ahead = self._limits.max_batch_size * max(1, self._runs.num_free) - len(self._batcher)
         return min(free_slots, ahead)
 
-    def _admit(self, claim: Claim) -> None:
-        lane = self._lanes[claim.job.id] = Lane(claim)
+    def _admit(self, claim: Claim, now: float) -> None:
+        lane = self._lanes[claim.job.id] = Lane(claim, now)
         claim.on_cancel(partial(self._cancelled, lane))
-        delay = claim.deadline_at - time.monotonic()
+        delay = claim.deadline_at - now
         self._suspects.add(lane)
         if lane.is_open:
             lane.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")

@@ -46,6 +46,7 @@ class Worker:
         max_batch_size: int = 64,
         max_batches: int = 4,
         window_s: float = 0.010,
+        closes_early: bool = True,
         engine_stall_s: float = 30.0,
         drain_s: float = 30.0,
         metrics: Metrics | None = None,
@@ -56,7 +57,11 @@ class Worker:
         self._transport = transport
         self._backends = dict(backends)
         self._limits = Limits(
-            max_batch_size=max_batch_size, max_batches=max_batches, window_s=window_s, drain_s=drain_s
+            max_batch_size=max_batch_size,
+            max_batches=max_batches,
+            window_s=window_s,
+            closes_early=closes_early,
+            drain_s=drain_s,
         )
         self._engine_stall_s = engine_stall_s
         self._metrics = metrics

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batcher import Batcher
+from penstock.batcher import QUIET_SHARE, Batcher
 from penstock.job import Batch, Claim, Job, Sampling
 
 WINDOW_S = 0.010
@@ -41,6 +41,25 @@ def test_a_lone_claim_waits_for_its_window() -> None:
     assert batcher.ready(1.0 + WINDOW_S / 2, 1) == []
     assert ids(batcher.ready(1.0 + WINDOW_S, 1)) == [["a"]]
     assert batcher.next_deadline() is None
+
+
+def test_a_window_closes_early_when_nobody_comes() -> None:
+    batcher = Batcher(8, WINDOW_S, closes_early=True)
+    quiet_s = QUIET_SHARE * WINDOW_S
+    batcher.add(claim("a"), 0.0)
+    assert batcher.next_deadline() == quiet_s
+    assert batcher.ready(quiet_s * 0.9, 1) == []
+    batcher.add(claim("b"), quiet_s * 0.9)
+    assert batcher.ready(quiet_s, 1) == [], "another one has come"
+    assert ids(batcher.ready(quiet_s * 2.0, 1)) == [["a", "b"]]
+
+
+def test_whoever_keeps_coming_cannot_stretch_a_window() -> None:
+    batcher = Batcher(100, WINDOW_S, closes_early=True)
+    for number in range(20):
+        batcher.add(claim(str(number)), number * WINDOW_S / 10)
+    assert batcher.next_deadline() == WINDOW_S
+    assert len(batcher.ready(WINDOW_S, 1)[0]) == 20
 
 
 def test_a_group_keeps_filling_while_every_place_is_busy() -> None:
@@ -124,9 +143,9 @@ _steps = st.lists(
 )
 
 
-@given(_steps, st.integers(1, 4))
-def test_whatever_comes(steps: list[Step], max_batch_size: int) -> None:
-    batcher = Batcher(max_batch_size, WINDOW_S)
+@given(_steps, st.integers(1, 4), st.booleans())
+def test_whatever_comes(steps: list[Step], max_batch_size: int, closes_early: bool) -> None:
+    batcher = Batcher(max_batch_size, WINDOW_S, closes_early=closes_early)
     now, added = 0.0, dict[str, tuple[Claim, float]]()
     started: list[str] = []
     discarded: list[str] = []
