@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.admission import Permit
-from penstock.api.connection import CLIENT, Departure
+from penstock.api.connection import CLIENT, Client, Departure
 from penstock.api.edge import Call, error_response
 from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
@@ -149,16 +149,17 @@ class Answer(Response):
             return True
         headers = [(name.encode(), value.encode()) for name, value in _SSE_HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        pulse = Pulse(self.reader.wake, scope[CLIENT].abort)
+        client: Client = scope[CLIENT]
+        pulse = Pulse(self.reader.wake, client.abort)
         self.gateway.sweep.pulses.add(pulse)
         try:
-            return await self._relay(departure, pulse, self.call.send or send)
+            return await self._relay(departure, pulse, client, self.call.send or send)
         finally:
             self.gateway.sweep.pulses.discard(pulse)
             if pulse.was_cut:
                 logger.warning("cut: the client takes no bytes", extra={"request_id": stream.job.id})
 
-    async def _relay(self, departure: Departure, pulse: Pulse, send: Send) -> bool:
+    async def _relay(self, departure: Departure, pulse: Pulse, client: Client, send: Send) -> bool:
         """The one loop that runs per token: whatever waits, in one write; `send` is the server's own."""
         reader = self.reader
         while not departure.has_happened:
@@ -171,9 +172,10 @@ class Answer(Response):
                     continue
                 body = KEEPALIVE
             pulse.is_due = False
-            pulse.is_sending = True
-            await send({"type": "http.response.body", "body": body, "more_body": end is None})
-            pulse.is_sending = False
+            if end is not None or not client.write(body):
+                pulse.is_sending = True
+                await send({"type": "http.response.body", "body": body, "more_body": end is None})
+                pulse.is_sending = False
             pulse.num_sent += 1
             if end is not None:
                 return True

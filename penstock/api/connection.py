@@ -36,7 +36,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
         super().connection_made(transport)
-        self._client = Client(transport)
+        self._watchers: set[Callable[[], None]] = set()
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if len(self.connections) > self.max_connections:
             self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
@@ -46,7 +46,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
-        for on_gone in list(self._client.watchers):
+        for on_gone in list(self._watchers):
             on_gone()
 
     def data_received(self, data: bytes) -> None:
@@ -62,7 +62,6 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        cast(dict[str, Any], self.scope)[CLIENT] = self._client
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -79,6 +78,7 @@ class Connection(HttpToolsProtocol):
             cycle: Any = self.cycle
             if cycle is not None:
                 cycle.transport = _Head(cycle, self.transport, self.loop)
+                cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
 
     def on_body(self, body: bytes) -> None:
         if self.cycle is not None and not self.transport.is_closing():
@@ -126,12 +126,24 @@ class Connection(HttpToolsProtocol):
 class Client:
     """Who is at the other end: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
 
-    __slots__ = ("abort", "is_gone", "watchers")
+    __slots__ = ("_cycle", "abort", "is_gone", "watchers")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, cycle: Any, watchers: set[Callable[[], None]]) -> None:
         self.abort = transport.abort
         self.is_gone = transport.is_closing
-        self.watchers: set[Callable[[], None]] = set()
+        self.watchers = watchers
+        self._cycle = cycle
+
+    def write(self, body: bytes) -> bool:
+        """More of a stream's body, as an awaited `send` writes it and without its cost; False where it must be awaited.
+
+        For what runs once a token: a message, a coroutine and its checks cost as much as the write.
+        """
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
 
 class _Head:

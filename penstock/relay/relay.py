@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned, StoreUnavailable
-from penstock.event import Done, Event, Failed
+from penstock.event import Done, Event, Failed, Tokens
 from penstock.job import CancelReason, Job
 from penstock.relay.mend import Mender
 from penstock.relay.stream import Meter, Reader, Stream
@@ -143,7 +143,10 @@ class Relay:
         """A published event."""
         stream = self._streams.get(event.job_id)
         if stream is not None:
-            self._mender.see(stream, event)
+            if type(event) is Tokens and stream.is_surely_next(event):
+                stream.accept(event, time.monotonic())
+            else:
+                self._mender.see(stream, event)
         elif not isinstance(event, Done | Failed):
             self._disown(event.job_id)
 

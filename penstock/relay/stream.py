@@ -7,7 +7,7 @@ from collections import deque
 from typing import Protocol
 
 from penstock.errors import PenstockError
-from penstock.event import Done, Event, Failed, Started, Terminal
+from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 
 
@@ -53,6 +53,16 @@ class Stream:
     def is_started(self) -> bool:
         """A worker has accepted the job at least once."""
         return self.started_at > 0.0
+
+    def is_surely_next(self, event: Tokens) -> bool:
+        """Nothing is amiss, and these are the next tokens of the attempt known: the usual case, once a token."""
+        return (
+            event.seq == len(self.tokens)
+            and event.attempt == self.attempt
+            and self.is_trusted
+            and self.waiting_frames is None
+            and self.end is None
+        )
 
     def accept(self, event: Event, now: float) -> None:
         """Fold in an event that is known to be the next of this stream."""

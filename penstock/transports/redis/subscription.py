@@ -37,6 +37,11 @@ class _EarLink(Link):
         super().__init__(metrics)
         self._on_push = on_push
         self.is_greeted = False
+        self.heard_at = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
+        super().data_received(data)
 
     def received(self, reply: Reply) -> None:
         if not self.is_greeted:
@@ -65,7 +70,6 @@ class Subscription:
         self._link: _EarLink | None = None
         self.endpoint: Endpoint | None = None
         self._stands_since = 0.0
-        self._heard_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def has(self, topic: str) -> bool:
@@ -148,7 +152,7 @@ class Subscription:
         # Patterns last: when a pattern is confirmed again, and says so, every channel stands already.
         wanted = sorted(self._handlers, key=lambda topic: self._handlers[topic][0] == "PSUBSCRIBE")
         self._link = link
-        self._heard_at = self._stands_since = asyncio.get_running_loop().time()
+        self._stands_since = asyncio.get_running_loop().time()
         link.closed.add_done_callback(lambda _: self._changed.set())
         self._ask(link, wanted)
         async with asyncio.timeout(CONFIRM_WITHIN_S):
@@ -164,7 +168,7 @@ class Subscription:
         while link.is_open:
             link.write(_PING)
             await asyncio.wait([link.closed], timeout=PING_EVERY_S)
-            if loop.time() - self._heard_at > PONG_WITHIN_S:
+            if loop.time() - link.heard_at > PONG_WITHIN_S:
                 link.abort("the subscription did not answer a PING", "timeout")
         raise StoreUnavailable("the connection was lost")
 
@@ -173,11 +177,16 @@ class Subscription:
             link.write(command(self._handlers[topic][0], topic).packed)
 
     def _heard(self, push: list[Reply]) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
         kind = push[0]
-        if kind == b"pmessage":
-            self._deliver(push[1], push[2], push[3])
-        elif kind == b"message":
+        if kind == b"pmessage":  # once a frame: as few calls as can be
+            handler = self._handlers.get(push[1])
+            if handler is not None:
+                try:
+                    handler[1](push[2], push[3])
+                except Exception:
+                    self._failed(push[2])
+            return
+        if kind == b"message":
             self._deliver(push[1], push[1], push[2])
         elif kind in (b"subscribe", b"psubscribe"):
             self._confirm(push[1])
@@ -203,6 +212,10 @@ class Subscription:
     def _guard(self, function: Callable[..., None], *args: bytes) -> None:
         try:
             function(*args)
-        except Exception:  # one bad message must not deafen the process: said aloud, counted, and the log has it
-            log.exception("a message on %s could not be handled", args[0].decode(errors="replace"))
-            self._metrics.store_error("message")
+        except Exception:
+            self._failed(args[0])
+
+    def _failed(self, channel: bytes) -> None:
+        """One bad message must not deafen the process: it is said aloud, counted, and the log has what it said."""
+        log.exception("a message on %s could not be handled", channel.decode(errors="replace"))
+        self._metrics.store_error("message")
