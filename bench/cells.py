@@ -115,10 +115,10 @@ def probe(name: str) -> Callable[[Round], float]:
 _W = WINDOW_MS
 GOALS = (
     Goal("a", "stream, no compute, c=32, to naive", ratio("stream 32", "penstock", "naive"), 10, True, 4),
-    Goal("a", "stream, no compute, c=256, to naive", ratio("stream 256", "penstock", "naive"), 20, True, 8),
+    Goal("a", "stream, no compute, c=256, to naive", ratio("stream 256", "penstock", "naive"), 20, True, 4),
     Goal("a", "stream, no compute, c=1024 (16 tokens), to naive", ratio("stream 1024", "penstock", "naive"), 7, True),
     Goal("a", "stream, no compute, c=32, to bare", ratio("stream 32", "penstock", "bare"), 0.45, True, 0.18),
-    Goal("a", "stream, no compute, c=256, to bare", ratio("stream 256", "penstock", "bare"), 1.3, True, 0.5),
+    Goal("a", "stream, no compute, c=256, to bare", ratio("stream 256", "penstock", "bare"), 1.3, True, 0.3),
     Goal("a", "stream, no compute, c=1024 (16 tokens), to bare", ratio("stream 1024", "penstock", "bare"), 0.7, True),
     Goal(
         "a",
@@ -129,7 +129,7 @@ GOALS = (
         unit="",
     ),
     Goal("b", "JSON, no compute, c=32, to naive", ratio("json 32", "penstock", "naive"), 10, True),
-    Goal("b", "JSON, no compute, c=256, to naive", ratio("json 256", "penstock", "naive"), 16, True, 6.0),
+    Goal("b", "JSON, no compute, c=256, to naive", ratio("json 256", "penstock", "naive"), 16, True, 5),
     Goal("c", "first token over bare, c=1, p50", added_ttft("paced 1", "p50"), _W + 2, False, _W + 20, "ms"),
     Goal("c", "first token over bare, c=256, p50", added_ttft("paced 256", "p50"), _W + 9, False, unit="ms"),
     Goal("c", "first token over bare, c=256, p99", added_ttft("paced 256", "p99"), _W + 45, False, unit="ms"),

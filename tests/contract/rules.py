@@ -38,6 +38,16 @@ async def frames(transport: Transport, job_id: str) -> tuple[Event, ...]:
     return record.events
 
 
+async def claimed(store: RedisStore, *workers: str) -> tuple[Transport, Claim]:
+    """A fresh job, claimed by the first of these workers (w1)."""
+    transport = await store.transport()
+    for worker in workers or ("w1",):
+        await transport.enlist(new_worker(worker))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    return transport, await run_one(transport, "w1", job.id)
+
+
 async def orphan(store: RedisStore, client: redis.Redis, worker: str) -> None:
     """The worker's lease has lapsed and others have reaped it; it knows nothing of that."""
     client.zrem(f"{{{QUEUE}}}:workers", worker)
@@ -96,11 +106,8 @@ def impatient() -> Iterator[None]:
 
 async def an_attempt_never_starts_again(store: RedisStore, client: redis.Redis) -> None:
     """Redis forgets everything, the job's gateway too has seen nothing; the worker of yesterday still writes."""
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    old = await run_one(transport, "w1", job.id)
+    transport, old = await claimed(store)
+    job = old.job
     client.flushall()
     await wait_until(lambda: client.time()[0] * 1000 + client.time()[1] // 1000 > old.attempt, "a millisecond passes")
     await transport.enlist(new_worker("w2"))
@@ -125,11 +132,8 @@ async def a_resubmission_is_above_what_its_gateway_saw(store: RedisStore, client
 
 
 async def a_worker_makes_no_log(store: RedisStore, client: redis.Redis) -> None:
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store)
+    job = claim.job
     await transport.emit("w1", [tokens(claim, 0, "a")])
     await transport.emit("w1", [tokens(claim, 1, "b")])
     client.flushall()
@@ -138,11 +142,8 @@ async def a_worker_makes_no_log(store: RedisStore, client: redis.Redis) -> None:
 
 
 async def a_log_lives_as_long_as_its_job(store: RedisStore, client: redis.Redis) -> None:
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store)
+    job = claim.job
     for end in (None, Done(job.id, claim.attempt, 0, finish_reason="stop")):
         if end is not None:
             await transport.emit("w1", [end])
@@ -156,11 +157,8 @@ async def a_log_lives_as_long_as_its_job(store: RedisStore, client: redis.Redis)
 
 async def nobody_writes_behind_an_end(store: RedisStore, client: redis.Redis) -> None:
     """A job is handed back and cancelled while its worker's last frames are still on their way."""
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store)
+    job = claim.job
     await transport.emit("w1", [tokens(claim, 0, "a")])
     await transport.hand_back("w1", [claim])
     assert await transport.cancel(job.id, "client") == "ended"
@@ -173,12 +171,8 @@ async def nobody_writes_behind_an_end(store: RedisStore, client: redis.Redis) ->
 
 async def what_ended_is_not_run_again(store: RedisStore, client: redis.Redis) -> None:
     """A job has ended, and a second copy of its id comes out of the queue."""
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store, "w1", "w2")
+    job = claim.job
     await transport.emit("w1", [Done(job.id, claim.attempt, 0, tokens=("a",), finish_reason="stop")])
     await wait_until(lambda: not client.exists(held_by("w1")), "the finished job leaves its worker's list")
     await transport.ensure(job.id)
@@ -294,11 +288,8 @@ async def an_id_whose_reply_was_lost_is_claimed(store: RedisStore, client: redis
 
 
 async def a_claim_whose_reply_was_lost_is_repeated(store: RedisStore, client: redis.Redis) -> None:
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    first = await run_one(transport, "w1", job.id)
+    transport, first = await claimed(store)
+    job = first.job
     for _ in range(MAX_DEATHS_IN_A_ROW + 1):
         again = await transport.claim("w1", await transport.take("w1", 0))
         assert [(claim.job, claim.num_deaths, claim.attempt > first.attempt) for claim in again] == [(job, 0, True)]
@@ -309,12 +300,8 @@ async def a_claim_whose_reply_was_lost_is_repeated(store: RedisStore, client: re
 
 
 async def a_second_copy_steals_nothing(store: RedisStore, client: redis.Redis) -> None:
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store, "w1", "w2")
+    job = claim.job
     client.lpush(QUEUE, job.id)
     assert await transport.take("w2", 1) == [job.id]
     assert await transport.claim("w2", [job.id]) == []
@@ -324,12 +311,8 @@ async def a_second_copy_steals_nothing(store: RedisStore, client: redis.Redis) -
 
 async def who_lost_it_is_taken_over_from(store: RedisStore, client: redis.Redis) -> None:
     """The worker that the hash names lives, but its list does not hold the id any more."""
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store, "w1", "w2")
+    job = claim.job
     client.lmove(held_by("w1"), QUEUE, "LEFT", "LEFT")
     await transport.take("w2", 1)
     assert [claim.job for claim in await transport.claim("w2", [job.id])] == [job]
@@ -425,11 +408,8 @@ async def a_hand_back_is_no_death(store: RedisStore, client: redis.Redis) -> Non
 
 async def a_repeated_frame_is_there_once(store: RedisStore, client: redis.Redis) -> None:
     """14: the reply to a step was lost, so it is sent again."""
-    transport = await store.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    claim = await run_one(transport, "w1", job.id)
+    transport, claim = await claimed(store)
+    job = claim.job
     for _ in range(2):
         assert await transport.emit("w1", [tokens(claim, 0, "a", "b")]) == set()
     assert await transport.emit("w1", [tokens(claim, 2, "c")]) == set()
