@@ -3,8 +3,8 @@
 Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
 has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
 keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
-A window in which nobody joins any more closes early. After a death, suspects are batched only among
-themselves; after a second one, alone. Knows nothing of engines.
+While most places are free a window in which nobody joins any more closes early. After a death, suspects are batched
+only among themselves; after a second one, alone. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ class _Group:
     quiet_at: float = inf
     queue: deque[_Waiting] = field(default_factory=deque)
 
-    def sealed_at(self) -> float:
+    def sealed_at(self, closes_early: bool) -> float:
         """The time from which its first batch may go."""
         first = self.queue[0]
-        return first.since if len(self.queue) >= self.room else min(first.since + self.window_s, self.quiet_at)
+        if len(self.queue) >= self.room:
+            return first.since
+        window_ends_at = first.since + self.window_s
+        return min(window_ends_at, self.quiet_at) if closes_early else window_ends_at
 
     def seal(self) -> Batch:
         return Batch(tuple(self.queue.popleft().claim for _ in range(min(self.room, len(self.queue)))))
@@ -52,8 +55,9 @@ class Batcher:
     """Times are monotonic seconds, given by the caller and never decreasing.
 
     `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
-    `closes_early`: it ends when nobody has come for `QUIET_SHARE` of it. Models in `continuous` need neither window nor
-    place: their backends take jobs in at any step.
+    Of `num_places` for batches, while more than half and more than one are free, a window ends when nobody has come for
+    `QUIET_SHARE` of it; with fewer a small batch would take from others what they need. 0: it never ends early. Models
+    in `continuous` need neither window nor place: their backends take jobs in at any step.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Batcher:
         window_s: float,
         windows: Mapping[str, float] | None = None,
         continuous: Collection[str] = (),
-        closes_early: bool = False,
+        num_places: int = 0,
     ) -> None:
         if max_batch_size < 1 or window_s < 0:
             raise ValueError("max_batch_size must be at least 1 and window_s at least 0")
@@ -70,7 +74,7 @@ class Batcher:
         self._window_s = window_s
         self._windows = dict(windows or {})
         self._continuous = frozenset(continuous)
-        self._closes_early = closes_early
+        self._num_places = num_places
         self._groups: dict[Hashable, _Group] = {}
         self._keys: dict[str, Hashable] = {}
         self._turn = 0
@@ -93,7 +97,7 @@ class Batcher:
         self._keys[job.id] = key
         self._turn += 1
         group.queue.append(_Waiting(claim, now, self._turn))
-        if self._closes_early and not group.is_continuous:
+        if self._num_places and not group.is_continuous:
             group.quiet_at = self.quiet_at(job.model, group.window_s, now)
 
     def quiet_at(self, model: str, window_s: float, now: float) -> float:
@@ -107,7 +111,7 @@ class Batcher:
             sealed = [
                 (group.queue[0].turn, key, group)
                 for key, group in self._groups.items()
-                if (free > 0 or group.is_continuous) and group.sealed_at() <= now
+                if (free > 0 or group.is_continuous) and group.sealed_at(self._closes_early(free)) <= now
             ]
             if not sealed:
                 return batches
@@ -121,9 +125,13 @@ class Batcher:
                 free -= 1
             batches.append(batch)
 
-    def next_deadline(self) -> float | None:
-        """From when on `ready`, given a free place, returns something; None while nothing waits."""
-        return min((group.sealed_at() for group in self._groups.values()), default=None)
+    def next_deadline(self, free: int = 1) -> float | None:
+        """From when on `ready`, given so many free places, returns something; None while nothing waits."""
+        closes_early = self._closes_early(free)
+        return min((group.sealed_at(closes_early) for group in self._groups.values()), default=None)
+
+    def _closes_early(self, free: int) -> bool:
+        return 0 < self._num_places < 2 * free and free > 1
 
     def discard(self, job_id: str) -> Claim | None:
         """Take one waiting claim out, wherever it stands; None if it does not wait here."""

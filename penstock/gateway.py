@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.admin import AdminAPI
+from penstock.api.connection import header
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.native import ENDPOINT, NativeAPI
@@ -174,13 +175,12 @@ class Gateway:
 
     def identify(self, request: Request) -> Caller:
         """Who is it? Raises `Unauthorized`."""
-        headers = request.headers
-        token = headers.get("x-api-key")
-        scheme, _, value = headers.get("authorization", "").partition(" ")
-        if token is None and scheme.lower() == "bearer":
-            token = value.strip()
+        token = header(request.scope, b"x-api-key")
+        if token is None:
+            scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
+            token = value.strip() if scheme.lower() == "bearer" else None
         peer = request.client.host if request.client else ""
-        return self.admission.identify(token, peer, headers.get("x-forwarded-for"))
+        return self.admission.identify(token, peer, header(request.scope, b"x-forwarded-for"))
 
     async def submit(self, job: Job, endpoint: str) -> Reader:
         """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import IO, Any, Literal
 from urllib.parse import unquote
 
@@ -70,6 +71,9 @@ def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(True)
+    # What no line shows need not be looked up for each: https://docs.python.org/3/howto/logging.html#optimization
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
 
 
 class JsonFormatter(logging.Formatter):
@@ -201,7 +205,12 @@ def _name(record: logging.LogRecord) -> str:
 
 def _iso(created: float) -> str:
     whole = int(created)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((created - whole) * 1000):03d}Z"
+    return f"{_second(whole)}.{int((created - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def _is_coloured(stream: IO[str]) -> bool:

@@ -135,7 +135,11 @@ class Answer(Response):
         elif stream.end.finish_reason == "cancelled":
             answer = error_response(Cancelled("The request was cancelled."))
         else:
-            answer = Response(self.whole(stream.end), media_type="application/json")
+            body = self.whole(stream.end)
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return True
         await answer(scope, receive, send)
         return True
 

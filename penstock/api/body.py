@@ -6,99 +6,22 @@ Knows nothing of jobs, models or routes.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
 
-from penstock.api.connection import WHOLE
 from penstock.api.plain import NAME, Path, describe
-from penstock.errors import BodyTooLarge, Cancelled, InvalidRequest, SlowBody, UnsupportedMediaType
+from penstock.errors import InvalidRequest
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
 MAX_SHOWN_NAME = 64
-MAX_DISCARDED_BYTES = 16 * 1024 * 1024
-DISCARD_S = 1.0
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class ClientGone(Cancelled):
-    """The client left before its request had arrived; there is nobody to answer."""
-
-
-# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body, at most `max_bytes`, within `timeout_s`.
-
-    Raises `UnsupportedMediaType`, `BodyTooLarge`, `SlowBody` or `ClientGone`. The size is counted while reading:
-    `Content-Length` may be absent, and is believed only when it already says too much.
-    """
-    check_media_type(request)
-    announced = request.headers.get("content-length", "")
-    is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes)
-    if is_too_large and "expect" in request.headers:  # it waits for our word before it sends anything
-        raise _too_large(max_bytes)
-    chunks: list[bytes] = []
-    size = 0
-    # What has arrived already needs no timer, and that is nearly every body.
-    limit = contextlib.nullcontext() if request.scope.get(WHOLE) else asyncio.timeout(timeout_s)
-    try:
-        async with aclosing(request.stream()) as stream:
-            async with limit:
-                while not is_too_large and (chunk := await anext(stream, None)) is not None:
-                    size += len(chunk)
-                    is_too_large = size > max_bytes
-                    chunks.append(chunk)
-            if is_too_large:
-                await _discard(stream)
-                raise _too_large(max_bytes)
-    except TimeoutError:
-        raise SlowBody(f"The request's body did not arrive within {timeout_s:g} s.") from None
-    except ClientDisconnect:
-        raise ClientGone("The client left before its request had arrived.") from None
-    return b"".join(chunks)
-
-
-async def _discard(stream: AsyncIterator[bytes]) -> None:
-    """Read on for a while and keep nothing: a client cut off while it sends would see a reset and not our answer."""
-    left = MAX_DISCARDED_BYTES
-    try:
-        async with asyncio.timeout(DISCARD_S):
-            async for chunk in stream:
-                left -= len(chunk)
-                if left < 0:
-                    return
-    except TimeoutError:
-        return
-
-
-def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request's body is larger than {max_bytes} bytes.")
-
-
-def check_media_type(request: Request) -> None:
-    """`UnsupportedMediaType` unless the body says that it is JSON in UTF-8, as it is."""
-    given = request.headers.getlist("content-type")
-    kind, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
-    if kind.strip().lower() != "application/json":
-        raise UnsupportedMediaType("The content type must be application/json.")
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset" and value.strip().strip('"').lower() not in ("utf-8", "utf8"):
-            raise UnsupportedMediaType("The charset must be utf-8.")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("The body must not be compressed.")
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────

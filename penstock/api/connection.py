@@ -200,6 +200,14 @@ class Departure:
         self._client.watchers.discard(self._wake)
 
 
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, which is in lower case. Once a request: without an object to hold them."""
+    for found, value in scope["headers"]:
+        if found == name:
+            return cast(bytes, value).decode("latin-1")
+    return None
+
+
 def limited(header_timeout_s: float, max_connections: int) -> type[Connection]:
     """The protocol class for uvicorn's `http` option, with these limits."""
     limits: dict[str, Any] = {"header_timeout_s": header_timeout_s, "max_connections": max_connections}

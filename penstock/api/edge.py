@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.api.body import ClientGone
+from penstock.api.reading import ClientGone
 from penstock.errors import (
     BodyTooLarge,
     InternalError,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from penstock.api.connection import header
 from penstock.api.edge import Call
 from penstock.errors import IdempotencyConflict, InvalidRequest
 from penstock.event import Done, Failed, fold
@@ -23,7 +24,7 @@ from penstock.transports.base import Record
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
 
-HEADER = "idempotency-key"
+HEADER = b"idempotency-key"
 MAX_TRIES = 40
 _TRY_S = 0.05
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -31,7 +32,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 def idempotency_key(request: Request) -> str | None:
     """The client's key, if it sent one. Raises `InvalidRequest`."""
-    key = request.headers.get(HEADER)
+    key = header(request.scope, HEADER)
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest("An idempotency key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
     return key

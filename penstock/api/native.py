@@ -16,10 +16,11 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.admission import Caller, check_capabilities
 from penstock.api.answer import Answer, error_data, timings, usage
-from penstock.api.body import parse_json, read_body, validate
+from penstock.api.body import parse_json, validate
 from penstock.api.edge import Call, call_of
 from penstock.api.idempotency import idempotency_key, submit_once
 from penstock.api.openapi import error_responses
+from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, Terminal
 from penstock.job import Job, Message, Sampling

@@ -156,7 +156,8 @@ class Settings(BaseModel):
     batch_window_early: Annotated[
         bool,
         About(
-            "Begin a batch before its window has passed when nobody has joined it for a quarter of that.",
+            "Begin a batch before its window has passed when nobody has joined it for a quarter of that and most "
+            "places are free.",
             ENGINE,
             allowed="yes or no",
         ),

@@ -76,9 +76,8 @@ class Shift:
             metrics.know(backends)
         self._fault = fault
         continuous = [model for model, backend in backends.items() if backend.capabilities.continuous]
-        self._batcher = Batcher(
-            limits.max_batch_size, limits.window_s, continuous=continuous, closes_early=limits.closes_early
-        )
+        num_places = limits.max_batches if limits.closes_early else 0
+        self._batcher = Batcher(limits.max_batch_size, limits.window_s, continuous=continuous, num_places=num_places)
         self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
         self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
@@ -215,7 +214,8 @@ class Shift:
             if not self._is_stopping:
                 for batch in self._batcher.ready(now, self._runs.num_free):
                     self._start(batch, now)
-            deadline = self._batcher.next_deadline() if self._runs.num_free > 0 else None
+            free = self._runs.num_free
+            deadline = self._batcher.next_deadline(free) if free > 0 else None
             timer = None if deadline is None else loop.call_later(max(0.0, deadline - now), self._came.set)
             await self._came.wait()
             if timer is not None:

@@ -44,22 +44,30 @@ def test_a_lone_claim_waits_for_its_window() -> None:
 
 
 def test_a_window_closes_early_when_nobody_comes() -> None:
-    batcher = Batcher(8, WINDOW_S, closes_early=True)
+    batcher = Batcher(8, WINDOW_S, num_places=2)
     quiet_s = QUIET_SHARE * WINDOW_S
     batcher.add(claim("a"), 0.0)
-    assert batcher.next_deadline() == quiet_s
-    assert batcher.ready(quiet_s * 0.9, 1) == []
+    assert batcher.next_deadline(2) == quiet_s
+    assert batcher.ready(quiet_s * 0.9, 2) == []
     batcher.add(claim("b"), quiet_s * 0.9)
-    assert batcher.ready(quiet_s, 1) == [], "another one has come"
-    assert ids(batcher.ready(quiet_s * 2.0, 1)) == [["a", "b"]]
+    assert batcher.ready(quiet_s, 2) == [], "another one has come"
+    assert ids(batcher.ready(quiet_s * 2.0, 2)) == [["a", "b"]]
+
+
+def test_where_places_are_few_a_window_is_whole() -> None:
+    batcher = Batcher(8, WINDOW_S, num_places=4)
+    batcher.add(claim("a"), 0.0)
+    assert [batcher.next_deadline(free) for free in (4, 3, 2, 1)] == [QUIET_SHARE * WINDOW_S] * 2 + [WINDOW_S] * 2
+    assert batcher.ready(WINDOW_S * 0.9, 2) == []
+    assert ids(batcher.ready(WINDOW_S * 0.9, 3)) == [["a"]]
 
 
 def test_whoever_keeps_coming_cannot_stretch_a_window() -> None:
-    batcher = Batcher(100, WINDOW_S, closes_early=True)
+    batcher = Batcher(100, WINDOW_S, num_places=2)
     for number in range(20):
         batcher.add(claim(str(number)), number * WINDOW_S / 10)
-    assert batcher.next_deadline() == WINDOW_S
-    assert len(batcher.ready(WINDOW_S, 1)[0]) == 20
+    assert batcher.next_deadline(2) == WINDOW_S
+    assert len(batcher.ready(WINDOW_S, 2)[0]) == 20
 
 
 def test_a_group_keeps_filling_while_every_place_is_busy() -> None:
@@ -143,9 +151,9 @@ _steps = st.lists(
 )
 
 
-@given(_steps, st.integers(1, 4), st.booleans())
-def test_whatever_comes(steps: list[Step], max_batch_size: int, closes_early: bool) -> None:
-    batcher = Batcher(max_batch_size, WINDOW_S, closes_early=closes_early)
+@given(_steps, st.integers(1, 4), st.integers(0, 4))
+def test_whatever_comes(steps: list[Step], max_batch_size: int, num_places: int) -> None:
+    batcher = Batcher(max_batch_size, WINDOW_S, num_places=num_places)
     now, added = 0.0, dict[str, tuple[Claim, float]]()
     started: list[str] = []
     discarded: list[str] = []
@@ -161,7 +169,7 @@ def test_whatever_comes(steps: list[Step], max_batch_size: int, closes_early: bo
         if step.discard is not None and step.discard < len(waiting):
             assert batcher.discard(waiting[step.discard]) is added[waiting[step.discard]][0]
             discarded.append(waiting[step.discard])
-        deadline = batcher.next_deadline()
+        deadline = batcher.next_deadline(step.free)
         batches = batcher.ready(now, step.free)
         assert len(batches) <= step.free
         assert bool(batches) == (step.free > 0 and deadline is not None and deadline <= now), "the deadline tells"

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.types import Message
 
-from penstock.api.body import ClientGone, parse_json, read_body, validate
+from penstock.api.body import parse_json, validate
+from penstock.api.connection import WHOLE
+from penstock.api.reading import ClientGone, read_body
 from penstock.errors import BodyTooLarge, InvalidRequest, PenstockError, SlowBody, UnsupportedMediaType
 from tests.hostile import BAD_FIELDS, ODD_BUT_RIGHT, PARSER, Case
 
@@ -304,3 +306,16 @@ async def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
 )
 async def test_json_in_utf8_is_taken(media_type: str) -> None:
     assert await read_body(request_of([part(b"{}", False)], {"content-type": media_type}), 100, 1.0) == b"{}"
+
+
+async def test_a_body_that_has_arrived_is_read_without_a_timer() -> None:
+    def arrived(*messages: Any) -> Request:
+        request = request_of(list(messages))
+        request.scope[WHOLE] = True
+        return request
+
+    assert await read_body(arrived(part(b"{}", False)), 100, 0.0) == b"{}"
+    with pytest.raises(BodyTooLarge):
+        await read_body(arrived(part(b"x" * 101, False)), 100, 0.0)
+    with pytest.raises(ClientGone):
+        await read_body(arrived({"type": "http.disconnect"}), 100, 0.0)
