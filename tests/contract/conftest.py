@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from penstock.transports import Transport
-from tests.contract.stores import MemoryStore, RedisStore, Store
+from tests.contract.stores import MemoryStore, ModelOfStore, RedisStore, Store
 from tests.servers import Servers, find_servers
 from tests.topologies import KINDS, NotHere, Topologies
 
@@ -47,11 +47,13 @@ def topologies() -> Iterator[Topologies]:
     topologies.stop()
 
 
-@pytest.fixture(params=["memory", *REAL, *KINDS])
+@pytest.fixture(params=["memory", "model", *REAL, *KINDS])
 async def store(request: pytest.FixtureRequest, servers: Servers, topologies: Topologies) -> AsyncIterator[Store]:
     store: Store
     if request.param == "memory":
         store = MemoryStore()
+    elif request.param == "model":
+        store = ModelOfStore()
     elif request.param in KINDS:
         store = _topology(topologies, request.param)
     else:

@@ -20,6 +20,7 @@ from penstock.job import Claim, Job, Sampling
 from penstock.transports import Transport
 from penstock.transports.memory import MemoryTransport
 from penstock.transports.redis import RedisTransport
+from tests.simulation.store import ModelStore
 
 LONG_LEASE_S = 30.0
 SHORT_LEASE_S = 0.25
@@ -76,6 +77,16 @@ class MemoryStore(Store):
     async def _pass(self) -> None:
         self.now += 0.02
         await asyncio.sleep(0)
+
+
+class ModelOfStore(MemoryStore):
+    """What the simulation runs over. Its watch over tokens is off: what the suite says is no chain."""
+
+    name = "model"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = ModelStore(lambda: self.now, lambda text: None, lease_s=SHORT_LEASE_S, retention_s=60.0)
 
 
 class RedisStore(Store):

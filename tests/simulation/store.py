@@ -15,7 +15,7 @@ from typing import Any
 from penstock.event import Done, Event, Failed, Started, fold
 from penstock.fleet import Pool
 from penstock.job import Job
-from penstock.transports.base import State
+from penstock.transports.base import LEASE_S, State
 from penstock.transports.memory import MemoryTransport, _Entry
 from tests.simulation.tokens import fault_of
 
@@ -25,8 +25,14 @@ Publish = Callable[[Event], None]
 class ModelStore(MemoryTransport):
     """`on_violation(text)`: a promise was broken."""
 
-    def __init__(self, now: Callable[[], float], on_violation: Callable[[str], None]) -> None:
-        super().__init__(now=now, retention_s=3600.0)
+    def __init__(
+        self,
+        now: Callable[[], float],
+        on_violation: Callable[[str], None],
+        lease_s: float = LEASE_S,
+        retention_s: float = 3600.0,
+    ) -> None:
+        super().__init__(now=now, lease_s=lease_s, retention_s=retention_s)
         self._on_violation = on_violation
         self._said: dict[str, list[str]] = {}
         self.ears: dict[str, Publish] = {}
@@ -87,7 +93,7 @@ class ModelStore(MemoryTransport):
 
     def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
         self._check(entry, event)
-        super()._append(entry, event, publish=False)
+        super()._append(entry, event, publish)  # to listeners of its own: the contract suite has some, a run has wires
         if publish:
             for hear in self.ears.values():
                 hear(event)
