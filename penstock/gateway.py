@@ -180,7 +180,9 @@ class Gateway:
             scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
             token = value.strip() if scheme.lower() == "bearer" else None
         peer = request.client.host if request.client else ""
-        return self.admission.identify(token, peer, header(request.scope, b"x-forwarded-for"))
+        # A proxy may add a line of its own instead of its part to the client's line: the rightmost counts, so take all.
+        hops = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"x-forwarded-for"]
+        return self.admission.identify(token, peer, ", ".join(hops))
 
     async def submit(self, job: Job, endpoint: str) -> Reader:
         """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""

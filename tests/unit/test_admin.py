@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from rich.console import Console
+from starlette.requests import Request
 
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
@@ -298,3 +299,12 @@ async def test_a_bug_is_answered_in_the_one_envelope(
     assert answer.headers["x-request-id"]
     assert SECRET not in answer.text
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a bug in a route"]
+
+
+async def test_a_client_cannot_write_an_address_into_a_line_of_its_own() -> None:
+    """Two lines of X-Forwarded-For are one list: the client's own stands to the left of our proxy's."""
+    site = Site(trusted_proxies=("10.0.0.0/8",))
+    lines = [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")]
+    scope = {"type": "http", "headers": lines, "client": ("10.0.0.1", 1234)}
+    assert site.gateway.identify(Request(scope)).address == "198.51.100.1"
+    await site.http.aclose()
