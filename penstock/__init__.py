@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from penstock.job import Job as Job
     from penstock.job import Message as Message
     from penstock.job import Sampling as Sampling
+    from penstock.piece import Logprob as Logprob
+    from penstock.piece import Piece as Piece
+    from penstock.piece import Token as Token
+    from penstock.piece import ToolCall as ToolCall
     from penstock.settings import ModelSpec as ModelSpec
     from penstock.settings import Settings as Settings
     from penstock.settings import load_settings as load_settings
@@ -45,13 +49,17 @@ _HOME = {
     "Event": "penstock.event",
     "Failed": "penstock.event",
     "Job": "penstock.job",
+    "Logprob": "penstock.piece",
     "Message": "penstock.job",
     "ModelSpec": "penstock.settings",
     "PenstockError": "penstock.errors",
+    "Piece": "penstock.piece",
     "Sampling": "penstock.job",
     "Settings": "penstock.settings",
     "Started": "penstock.event",
+    "Token": "penstock.piece",
     "Tokens": "penstock.event",
+    "ToolCall": "penstock.piece",
     "Transport": "penstock.transports.base",
     "Usage": "penstock.event",
     "fold": "penstock.event",

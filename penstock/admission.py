@@ -286,8 +286,10 @@ def _counted_as(address: str) -> str:
     return str(parsed)
 
 
-def check_capabilities(sampling: Sampling, model: str, can: Capabilities) -> None:
+def check_capabilities(sampling: Sampling, model: str, can: Capabilities, *, has_images: bool = False) -> None:
     """Refuse what the backend cannot honour, rather than ignore it."""
+    if has_images and "images" not in can.accepts:
+        raise UnsupportedParameter(f"The model {model!r} takes text only.", param="messages")
     for name in sampling.named():
         if name not in can.accepts:
             raise UnsupportedParameter(f"The model {model!r} does not support {name!r}.", param=name)

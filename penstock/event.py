@@ -13,8 +13,9 @@ from typing import Literal
 from msgspec import Struct, field
 
 from penstock.errors import PenstockError, from_code
+from penstock.piece import Token, join_text
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
 
 class Usage(Struct, frozen=True):
@@ -42,7 +43,7 @@ class Started(_Event, frozen=True, gc=False, tag="started"):
 
 
 class _Carrier(_Event, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[Token, ...] = ()
 
     @property
     def end(self) -> int:
@@ -50,7 +51,7 @@ class _Carrier(_Event, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
 
 class Tokens(_Carrier, frozen=True, gc=False, kw_only=True, tag="tokens"):
-    """One or more tokens, as text, in order."""
+    """One or more tokens, in order."""
 
 
 class Done(_Carrier, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="done"):
@@ -69,7 +70,7 @@ class Failed(_Carrier, frozen=True, gc=False, kw_only=True, omit_defaults=True, 
     retry_after_s: float | None = None
 
     @classmethod
-    def of(cls, job_id: str, attempt: int, seq: int, error: PenstockError, tokens: tuple[str, ...] = ()) -> Failed:
+    def of(cls, job_id: str, attempt: int, seq: int, error: PenstockError, tokens: tuple[Token, ...] = ()) -> Failed:
         return cls(
             job_id,
             attempt,
@@ -92,13 +93,13 @@ Terminal = Done | Failed
 class Completion(Struct, frozen=True):
     """A whole answer: a folded stream. `end` is None while the stream has not ended."""
 
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[Token, ...] = ()
     attempt: int = 0
     end: Terminal | None = None
 
     @property
     def text(self) -> str:
-        return "".join(self.tokens)
+        return join_text(self.tokens)
 
 
 def fold(events: Iterable[Event], so_far: Completion = Completion()) -> Completion:

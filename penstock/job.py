@@ -10,31 +10,63 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
+
+from penstock.piece import Token, ToolCall
 
 OnDisconnect = Literal["cancel", "resume", "continue"]
 CancelReason = Literal["client", "deadline", "operator"]
 
 
-class Message(Struct, frozen=True):
-    role: Literal["system", "user", "assistant"]
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation. Roles and fields are those of OpenAI's chat messages.
+
+    `parts` stands instead of `content` where it is not text alone (images): content parts as the client gave them.
+    `tool_calls`: what the assistant asked for; `tool_call_id`: which of them a `tool` message answers.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    parts: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to draw tokens. None means "the backend's default", never "ignored"."""
+    """How to draw tokens, and in which form. None means "the backend's default", never "ignored".
+
+    The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
+    `logprobs`: how many alternatives to name at each token, besides the one drawn; 0 for that one alone.
+    `tools`, `tool_choice` and `response_format` are the client's JSON as it came: who honours them knows their form.
+    """
 
     max_tokens: int = 256
     temperature: float | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: int | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
 
     def named(self) -> list[str]:
         """The fields that the client set, besides `max_tokens`, which every backend honours."""
-        return [name for name in ("temperature", "top_p", "stop", "seed") if getattr(self, name) not in (None, ())]
+        return [name for name in OPTIONAL_FIELDS if getattr(self, name) not in (None, ())]
+
+
+OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name != "max_tokens")
 
 
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,7 +74,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Exactly one of `prompt` and `messages` is given. `caller` is the verified key's id, or "" without keys; never a
     secret. `retention_s`: how long it is kept after its end; None for the transport's default. `stream=False` lets a
-    worker group tokens into fewer, larger frames.
+    worker group tokens into fewer, larger frames. `metadata` and `user` are the client's own notes, given back to it
+    (and `user` to an upstream that counts by it); nothing here reads them.
     """
 
     id: str
@@ -57,6 +90,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retention_s: float | None = None
     stream: bool = True
     trace: str = ""
+    metadata: dict[str, str] = {}
+    user: str = ""
 
     @property
     def text(self) -> str:
@@ -82,7 +117,7 @@ class Claim:
     job: Job
     attempt: int
     deadline_at: float
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[Token, ...] = ()
     queued_s: float = 0.0
     num_deaths: int = 0
     cancelled: CancelReason | None = None

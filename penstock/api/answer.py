@@ -21,6 +21,7 @@ from penstock.api.edge import Call, error_response
 from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
+from penstock.piece import Piece, Token, Whole
 from penstock.relay import Reader, Stream
 from penstock.sse import KEEPALIVE
 
@@ -59,6 +60,12 @@ def timings(stream: Stream) -> dict[str, float | None]:
     }
 
 
+def beside(said: Whole | Piece) -> dict[str, Any]:
+    """What stands beside the text, by name; nothing for plain text."""
+    fields = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
+    return {name: value for name, value in fields.items() if value}
+
+
 def error_data(error: PenstockError, request_id: str) -> bytes:
     return msgspec.json.encode({"request_id": request_id, **error.envelope()})
 
@@ -92,7 +99,7 @@ class Answer(Response):
         """The JSON body of a whole answer."""
         raise NotImplementedError
 
-    def token_frames(self, first: int, tokens: list[str]) -> list[bytes]:
+    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
         """One SSE event for each token; `first` is the index of the first."""
         raise NotImplementedError
 

@@ -13,17 +13,17 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from penstock import errors
 from penstock.admission import Caller, check_capabilities
-from penstock.api.answer import Answer, error_data, timings, usage
+from penstock.api.answer import Answer, beside, error_data, timings, usage
 from penstock.api.body import parse_json, validate
 from penstock.api.edge import Call, call_of
 from penstock.api.idempotency import idempotency_key, submit_once
-from penstock.api.openapi import error_responses
+from penstock.api.openapi import SUBMIT_ERRORS
 from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest
-from penstock.event import Done, Failed, Terminal
+from penstock.event import Done, Failed, FinishReason, Terminal
 from penstock.job import Job, Message, Sampling
+from penstock.piece import Token, join
 from penstock.sse import frame
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class GenerateAnswer(BaseModel):
     request_id: str
     model: str
     text: str
-    finish_reason: Literal["stop", "length", "cancelled"]
+    finish_reason: FinishReason
     usage: UsageAnswer
     timings: TimingsAnswer
 
@@ -125,25 +125,29 @@ class NativeAnswer(Answer):
 
     def whole(self, end: Done) -> bytes:
         stream = self.stream
+        whole = join(stream.tokens)
         return msgspec.json.encode(
             {
                 "request_id": stream.job.id,
                 "model": stream.job.model,
-                "text": "".join(stream.tokens),
+                "text": whole.text,
+                **beside(whole),
                 "finish_reason": end.finish_reason,
                 "usage": usage(end),
                 "timings": timings(stream),
             }
         )
 
-    def token_frames(self, first: int, tokens: list[str]) -> list[bytes]:
+    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
         job_id = self.stream.job.id
         head = f"id: {job_id}/{self.stream.attempt}-".encode()
         data = b'\nevent: token\ndata: {"request_id":"%s","index":' % job_id.encode()
         encode = msgspec.json.encode
         return [
-            b'%s%d%s%d,"text":%s}\n\n' % (head, index + 1, data, index, encode(text))
-            for index, text in enumerate(tokens, first)
+            b'%s%d%s%d,"text":%s}\n\n' % (head, index + 1, data, index, encode(token))
+            if isinstance(token, str)
+            else b"%s%d%s%d,%s\n\n" % (head, index + 1, data, index, encode({"text": token.text, **beside(token)})[1:])
+            for index, token in enumerate(tokens, first)
         ]
 
     def queued_frame(self, position: int, wait_s: float | None) -> bytes:
@@ -195,28 +199,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
     },
     202: {"model": AcceptedAnswer, "description": "With `background: true`: it is queued."},
-    **error_responses(
-        errors.InvalidRequest,
-        errors.UnsupportedParameter,
-        errors.Unauthorized,
-        errors.ModelNotAllowed,
-        errors.ModelNotFound,
-        errors.IdempotencyConflict,
-        errors.SlowBody,
-        errors.BodyTooLarge,
-        errors.UnsupportedMediaType,
-        errors.RateLimited,
-        errors.QueueFull,
-        errors.DeadlineUnreachable,
-        errors.Cancelled,
-        errors.InternalError,
-        errors.BackendError,
-        errors.WorkerLost,
-        errors.NoWorkers,
-        errors.StoreUnavailable,
-        errors.Draining,
-        errors.DeadlineExceeded,
-    ),
+    **SUBMIT_ERRORS,
 }
 
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from penstock import errors
 from penstock.errors import PenstockError
 
 _SCHEMAS = "#/components/schemas/{model}"
@@ -33,6 +34,31 @@ def error_responses(*errors: type[PenstockError]) -> dict[int | str, dict[str, A
     for error in errors:
         codes.setdefault(error.status, []).append(f"`{error.code}`")
     return {status: {"model": ErrorAnswer, "description": ", ".join(names)} for status, names in sorted(codes.items())}
+
+
+# What a POST that submits a request may answer instead.
+SUBMIT_ERRORS = error_responses(
+    errors.InvalidRequest,
+    errors.UnsupportedParameter,
+    errors.Unauthorized,
+    errors.ModelNotAllowed,
+    errors.ModelNotFound,
+    errors.IdempotencyConflict,
+    errors.SlowBody,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.RateLimited,
+    errors.QueueFull,
+    errors.DeadlineUnreachable,
+    errors.Cancelled,
+    errors.InternalError,
+    errors.BackendError,
+    errors.WorkerLost,
+    errors.NoWorkers,
+    errors.StoreUnavailable,
+    errors.Draining,
+    errors.DeadlineExceeded,
+)
 
 
 def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) -> None:

@@ -25,12 +25,14 @@ import inspect
 from collections.abc import AsyncIterator
 from typing import Any
 
-from penstock.backends.streams import side_by_side
+from penstock.backends.streams import Finish, side_by_side
 from penstock.event import Event
 from penstock.fleet import Capabilities
+from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
+from penstock.piece import Token
 
-OPTIONAL_FIELDS = ("temperature", "top_p", "stop", "seed")
+OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images")  # what `accepts` may name
 
 
 class Backend:
@@ -43,6 +45,7 @@ class Backend:
     """
 
     capabilities: Capabilities = Capabilities()
+    ends_itself: bool = False
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,7 +58,7 @@ class Backend:
         unknown = set(cls.capabilities.accepts) - set(OPTIONAL_FIELDS)
         if unknown:
             raise TypeError(f"backend {cls.__qualname__} accepts {sorted(unknown)}; there are {OPTIONAL_FIELDS}")
-        if not has_generate:
+        if not has_generate and not cls.ends_itself:
             cls.capabilities = _with_stop(cls)
 
     async def start(self) -> None:
@@ -66,14 +69,16 @@ class Backend:
 
     def generate(self, batch: Batch) -> AsyncIterator[Event]:
         """Run a batch: see the head of this file for what is owed. The default runs `stream` for each job."""
-        return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes)
+        return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes, self.ends_itself)
 
-    def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
-        """Yield one answer's tokens as text; empty pieces are no tokens. Raise a `PenstockError` to fail with its code.
+    def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[Token | Finish]:
+        """Yield one answer's tokens: text, or a `Piece`; empty ones are none. A `PenstockError` fails with its code.
 
         Override as `stream(self, job)`. With `capabilities.resumes` override as `stream(self, job, tokens)`: `tokens`
         (a tuple of str) were delivered by an earlier attempt and the answer goes on after them. The stream is cancelled
         at its current `await`, and closed, when the job is cancelled, has all its tokens or meets a stop string.
+
+        An engine that counts tokens and knows stop strings itself sets `ends_itself` and yields a `Finish` at last.
         """
         raise NotImplementedError
 
@@ -81,7 +86,7 @@ class Backend:
         """How many tokens the prompt has, for `usage`. The default counts words between white space."""
         return len(job.text.split())
 
-    def _open(self, claim: Claim) -> AsyncIterator[str]:
+    def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
         if self.capabilities.resumes:
             return self.stream(claim.job, claim.tokens)
         return self.stream(claim.job)

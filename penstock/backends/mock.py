@@ -4,6 +4,9 @@ It steps a whole batch, as a real engine does, and gives each job one token a st
 this file is about when. It ends only at `max_tokens` or at a stop string. Step k of a batch is due at
 `start + prefill + k * step`, on absolute deadlines, so that steps do not drift.
 
+With `tools=true` a conversation that offers tools, and does not end in a tool's answer, is answered with a call of the
+first of them (or of the one that `tool_choice` names), with arguments made from its schema.
+
 With `scripted=true` a prompt may hold a trigger (for tests; a plain mock takes it as text):
 
     [[fail]]        [[fail_after=N]]    that job fails with `backend_error`, before any token or after N
@@ -19,27 +22,32 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from penstock.backends.base import OPTIONAL_FIELDS, Backend
-from penstock.backends.mock_text import token_source
+from penstock.backends.base import Backend
+from penstock.backends.mock_text import token_source, tool_script, with_logprobs
 from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job
+from penstock.piece import Token
 
 _TRIGGER: Final = re.compile(r"\[\[(fail|hang|block|crash)(?:_after=(\d{1,6}))?\]\]")
+
+
+_ACCEPTS: Final = ("temperature", "top_p", "stop", "seed", "logprobs")
+_TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 class MockBackend(Backend):
     """`step_ms`: one step, whatever the batch. `step_ms_per_seq`: added for each job that runs in the step.
     `prefill_ms_per_token`: before the first step, for each prompt token of the batch. `chain`: tokens name their
-    predecessors (`verify_chain`). `scripted`: prompts may hold the triggers at the head of this file.
+    predecessors (`verify_chain`). `tools`, `scripted`: see the head of this file.
     """
 
-    capabilities = Capabilities(accepts=OPTIONAL_FIELDS, resumes=True)
+    capabilities = Capabilities(accepts=_ACCEPTS, resumes=True)
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class MockBackend(Backend):
         prefill_ms_per_token: float = 0.0,
         step_ms_per_seq: float = 0.0,
         chain: bool = False,
+        tools: bool = False,
         scripted: bool = False,
     ) -> None:
         if min(step_ms, prefill_ms_per_token, step_ms_per_seq) < 0:
@@ -55,7 +64,10 @@ class MockBackend(Backend):
         self._prefill_s = prefill_ms_per_token / 1000
         self._step_s_per_seq = step_ms_per_seq / 1000
         self._chain = chain
+        self._tools = tools
         self._scripted = scripted
+        if tools:
+            self.capabilities = Capabilities(accepts=(*_ACCEPTS, *_TOOLS), resumes=True)
 
     def expected(self, job: Job, num: int | None = None) -> list[str]:
         """The first `num` (default: all `max_tokens`) tokens of the job's answer, stop strings aside."""
@@ -90,8 +102,8 @@ class _Sequence:
     """One job in the engine."""
 
     __slots__ = (
-        "attempt", "claim", "index", "is_over", "job_id", "last", "matcher", "num_prompt_tokens", "seq", "token_of",
-        "trigger",
+        "attempt", "claim", "index", "is_over", "job_id", "last", "matcher", "num_prompt_tokens", "reason", "seq",
+        "token_of", "trigger",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, backend: MockBackend) -> None:
@@ -101,7 +113,14 @@ class _Sequence:
         self.attempt = claim.attempt
         self.index = self.seq = len(claim.tokens)
         self.last = job.sampling.max_tokens - 1
-        self.token_of = token_source(job, backend._chain)
+        self.reason: FinishReason = "length"
+        self.token_of: Callable[[int], Token] = token_source(job, backend._chain)
+        if backend._tools and (script := tool_script(job)):
+            self.token_of = script.__getitem__
+            if len(script) <= job.sampling.max_tokens:
+                self.last, self.reason = len(script) - 1, "tool_calls"
+        elif job.sampling.logprobs is not None:
+            self.token_of = with_logprobs(token_source(job, backend._chain), job.sampling.logprobs)
         self.matcher = StopMatcher(job.sampling.stop) if job.sampling.stop else None
         self.num_prompt_tokens = backend.count_prompt_tokens(job)
         self.trigger = backend.trigger(job)
@@ -114,19 +133,19 @@ class _Sequence:
             self.is_over = True
             return Failed.of(self.job_id, self.attempt, self.seq, BackendError("A scripted failure."))
         if index > self.last:  # an earlier attempt delivered every token, but not the end
-            return self._done((), "length")
+            return self._done((), self.reason)
         token = self.token_of(index)
         self.index = index + 1
         if self.matcher is None:
             if index == self.last:
-                return self._done((token,), "length")
+                return self._done((token,), self.reason)
             self.seq = index + 1
             return Tokens(self.job_id, self.attempt, index, tokens=(token,))
         released, is_stopped = self.matcher.push(token)
         if is_stopped:
             return self._done(tuple(released), "stop")
         if index == self.last:
-            return self._done((*released, *self.matcher.flush()), "length")
+            return self._done((*released, *self.matcher.flush()), self.reason)
         if not released:
             return None
         seq = self.seq
@@ -143,7 +162,7 @@ class _Sequence:
             time.sleep(3600)
         return self.trigger[0] == "hang"
 
-    def _done(self, tokens: tuple[str, ...], reason: FinishReason) -> Done:
+    def _done(self, tokens: tuple[Token, ...], reason: FinishReason) -> Done:
         self.is_over = True
         usage = Usage(self.num_prompt_tokens, self.seq + len(tokens))
         return Done(self.job_id, self.attempt, self.seq, tokens=tokens, finish_reason=reason, usage=usage)

@@ -12,11 +12,14 @@ token was lost, repeated or reordered, the chain breaks: `verify_chain` says whe
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 from penstock.job import Job
+from penstock.piece import Logprob, Piece, Token, ToolCall, text_of
 
 TokenOf = Callable[[int], str]
 
@@ -50,11 +53,50 @@ def token_source(job: Job, chain: bool = False) -> TokenOf:
     return link if chain else word
 
 
-def verify_chain(tokens: Sequence[str]) -> str | None:
+def with_logprobs(token_of: TokenOf, num_top: int) -> Callable[[int], Token]:
+    """The same tokens with log probabilities: -0.1 for each, and made-up alternatives that are less likely."""
+
+    def piece(index: int) -> Token:
+        token = token_of(index)
+        others = ((f" other{rank}", -1.0 - rank) for rank in range(1, num_top))
+        top = ((token, -0.1), *others) if num_top else ()
+        return Piece(token, logprobs=(Logprob(token, -0.1, top),))
+
+    return piece
+
+
+def tool_script(job: Job) -> list[Token]:
+    """The tokens of a tool call, one fragment each; none where the job offers no tool or is to be answered in words."""
+    functions = [tool["function"] for tool in job.sampling.tools if isinstance(tool.get("function"), dict)]
+    choice = job.sampling.tool_choice
+    if isinstance(choice, dict):
+        functions = [each for each in functions if each.get("name") == choice.get("function", {}).get("name")]
+    is_answered = job.messages is not None and job.messages[-1].role == "tool"
+    if not functions or choice == "none" or is_answered:
+        return []
+    name = str(functions[0].get("name", ""))
+    arguments = json.dumps(_arguments(functions[0].get("parameters")))
+    call_id = f"call_{hashlib.blake2b(f'{job.text}{name}'.encode(), digest_size=8).hexdigest()}"
+    parts = [arguments[at : at + 6] for at in range(0, len(arguments), 6)]
+    head = Piece(tool_calls=(ToolCall(0, call_id, name),))
+    return [head, *(Piece(tool_calls=(ToolCall(0, arguments=part),)) for part in parts)]
+
+
+def _arguments(schema: Any) -> dict[str, Any]:
+    """A value for each property of an object's JSON schema that has a plain type."""
+    values = {"string": "velo", "integer": 1, "number": 1.5, "boolean": True}
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict):
+        return {}
+    kinds = {name: each.get("type") for name, each in properties.items() if isinstance(each, dict)}
+    return {name: values[kind] for name, kind in kinds.items() if isinstance(kind, str) and kind in values}
+
+
+def verify_chain(tokens: Sequence[Token]) -> str | None:
     """Where a chained answer is not what one generation says: a description of the first break; None if unbroken."""
     before = "00000000"
     for index, token in enumerate(tokens):
-        match = _LINK.fullmatch(token)
+        match = _LINK.fullmatch(text_of(token))
         if match is None:
             return f"token {index} is no chained token: {token!r}"
         if int(match[1]) != index:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from penstock.piece import Token, text_of
+
 
 class StopMatcher:
     """Feed it tokens one by one; it says which of them may go out."""
@@ -18,22 +20,22 @@ class StopMatcher:
 
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
-        self._held: list[str] = []
+        self._held: list[Token] = []
         self._text = ""
 
-    def push(self, token: str) -> tuple[list[str], bool]:
+    def push(self, token: Token) -> tuple[list[Token], bool]:
         """The tokens that are decided by `token`, and whether a stop string is now complete.
 
         When it is, the last of them may be a cut token, and nothing must be pushed any more.
         """
         self._held.append(token)
-        self._text += token
+        self._text += text_of(token)
         cut = self._match()
         if cut is not None:
             return self._release(cut, cuts=True), True
         return self._release(self._undecided(), cuts=False), False
 
-    def flush(self) -> list[str]:
+    def flush(self) -> list[Token]:
         """The stream has ended: what was held back is no stop string after all."""
         held, self._held, self._text = self._held, [], ""
         return held
@@ -57,13 +59,14 @@ class StopMatcher:
                     break
         return at
 
-    def _release(self, until: int, cuts: bool) -> list[str]:
+    def _release(self, until: int, cuts: bool) -> list[Token]:
         """Take out the tokens that end at or before `until`; with `cuts`, also the part before it of the next."""
         num, length = 0, 0
         for token in self._held:
-            if length + len(token) > until:
+            size = len(text_of(token))
+            if length + size > until:
                 break
-            num, length = num + 1, length + len(token)
+            num, length = num + 1, length + size
         released = self._held[:num]
         if cuts:
             if length < until:

@@ -10,27 +10,44 @@ import asyncio
 import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 
 from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError, PenstockError, WorkerLost
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.job import Batch, Claim, Job
+from penstock.piece import Piece, Token
 
 logger = logging.getLogger("penstock.backends")
 
 MAX_WAITING = 256
+_NOTHING = Piece()
 
-OpenStream = Callable[[Claim], AsyncIterator[str]]
+
+@dataclass(slots=True, frozen=True)
+class Finish:
+    """How an engine that ends by itself says that it has: the last thing that its stream yields.
+
+    `usage`: as the engine counted; without it the tokens are counted here.
+    """
+
+    reason: FinishReason
+    usage: Usage | None = None
+
+
+OpenStream = Callable[[Claim], AsyncIterator[Token | Finish]]
 CountTokens = Callable[[Job], int]
 
 
 async def side_by_side(
-    batch: Batch, open_stream: OpenStream, count: CountTokens, resumes: bool
+    batch: Batch, open_stream: OpenStream, count: CountTokens, resumes: bool, ends_itself: bool = False
 ) -> AsyncIterator[Event]:
     """Run every claim's stream and yield the events of all, in the order in which they come."""
     funnel = _Funnel(len(batch))
-    tasks = [asyncio.create_task(_run(claim, open_stream, count, resumes, funnel)) for claim in batch.claims]
+    tasks = [
+        asyncio.create_task(_run(claim, open_stream, count, resumes, ends_itself, funnel)) for claim in batch.claims
+    ]
     for claim, task in zip(batch.claims, tasks, strict=True):
         task.add_done_callback(funnel.leave)
         claim.on_cancel(partial(_stop, task))
@@ -95,15 +112,17 @@ class _Funnel:
         return events
 
 
-async def _run(claim: Claim, open_stream: OpenStream, count: CountTokens, resumes: bool, funnel: _Funnel) -> None:
+async def _run(
+    claim: Claim, open_stream: OpenStream, count: CountTokens, resumes: bool, ends_itself: bool, funnel: _Funnel
+) -> None:
     """One job from its first to its last event."""
     sent = _Sent(claim)
     try:
         if claim.cancelled is not None:
             return
-        reason = await _relay(claim, open_stream, resumes, sent, funnel)
-        usage = Usage(count(claim.job), sent.seq + len(sent.last))
-        done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=reason, usage=usage)
+        finish = await _relay(claim, open_stream, resumes, ends_itself, sent, funnel)
+        usage = finish.usage or Usage(count(claim.job), sent.seq + len(sent.last))
+        done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=finish.reason, usage=usage)
         await funnel.put(done)
     except Exception as error:
         if claim.cancelled is None:
@@ -117,34 +136,40 @@ class _Sent:
 
     def __init__(self, claim: Claim) -> None:
         self.seq = len(claim.tokens)
-        self.last: tuple[str, ...] = ()
+        self.last: tuple[Token, ...] = ()
 
 
-async def _relay(claim: Claim, open_stream: OpenStream, resumes: bool, sent: _Sent, funnel: _Funnel) -> FinishReason:
+async def _relay(
+    claim: Claim, open_stream: OpenStream, resumes: bool, ends_itself: bool, sent: _Sent, funnel: _Funnel
+) -> Finish:
     """Put the tokens of one stream until it ends, has enough, or meets a stop string; say which."""
     job, num = claim.job, len(claim.tokens)
     if num >= job.sampling.max_tokens:
-        return "length"
+        return Finish("length")
     if num and not resumes:
         raise WorkerLost("Its worker died, and this model's backend cannot continue an answer that has begun.")
-    matcher = StopMatcher(job.sampling.stop)
+    matcher = StopMatcher(() if ends_itself else job.sampling.stop)
     stream = open_stream(claim)
     try:
         async for token in stream:
-            if not isinstance(token, str):
-                raise TypeError(f"a backend's stream yields str, not {type(token).__name__}")
-            if not token:
+            if isinstance(token, Finish):
+                return token
+            if not isinstance(token, str | Piece):
+                raise TypeError(f"a backend's stream yields str or Piece, not {type(token).__name__}")
+            if not token or token == _NOTHING:
                 continue
             num += 1
             released, is_stopped = matcher.push(token)
-            if is_stopped or num >= job.sampling.max_tokens:
+            if is_stopped or (num >= job.sampling.max_tokens and not ends_itself):
                 sent.last = (*released, *matcher.flush())
-                return "stop" if is_stopped else "length"
+                return Finish("stop" if is_stopped else "length")
             if released:
                 await funnel.put(Tokens(job.id, claim.attempt, sent.seq, tokens=tuple(released)))
                 sent.seq += len(released)
+        if ends_itself:
+            raise BackendError("The model's backend ended its stream without saying why.")
         sent.last = tuple(matcher.flush())
-        return "stop"
+        return Finish("stop")
     finally:
         aclose = getattr(stream, "aclose", None)
         if aclose is not None:

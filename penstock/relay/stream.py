@@ -9,6 +9,7 @@ from typing import Protocol
 from penstock.errors import PenstockError
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
+from penstock.piece import Token
 
 
 class Meter(Protocol):
@@ -35,7 +36,7 @@ class Stream:
     def __init__(self, job: Job, meter: Meter | None, now: float) -> None:
         self.job = job
         self.meter = meter
-        self.tokens: list[str] = []
+        self.tokens: list[Token] = []
         self.attempt = 0
         self.end: Terminal | None = None
         self.is_ended = False
@@ -118,7 +119,7 @@ class Reader:
     def has_news(self) -> bool:
         return self.num_sent < len(self.stream.tokens) or self.stream.end is not None
 
-    def fresh(self, limit: int | None = None) -> tuple[int, list[str]]:
+    def fresh(self, limit: int | None = None) -> tuple[int, list[Token]]:
         """The tokens not taken yet, at most `limit` of them, and the index of the first."""
         first = self.num_sent
         tokens = self.stream.tokens[first : None if limit is None else first + limit]

@@ -28,6 +28,7 @@ from msgspec import Struct
 from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
+from penstock.piece import Token
 
 State = Literal["queued", "running", "done"]
 Level = Literal["ok", "warning", "error"]
@@ -180,7 +181,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+    async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         """The log is behind what the client has: raise the attempt, append all that was relayed, queue it at the head.
 
         `tokens` are all tokens that were relayed. False, and nothing done, if the job is done or its attempt is

@@ -20,6 +20,7 @@ from penstock.errors import ConfigError, DeadlineExceeded, QueueFull, RequestPoi
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
+from penstock.piece import Token
 from penstock.transports.base import (
     LEASE_S,
     MAX_DEATHS,
@@ -138,7 +139,7 @@ class MemoryTransport(Transport):
         self._push(job.id, front)
         return len(self._queue)
 
-    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+    async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         now = self._sweep()
         entry = self._jobs.get(job.id)
         if entry is None:

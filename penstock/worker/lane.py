@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from penstock.errors import BackendError, PenstockError
 from penstock.event import Failed, Terminal, Tokens
 from penstock.job import Batch, Claim
+from penstock.piece import Piece, Token
 from penstock.wire import decode_event, encode_event
 
 UNWRITABLE = "The model's backend failed, with a message that is no text."
 
 
-def is_writable(end: Terminal) -> bool:
-    """Whether a backend's end is what its types say. Checked before the log sees it: afterwards is too late."""
+def is_writable(event: Terminal | Tokens) -> bool:
+    """Whether what a backend says is what its types say. Checked before the log sees it: afterwards is too late."""
     try:
-        decode_event(encode_event(end))
+        decode_event(encode_event(event))
     except (TypeError, ValueError):  # of the encoder, of Unicode, of the wire
         return False
     return True
@@ -36,7 +37,7 @@ class Lane:
     started_at: float = 0.0
     num: int = 0
     num_sent: int = 0
-    pending: list[str] = field(default_factory=list)
+    pending: list[Token] = field(default_factory=list)
     end: Terminal | None = None
     is_open: bool = True
     is_dropped: bool = False
@@ -59,8 +60,11 @@ class Lane:
             return f"yielded token {event.seq} instead of {self.num}"
         for token in event.tokens:
             if type(token) is not str:
-                return f"yielded a token that is {type(token).__name__}"
-            if not token.isascii():
+                if not isinstance(token, Piece):
+                    return f"yielded a token that is {type(token).__name__}"
+                if not is_writable(Tokens(self.id, event.attempt, event.seq, tokens=(token,))):
+                    return "yielded a token that cannot be written"
+            elif not token.isascii():
                 try:
                     token.encode()
                 except UnicodeEncodeError:

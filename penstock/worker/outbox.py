@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Terminal, Tokens
+from penstock.piece import Token
 from penstock.transports.base import Transport
 from penstock.worker.faults import Fault, no_fault
 from penstock.worker.lane import Lane
@@ -55,7 +56,7 @@ class Outbox:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, lane: Lane, tokens: tuple[str, ...]) -> None:
+    def add(self, lane: Lane, tokens: tuple[Token, ...]) -> None:
         """The next tokens of a lane."""
         lane.pending.extend(tokens)
         self._num_pending += len(tokens)
@@ -179,7 +180,7 @@ class Outbox:
                 return refused | given_up
 
 
-def _frame(lane: Lane, tokens: tuple[str, ...]) -> Event:
+def _frame(lane: Lane, tokens: tuple[Token, ...]) -> Event:
     if lane.end is None:
         return Tokens(lane.id, lane.claim.attempt, lane.num_sent, tokens=tokens)
     if lane.num_sent == lane.end.seq:

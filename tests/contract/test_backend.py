@@ -16,6 +16,7 @@ from penstock.backends import Backend, build_backend
 from penstock.backends.base import OPTIONAL_FIELDS
 from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.job import Batch, Claim, Job, Sampling
+from penstock.piece import Token
 from penstock.wire import decode_event, encode_event
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -37,7 +38,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     await made.close()
 
 
-def claim(id: str = "j", tokens: tuple[str, ...] = (), prompt: str = PROMPT, **sampling: object) -> Claim:
+def claim(id: str = "j", tokens: tuple[Token, ...] = (), prompt: str = PROMPT, **sampling: object) -> Claim:
     sampling = {"max_tokens": 5, **sampling}
     job = Job(id=id, model="m", prompt=prompt, sampling=Sampling(**sampling))  # type: ignore[arg-type]
     return Claim(job, attempt=1234567890123, deadline_at=time.monotonic() + 60, tokens=tokens)

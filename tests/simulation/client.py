@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from penstock.errors import PenstockError, QueueFull, StoreUnavailable
 from penstock.event import Done, Failed, Terminal
+from penstock.piece import Token
 from penstock.relay import Reader
 from tests.simulation.plan import Ask
 from tests.simulation.tokens import fault_of
@@ -48,7 +49,7 @@ class Client:
         self.name = f"client {ask.number}"
         self.state: State = "idle"
         self.job_id = ""
-        self.tokens: list[str] = []
+        self.tokens: list[Token] = []
         self.asked_at = self.ended_at = 0.0
         self.num_resumes = 0
         self.error = ""
@@ -105,7 +106,7 @@ class Client:
         else:
             self.end(Failed(self.job_id, 0, len(self.tokens), code="request_not_found", message=""))
 
-    def receive(self, first: int, tokens: list[str]) -> None:
+    def receive(self, first: int, tokens: list[Token]) -> None:
         if self.state != "reading":
             return
         if first != len(self.tokens):

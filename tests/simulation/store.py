@@ -15,6 +15,7 @@ from typing import Any
 from penstock.event import Done, Event, Failed, Started, fold
 from penstock.fleet import Pool
 from penstock.job import Job
+from penstock.piece import Token
 from penstock.transports.base import LEASE_S, State
 from penstock.transports.memory import MemoryTransport, _Entry
 from tests.simulation.tokens import fault_of
@@ -34,7 +35,7 @@ class ModelStore(MemoryTransport):
     ) -> None:
         super().__init__(now=now, lease_s=lease_s, retention_s=retention_s)
         self._on_violation = on_violation
-        self._said: dict[str, list[str]] = {}
+        self._said: dict[str, list[Token]] = {}
         self.ears: dict[str, Publish] = {}
 
     # ── as Redis does it ─────────────────────────────────────────────────────────────────────────────────────────

@@ -15,13 +15,14 @@ from zlib import crc32
 from penstock.backends import mock
 from penstock.backends.mock import MockBackend
 from penstock.job import Claim
+from penstock.piece import Token, text_of
 
 _TOKEN = re.compile(r"(\S+)/(\d+):(\S+)>(\S+) ")
 
 
-def fault_of(job_id: str, index: int, before: str | None, token: str) -> str | None:
+def fault_of(job_id: str, index: int, before: Token | None, token: Token) -> str | None:
     """What is wrong with `token` at `index` of this request, behind the token `before`; None if nothing is."""
-    match = _TOKEN.fullmatch(token)
+    match = _TOKEN.fullmatch(text_of(token))
     if match is None:
         return f"{token!r} is no token"
     if match[1] != job_id:
@@ -59,6 +60,6 @@ def chained() -> Iterator[None]:
         vars(mock)["_Sequence"] = sequence
 
 
-def _nonce(token: str | None) -> str:
-    match = _TOKEN.fullmatch(token) if token is not None else None
+def _nonce(token: Token | None) -> str:
+    match = _TOKEN.fullmatch(text_of(token)) if token is not None else None
     return match[4] if match is not None else "0"

@@ -210,8 +210,8 @@ class TestClass:
             type("Whole", (Backend,), {"stream": stream})
 
     def test_it_accepts_only_fields_that_there_are(self) -> None:
-        with pytest.raises(TypeError, match="top_k"):
-            type("Odd", (Backend,), {"stream": Echo.stream, "capabilities": Capabilities(accepts=("top_k",))})
+        with pytest.raises(TypeError, match="beam_width"):
+            type("Odd", (Backend,), {"stream": Echo.stream, "capabilities": Capabilities(accepts=("beam_width",))})
 
     def test_streams_always_honour_stop_and_are_continuous_unless_they_say_otherwise(self) -> None:
         class Seeded(Echo):

@@ -6,16 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.stop import StopMatcher
+from penstock.piece import text_of
 
 
 def run(stops: list[str], tokens: list[str]) -> tuple[list[str], bool]:
     matcher, out = StopMatcher(stops), list[str]()
     for token in tokens:
         released, is_stopped = matcher.push(token)
-        out += released
+        out += map(text_of, released)
         if is_stopped:
             return out, True
-    return out + matcher.flush(), False
+    return [*out, *map(text_of, matcher.flush())], False
 
 
 def cut_at_first_stop(text: str, stops: list[str]) -> tuple[str, bool]:

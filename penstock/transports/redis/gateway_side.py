@@ -14,6 +14,7 @@ from penstock.errors import QueueFull, StoreUnavailable
 from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Job
+from penstock.piece import Token
 from penstock.transports.base import CancelOutcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide
@@ -83,7 +84,7 @@ class GatewaySide(ObjectSide):
         except TimeoutError:
             raise StoreUnavailable(f"Redis has been away for {SUBMIT_WITHIN_S:g} s.") from None
 
-    async def restore(self, job: Job, owner: str, tokens: Sequence[str], attempt: int) -> bool:
+    async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         encoded = (encode_json(token) for token in tokens)
         restore = scripts.restore(*self._birth(job, owner), attempt, encoded)
         outcome = await self._store.ask("restore", keys.job(job.id), restore)

@@ -1,0 +1,84 @@
+"""A token as it travels: plain text, or a `Piece`, text with something beside it. Pure; knows no step.
+
+Nearly every token is a `str`. A `Piece` carries what some engines say besides the text: a part of a tool call,
+reasoning, log probabilities. Both take one place in the log and count as one token of it, so numbering, fencing and
+continuation know no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+
+class ToolCall(Struct, frozen=True, omit_defaults=True):
+    """A call of the client's tool `name`, or a part of one: parts of the same `index` are joined.
+
+    `arguments` is the text of a JSON object, as the model wrote it; nobody here has checked it.
+    """
+
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Logprob(Struct, frozen=True, omit_defaults=True):
+    """One token of the engine's vocabulary with its natural log probability, and the likeliest ones at its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Piece(Struct, frozen=True, omit_defaults=True):
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+
+
+Token = str | Piece
+
+
+class Whole(Struct, frozen=True):
+    """A whole answer: its tokens joined."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+
+
+def text_of(token: Token) -> str:
+    return token if isinstance(token, str) else token.text
+
+
+def join_text(tokens: Iterable[Token]) -> str:
+    return "".join([token if isinstance(token, str) else token.text for token in tokens])
+
+
+def join(tokens: Iterable[Token]) -> Whole:
+    """What the tokens say together. Tool calls stand in the order of their index."""
+    texts: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, ToolCall] = {}
+    logprobs: list[Logprob] = []
+    for token in tokens:
+        if isinstance(token, str):
+            texts.append(token)
+            continue
+        texts.append(token.text)
+        reasoning.append(token.reasoning)
+        logprobs.extend(token.logprobs)
+        for part in token.tool_calls:
+            call = calls.get(part.index)
+            calls[part.index] = part if call is None else _extended(call, part)
+    ordered = tuple(calls[index] for index in sorted(calls))
+    return Whole("".join(texts), "".join(reasoning), ordered, tuple(logprobs))
+
+
+def _extended(call: ToolCall, part: ToolCall) -> ToolCall:
+    return replace(call, id=call.id or part.id, name=call.name + part.name, arguments=call.arguments + part.arguments)

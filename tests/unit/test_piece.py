@@ -1,0 +1,180 @@
+"""Tokens that are more than text: joined, on the wire, folded, cut at stop strings, and made by the mock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.admission import check_capabilities
+from penstock.backends.base import Backend
+from penstock.backends.mock import MockBackend
+from penstock.backends.stop import StopMatcher
+from penstock.backends.streams import Finish
+from penstock.errors import UnsupportedParameter
+from penstock.event import Done, Event, Failed, Tokens, Usage, fold
+from penstock.job import Batch, Claim, Job, Message, Sampling
+from penstock.piece import Logprob, Piece, Token, ToolCall, join, join_text
+from penstock.wire import decode_event, decode_job, encode_event, encode_job
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    },
+}
+
+texts = st.text(max_size=8)
+calls = st.builds(ToolCall, st.integers(0, 3), texts, texts, texts)
+pieces = st.builds(
+    Piece,
+    texts,
+    texts,
+    st.lists(calls, max_size=2).map(tuple),
+    st.lists(st.builds(Logprob, texts, st.floats(-20, 0)), max_size=2).map(tuple),
+)
+tokens = st.lists(st.one_of(texts, pieces), max_size=8)
+
+
+async def _events(backend: Backend, job: Job, done: tuple[Token, ...] = ()) -> list[Event]:
+    claim = Claim(job, 1, 1e9, done)
+    return [event async for event in backend.generate(Batch((claim,)))]
+
+
+def _job(**sampling: Any) -> Job:
+    return Job(id="g.1", model="m", messages=(Message("user", "hello"),), sampling=Sampling(**sampling))
+
+
+@given(tokens)
+def test_pieces_survive_the_wire(said: list[Token]) -> None:
+    event = Tokens("g.1", 2, 5, tokens=tuple(said))
+    again = decode_event(encode_event(event))
+    assert again == event
+    assert again.end == 5 + len(said)
+
+
+@given(tokens, st.integers(0, 8))
+def test_joining_does_not_depend_on_where_the_answer_was_cut(said: list[Token], at: int) -> None:
+    whole = join(said)
+    assert whole.text == join_text(said) == join_text(said[:at]) + join_text(said[at:])
+    assert whole.reasoning == join(said[:at]).reasoning + join(said[at:]).reasoning
+    assert whole.logprobs == join(said[:at]).logprobs + join(said[at:]).logprobs
+    assert [call.index for call in whole.tool_calls] == sorted({call.index for call in whole.tool_calls})
+    folded = fold([Tokens("g.1", 1, 0, tokens=tuple(said[:at])), Tokens("g.1", 1, at, tokens=tuple(said[at:]))])
+    assert join(folded.tokens if len(said) >= at else said) == whole
+
+
+def test_parts_of_a_tool_call_are_one_call() -> None:
+    parts = [
+        Piece(tool_calls=(ToolCall(0, "call_1", "weather"),)),
+        Piece(tool_calls=(ToolCall(1, "call_2", "time", "{}"),)),
+        Piece(tool_calls=(ToolCall(0, arguments='{"city":'),)),
+        Piece(tool_calls=(ToolCall(0, arguments=' "Ulm"}'),)),
+    ]
+    assert join(parts).tool_calls == (
+        ToolCall(0, "call_1", "weather", '{"city": "Ulm"}'),
+        ToolCall(1, "call_2", "time", "{}"),
+    )
+
+
+def test_a_job_with_everything_survives_the_wire() -> None:
+    job = Job(
+        id="g.1",
+        model="m",
+        messages=(
+            Message("user", "", parts=({"type": "image_url", "image_url": {"url": "https://x/y.png"}},)),
+            Message("assistant", "", tool_calls=(ToolCall(0, "c", "f", "{}"),)),
+            Message("tool", "17", tool_call_id="c"),
+        ),
+        sampling=Sampling(tools=(TOOL,), tool_choice="auto", response_format={"type": "json_object"}, logprobs=2),
+        metadata={"team": "red"},
+        user="u1",
+    )
+    assert decode_job(encode_job(job)) == job
+    assert job.sampling.named() == ["logprobs", "tools", "tool_choice", "response_format"]
+
+
+@given(st.lists(st.text("ab", max_size=3), max_size=6), st.text("ab", min_size=1, max_size=3))
+def test_stop_strings_are_found_in_pieces_as_in_text(words: list[str], stop: str) -> None:
+    def cut(said: list[Token]) -> tuple[str, bool]:
+        matcher, out = StopMatcher((stop,)), list[Token]()
+        for token in said:
+            released, is_stopped = matcher.push(token)
+            out += released
+            if is_stopped:
+                return join_text(out), True
+        return join_text([*out, *matcher.flush()]), False
+
+    assert cut([Piece(word) for word in words]) == cut(list(words))
+
+
+async def test_the_mock_calls_a_tool_and_goes_on_after_a_death() -> None:
+    mock = MockBackend(tools=True)
+    job = _job(tools=(TOOL,), max_tokens=50)
+    events = await _events(mock, job)
+    folded = fold(events)
+    end = folded.end
+    assert isinstance(end, Done)
+    assert end.finish_reason == "tool_calls"
+    (call,) = join(folded.tokens).tool_calls
+    assert call.name == "weather"
+    assert json.loads(call.arguments) == {"city": "velo", "days": 1}
+    rest = await _events(mock, job, folded.tokens[:2])
+    assert fold([Tokens("g.1", 1, 0, tokens=folded.tokens[:2]), *rest]).tokens == folded.tokens
+    in_words = await _events(mock, _job(tools=(TOOL,), tool_choice="none", max_tokens=3))
+    assert join(fold(in_words).tokens).tool_calls == ()
+
+
+async def test_the_mock_gives_log_probabilities() -> None:
+    said = fold(await _events(MockBackend(), _job(max_tokens=3, logprobs=2)))
+    plain = fold(await _events(MockBackend(), _job(max_tokens=3)))
+    assert said.text == plain.text
+    logprobs = join(said.tokens).logprobs
+    assert [each.token for each in logprobs] == list(plain.tokens)
+    assert all(len(each.top) == 2 and each.top[0] == (each.token, each.logprob) for each in logprobs)
+
+
+class Ending(Backend):
+    """An engine that ends by itself: its stop strings and lengths are its own business."""
+
+    ends_itself = True
+
+    def __init__(self, finish: Finish | None = None) -> None:
+        self._finish = finish
+
+    async def stream(self, job: Job, *args: object) -> Any:
+        for word in ("a", "stop", Piece(reasoning="hm"), "b"):
+            yield word
+        if self._finish is not None:
+            yield self._finish
+
+
+async def test_an_engine_that_ends_itself_says_how() -> None:
+    job = _job(max_tokens=2, stop=("stop",))
+    events = await _events(Ending(Finish("content_filter", Usage(7, 9))), job)
+    end = events[-1]
+    assert isinstance(end, Done)
+    assert (end.finish_reason, end.usage) == ("content_filter", Usage(7, 9))
+    assert fold(events).text == "astopb"
+
+
+async def test_an_engine_that_ends_without_saying_why_has_failed() -> None:
+    (*_, end) = await _events(Ending(), _job(max_tokens=9))
+    assert isinstance(end, Failed)
+    assert end.code == "backend_error"
+
+
+def test_what_no_backend_said_it_can_do_is_refused() -> None:
+    can = MockBackend.capabilities
+    check_capabilities(Sampling(logprobs=1), "m", can)
+    for name, value in {"tools": (TOOL,), "presence_penalty": 0.5, "response_format": {"type": "text"}}.items():
+        with pytest.raises(UnsupportedParameter) as refused:
+            check_capabilities(Sampling(**{name: value}), "m", can)  # type: ignore[arg-type]  # by name
+        assert refused.value.param == name
+    with pytest.raises(UnsupportedParameter) as refused:
+        check_capabilities(Sampling(), "m", can, has_images=True)
+    assert refused.value.param == "messages"
