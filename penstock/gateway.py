@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from penstock import __version__
@@ -22,6 +23,9 @@ from penstock.api.connection import header
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.native import ENDPOINT, NativeAPI
+from penstock.api.openai.chat import ChatBody
+from penstock.api.openai.completions import CompletionBody
+from penstock.api.openai.routes import CHAT, COMPLETIONS, OpenAIAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
 from penstock.api.sweep import Sweep
@@ -235,8 +239,9 @@ def create_app(gateway: Gateway) -> Edge:
         docs_url=None,
         redoc_url=None,
     )
-    native = NativeAPI(gateway)
+    native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
     app.include_router(native.router())
+    app.include_router(openai.router())
     app.include_router(RequestsAPI(gateway).router())
     app.include_router(AdminAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
@@ -245,6 +250,11 @@ def create_app(gateway: Gateway) -> Edge:
     app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
-    describe(app, {(ENDPOINT, "post"): native.body})
-    hot = {ENDPOINT: native.generate}
+    bodies: dict[tuple[str, str], type[BaseModel]] = {
+        (ENDPOINT, "post"): native.body,
+        (CHAT, "post"): ChatBody,
+        (COMPLETIONS, "post"): CompletionBody,
+    }
+    describe(app, bodies)
+    hot = {ENDPOINT: native.generate, CHAT: openai.chat, COMPLETIONS: openai.completions}
     return Edge(app, gateway.mint, gateway.count_refusal, hot)

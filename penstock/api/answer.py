@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
 MAX_JOINED = 128  # tokens in one write; with `WRITE_BUFFER_BYTES` the bound of what a stalled stream holds
-_SSE_HEADERS = {
+SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
@@ -124,7 +124,7 @@ class Answer(Response):
                 is_delivered = await self._whole(departure, scope, receive, send)
         finally:
             departure.stop()
-            self._account(is_delivered)
+            self.account(is_delivered)
             self.gateway.unwatch_queue(self.reader)
             self.gateway.relay.leave(self.reader, is_delivered=is_delivered)
             self.permit.release()
@@ -138,9 +138,9 @@ class Answer(Response):
                 return False
             await self.reader.changed()
         if isinstance(stream.end, Failed):
-            answer = error_response(stream.end.error())
+            answer = error_response(stream.end.error(), self.call)
         elif stream.end.finish_reason == "cancelled":
-            answer = error_response(Cancelled("The request was cancelled."))
+            answer = error_response(Cancelled("The request was cancelled."), self.call)
         else:
             body = self.whole(stream.end)
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -156,9 +156,9 @@ class Answer(Response):
         if departure.has_happened:
             return False
         if isinstance(stream.end, Failed) and not stream.tokens:
-            await error_response(stream.end.error())(scope, receive, send)
+            await error_response(stream.end.error(), self.call)(scope, receive, send)
             return True
-        headers = [(name.encode(), value.encode()) for name, value in _SSE_HEADERS.items()]
+        headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         client: Client = scope[CLIENT]
         pulse = Pulse(self.reader.wake, client.abort)
@@ -176,7 +176,7 @@ class Answer(Response):
         while not departure.has_happened:
             end = None
             if reader.has_news:
-                body, end = self._news()
+                body, end = self.news()
             elif not (body := self._queue_news()):
                 if not pulse.is_due:
                     await reader.changed()
@@ -203,7 +203,7 @@ class Answer(Response):
                 return
             await self.reader.changed(left)
 
-    def _news(self) -> tuple[bytes, Terminal | None]:
+    def news(self) -> tuple[bytes, Terminal | None]:
         """What waits, as one body: joined, but never more than a slow client may cost us."""
         stream = self.stream
         first, tokens = self.reader.fresh(MAX_JOINED)
@@ -229,7 +229,7 @@ class Answer(Response):
         self._position = position
         return self.queued_frame(position, self.gateway.admission.drain_rate.wait_s(position))
 
-    def _account(self, is_delivered: bool) -> None:
+    def account(self, is_delivered: bool) -> None:
         """What the log line says of this request."""
         stream, call = self.stream, self.call
         end = stream.end

@@ -38,12 +38,25 @@ _QUIET = ("/livez", "/readyz", "/healthz", "/metrics")
 CLIENT_GONE = 499
 
 
+class Dialect:
+    """How another API than our own says what every answer and every error says. This one is OpenAI's."""
+
+    def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        """More headers of an answer that begins now."""
+        return [(b"openai-processing-ms", b"%d" % ((time.monotonic() - call.started_at) * 1000))]
+
+    def envelope(self, error: PenstockError, request_id: str) -> dict[str, Any]:
+        """The body of an error."""
+        return error.envelope()
+
+
 class Call:
     """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
 
     __slots__ = (
         "bug",
         "caller",
+        "dialect",
         "endpoint",
         "fields",
         "headers",
@@ -67,6 +80,7 @@ class Call:
         self.caller = ""
         self.bug: Exception | None = None
         self.send: Send | None = None  # the server's own, for what comes after the head
+        self.dialect: Dialect | None = None  # None: our own
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {}
 
@@ -155,17 +169,22 @@ class Edge:
 
 def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
     named = [(name.encode(), value.encode()) for name, value in call.headers.items()]
+    if call.dialect is not None:
+        named += call.dialect.headers(call)
     return [(b"x-request-id", call.id.encode()), *named]
 
 
-def error_response(error: PenstockError) -> Response:
+def error_response(error: PenstockError, call: Call) -> Response:
     """The envelope, the status, and when to come back."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    headers.setdefault("x-should-retry", "true" if error.retryable else "false")
     if isinstance(error, SlowBody | BodyTooLarge):
         headers["connection"] = "close"  # the rest of the body is unread
-    return Response(msgspec.json.encode(error.envelope()), error.status, headers, "application/json")
+    body = error.envelope() if call.dialect is None else call.dialect.envelope(error, call.id)
+    return Response(msgspec.json.encode(body), error.status, headers, "application/json")
 
 
 def refusal(call: Call, error: Exception) -> Response:
@@ -181,7 +200,7 @@ def refusal(call: Call, error: Exception) -> Response:
         call.bug = error
         error = InternalError(f"Penstock failed to answer this ({type(error).__name__}).")
     call.outcome = error.code
-    return error_response(error)
+    return error_response(error, call)
 
 
 async def on_error(request: Request, error: Exception) -> Response:

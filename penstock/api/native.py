@@ -13,16 +13,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from penstock.admission import Caller, check_capabilities
 from penstock.api.answer import Answer, beside, error_data, timings, usage
-from penstock.api.body import parse_json, validate
-from penstock.api.edge import Call, call_of
-from penstock.api.idempotency import idempotency_key, submit_once
+from penstock.api.edge import call_of
+from penstock.api.intake import Draft, enter, receive
 from penstock.api.openapi import SUBMIT_ERRORS
-from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, FinishReason, Terminal
-from penstock.job import Job, Message, Sampling
+from penstock.job import Job, Message
 from penstock.piece import Token, join
 from penstock.sse import frame
 
@@ -225,58 +222,34 @@ class NativeAPI:
     async def generate(self, request: Request) -> Response:
         gateway, call = self.gateway, call_of(request)
         call.endpoint = ENDPOINT
-        caller = await gateway.welcome(request, call)
-        settings = gateway.settings
-        data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))
-        body = validate(self.body, data)
-        key = idempotency_key(request)
-        permit = await gateway.admission.admit(caller)
-        try:
-            job = self.parse(body, call, caller, is_kept=key is not None)
-            if key is None:
-                reader = await gateway.submit(job, ENDPOINT)
-            else:
-                reader = await submit_once(gateway, call, job, ENDPOINT, key, data)
-        except BaseException:
-            permit.release()
-            raise
+        received = await receive(gateway, request, call, self.body)
+        body = received.body
+        (reader,), permit = await enter(gateway, call, received, [draft_of(body)])
         if body.background:
             permit.release()
             gateway.relay.leave(reader, is_delivered=False)
             return accepted(reader.stream.job)
         return NativeAnswer(gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events)
 
-    def parse(self, body: GenerateBody, call: Call, caller: Caller, *, is_kept: bool) -> Job:
-        """The valid `Job` that `body` asks for. Raises `InvalidRequest`, `ModelNotFound`, `ModelNotAllowed`."""
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
-        if body.background and body.stream:
-            raise InvalidRequest("A request in the background answers at once; read its events later.", param="stream")
-        if body.background and body.on_disconnect not in (None, "continue"):
-            raise InvalidRequest("A request in the background always continues.", param="on_disconnect")
-        settings = self.gateway.settings
-        model, can = self.gateway.admission.choose_model(body.model, caller)
-        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-        sampling = Sampling(
-            max_tokens=body.max_tokens or settings.default_max_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            stop=stop,
-            seed=body.seed,
-        )
-        check_capabilities(sampling, model, can)
-        messages = body.messages
-        return Job(
-            id=call.id,
-            model=model,
-            prompt=body.prompt,
-            messages=None if messages is None else tuple(Message(one.role, one.content) for one in messages),
-            sampling=sampling,
-            caller=caller.id,
-            timeout_s=body.timeout_s or settings.default_timeout_s,
-            on_disconnect="continue" if body.background else body.on_disconnect or ("resume" if is_kept else "cancel"),
-            retention_s=(
-                settings.background_retention_s if body.background else settings.retention_s if is_kept else None
-            ),
-            stream=bool(body.stream),
-        )
+
+def draft_of(body: GenerateBody) -> Draft:
+    """What `body` asks for. Raises `InvalidRequest` for fields that contradict each other."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
+    if body.background and body.stream:
+        raise InvalidRequest("A request in the background answers at once; read its events later.", param="stream")
+    if body.background and body.on_disconnect not in (None, "continue"):
+        raise InvalidRequest("A request in the background always continues.", param="on_disconnect")
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    messages = body.messages
+    return Draft(
+        model=body.model,
+        prompt=body.prompt,
+        messages=None if messages is None else tuple(Message(one.role, one.content) for one in messages),
+        max_tokens=body.max_tokens,
+        sampling={"temperature": body.temperature, "top_p": body.top_p, "stop": stop, "seed": body.seed},
+        stream=bool(body.stream),
+        background=bool(body.background),
+        timeout_s=body.timeout_s,
+        on_disconnect=body.on_disconnect,
+    )

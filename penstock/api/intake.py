@@ -1,0 +1,136 @@
+"""What every API that submits goes through: read, judge, turn a `Draft` into a `Job`, submit. Knows no API's form.
+
+An API translates its body into a `Draft` by a pure function; what is the same for all of them (defaults, limits, the
+model and what it can do, idempotency, all or none of several jobs) stands here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from penstock.admission import Caller, Permit, check_capabilities
+from penstock.api.body import parse_json, validate
+from penstock.api.edge import Call
+from penstock.api.idempotency import idempotency_key, submit_once
+from penstock.api.reading import read_body
+from penstock.errors import InvalidRequest
+from penstock.job import Job, Message, OnDisconnect, Sampling
+from penstock.relay import Reader
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A job as a client asks for it, in our words: None where it said nothing.
+
+    `is_kept`: somebody may come back for it, so it is kept after its end. `names` gives the client's name for a field
+    of ours where it has another one, so that an error names what the client wrote.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    max_tokens: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    background: bool = False
+    is_kept: bool = False
+    timeout_s: float | None = None
+    on_disconnect: OnDisconnect | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    user: str = ""
+    names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Received(Generic[Body]):
+    """One valid body, who sent it, and the idempotency key that came with it."""
+
+    body: Body
+    data: dict[str, Any]
+    caller: Caller
+    key: str | None
+
+
+async def receive(
+    gateway: Gateway,
+    request: Request,
+    call: Call,
+    body: type[Body],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data,
+) -> Received[Body]:
+    """Who is it, and what do they want? `prepare` sees the JSON before `body` does.
+
+    Raises what `read_body`, `parse_json` and `Gateway.welcome` raise.
+    """
+    caller = await gateway.welcome(request, call)
+    settings = gateway.settings
+    data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))
+    return Received(validate(body, prepare(data)), data, caller, idempotency_key(request))
+
+
+async def enter(
+    gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]
+) -> tuple[list[Reader], Permit]:
+    """Admit and submit all drafts, or none of them. The first job has the call's id."""
+    permit = await gateway.admission.admit(received.caller)
+    readers: list[Reader] = []
+    try:
+        for number, draft in enumerate(drafts):
+            key = received.key
+            job = job_of(
+                gateway, received.caller, draft, gateway.mint() if number else call.id, has_key=key is not None
+            )
+            call.fields.setdefault("model", job.model)
+            if key is None:
+                readers.append(await gateway.submit(job, call.endpoint))
+            else:
+                own = key if not number else f"{key}\t{number}"  # a client's own key holds no tab
+                readers.append(await submit_once(gateway, call, job, call.endpoint, own, received.data))
+    except BaseException:
+        for reader in readers:
+            gateway.relay.leave(reader, is_delivered=False)
+        permit.release()
+        raise
+    return readers, permit
+
+
+def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_key: bool = False) -> Job:
+    """The valid `Job` that a draft asks for.
+
+    Raises `InvalidRequest`, `UnsupportedParameter`, `ModelNotFound` and `ModelNotAllowed`, with the client's names.
+    """
+    settings = gateway.settings
+    model, can = gateway.admission.choose_model(draft.model, caller)
+    if draft.max_tokens is not None and draft.max_tokens > settings.max_tokens_limit:
+        name = draft.names.get("max_tokens", "max_tokens")
+        raise InvalidRequest(f"'{name}' must be at most {settings.max_tokens_limit}.", param=name)
+    if draft.timeout_s is not None and draft.timeout_s > settings.max_timeout_s:
+        raise InvalidRequest(f"'timeout_s' must be at most {settings.max_timeout_s:g}.", param="timeout_s")
+    sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling)
+    has_images = any(message.parts for message in draft.messages or ())
+    check_capabilities(sampling, model, can, has_images=has_images, names=draft.names)
+    is_kept = has_key or draft.is_kept
+    return Job(
+        id=job_id,
+        model=model,
+        prompt=draft.prompt,
+        messages=draft.messages,
+        sampling=sampling,
+        caller=caller.id,
+        timeout_s=draft.timeout_s or settings.default_timeout_s,
+        on_disconnect="continue" if draft.background else draft.on_disconnect or ("resume" if is_kept else "cancel"),
+        retention_s=settings.background_retention_s if draft.background else settings.retention_s if is_kept else None,
+        stream=draft.stream,
+        metadata=draft.metadata,
+        user=draft.user,
+    )

@@ -1,0 +1,153 @@
+"""The routes of OpenAI's APIs over one gateway: chat completions, completions and models."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from penstock import errors
+from penstock.admission import Caller, Permit
+from penstock.api.edge import Call, Dialect, call_of
+from penstock.api.intake import enter, receive
+from penstock.api.openai import chat, completions
+from penstock.api.openai.answer import Choice, Choices
+from penstock.api.openai.fields import without_refused
+from penstock.api.openai.form import Form
+from penstock.api.openapi import SUBMIT_ERRORS, error_responses
+from penstock.errors import ModelNotFound
+from penstock.relay import Reader
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MODELS = "/v1/models"
+OPENAI = Dialect()
+
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer in OpenAI's form; with `stream: true`, chunks.", "content": _EVENTS},
+    **SUBMIT_ERRORS,
+}
+
+
+class ModelAnswer(BaseModel):
+    """A model in OpenAI's form, and in Anthropic's."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    type: str
+    display_name: str
+    created_at: str
+
+
+class ModelList(BaseModel):
+    object: str
+    data: list[ModelAnswer]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class OpenAIAPI:
+    """See the head of this file."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.started_at = int(time.time())
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        add = router.add_api_route
+        add(CHAT, self.chat, methods=["POST"], response_model=None, responses=_RESPONSES)
+        add(COMPLETIONS, self.completions, methods=["POST"], response_model=None, responses=_RESPONSES)
+        refusals = error_responses(errors.Unauthorized, errors.RateLimited)
+        shown: dict[int | str, dict[str, Any]] = {200: {"model": ModelList}, **refusals}
+        one: dict[int | str, dict[str, Any]] = {
+            200: {"model": ModelAnswer},
+            **refusals,
+            **error_responses(errors.ModelNotFound, errors.ModelNotAllowed),
+        }
+        add(MODELS, self.models, methods=["GET"], response_model=None, responses=shown)
+        add(MODELS + "/{model:path}", self.model, methods=["GET"], response_model=None, responses=one)
+        return router
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation: OpenAI's chat completions."""
+        call = begin(request, CHAT)
+        received = await receive(
+            self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
+        )
+        body = received.body
+        readers, permit = await enter(self.gateway, call, received, chat.drafts_of(body))
+        form = chat.ChatForm(call.id, readers[0].stream.job.model, int(time.time()), includes_usage=body.includes_usage)
+        return self._answer(call, readers, permit, form, is_stream=bool(body.stream))
+
+    async def completions(self, request: Request) -> Response:
+        """Go on from a text: OpenAI's older completions."""
+        call = begin(request, COMPLETIONS)
+        kind = completions.CompletionBody
+        received = await receive(
+            self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
+        )
+        body = received.body
+        readers, permit = await enter(self.gateway, call, received, completions.drafts_of(body))
+        model = readers[0].stream.job.model
+        form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
+        num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
+        return self._answer(call, readers, permit, form, is_stream=bool(body.stream), num_prompts=num_prompts)
+
+    def _answer(
+        self, call: Call, readers: list[Reader], permit: Permit, form: Form, *, is_stream: bool, num_prompts: int = 1
+    ) -> Response:
+        is_alone = len(readers) == 1
+        choices = [
+            Choice(self.gateway, call, reader, permit, form, is_stream=is_stream, index=index, is_alone=is_alone)
+            for index, reader in enumerate(readers)
+        ]
+        return choices[0] if is_alone else Choices(choices, num_prompts)
+
+    async def models(self, request: Request) -> Response:
+        """The models that live workers serve and the caller may use."""
+        caller = await self.gateway.welcome(request, begin(request, MODELS))
+        names = [name for name in sorted(self.gateway.admission.pool.models) if _may_use(caller, name)]
+        ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+        return _json({"object": "list", "data": [self._shown(name) for name in names], "has_more": False, **ends})
+
+    async def model(self, request: Request, model: str) -> Response:
+        """One of them."""
+        caller = await self.gateway.welcome(request, begin(request, MODELS))
+        if not self.gateway.admission.pool.models:
+            raise ModelNotFound("No model is served at present.", param="model")
+        name, _ = self.gateway.admission.choose_model(model, caller)
+        return _json(self._shown(name))
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        """`created` is when this gateway started: nobody knows when a model was made."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started_at))
+        openai = {"id": name, "object": "model", "created": self.started_at, "owned_by": "penstock"}
+        return openai | {"type": "model", "display_name": name, "created_at": at}
+
+
+def begin(request: Request, endpoint: str, dialect: Dialect = OPENAI) -> Call:
+    """The call, which from here on answers in another API's words."""
+    call = call_of(request)
+    call.endpoint = endpoint
+    call.dialect = dialect
+    return call
+
+
+def _may_use(caller: Caller, model: str) -> bool:
+    return caller.key is None or caller.key.may_use(model)
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
