@@ -12,7 +12,7 @@ import ipaddress
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,10 +26,8 @@ from penstock.errors import (
     RateLimited,
     StoreUnavailable,
     Unauthorized,
-    UnsupportedParameter,
 )
 from penstock.fleet import Capabilities, Pool
-from penstock.job import Sampling
 from penstock.keys import Key, KeyRing
 from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.gcra import gcra
@@ -284,18 +282,3 @@ def _counted_as(address: str) -> str:
             return str(parsed.ipv4_mapped)
         return str(ipaddress.ip_network((parsed, 64), strict=False))
     return str(parsed)
-
-
-def check_capabilities(
-    sampling: Sampling, model: str, can: Capabilities, *, has_images: bool = False, names: Mapping[str, str] = {}
-) -> None:
-    """Refuse what the backend cannot honour, rather than ignore it. `names`: what the client calls our fields."""
-    if has_images and "images" not in can.accepts:
-        raise UnsupportedParameter(f"The model {model!r} takes text only.", param="messages")
-    for name in sampling.named():
-        if name not in can.accepts:
-            name = names.get(name, name)
-            raise UnsupportedParameter(f"The model {model!r} does not support {name!r}.", param=name)
-    if can.max_tokens is not None and sampling.max_tokens > can.max_tokens:
-        name = names.get("max_tokens", "max_tokens")
-        raise UnsupportedParameter(f"The model {model!r} gives at most {can.max_tokens} tokens.", param=name)

@@ -6,19 +6,20 @@ model and what it can do, idempotency, all or none of several jobs) stands here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
 
-from penstock.admission import Caller, Permit, check_capabilities
+from penstock.admission import Caller, Permit
 from penstock.api.body import parse_json, validate
 from penstock.api.edge import Call
 from penstock.api.idempotency import idempotency_key, submit_once
 from penstock.api.reading import read_body
-from penstock.errors import InvalidRequest
+from penstock.errors import InvalidRequest, UnsupportedParameter
+from penstock.fleet import Capabilities
 from penstock.job import Job, Message, OnDisconnect, Sampling
 from penstock.relay import Reader
 
@@ -134,3 +135,18 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         metadata=draft.metadata,
         user=draft.user,
     )
+
+
+def check_capabilities(
+    sampling: Sampling, model: str, can: Capabilities, *, has_images: bool = False, names: Mapping[str, str] = {}
+) -> None:
+    """Refuse what the backend cannot honour, rather than ignore it. `names`: what the client calls our fields."""
+    if has_images and "images" not in can.accepts:
+        raise UnsupportedParameter(f"The model {model!r} takes text only.", param="messages")
+    for name in sampling.named():
+        if name not in can.accepts:
+            shown = names.get(name, name)
+            raise UnsupportedParameter(f"The model {model!r} does not support {shown!r}.", param=shown)
+    if can.max_tokens is not None and sampling.max_tokens > can.max_tokens:
+        name = names.get("max_tokens", "max_tokens")
+        raise UnsupportedParameter(f"The model {model!r} gives at most {can.max_tokens} tokens.", param=name)

@@ -56,7 +56,7 @@ class Scanner:
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         end = data.rfind(b"\n\n") + 2
-        if end == len(data):
+        if end == len(data) > 1:
             self.rest = b""
         else:
             if end == 1:

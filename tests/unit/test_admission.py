@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.admission import Admission, Caller, DrainRate, check_capabilities
+from penstock.admission import Admission, Caller, DrainRate
+from penstock.api.intake import check_capabilities
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,

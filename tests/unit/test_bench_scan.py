@@ -126,6 +126,12 @@ def test_chat_chunks_however_they_are_cut(texts: list[str], cuts: list[int], is_
     assert (scanner.num, scanner.error, scanner.wrong) == (len(texts), "", "")
 
 
+def test_chat_chunks_byte_by_byte() -> None:
+    data = _chat("") + _chat("a") + _chat("b") + _chat("", "length") + END
+    scanner = _read([data[at : at + 1] for at in range(len(data))], 2, "chat")
+    assert (scanner.num, scanner.error, scanner.wrong) == (2, "", "")
+
+
 def test_chunks_of_several_tokens_count_as_usage_says() -> None:
     usage = _chunk(choices=[], usage={"completion_tokens": 6})
     scanner = _read([_text("a b c"), _text("d e f", "length"), usage, END], 6, "completions")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.admission import check_capabilities
+from penstock.api.intake import check_capabilities
 from penstock.backends.base import Backend
 from penstock.backends.mock import MockBackend
 from penstock.backends.stop import StopMatcher
