@@ -10,16 +10,19 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio.connection import parse_url
 from redis.crc import key_slot
 
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done
 from penstock.transports.redis import RedisTransport, keys
+from penstock.transports.redis.cluster import slot_of
 from penstock.transports.redis.connection import ServerConnection
 from penstock.transports.redis.endpoint import Endpoint, parse
 from penstock.transports.redis.keys import PoolKeys
@@ -42,6 +45,33 @@ from tests.waiting import wait_until, wait_until_async
 QUEUE = "inference:queue"
 
 # ── URLs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.text("ab{}:", max_size=8))
+def test_slots_are_those_of_redis_py(key: str) -> None:
+    assert slot_of(key) == key_slot(key.encode())
+
+
+@given(
+    st.sampled_from(["redis", "rediss"]),
+    st.text(max_size=6),
+    st.text(max_size=6),
+    st.from_regex(r"[a-z0-9][a-z0-9.-]{0,9}", fullmatch=True),
+    st.integers(1, 65535) | st.none(),
+    st.integers(0, 15) | st.none(),
+    st.integers(0, 15) | st.none(),
+)
+def test_urls_mean_what_they_mean_to_redis_py(
+    scheme: str, user: str, password: str, host: str, port: int | None, db: int | None, also_db: int | None
+) -> None:
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+    url = f"{scheme}://{login}{host}" + (f":{port}" if port else "") + (f"/{db}" if db is not None else "")
+    url += f"?db={also_db}" if also_db is not None else ""
+    theirs = dict(parse_url(url))
+    ours = parse(url).known[0]
+    assert (ours.host, ours.port, ours.db) == (theirs["host"], theirs.get("port", 6379), theirs.get("db", 0))
+    assert (ours.username, ours.password) == (theirs.get("username"), theirs.get("password"))
+    assert (ours.tls is not None) == ("connection_class" in theirs)
 
 
 def test_what_urls_say() -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from binascii import crc_hqx
 from collections.abc import Callable
 from typing import Any
-
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis.endpoint import Endpoint
@@ -20,12 +19,19 @@ from penstock.transports.redis.link import StoreMetrics, ask_once
 
 log = logging.getLogger(__name__)
 
+NUM_SLOTS = 16384
 PAUSE_S = 0.05
 MAX_PAUSE_S = 0.5
 
 
 def slot_of(key: str) -> int:
-    return key_slot(key.encode())
+    """CRC16 (XMODEM) of the part in braces, or of the whole: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/."""
+    data = key.encode()
+    begin = data.find(b"{")
+    end = data.find(b"}", begin + 2)
+    if begin >= 0 and end >= 0 and data[begin + 1 : begin + 2] != b"}":
+        data = data[begin + 1 : end]
+    return crc_hqx(data, 0) % NUM_SLOTS
 
 
 class Cluster:
@@ -35,7 +41,7 @@ class Cluster:
         self._seeds = seeds
         self._metrics = metrics
         self._on_change = on_change
-        self._owners: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._owners: list[Endpoint | None] = [None] * NUM_SLOTS
         self._masters: tuple[Endpoint, ...] = ()
         self._turn = random.randrange(1_000)  # so that not every process listens at the same node
         self._pause_s = 0.0
@@ -116,7 +122,7 @@ class Cluster:
 
     def _draw(self, teller: Endpoint, ranges: list[Any]) -> None:
         """`CLUSTER SLOTS`: first slot, last slot, the master's address, the replicas."""
-        owners: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        owners: list[Endpoint | None] = [None] * NUM_SLOTS
         masters: dict[Endpoint, None] = {}
         for first, last, master, *_ in ranges:
             host = (master[0] or b"").decode()  # a node that does not know its own name was reached by the asker's

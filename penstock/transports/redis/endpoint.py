@@ -4,8 +4,8 @@
     redis+sentinel://[[user]:password@]host[:port],…/service[/db]        the master that the sentinels name (26379)
     redis+cluster://[[user]:password@]host[:port],…                      a cluster, found from any of its nodes
 
-`rediss…` is each of them with TLS. redis-py reads user, host and options; nothing else of it is used here. A
-password never appears in a `repr`, a log line or an error.
+`rediss…` is each of them with TLS. URLs mean what they mean to redis-py, which the tests compare this with: to import
+it for its parser alone would cost every process 7 MB. A password never appears in a `repr`, a log line or an error.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
-from urllib.parse import unquote, urlsplit
-
-from redis.asyncio.connection import SSLConnection, parse_url
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.errors import ConfigError
 
@@ -122,7 +120,7 @@ def _parse(url: str) -> Deployment:
     if len(path) not in (1, 2):
         raise _wrong("the name of the service must follow the sentinels: …/service or …/service/db")
     master = _endpoint(f"{scheme}://{login}{at}master/{''.join(path[1:])}{options}", _OPTIONS | _SENTINEL_OPTIONS)
-    given: dict[str, Any] = dict(parse_url(f"redis://sentinel{options}"))
+    given = _options(f"redis://sentinel{options}")
     sentinel = replace(master, db=0, username=given.get("sentinel_username"), password=given.get("sentinel_password"))
     known = tuple(sentinel.at(*address) for address in addresses)
     return Deployment("sentinel", known, replace(master, is_master=True), path[0])
@@ -136,8 +134,7 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
 
 
 def _endpoint(url: str, known: set[str]) -> Endpoint:
-    options: dict[str, Any] = dict(parse_url(url))
-    kind = options.pop("connection_class", None)
+    options = _options(url)
     if strange := sorted(set(options) - known - {"host", "port", "path"}):
         raise _wrong(f"no such option: {', '.join(strange)}; there are {', '.join(sorted(known))}")
     path = urlsplit(url).path.strip("/")
@@ -150,8 +147,30 @@ def _endpoint(url: str, known: set[str]) -> Endpoint:
         db=int(options.get("db", 0)),
         username=options.get("username"),
         password=options.get("password"),
-        tls=_tls(options) if kind is SSLConnection else None,
+        tls=_tls(options) if urlsplit(url).scheme == "rediss" else None,
     )
+
+
+def _options(url: str) -> dict[str, Any]:
+    """`host`, `port`, `path`, `db`, `username`, `password` and what the query says. Raises `ValueError`."""
+    split = urlsplit(url)
+    options: dict[str, Any] = {name: values[0] for name, values in parse_qs(split.query).items()}
+    if split.username:
+        options["username"] = unquote(split.username)
+    if split.password:
+        options["password"] = unquote(split.password)
+    if split.scheme == "unix":
+        options["path"] = unquote(split.path)
+    elif split.scheme in ("redis", "rediss"):
+        if split.hostname:
+            options["host"] = unquote(split.hostname)
+        if split.port:
+            options["port"] = split.port
+        if split.path.strip("/").isdecimal():
+            options.setdefault("db", split.path.strip("/"))
+    else:
+        raise ValueError(f"{split.scheme!r} is no scheme of a Redis URL")
+    return options
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:
