@@ -16,12 +16,13 @@ from starlette.responses import Response
 
 from penstock import errors
 from penstock.admission import Caller
-from penstock.api.answer import usage
+from penstock.api.answer import beside, usage
 from penstock.api.edge import Call, call_of
 from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
 from penstock.api.openapi import ErrorDetail, error_responses
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
+from penstock.piece import join
 from penstock.transports.base import Record
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class RequestAnswer(BaseModel):
     finish_reason: str | None
     text: str | None
     error: ErrorDetail | None
+    metadata: dict[str, str]
+    user: str | None
 
 
 class RequestList(BaseModel):
@@ -95,6 +98,8 @@ class RequestsAPI:
         shown = [self._shown(record, waiting) for record in records if record is not None]
         for one in shown:
             one["text"] = None
+            for name in ("reasoning", "tool_calls", "logprobs"):
+                one.pop(name, None)
         return _json({"data": shown})
 
     async def show(self, request: Request, request_id: str) -> Response:
@@ -141,7 +146,7 @@ class RequestsAPI:
 
     def _shown(self, record: Record, waiting: list[str]) -> dict[str, Any]:
         folded = fold(record.events)
-        end = folded.end
+        end, whole = folded.end, join(folded.tokens)
         position = waiting.index(record.job.id) + 1 if record.state == "queued" and record.job.id in waiting else None
         wait_s = None if position is None else self.gateway.admission.drain_rate.wait_s(position)
         is_complete = isinstance(end, Done) and end.finish_reason != "cancelled"
@@ -161,8 +166,11 @@ class RequestsAPI:
             },
             "usage": usage(end) if isinstance(end, Done) else None,
             "finish_reason": end.finish_reason if isinstance(end, Done) else None,
-            "text": folded.text if is_complete else None,
+            "text": whole.text if is_complete else None,
+            **(beside(whole) if is_complete else {}),
             "error": end.error().envelope()["error"] if isinstance(end, Failed) else None,
+            "metadata": record.job.metadata,
+            "user": record.job.user or None,
         }
 
 
