@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from penstock import __version__
 from penstock.admission import Admission, Caller
@@ -41,6 +43,16 @@ from penstock.transports.base import TICK_S, RateLimit, Transport
 
 logger = logging.getLogger(__name__)
 
+EXPOSED = (
+    "idempotent-replayed",
+    "retry-after",
+    "retry-after-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-request-id",
+    "x-should-retry",
+)
 _RETRY_CONNECT_S = 0.2
 _STALE_TICK_S = 3.0
 NUDGE_S = 0.02
@@ -220,7 +232,7 @@ class Gateway:
         self.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
 
 
-def create_app(gateway: Gateway) -> Edge:
+def create_app(gateway: Gateway) -> ASGIApp:
     """The HTTP face of `gateway`. The caller starts and stops it, or lets `lifespan` do so."""
 
     @contextlib.asynccontextmanager
@@ -257,4 +269,15 @@ def create_app(gateway: Gateway) -> Edge:
     }
     describe(app, bodies)
     hot = {ENDPOINT: native.generate, CHAT: openai.chat, COMPLETIONS: openai.completions}
-    return Edge(app, gateway.mint, gateway.count_refusal, hot)
+    edge = Edge(app, gateway.mint, gateway.count_refusal, hot)
+    origins = gateway.settings.cors_origins
+    if not origins:
+        return edge
+    # Keys travel in headers of the page's own making, so there are no credentials to allow.
+    return CORSMiddleware(
+        edge,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED,
+    )

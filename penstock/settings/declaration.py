@@ -138,6 +138,15 @@ class Settings(BaseModel):
         ),
     ] = ()
 
+    cors_origins: Annotated[
+        tuple[str, ...],
+        About(
+            "Web pages that may call this gateway from a browser. Empty: none.",
+            EDGE,
+            allowed="origins (https://app.example.org), separated by commas, or *",
+        ),
+    ] = ()
+
     # ── the queue and the batches ──
     max_queue_depth: Annotated[
         int,
@@ -280,6 +289,16 @@ class Settings(BaseModel):
     def _read_networks(cls, value: Any) -> tuple[Network, ...]:
         items = value.split(",") if isinstance(value, str) else value
         return tuple(ip_network(item.strip() if isinstance(item, str) else item) for item in items if item != "")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: Any) -> tuple[str, ...]:
+        items = [str(item).strip() for item in (value.split(",") if isinstance(value, str) else value)]
+        for item in filter(None, items):
+            split = urlsplit(item)
+            if item != "*" and (split.scheme not in ("http", "https") or item != f"{split.scheme}://{split.netloc}"):
+                raise ValueError(f"{item!r} is no origin: scheme, host and port only, as in https://app.example.org")
+        return tuple(filter(None, items))
 
     @field_validator("host", "metrics_host")
     @classmethod

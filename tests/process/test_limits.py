@@ -133,3 +133,26 @@ async def test_without_keys_any_key_is_accepted() -> None:
                 headers={"authorization": "Bearer anything"},
             )
         assert answer.status_code == 200
+
+
+async def test_a_page_of_a_named_origin_may_call_and_no_other() -> None:
+    page = {"origin": "https://app.example.org"}
+    asks = page | {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-api-key"}
+    with site() as built:
+        built.serve("--cors-origins", "https://app.example.org,http://localhost:3000")
+        url = f"{built.gateways[0]}/v1/generate"
+        async with reading.client() as http:
+            preflight = await http.options(url, headers=asks)
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == page["origin"]
+            assert "x-api-key" in preflight.headers["access-control-allow-headers"]
+            assert (await http.options(url, headers=asks | {"origin": "https://evil.example"})).status_code == 400
+            for body in ({"prompt": "hi", "max_tokens": 2, "stream": True}, {"prompt": "hi", "max_tokens": 2}, {}):
+                answer = await http.post(url, json=body, headers=page)
+                assert answer.status_code == (200 if body else 400)
+                assert answer.headers["access-control-allow-origin"] == page["origin"]
+                assert "x-request-id" in answer.headers["access-control-expose-headers"]
+            other = await http.post(
+                url, json={"prompt": "hi", "max_tokens": 1}, headers={"origin": "https://evil.example"}
+            )
+            assert "access-control-allow-origin" not in other.headers

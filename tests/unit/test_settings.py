@@ -248,6 +248,7 @@ def test_a_flag_of_no_setting_is_refused(tmp_path: Path) -> None:
         redis_url=st.sampled_from([None, "redis://u:p@h:1/2", "unix:///run/redis.sock"]),
         pool=st.sampled_from(["", "blue-2"]),
         trusted_proxies=st.sampled_from([(), "10.0.0.0/8,::1", "192.168.1.1"]),
+        cors_origins=st.sampled_from([(), "*", "https://a.example,http://localhost:3000"]),
         rate_limit_rpm=st.integers(0, 10**9),
         log_format=st.sampled_from(["json", "text"]),
         models=st.sampled_from(["a=mock", r"a=f.py:C:x=1\,2;b=m:C:url=http://h:1/v1?a=b"]),
