@@ -13,12 +13,15 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """What a backend can do for one model.
 
     `accepts`: the optional fields of `Sampling` that it honours. `continuous`: jobs may join at any step, so there is
-    no window to wait for. `resumes`: it continues after given tokens. `max_tokens`: its own limit, None for none.
+    no window to wait for. `resumes`: it continues after given tokens. `generates`, `embeds`: which of the two it does.
+    `max_tokens`: its own limit, None for none.
     """
 
     accepts: tuple[str, ...] = ()
     continuous: bool = False
     resumes: bool = False
+    generates: bool = True
+    embeds: bool = False
     max_tokens: int | None = None
 
 

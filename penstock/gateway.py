@@ -27,7 +27,8 @@ from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
-from penstock.api.openai.routes import CHAT, COMPLETIONS, OpenAIAPI
+from penstock.api.openai.embeddings import EmbeddingBody
+from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
 from penstock.api.sweep import Sweep
@@ -266,6 +267,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         (ENDPOINT, "post"): native.body,
         (CHAT, "post"): ChatBody,
         (COMPLETIONS, "post"): CompletionBody,
+        (EMBEDDINGS, "post"): EmbeddingBody,
     }
     describe(app, bodies)
     hot = {ENDPOINT: native.generate, CHAT: openai.chat, COMPLETIONS: openai.completions}

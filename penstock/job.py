@@ -39,8 +39,9 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to draw tokens, and in which form. None means "the backend's default", never "ignored".
 
     The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
-    `logprobs`: how many alternatives to name at each token, besides the one drawn; 0 for that one alone.
-    `tools`, `tool_choice` and `response_format` are the client's JSON as it came: who honours them knows their form.
+    `logprobs`: how many alternatives to name at each token, besides the one drawn; 0 for that one alone. `dimensions`:
+    of an embedding. `tools`, `tool_choice` and `response_format` are the client's JSON as it came: who honours them
+    knows their form.
     """
 
     max_tokens: int = 256
@@ -60,6 +61,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    dimensions: int | None = None
 
     def named(self) -> list[str]:
         """The fields that the client set, besides `max_tokens`, which every backend honours."""
@@ -72,16 +74,17 @@ OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name != "
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
 
-    Exactly one of `prompt` and `messages` is given. `caller` is the verified key's id, or "" without keys; never a
-    secret. `retention_s`: how long it is kept after its end; None for the transport's default. `stream=False` lets a
-    worker group tokens into fewer, larger frames. `metadata` and `user` are the client's own notes, given back to it
-    (and `user` to an upstream that counts by it); nothing here reads them.
+    Exactly one of `prompt`, `messages` and `inputs` is given; `inputs` are texts to embed, a token each. `caller`
+    is the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None for
+    the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and `user`
+    are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here reads them.
     """
 
     id: str
     model: str
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
+    inputs: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
     caller: str = ""
     priority: int = 0
@@ -98,6 +101,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The prompt as one string; messages as `role: content` lines. For backends without a chat template."""
         if self.prompt is not None:
             return self.prompt
+        if self.inputs:
+            return "\n".join(self.inputs)
         return "\n".join(f"{message.role}: {message.content}" for message in self.messages or ())
 
     @property

@@ -7,7 +7,10 @@ continuation know no difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -34,10 +37,13 @@ class Logprob(Struct, frozen=True, omit_defaults=True):
 
 
 class Piece(Struct, frozen=True, omit_defaults=True):
+    """`embedding`: one input's vector, as `encode_vector` writes it; it comes alone."""
+
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    embedding: str = ""
 
 
 Token = str | Piece
@@ -50,6 +56,23 @@ class Whole(Struct, frozen=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+
+
+def encode_vector(vector: Sequence[float]) -> str:
+    """Little-endian float32 in base64: OpenAI's `encoding_format: base64`, and what travels here."""
+    floats = array("f", vector)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return base64.b64encode(floats).decode()
+
+
+def decode_vector(text: str) -> list[float]:
+    """Raises `ValueError` for what `encode_vector` has not written."""
+    floats = array("f")
+    floats.frombytes(base64.b64decode(text, validate=True))
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return floats.tolist()
 
 
 def text_of(token: Token) -> str:

@@ -62,7 +62,9 @@ def timings(stream: Stream) -> dict[str, float | None]:
 
 def beside(said: Whole | Piece) -> dict[str, Any]:
     """What stands beside the text, by name; nothing for plain text."""
-    fields = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
+    fields: dict[str, Any] = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
+    if isinstance(said, Piece):
+        fields["embedding"] = said.embedding
     return {name: value for name, value in fields.items() if value}
 
 

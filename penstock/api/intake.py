@@ -40,6 +40,7 @@ class Draft:
     model: str | None = None
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
+    inputs: tuple[str, ...] = ()
     max_tokens: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
@@ -112,6 +113,8 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
     """
     settings = gateway.settings
     model, can = gateway.admission.choose_model(draft.model, caller)
+    if not (can.embeds if draft.inputs else can.generates):
+        raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
     if draft.max_tokens is not None and draft.max_tokens > settings.max_tokens_limit:
         name = draft.names.get("max_tokens", "max_tokens")
         raise InvalidRequest(f"'{name}' must be at most {settings.max_tokens_limit}.", param=name)
@@ -126,6 +129,7 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         model=model,
         prompt=draft.prompt,
         messages=draft.messages,
+        inputs=draft.inputs,
         sampling=sampling,
         caller=caller.id,
         timeout_s=draft.timeout_s or settings.default_timeout_s,

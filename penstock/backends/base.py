@@ -22,17 +22,28 @@ constructor's parameters, by their annotations (`str`, `int`, `float`, `bool`, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from penstock.backends.streams import Finish, side_by_side
-from penstock.event import Event
+from penstock.event import Event, Usage
 from penstock.fleet import Capabilities
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
-from penstock.piece import Token
+from penstock.piece import Piece, Token, encode_vector
 
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images")  # what `accepts` may name
+
+
+@dataclass(slots=True, frozen=True)
+class Embedded:
+    """One vector for each input, in order; `prompt_tokens` as the engine counted them, or None."""
+
+    vectors: Sequence[Sequence[float]]
+    prompt_tokens: int | None = None
 
 
 class Backend:
@@ -82,14 +93,29 @@ class Backend:
         """
         raise NotImplementedError
 
+    async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
+        """The vectors of `inputs`, which are those of `job.inputs` that no earlier attempt has delivered.
+
+        Only called with `capabilities.embeds`; which of `job.sampling` it reads is in `capabilities.accepts`.
+        """
+        raise NotImplementedError
+
     def count_prompt_tokens(self, job: Job) -> int:
         """How many tokens the prompt has, for `usage`. The default counts words between white space."""
         return len(job.text.split())
 
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
+        if claim.job.inputs:
+            return self._embeddings(claim)
         if self.capabilities.resumes:
             return self.stream(claim.job, claim.tokens)
         return self.stream(claim.job)
+
+    async def _embeddings(self, claim: Claim) -> AsyncIterator[Token | Finish]:
+        done = await self.embed(claim.job, claim.job.inputs[len(claim.tokens) :])
+        for vector in done.vectors:
+            yield Piece(embedding=encode_vector(vector))
+        yield Finish("stop", None if claim.tokens or done.prompt_tokens is None else Usage(done.prompt_tokens))
 
 
 def _with_stop(cls: type[Backend]) -> Capabilities:
@@ -99,6 +125,4 @@ def _with_stop(cls: type[Backend]) -> Capabilities:
         return Capabilities(accepts=("stop",), continuous=True)
     if "stop" in can.accepts:
         return can
-    return Capabilities(
-        accepts=(*can.accepts, "stop"), continuous=can.continuous, resumes=can.resumes, max_tokens=can.max_tokens
-    )
+    return replace(can, accepts=(*can.accepts, "stop"))

@@ -7,6 +7,8 @@ this file is about when. It ends only at `max_tokens` or at a stop string. Step 
 With `tools=true` a conversation that offers tools, and does not end in a tool's answer, is answered with a call of the
 first of them (or of the one that `tool_choice` names), with arguments made from its schema.
 
+With `embeds=true` it also gives embeddings: eight numbers, or as many as `dimensions` asks for, made from the text.
+
 With `scripted=true` a prompt may hold a trigger (for tests; a plain mock takes it as text):
 
     [[fail]]        [[fail_after=N]]    that job fails with `backend_error`, before any token or after N
@@ -26,7 +28,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from penstock.backends.base import Backend
-from penstock.backends.mock_text import token_source, tool_script, with_logprobs
+from penstock.backends.mock_text import embedding_of, token_source, tool_script, with_logprobs
 from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
@@ -44,7 +46,7 @@ _TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 class MockBackend(Backend):
     """`step_ms`: one step, whatever the batch. `step_ms_per_seq`: added for each job that runs in the step.
     `prefill_ms_per_token`: before the first step, for each prompt token of the batch. `chain`: tokens name their
-    predecessors (`verify_chain`). `tools`, `scripted`: see the head of this file.
+    predecessors (`verify_chain`). `tools`, `embeds`, `scripted`: see the head of this file.
     """
 
     capabilities = Capabilities(accepts=_ACCEPTS, resumes=True)
@@ -56,6 +58,7 @@ class MockBackend(Backend):
         step_ms_per_seq: float = 0.0,
         chain: bool = False,
         tools: bool = False,
+        embeds: bool = False,
         scripted: bool = False,
     ) -> None:
         if min(step_ms, prefill_ms_per_token, step_ms_per_seq) < 0:
@@ -66,8 +69,8 @@ class MockBackend(Backend):
         self._chain = chain
         self._tools = tools
         self._scripted = scripted
-        if tools:
-            self.capabilities = Capabilities(accepts=(*_ACCEPTS, *_TOOLS), resumes=True)
+        accepts = (*_ACCEPTS, *(_TOOLS if tools else ()), *(("dimensions",) if embeds else ()))
+        self.capabilities = Capabilities(accepts=accepts, resumes=True, embeds=embeds)
 
     def expected(self, job: Job, num: int | None = None) -> list[str]:
         """The first `num` (default: all `max_tokens`) tokens of the job's answer, stop strings aside."""
@@ -115,7 +118,10 @@ class _Sequence:
         self.last = job.sampling.max_tokens - 1
         self.reason: FinishReason = "length"
         self.token_of: Callable[[int], Token] = token_source(job, backend._chain)
-        if backend._tools and (script := tool_script(job)):
+        if job.inputs:
+            self.token_of = embedding_of(job)
+            self.last, self.reason = len(job.inputs) - 1, "stop"
+        elif backend._tools and (script := tool_script(job)):
             self.token_of = script.__getitem__
             if len(script) <= job.sampling.max_tokens:
                 self.last, self.reason = len(script) - 1, "tool_calls"
@@ -164,5 +170,5 @@ class _Sequence:
 
     def _done(self, tokens: tuple[Token, ...], reason: FinishReason) -> Done:
         self.is_over = True
-        usage = Usage(self.num_prompt_tokens, self.seq + len(tokens))
+        usage = Usage(self.num_prompt_tokens, 0 if self.claim.job.inputs else self.seq + len(tokens))
         return Done(self.job_id, self.attempt, self.seq, tokens=tokens, finish_reason=reason, usage=usage)

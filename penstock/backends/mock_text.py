@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 from penstock.job import Job
-from penstock.piece import Logprob, Piece, Token, ToolCall, text_of
+from penstock.piece import Logprob, Piece, Token, ToolCall, encode_vector, text_of
 
 TokenOf = Callable[[int], str]
 
@@ -80,6 +81,20 @@ def tool_script(job: Job) -> list[Token]:
     parts = [arguments[at : at + 6] for at in range(0, len(arguments), 6)]
     head = Piece(tool_calls=(ToolCall(0, call_id, name),))
     return [head, *(Piece(tool_calls=(ToolCall(0, arguments=part),)) for part in parts)]
+
+
+def embedding_of(job: Job) -> Callable[[int], Token]:
+    """The embedding of each input: a unit vector that is a function of its text and the number of dimensions."""
+    size = job.sampling.dimensions or 8
+
+    def piece(index: int) -> Token:
+        key = job.inputs[index].encode("utf-8", "surrogatepass")
+        digest = hashlib.shake_128(key).digest(2 * size)
+        raw = [int.from_bytes(digest[at : at + 2], "big") - 32767.5 for at in range(0, 2 * size, 2)]
+        length = math.sqrt(sum(one * one for one in raw))
+        return Piece(embedding=encode_vector([one / length for one in raw]))
+
+    return piece
 
 
 def _arguments(schema: Any) -> dict[str, Any]:

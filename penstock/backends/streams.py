@@ -121,7 +121,8 @@ async def _run(
         if claim.cancelled is not None:
             return
         finish = await _relay(claim, open_stream, resumes, ends_itself, sent, funnel)
-        usage = finish.usage or Usage(count(claim.job), sent.seq + len(sent.last))
+        num = 0 if claim.job.inputs else sent.seq + len(sent.last)
+        usage = finish.usage or Usage(count(claim.job), num)
         done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=finish.reason, usage=usage)
         await funnel.put(done)
     except Exception as error:
@@ -144,9 +145,10 @@ async def _relay(
 ) -> Finish:
     """Put the tokens of one stream until it ends, has enough, or meets a stop string; say which."""
     job, num = claim.job, len(claim.tokens)
+    ends_itself = ends_itself or bool(job.inputs)
     if num >= job.sampling.max_tokens:
         return Finish("length")
-    if num and not resumes:
+    if num and not resumes and not job.inputs:
         raise WorkerLost("Its worker died, and this model's backend cannot continue an answer that has begun.")
     matcher = StopMatcher(() if ends_itself else job.sampling.stop)
     stream = open_stream(claim)

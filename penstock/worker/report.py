@@ -34,4 +34,5 @@ def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
         },
     )
     if metrics is not None:
-        metrics.generated(job.model, usage.prompt_tokens, lane.num - len(claim.tokens))
+        num = 0 if job.inputs else lane.num - len(claim.tokens)  # an embedding is a token of the log only
+        metrics.generated(job.model, usage.prompt_tokens, num)

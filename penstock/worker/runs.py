@@ -80,7 +80,7 @@ class Runs:
         except Exception as error:
             logger.error("the backend cannot count: %s", type(error).__name__, extra={"request_id": lane.id})
             num_prompt = 0
-        return Usage(num_prompt, lane.num)
+        return Usage(num_prompt, 0 if lane.claim.job.inputs else lane.num)
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)

@@ -27,7 +27,7 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-MODELS = "mock=mock:step_ms=2;org/tools:7b=mock:tools=true;hostile=mock:scripted=true"
+MODELS = "mock=mock:step_ms=2;org/tools:7b=mock:tools=true;hostile=mock:scripted=true;vectors=mock:embeds=true"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def client(server: Site) -> Iterator[OpenAI]:
 
 
 def test_the_models(client: OpenAI) -> None:
-    assert sorted(model.id for model in client.models.list()) == ["hostile", "mock", "org/tools:7b"]
+    assert sorted(model.id for model in client.models.list()) == ["hostile", "mock", "org/tools:7b", "vectors"]
     one = client.models.retrieve("org/tools:7b")
     assert (one.id, one.object, one.owned_by) == ("org/tools:7b", "model", "penstock")
     with pytest.raises(openai.NotFoundError) as missing:
@@ -160,6 +160,21 @@ def test_completions_of_several_prompts(client: OpenAI) -> None:
     assert streamed == [choice.text for choice in whole.choices]
     assert whole.usage is not None
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (2, 8)
+
+
+def test_embeddings(client: OpenAI) -> None:
+    """The package asks for base64 by itself, and for numbers when it is told to."""
+    one = client.embeddings.create(model="vectors", input="hello")
+    both = client.embeddings.create(model="vectors", input=["hello", "world"], encoding_format="float")
+    assert [each.index for each in both.data] == [0, 1]
+    assert one.data[0].embedding == pytest.approx(both.data[0].embedding)
+    assert both.data[0].embedding != both.data[1].embedding
+    assert sum(part * part for part in both.data[1].embedding) == pytest.approx(1)
+    assert (both.usage.prompt_tokens, both.usage.total_tokens) == (2, 2)
+    assert len(client.embeddings.create(model="vectors", input="hello", dimensions=3).data[0].embedding) == 3
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="mock", input="hello")
+    assert refused.value.param == "model"
 
 
 @pytest.mark.parametrize(

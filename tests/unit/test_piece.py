@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api.intake import check_capabilities
-from penstock.backends.base import Backend
+from penstock.backends.base import Backend, Embedded
 from penstock.backends.mock import MockBackend
 from penstock.backends.stop import StopMatcher
 from penstock.backends.streams import Finish
 from penstock.errors import UnsupportedParameter
 from penstock.event import Done, Event, Failed, Tokens, Usage, fold
+from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job, Message, Sampling
-from penstock.piece import Logprob, Piece, Token, ToolCall, join, join_text
+from penstock.piece import Logprob, Piece, Token, ToolCall, decode_vector, encode_vector, join, join_text
 from penstock.wire import decode_event, decode_job, encode_event, encode_job
 
 TOOL = {
@@ -136,6 +138,38 @@ async def test_the_mock_gives_log_probabilities() -> None:
     logprobs = join(said.tokens).logprobs
     assert [each.token for each in logprobs] == list(plain.tokens)
     assert all(len(each.top) == 2 and each.top[0] == (each.token, each.logprob) for each in logprobs)
+
+
+@given(st.lists(st.floats(-4, 4, width=32), max_size=20))
+def test_vectors_survive_their_way(vector: list[float]) -> None:
+    assert decode_vector(encode_vector(vector)) == vector
+
+
+class Embedding(Backend):
+    """One number for each input: its length."""
+
+    capabilities = Capabilities(embeds=True)
+
+    async def stream(self, job: Job, *args: object) -> Any:
+        yield "words"
+
+    async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
+        return Embedded([[float(len(each))] for each in inputs], prompt_tokens=7)
+
+
+async def test_embeddings_are_tokens_of_the_log_and_go_on_after_a_death() -> None:
+    for backend in (Embedding(), MockBackend(embeds=True)):
+        job = Job(id="g.1", model="m", inputs=("a", "bc", "def"))
+        said = fold(await _events(backend, job))
+        assert isinstance(said.end, Done)
+        assert said.end.usage.completion_tokens == 0
+        assert said.end.usage.prompt_tokens > 0
+        vectors = [decode_vector(token.embedding) for token in said.tokens if isinstance(token, Piece)]
+        assert len(vectors) == 3
+        rest = await _events(backend, job, said.tokens[:1])
+        assert fold([Tokens("g.1", 1, 0, tokens=said.tokens[:1]), *rest]).tokens == said.tokens
+    assert "stop" in Embedding.capabilities.accepts  # what a base class adds leaves the rest as it is
+    assert Embedding.capabilities.embeds
 
 
 class Ending(Backend):

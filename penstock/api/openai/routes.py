@@ -1,4 +1,4 @@
-"""The routes of OpenAI's APIs over one gateway: chat completions, completions and models."""
+"""The routes of OpenAI's APIs over one gateway: chat completions, completions, embeddings and models."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from penstock.api.edge import Call, Dialect, call_of
 from penstock.api.intake import enter, receive
 from penstock.api.openai import chat, completions
 from penstock.api.openai.answer import Choice, Choices
+from penstock.api.openai.embeddings import EmbeddingAnswer, EmbeddingBody, draft_of
 from penstock.api.openai.fields import without_refused
 from penstock.api.openai.form import Form
 from penstock.api.openapi import SUBMIT_ERRORS, error_responses
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
 OPENAI = Dialect()
 
@@ -69,6 +71,7 @@ class OpenAIAPI:
         add = router.add_api_route
         add(CHAT, self.chat, methods=["POST"], response_model=None, responses=_RESPONSES)
         add(COMPLETIONS, self.completions, methods=["POST"], response_model=None, responses=_RESPONSES)
+        add(EMBEDDINGS, self.embeddings, methods=["POST"], response_model=None, responses=_RESPONSES)
         refusals = error_responses(errors.Unauthorized, errors.RateLimited)
         shown: dict[int | str, dict[str, Any]] = {200: {"model": ModelList}, **refusals}
         one: dict[int | str, dict[str, Any]] = {
@@ -104,6 +107,15 @@ class OpenAIAPI:
         form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
         num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
         return self._answer(call, readers, permit, form, is_stream=bool(body.stream), num_prompts=num_prompts)
+
+    async def embeddings(self, request: Request) -> Response:
+        """Vectors of texts."""
+        call = begin(request, EMBEDDINGS)
+        received = await receive(self.gateway, request, call, EmbeddingBody)
+        (reader,), permit = await enter(self.gateway, call, received, [draft_of(received.body)])
+        answer = EmbeddingAnswer(self.gateway, call, reader, permit, is_stream=False)
+        answer.is_base64 = received.body.encoding_format == "base64"
+        return answer
 
     def _answer(
         self, call: Call, readers: list[Reader], permit: Permit, form: Form, *, is_stream: bool, num_prompts: int = 1

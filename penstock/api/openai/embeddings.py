@@ -1,0 +1,60 @@
+"""`POST /v1/embeddings`: its body to a `Draft`, vectors to its answer. Pure, but for `EmbeddingAnswer`.
+
+Form: https://platform.openai.com/docs/api-reference/embeddings. One request is one job, with a token for each input.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from penstock.api.answer import Answer
+from penstock.api.intake import Draft
+from penstock.api.openai.fields import Strict
+from penstock.event import Done
+from penstock.piece import Piece, decode_vector
+
+MAX_INPUTS = 256
+
+Input = Annotated[str, Field(min_length=1)]
+
+
+class EmbeddingBody(Strict):
+    """Texts to embed. Form: https://platform.openai.com/docs/api-reference/embeddings/create."""
+
+    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)] = Field(
+        description=f"A text, or up to {MAX_INPUTS}. Token ids are not taken."
+    )
+    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="Of each vector; by model.")
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="Default: float.")
+    user: str | None = Field(None, max_length=200)
+    timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
+
+
+def draft_of(body: EmbeddingBody) -> Draft:
+    return Draft(
+        model=body.model,
+        inputs=(body.input,) if isinstance(body.input, str) else tuple(body.input),
+        max_tokens=MAX_INPUTS,  # the same for all, so that all of a model may share a batch
+        sampling={"dimensions": body.dimensions},
+        timeout_s=body.timeout_s,
+        user=body.user or "",
+    )
+
+
+class EmbeddingAnswer(Answer):
+    """The vectors as numbers, or, with `is_base64`, as they travelled."""
+
+    is_base64 = False
+
+    def whole(self, end: Done) -> bytes:
+        vectors = [token.embedding for token in self.stream.tokens if isinstance(token, Piece)]
+        data: list[dict[str, Any]] = [
+            {"object": "embedding", "index": index, "embedding": text if self.is_base64 else decode_vector(text)}
+            for index, text in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": end.usage.prompt_tokens, "total_tokens": end.usage.prompt_tokens}
+        return msgspec.json.encode({"object": "list", "data": data, "model": self.stream.job.model, "usage": usage})
