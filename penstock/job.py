@@ -74,10 +74,11 @@ OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name != "
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
 
-    Exactly one of `prompt`, `messages` and `inputs` is given; `inputs` are texts to embed, a token each. `caller`
-    is the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None for
-    the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and `user`
-    are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here reads them.
+    Exactly one of `prompt`, `messages` and `inputs` is given; `inputs` are texts to embed, a token each. `caller` is
+    the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None
+    for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and
+    `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
+    reads them.
     """
 
     id: str
