@@ -83,8 +83,15 @@ def join_text(tokens: Iterable[Token]) -> str:
     return "".join([token if isinstance(token, str) else token.text for token in tokens])
 
 
-def join(tokens: Iterable[Token]) -> Whole:
+def join(tokens: Sequence[Token]) -> Whole:
     """What the tokens say together. Tool calls stand in the order of their index."""
+    try:
+        return Whole("".join(tokens))  # type: ignore[arg-type]  # as nearly every answer is: text alone
+    except TypeError:
+        return _join_pieces(tokens)
+
+
+def _join_pieces(tokens: Sequence[Token]) -> Whole:
     texts: list[str] = []
     reasoning: list[str] = []
     calls: dict[int, ToolCall] = {}
