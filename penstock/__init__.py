@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.backends.base import Backend as Backend
+    from penstock.client import Answer as Answer
+    from penstock.client import AsyncClient as AsyncClient
+    from penstock.client import Client as Client
+    from penstock.client import Status as Status
     from penstock.errors import ConfigError as ConfigError
     from penstock.errors import PenstockError as PenstockError
     from penstock.event import Completion as Completion
@@ -39,10 +43,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Answer": "penstock.client",
+    "AsyncClient": "penstock.client",
     "Backend": "penstock.backends.base",
     "Batch": "penstock.job",
     "Capabilities": "penstock.fleet",
     "Claim": "penstock.job",
+    "Client": "penstock.client",
     "Completion": "penstock.event",
     "ConfigError": "penstock.errors",
     "Done": "penstock.event",
@@ -57,6 +64,7 @@ _HOME = {
     "Sampling": "penstock.job",
     "Settings": "penstock.settings",
     "Started": "penstock.event",
+    "Status": "penstock.client",
     "Token": "penstock.piece",
     "Tokens": "penstock.event",
     "ToolCall": "penstock.piece",

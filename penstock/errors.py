@@ -67,11 +67,14 @@ from typing import ClassVar
 
 
 class PenstockError(Exception):
-    """The root. `param` names the field at fault; `retry_after_s` says when to come back."""
+    """The root. `param` names the field at fault; `retry_after_s` says when to come back.
+
+    `retryable` is the class' own, but an answer may know better. A client's errors have the request's id.
+    """
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     type: ClassVar[str] = "server_error"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
@@ -80,6 +83,7 @@ class PenstockError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.headers: dict[str, str] = {}
+        self.request_id = ""
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """The one body of every error, in OpenAI's form."""

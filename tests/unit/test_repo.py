@@ -33,10 +33,13 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 
 PUBLIC = [
+    "Answer",
+    "AsyncClient",
     "Backend",
     "Batch",
     "Capabilities",
     "Claim",
+    "Client",
     "Completion",
     "ConfigError",
     "Done",
@@ -51,6 +54,7 @@ PUBLIC = [
     "Sampling",
     "Settings",
     "Started",
+    "Status",
     "Token",
     "Tokens",
     "ToolCall",

@@ -1,0 +1,21 @@
+"""The Python client: `Client` and `AsyncClient`, two thin shells around one core that does no I/O.
+
+A stream that loses its connection or its gateway goes on at the next URL, from the token where it was.
+"""
+
+from penstock.client.aio import AsyncClient, AsyncHandle, AsyncStream
+from penstock.client.sync import Client, Handle, Stream
+from penstock.client.types import Answer, ModelInfo, Status, Timings
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncHandle",
+    "AsyncStream",
+    "Client",
+    "Handle",
+    "ModelInfo",
+    "Status",
+    "Stream",
+    "Timings",
+]

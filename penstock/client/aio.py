@@ -1,0 +1,298 @@
+"""The asyncio shell: carries out the core's steps with an `httpx2.AsyncClient`. `sync.py` is its twin."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx2
+
+from penstock.client import core
+from penstock.client.core import Progress
+from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, terms_of
+from penstock.client.sockets import CONNECT_S, limits, socket_options
+from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Step, Steps
+from penstock.client.types import Answer, ModelInfo, Status
+from penstock.errors import PenstockError
+
+logger = logging.getLogger("penstock.client")
+
+T = TypeVar("T")
+LET_GO_S = 5.0
+
+
+class _Wire:
+    """At most one open response."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+        self._response: httpx2.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+
+    async def do(self, step: Step) -> Any:
+        try:
+            if isinstance(step, Read):
+                return b"" if self._chunks is None else await anext(self._chunks, b"")
+            if isinstance(step, Rest):
+                return b"" if self._chunks is None else b"".join([chunk async for chunk in self._chunks])
+            if isinstance(step, Send):
+                return await self._send(step)
+        except httpx2.HTTPError as error:
+            return Broken(str(error) or type(error).__name__)
+        if isinstance(step, Pause):
+            await self.close()
+            await asyncio.sleep(step.seconds)
+        return time.monotonic() if isinstance(step, Now) else None
+
+    async def _send(self, step: Send) -> Head:
+        await self.close()
+        timeout = httpx2.Timeout(step.read_s, connect=CONNECT_S, pool=None)
+        request = self._http.build_request(
+            step.method, step.url, content=step.body, headers=dict(step.headers), timeout=timeout
+        )
+        self._response = await self._http.send(request, stream=True)
+        self._chunks = self._response.aiter_bytes()
+        return Head(self._response.status_code, dict(self._response.headers))
+
+    async def close(self) -> None:
+        response, self._response, self._chunks = self._response, None, None
+        if response is not None:
+            await response.aclose()
+
+
+async def _drive(http: httpx2.AsyncClient, steps: Steps[Any]) -> AsyncGenerator[str, None]:
+    """Run a call; yields what it gives."""
+    wire = _Wire(http)
+    said: Any = None
+    try:
+        while True:
+            try:
+                step = steps.send(said)
+            except StopIteration:
+                return
+            if isinstance(step, Give):
+                yield step.text
+                said = None
+            else:
+                said = await wire.do(step)
+    finally:
+        await wire.close()
+
+
+async def _run(http: httpx2.AsyncClient, steps: Steps[T]) -> T:
+    """Run a call that gives nothing on its way; its result."""
+    wire = _Wire(http)
+    said: Any = None
+    try:
+        while True:
+            try:
+                step = steps.send(said)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            said = await wire.do(step)
+    finally:
+        await wire.close()
+
+
+class AsyncStream:
+    """One answer as it comes: iterate for its tokens; then `answer` is there.
+
+    A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` says
+    otherwise. Errors are raised by the iteration.
+    """
+
+    def __init__(self, client: AsyncClient, progress: Progress, steps: Steps[Answer], *, cancels: bool) -> None:
+        self._client = client
+        self._progress = progress
+        self._cancels = cancels
+        self._tokens = _drive(client._http, steps)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._tokens
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of it. Safe to repeat."""
+        await self._tokens.aclose()
+        cancels, self._cancels = self._cancels, False
+        if cancels and self._progress.answer is None and self._progress.request_id:
+            await self._client._let_go(self._progress.request_id)
+
+    @property
+    def request_id(self) -> str:
+        """Known from the first event on; "" before."""
+        return self._progress.request_id
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._progress.texts)
+
+    @property
+    def position(self) -> int | None:
+        """Its place in the queue (1 is next), when the server has said so and it has not begun."""
+        return self._progress.position
+
+    @property
+    def num_resumed(self) -> int:
+        """How often the stream was taken up again."""
+        return self._progress.num_resumed
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer, at the end."""
+        return self._progress.answer
+
+    async def result(self) -> Answer:
+        """Read to the end."""
+        async for _ in self._tokens:
+            pass
+        assert self._progress.answer is not None
+        return self._progress.answer
+
+
+class AsyncHandle:
+    """A request that runs at the server, by its id, wherever it was begun."""
+
+    def __init__(self, client: AsyncClient, request_id: str) -> None:
+        self._client = client
+        self.request_id = request_id
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/requests/{self.request_id}"
+
+    async def status(self) -> Status:
+        return core.read_as(await self._client._ask("GET", self._path), Status, "request")
+
+    async def cancel(self) -> Status:
+        """Cancel it, waiting or running; what it became. One that has ended stays as it is."""
+        return core.read_as(await self._client._ask("DELETE", self._path), Status, "request")
+
+    def stream(self, *, limit_s: float | None = None) -> AsyncStream:
+        """Its tokens from the first on, also after its end. Leaving the stream cancels nothing."""
+        progress = Progress(request_id=self.request_id)
+        steps = core.stream(self._client._terms, progress, None, limit_s=limit_s)
+        return AsyncStream(self._client, progress, steps, cancels=False)
+
+    async def result(self, timeout_s: float | None = None) -> Answer:
+        """Wait for the whole answer. Raises the request's error, or `DeadlineExceeded` after `timeout_s`."""
+        async with self.stream(limit_s=timeout_s) as stream:
+            return await stream.result()
+
+
+class AsyncClient:
+    """See docs/client.md. A context manager; one for many calls of one event loop. Raises `ConfigError` for a bad URL.
+
+    `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures in
+    a row, without getting on, that a call bears. `silence_s`: a stream without a byte for so long is taken up again.
+    `patience_s`: how long calls without a deadline of their own go on.
+    """
+
+    def __init__(
+        self,
+        *urls: str,
+        api_key: str | None = None,
+        max_retries: int = 8,
+        silence_s: float = 45.0,
+        patience_s: float = 600.0,
+        max_connections: int = 100,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._terms = terms_of(urls, max_retries, silence_s, patience_s)
+        if transport is None:
+            transport = httpx2.AsyncHTTPTransport(limits=limits(max_connections), socket_options=socket_options())
+        self._http = httpx2.AsyncClient(headers=headers_of(api_key), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[MessageLike] | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """The whole answer to a prompt or a conversation."""
+        body = body_of(prompt, messages, options)
+        key = options.get("idempotency_key") or core.new_key()
+        steps = core.ask(self._terms, "POST", core.GENERATE, body, key=key, limit_s=limit_of(options))
+        return core.read_as(await _run(self._http, steps), Answer, "answer")
+
+    async def chat(self, messages: Sequence[MessageLike], **options: Unpack[Options]) -> Answer:
+        """The answer to a conversation: `[{"role": "user", "content": "…"}, …]`."""
+        return await self.generate(messages=messages, **options)
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[MessageLike] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncStream:
+        """The answer token by token, each once, whatever breaks in between. Nothing is sent before it is iterated."""
+        body = body_of(prompt, messages, options)
+        key = options.get("idempotency_key") or core.new_key()
+        progress = Progress()
+        steps = core.stream(self._terms, progress, body, key=key, limit_s=limit_of(options))
+        return AsyncStream(self, progress, steps, cancels=cancels_on_close(options))
+
+    async def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[MessageLike] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncHandle:
+        """Begin a request in the background; it runs on whoever leaves."""
+        body = body_of(prompt, messages, options, background=True)
+        key = options.get("idempotency_key") or core.new_key()
+        data = await self._ask("POST", core.GENERATE, body, key=key)
+        return self.handle(str(data.get("request_id", "")))
+
+    def handle(self, request_id: str) -> AsyncHandle:
+        """A request that was begun before, or elsewhere."""
+        return AsyncHandle(self, request_id)
+
+    async def requests(self, limit: int = 20) -> list[Status]:
+        """The newest requests of this key, the newest first, without texts."""
+        found = (await self._ask("GET", f"/v1/requests?limit={limit:d}")).get("data")
+        return core.read_as({"data": found}, dict[str, list[Status]], "list of requests")["data"]
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that are served at present and this key may use."""
+        found = (await self._ask("GET", "/v1/models")).get("data")
+        return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
+
+    async def _let_go(self, request_id: str) -> None:
+        """Cancel a request that nobody reads any more; should that fail, it ends by itself within the resume window."""
+        try:
+            await _run(self._http, core.ask(self._terms, "DELETE", f"/v1/requests/{request_id}", limit_s=LET_GO_S))
+        except PenstockError as error:
+            logger.warning("could not cancel %s: %s", request_id, error.message)
+
+    async def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
+        return await _run(self._http, core.ask(self._terms, method, path, body, key=key))

@@ -1,0 +1,238 @@
+"""The core: what to send, what an answer means, where and when to go on. Does no I/O: see `steps.py`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from penstock.client.route import Patience, Route, broken, error_of, of_envelope
+from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Steps
+from penstock.client.types import Answer, Timings
+from penstock.errors import BackendError, DeadlineExceeded, PenstockError
+from penstock.event import Usage
+from penstock.sse import Decoder, ServerEvent, SSEError
+
+GENERATE = "/v1/generate"
+_GATEWAYS_OWN = ("draining", "store_unavailable")  # it ends its streams so when it goes away or is cut off
+SLACK_S = 30.0  # how much longer than the request's own deadline a call goes on trying
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Terms:
+    """What all calls of a client have in common. Seconds."""
+
+    route: Route
+    max_retries: int = 8
+    silence_s: float = 45.0  # a stream says something every 15 s: this long without a byte is a dead connection
+    patience_s: float = 600.0  # of calls that have no deadline of their own
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of one stream while it runs."""
+
+    request_id: str = ""
+    model: str = ""
+    texts: list[str] = field(default_factory=list)
+    last_id: str = ""
+    position: int | None = None
+    answer: Answer | None = None
+    num_resumed: int = 0
+
+
+def new_key() -> str:
+    return secrets.token_hex(16)
+
+
+def ask(
+    terms: Terms,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    key: str | None = None,
+    limit_s: float | None = None,
+) -> Steps[dict[str, Any]]:
+    """One JSON object for another, tried for `limit_s` (default: the client's patience) until there is an answer."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = _headers(body, key)
+    limit_s = terms.patience_s if limit_s is None else limit_s
+    patience = Patience(terms.max_retries, (yield Now()) + limit_s, len(terms.route.urls))
+    while True:
+        url = terms.route.url
+        head = yield Send(method, url + path, headers, data, limit_s)
+        content = (yield Rest()) if isinstance(head, Head) else head
+        error = _fault(head, content, url)
+        if error is None:
+            found = _parsed(content)
+            if found is not None:
+                return found
+            error = BackendError(f"{url}: the answer is no JSON object")
+        yield from _wait(terms, patience, error, url)
+
+
+def stream(
+    terms: Terms,
+    progress: Progress,
+    body: Mapping[str, Any] | None,
+    *,
+    key: str | None = None,
+    limit_s: float | None = None,
+) -> Steps[Answer]:
+    """Follow one answer to its end, whatever breaks; gives each token once. `progress` tells of it meanwhile.
+
+    `body` starts it; None follows the request that `progress` names. Before its id is known the same POST is repeated
+    with the same key; after that it goes on from the last event, at whichever gateway answers.
+    """
+    data = None if body is None else json.dumps({**body, "stream": True}).encode()
+    now = yield Now()
+    patience = Patience(
+        terms.max_retries, now + (terms.patience_s if limit_s is None else limit_s), len(terms.route.urls)
+    )
+    while True:
+        url = terms.route.url
+        read_s = max(0.1, min(terms.silence_s, patience.give_up_at - now))
+        if data is not None and not progress.last_id:
+            head = yield Send("POST", url + GENERATE, _headers(body, key), data, read_s)
+        else:
+            again = {"last-event-id": progress.last_id} if progress.last_id else {}
+            head = yield Send("GET", f"{url}/v1/requests/{progress.request_id}/events", again, None, read_s)
+        if isinstance(head, Head) and head.status == 200:
+            error = yield from _follow(progress, patience, url, can_begin_anew=data is not None)
+            if error is None:
+                assert progress.answer is not None
+                return progress.answer
+            progress.num_resumed += 1
+        else:
+            content = (yield Rest()) if isinstance(head, Head) else head
+            error = _fault(head, content, url) or broken(url, "an answer without a stream")
+        now = yield from _wait(terms, patience, error, url)
+
+
+def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew: bool) -> Steps[PenstockError | None]:
+    """Read one connection's events; None when the answer is whole, else why there is nothing more to read here."""
+    decoder = Decoder()
+    while True:
+        chunk = yield Read()
+        if (yield Now()) >= patience.give_up_at:
+            return DeadlineExceeded("There was no answer in time.")
+        if isinstance(chunk, Broken):
+            return broken(url, chunk.why)
+        if not chunk:
+            return broken(url, "the stream ended before its end")
+        try:
+            events = decoder.feed(chunk)
+        except SSEError as error:
+            return broken(url, str(error))
+        for event in events:
+            data = _parsed(event.data)
+            if data is None:
+                return broken(url, "an event is no JSON object")
+            if event.event == "error":
+                return _reported(data, progress, can_begin_anew=can_begin_anew)
+            is_next = _take(progress, event, data)
+            if is_next is None:
+                return broken(url, "a token is missing")
+            if is_next:
+                patience.heard()
+                yield Give(progress.texts[-1])
+            if progress.answer is not None:
+                return None
+
+
+def _take(progress: Progress, event: ServerEvent, data: Mapping[str, Any]) -> bool | None:
+    """Fold one event in. True: a new token; False: nothing to give; None: there is a gap before it."""
+    progress.request_id = str(data.get("request_id") or progress.request_id)
+    if event.event == "queued":
+        progress.position = data.get("position")
+        return False
+    if event.event == "token":
+        index = data.get("index")
+        if not isinstance(index, int) or index > len(progress.texts):
+            return None
+        progress.position = None
+        if index < len(progress.texts):
+            return False
+        progress.texts.append(str(data.get("text", "")))
+        progress.last_id = event.id or progress.last_id
+        return True
+    if event.event == "done":
+        progress.answer = Answer(
+            request_id=progress.request_id,
+            model=str(data.get("model", "")),
+            text="".join(progress.texts),
+            finish_reason=str(data.get("finish_reason", "")),
+            usage=_convert(data.get("usage"), Usage, Usage()),
+            timings=_convert(data.get("timings"), Timings, Timings()),
+        )
+    return False  # an event that a newer server has is no fault
+
+
+def _reported(data: Mapping[str, Any], progress: Progress, *, can_begin_anew: bool) -> PenstockError:
+    """An error inside a stream: of this gateway only, then the request goes on elsewhere; or the request's own end."""
+    said = data.get("error")
+    error = of_envelope(said if isinstance(said, dict) else {})
+    progress.request_id = error.request_id = str(data.get("request_id") or progress.request_id)
+    if error.code in _GATEWAYS_OWN:
+        error.retryable = True
+    elif can_begin_anew and not progress.texts:
+        progress.last_id = ""  # it has not begun: where the error says so, the same POST is another try
+    else:
+        error.retryable = False
+    return error
+
+
+def _wait(terms: Terms, patience: Patience, error: PenstockError, url: str) -> Steps[float]:
+    """Before the next try; the time then. Raises `error` if there is to be none."""
+    pause_s = patience.pause_s(error, (yield Now()))
+    if error.status >= 500:
+        terms.route.advance(url)
+    if pause_s > 0:
+        yield Pause(pause_s)
+    now: float = yield Now()
+    return now
+
+
+def _fault(head: Head | Broken, content: bytes | Broken, url: str) -> PenstockError | None:
+    if isinstance(head, Broken):
+        return broken(url, head.why)
+    if isinstance(content, Broken):
+        return broken(url, content.why)
+    if 200 <= head.status < 300:
+        return None
+    return error_of(head.status, head.headers, content, url)
+
+
+def _headers(body: Mapping[str, Any] | None, key: str | None) -> dict[str, str]:
+    headers = {} if body is None else {"content-type": "application/json"}
+    return headers if key is None else headers | {"idempotency-key": key}
+
+
+def _parsed(data: bytes | str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _convert(data: Any, kind: type[T], default: T) -> T:
+    """A part of an answer that may be missing or of another form in a newer server."""
+    try:
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError:
+        return default
+
+
+def read_as(data: Mapping[str, Any], kind: type[T], what: str) -> T:
+    """A whole answer of known form. Raises `BackendError` where it is another one."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise BackendError(f"The server's answer is no {what}: {error}.") from error

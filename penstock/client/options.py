@@ -1,0 +1,76 @@
+"""What a request may say, once for both shells, and its body. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from penstock.client.core import SLACK_S, Terms
+from penstock.client.route import DEFAULT_URL, Route
+from penstock.errors import InvalidRequest
+
+MessageLike = Mapping[str, str]
+OnDisconnect = Literal["cancel", "resume", "continue"]
+
+
+class Options(TypedDict, total=False):
+    """Fields of `POST /v1/generate` (docs/api.md); what is absent or None is the server's default.
+
+    `timeout_s` is the request's deadline at the server, queueing included. `on_disconnect` is `resume` unless said
+    otherwise. `idempotency_key` is made up unless given: the same key twice is one request.
+    """
+
+    model: str | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+    timeout_s: float | None
+    on_disconnect: OnDisconnect | None
+    queue_events: bool | None
+    idempotency_key: str | None
+
+
+def body_of(
+    prompt: str | None, messages: Sequence[MessageLike] | None, options: Options, *, background: bool = False
+) -> dict[str, Any]:
+    """The JSON body. Raises `InvalidRequest` unless exactly one of `prompt` and `messages` is given."""
+    if (prompt is None) == (messages is None):
+        raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
+    body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    body.pop("idempotency_key", None)
+    if "stop" in body and not isinstance(body["stop"], str):
+        body["stop"] = list(body["stop"])
+    if prompt is not None:
+        body["prompt"] = prompt
+    else:
+        body["messages"] = [dict(message) for message in messages or ()]
+    return body | {"background": True} if background else body
+
+
+def limit_of(options: Options) -> float | None:
+    """How long a call may try: a little longer than the request itself may take."""
+    timeout_s = options.get("timeout_s")
+    return None if timeout_s is None else timeout_s + SLACK_S
+
+
+def cancels_on_close(options: Options) -> bool:
+    """A stream that its user closes is cancelled, unless somebody is to come back for it or it is to go on."""
+    return options.get("on_disconnect") in (None, "cancel")
+
+
+def terms_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float) -> Terms:
+    """With the URLs of PENSTOCK_URL (separated by commas) where none is given. Raises `ConfigError`."""
+    named = urls or [url for url in os.environ.get("PENSTOCK_URL", "").split(",") if url.strip()] or [DEFAULT_URL]
+    return Terms(Route(named), max_retries, silence_s, patience_s)
+
+
+def headers_of(api_key: str | None) -> dict[str, str]:
+    """With the key of PENSTOCK_API_KEY where none is given."""
+    key = os.environ.get("PENSTOCK_API_KEY") if api_key is None else api_key
+    return {"user-agent": "penstock-client", **({"authorization": f"Bearer {key}"} if key else {})}

@@ -1,0 +1,161 @@
+"""Where to send the next try, and when: the URLs, the one that works, back-off and patience. Pure: time is an argument.
+
+What a failure means is decided by the server where it speaks (`x-should-retry`, `retry-after-ms`, `retry-after`), else
+by the error's class.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from penstock.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    PenstockError,
+    Unauthorized,
+    Unavailable,
+    from_code,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_PAUSE_S = 5.0  # of our own back-off
+MAX_ASKED_S = 60.0  # a server that wants a longer pause is not waited for
+_FIRST_PAUSE_S = 0.1
+_MAX_SHOWN = 200
+_BY_STATUS: dict[int, type[PenstockError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    429: Overloaded,
+    500: InternalError,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+
+
+def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
+    """Base URLs without the slash at their end. Raises `ConfigError`."""
+    read = []
+    for url in urls:
+        split = urlsplit(url.strip())
+        if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
+            raise ConfigError(f"{url!r} is no http:// or https:// URL of a server")
+        read.append(url.strip().rstrip("/"))
+    if not read:
+        raise ConfigError("at least one URL is needed")
+    return tuple(read)
+
+
+class Route:
+    """The URLs of one client; all its calls begin at the one that worked last."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.urls = read_urls(urls)
+        self.at = 0
+
+    @property
+    def url(self) -> str:
+        return self.urls[self.at]
+
+    def advance(self, failed: str) -> None:
+        """`failed` does not serve; if another call has gone on already, stay with it."""
+        if self.url == failed:
+            self.at = (self.at + 1) % len(self.urls)
+
+
+@dataclass(slots=True)
+class Patience:
+    """How often one call may fail in a row, and until when it may try. `heard` means that it has got on."""
+
+    max_retries: int
+    give_up_at: float
+    num_urls: int = 1
+    rng: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(64)))
+    num_failed: int = 0
+
+    def heard(self) -> None:
+        self.num_failed = 0
+
+    def pause_s(self, error: PenstockError, now: float) -> float:
+        """How long to wait before the next try. Raises `error`, or `DeadlineExceeded`, when there is to be none."""
+        self.num_failed += 1
+        if not error.retryable or self.num_failed > self.max_retries:
+            raise error
+        asked = error.retry_after_s
+        if asked is not None and asked > MAX_ASKED_S:
+            raise error
+        if error.status >= 500 and self.num_failed < self.num_urls:
+            wait = 0.0  # another server may be well: ask it at once
+        elif asked is not None:
+            wait = asked + self.rng.uniform(0, 0.1 * asked + 0.05)
+        else:
+            turns = self.num_failed // self.num_urls
+            wait = min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (turns - 1)) * self.rng.uniform(0.75, 1.25)
+        if now + wait >= self.give_up_at:
+            raise DeadlineExceeded("There was no answer in time.") if now >= self.give_up_at else error
+        return wait
+
+
+def broken(url: str, why: str) -> PenstockError:
+    """The error for a connection that was not made, or broke: worth another try, anywhere."""
+    error = Unavailable(f"{url}: {why or 'the connection broke'}")
+    error.retryable = True
+    return error
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> PenstockError:
+    """The error of an answer that is none. Without our envelope (a proxy answered) its class follows the status."""
+    detail = _object(body).get("error")
+    said = detail if isinstance(detail, dict) else {}
+    wait_s = _retry_after_s(headers)
+    if said.get("code"):
+        error = of_envelope(said, wait_s)
+    else:
+        kind = _BY_STATUS.get(status, InvalidRequest if 400 <= status < 500 else PenstockError)
+        shown = str(said.get("message") or body[:_MAX_SHOWN].decode("utf-8", "replace")).strip()
+        error = kind(f"{url}: HTTP {status}" + (f": {shown}" if shown else ""), retry_after_s=wait_s)
+    should = headers.get("x-should-retry")
+    if should is not None:
+        error.retryable = should == "true"
+    error.request_id = headers.get("x-request-id", "")
+    return error
+
+
+def of_envelope(said: Mapping[str, Any], wait_s: float | None = None) -> PenstockError:
+    """The error that the object `error` of an envelope names."""
+    param = said.get("param")
+    return from_code(
+        str(said.get("code")),
+        str(said.get("message", "")),
+        param=param if isinstance(param, str) else None,
+        retry_after_s=wait_s,
+    )
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            wait = float(headers[name]) * unit
+        except (KeyError, ValueError):  # absent, or a date, which needs a clock that both share
+            continue
+        if wait >= 0:
+            return wait
+    return None
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,308 @@
+"""The client's core without I/O: whatever breaks, wherever the bytes are cut, each token is given once and in order."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.client import core
+from penstock.client.core import Progress, Terms
+from penstock.client.options import Options, body_of, headers_of, terms_of
+from penstock.client.route import Patience, Route, error_of, read_urls
+from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Step, Steps
+from penstock.client.types import Answer
+from penstock.errors import (
+    BackendError,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidRequest,
+    PenstockError,
+    QueueFull,
+    RequestNotFound,
+    Unavailable,
+    WorkerLost,
+)
+from penstock.sse import frame
+
+URLS = ("http://a:1", "http://b:2", "http://c:3")
+WORDS = [f" w{number}" for number in range(12)]
+
+
+def _events(words: list[str], after: int = 0, error: str = "") -> bytes:
+    """The stream of one request from a token on, as a gateway sends it."""
+    frames = [b": keep-alive\n\n"]
+    for index in range(after, len(words)):
+        data = {"request_id": "g.1", "index": index, "text": words[index]}
+        frames.append(frame("token", json.dumps(data).encode(), f"g.1/1-{index + 1}"))
+    end: dict[str, Any] = {"request_id": "g.1"}
+    if error:
+        frames.append(frame("error", json.dumps(end | {"error": {"code": error, "message": "x"}}).encode()))
+    else:
+        end |= {"model": "m", "finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 12}}
+        frames.append(frame("done", json.dumps(end).encode(), f"g.1/1-{len(words)}"))
+    return b"".join(frames)
+
+
+@dataclass
+class World:
+    """Servers and a network in which `troubles` happen, one for each request; then all is well."""
+
+    troubles: list[Any] = field(default_factory=list)
+    chunk: int = 7
+    now: float = 0.0
+    sent: list[Send] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    _data: bytes = b""
+    _cut: bool = False
+
+    def do(self, step: Step) -> Any:
+        if isinstance(step, Send):
+            return self._send(step)
+        if isinstance(step, Read):
+            data, self._data = self._data[: self.chunk], self._data[self.chunk :]
+            return Broken("reset") if not data and self._cut else data
+        if isinstance(step, Rest):
+            data, self._data = self._data, b""
+            return data
+        if isinstance(step, Pause):
+            self.now += step.seconds
+            self.pauses.append(step.seconds)
+        if isinstance(step, Give):
+            self.given.append(step.text)
+        return self.now if isinstance(step, Now) else None
+
+    def _send(self, step: Send) -> Head | Broken:
+        self.sent.append(step)
+        trouble = self.troubles.pop(0) if self.troubles else None
+        if trouble == "refused":
+            return Broken("refused")
+        if isinstance(trouble, tuple):
+            status, headers, body = trouble
+            self._data = body
+            return Head(status, headers)
+        after = int(step.headers.get("last-event-id", "-0").rpartition("-")[2])
+        whole = _events(WORDS, after)
+        if isinstance(trouble, str):  # an error event after what that many tokens are
+            code, _, num = trouble.partition(":")
+            whole = _events(WORDS[: max(after, int(num))], after, code)
+        if isinstance(trouble, float):  # cut after so many more tokens
+            whole = _events(WORDS[: after + int(trouble)], after).partition(b"event: done")[0]
+        self._data = whole if not isinstance(trouble, int) else whole[: trouble % (len(whole) - 1)]
+        self._cut = isinstance(trouble, int) and trouble % 2 == 0  # else it just ends
+        return Head(200, {})
+
+
+def _play(world: World, steps: Steps[Any]) -> Any:
+    said: Any = None
+    while True:
+        try:
+            said = world.do(steps.send(said))
+        except StopIteration as stop:
+            return stop.value
+
+
+def _terms(**more: Any) -> Terms:
+    return Terms(Route(URLS), **more)
+
+
+def _unavailable(wait: str | None = None) -> tuple[int, Mapping[str, str], bytes]:
+    body = json.dumps({"error": {"code": "draining", "message": "going"}}).encode()
+    return 503, {"retry-after": wait} if wait else {}, body
+
+
+troubles = st.lists(
+    st.one_of(
+        st.just("refused"),
+        st.just(_unavailable()),
+        st.just(_unavailable("1")),
+        st.integers(0, 4000),
+        st.sampled_from(["draining:0", "draining:3", "draining:9", "store_unavailable:5"]),
+    ),
+    max_size=6,
+)
+
+
+@given(troubles, st.integers(1, 300))
+def test_each_token_is_given_once_whatever_breaks(happens: list[Any], chunk: int) -> None:
+    world, progress = World(list(happens), chunk), Progress()
+    answer = _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
+    assert world.given == WORDS
+    assert answer == progress.answer
+    assert (answer.text, answer.request_id, answer.finish_reason) == ("".join(WORDS), "g.1", "length")
+    assert len(world.sent) <= len(happens) + 1
+    for send in world.sent:
+        if send.method == "POST":  # always the very same request
+            assert send.headers["idempotency-key"] == "k"
+            assert json.loads(send.body or b"") == {"prompt": "hi", "stream": True}
+
+
+def test_a_resumed_stream_goes_on_at_the_next_url_after_the_last_event() -> None:
+    world, progress = World([6.0]), Progress()
+    _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
+    first, second = world.sent
+    assert (first.method, first.url) == ("POST", "http://a:1/v1/generate")
+    assert (second.method, second.url) == ("GET", "http://b:2/v1/requests/g.1/events")
+    assert second.headers == {"last-event-id": "g.1/1-6"}
+    assert world.pauses == []
+    assert progress.num_resumed == 1
+
+
+def test_a_gap_is_not_believed() -> None:
+    gap = frame("token", json.dumps({"request_id": "g.1", "index": 1, "text": "x"}).encode(), "g.1/1-2")
+    world = World([(200, {}, gap)])
+    assert _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k")).text == "".join(WORDS)
+    assert world.given == WORDS
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        ("backend_error:3", BackendError),
+        ("worker_lost:3", WorkerLost),  # it may pass, but tokens were given: another answer would not go on from them
+        ("backend_error:0", BackendError),
+    ],
+)
+def test_the_requests_own_end_is_its_error(trouble: str, kind: type[PenstockError]) -> None:
+    world = World([trouble])
+    with pytest.raises(kind) as failed:
+        _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+    assert failed.value.request_id == "g.1"
+    assert len(world.sent) == 1
+
+
+def test_what_failed_before_its_first_token_is_begun_anew_where_that_may_help() -> None:
+    world = World(["worker_lost:0"])
+    _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+    assert world.given == WORDS
+    assert [send.method for send in world.sent] == ["POST", "POST"]
+
+
+def test_a_followed_request_is_never_begun() -> None:
+    world = World([7])
+    _play(world, core.stream(_terms(), Progress(request_id="g.1"), None))
+    assert {send.method for send in world.sent} == {"GET"}
+    assert world.given == WORDS
+    with pytest.raises(WorkerLost):
+        _play(World(["worker_lost:0"]), core.stream(_terms(), Progress(request_id="g.1"), None))
+
+
+def test_retries_are_bounded_and_progress_renews_them() -> None:
+    with pytest.raises(Unavailable):
+        _play(World(["refused"] * 9), core.stream(_terms(max_retries=4), Progress(), {"prompt": "hi"}, key="k"))
+    world = World([1.0] * 10)  # each connection brings one more
+    _play(world, core.stream(_terms(max_retries=2), Progress(), {"prompt": "hi"}, key="k"))
+    assert world.given == WORDS
+
+
+def test_a_call_gives_up_in_time() -> None:
+    world = World(["refused"] * 1000)
+    with pytest.raises((DeadlineExceeded, Unavailable)):
+        _play(world, core.stream(_terms(max_retries=10**6), Progress(), {"prompt": "hi"}, key="k", limit_s=20))
+    assert world.now <= 20
+
+
+def test_one_object_for_another() -> None:
+    world = World(["refused", _unavailable("2"), (200, {}, b'{"a": 1}')])
+    assert _play(world, core.ask(_terms(), "POST", "/x", {"b": 2}, key="k")) == {"a": 1}
+    assert [send.url for send in world.sent] == ["http://a:1/x", "http://b:2/x", "http://c:3/x"]
+    assert world.pauses == []
+    with pytest.raises(BackendError, match="no JSON object"):
+        _play(World([(200, {}, b"<html>")]), core.ask(_terms(), "GET", "/x"))
+
+
+def test_one_server_that_asks_for_a_pause_gets_it() -> None:
+    world = World([_unavailable("2"), (200, {}, b"{}")])
+    _play(world, core.ask(Terms(Route(URLS[:1])), "GET", "/x"))
+    assert 2 <= world.pauses[0] <= 2.3
+    with pytest.raises(PenstockError):
+        _play(World([_unavailable("3600")]), core.ask(Terms(Route(URLS[:1])), "GET", "/x"))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "kind", "again"),
+    [
+        (429, {"retry-after-ms": "150", "retry-after": "1"}, b'{"error":{"code":"queue_full"}}', QueueFull, True),
+        (404, {}, b'{"error":{"code":"request_not_found"}}', RequestNotFound, False),
+        (400, {}, b'{"error":{"code":"invalid_request","param":"n"}}', InvalidRequest, False),
+        (503, {}, b"<html>a proxy</html>", Unavailable, True),
+        (502, {}, b"", Unavailable, True),
+        (502, {"x-should-retry": "false"}, b"", Unavailable, False),
+        (409, {"x-should-retry": "true"}, b'{"error":{"code":"what_is_new"}}', PenstockError, True),
+        (418, {}, b"{}", InvalidRequest, False),
+        (500, {}, b'{"error":"text"}', PenstockError, False),
+    ],
+)
+def test_answers_that_are_none(
+    status: int, headers: dict[str, str], body: bytes, kind: type[PenstockError], again: bool
+) -> None:
+    error = error_of(status, headers | {"x-request-id": "g.9"}, body, "http://a")
+    assert isinstance(error, kind)
+    assert error.retryable is again
+    assert error.request_id == "g.9"
+    assert error.retry_after_s == (0.15 if "retry-after-ms" in headers else None)
+
+
+@given(st.binary(max_size=200), st.integers(300, 599))
+def test_no_answer_surprises_it(body: bytes, status: int) -> None:
+    assert isinstance(error_of(status, {}, body, "http://a"), PenstockError)
+
+
+@given(st.integers(1, 3), st.integers(0, 2**32), st.lists(st.none() | st.floats(0, 60), min_size=1, max_size=8))
+def test_pauses_are_bounded(num_urls: int, seed: int, asked: list[float | None]) -> None:
+    patience = Patience(8, 1e9, num_urls, random.Random(seed))
+    for number, retry_after_s in enumerate(asked, 1):
+        pause = patience.pause_s(Unavailable("x", retry_after_s=retry_after_s), 0.0)
+        if number < num_urls:
+            assert pause == 0
+        elif retry_after_s is None:
+            assert 0 < pause <= 6.25
+        else:
+            assert retry_after_s <= pause <= 1.1 * retry_after_s + 0.05
+
+
+def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_URL", "http://one:1/, https://two/base/")
+    monkeypatch.setenv("PENSTOCK_API_KEY", "secret")
+    assert terms_of((), 1, 1, 1).route.urls == ("http://one:1", "https://two/base")
+    assert terms_of(("http://three",), 1, 1, 1).route.urls == ("http://three",)
+    assert headers_of(None)["authorization"] == "Bearer secret"
+    assert "authorization" not in headers_of("")
+    for bad in ("one:1", "ftp://x", "http://", "http://x?a=b"):
+        with pytest.raises(ConfigError):
+            read_urls([bad])
+
+
+def test_bodies() -> None:
+    options: Options = {"max_tokens": 3, "stop": ("a", "b"), "model": None, "idempotency_key": "k"}
+    assert body_of("hi", None, options) == {"prompt": "hi", "max_tokens": 3, "stop": ["a", "b"]}
+    chat = body_of(None, [{"role": "user", "content": "x"}], {}, background=True)
+    assert chat == {"messages": [{"role": "user", "content": "x"}], "background": True}
+    with pytest.raises(InvalidRequest):
+        body_of("hi", [], {})
+    with pytest.raises(TypeError, match="max_token"):
+        body_of("hi", None, {"max_token": 3})  # type: ignore[typeddict-unknown-key]
+
+
+def test_an_answer_of_another_form_is_named() -> None:
+    with pytest.raises(BackendError, match="no answer"):
+        core.read_as({"text": 5}, Answer, "answer")
+
+
+def test_the_client_imports_nothing_of_a_server() -> None:
+    code = (
+        "import sys; from penstock import Client, AsyncClient; "
+        "print([name for name in ('fastapi', 'starlette', 'uvicorn', 'hiredis', 'prometheus_client', 'pydantic', "
+        "'typer', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
