@@ -110,11 +110,13 @@ class Site:
         program.wait_for(f"{self.gateways[-1]}/readyz")
         return program
 
-    def gateway(self, *args: str, env: Mapping[str, str] | None = None, is_ready: bool = True) -> Program:
-        port = free_port()
-        program = self._start("gateway", "--port", str(port), *args, env=env)
-        self.gateways.append(f"http://127.0.0.1:{port}")
-        program.wait_for(f"{self.gateways[-1]}/{'readyz' if is_ready else 'livez'}")
+    def gateway(self, *args: str, env: Mapping[str, str] | None = None, is_ready: bool = True, at: str = "") -> Program:
+        """`at`: the URL of one that has died, to stand in its place."""
+        url = at or f"http://127.0.0.1:{free_port()}"
+        program = self._start("gateway", "--port", url.rpartition(":")[2], *args, env=env)
+        if not at:
+            self.gateways.append(url)
+        program.wait_for(f"{url}/{'readyz' if is_ready else 'livez'}")
         return program
 
     def worker(self, *args: str, env: Mapping[str, str] | None = None) -> Program:
