@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from penstock.ask import MAX_TRIES, Answer, Asker, Prompt, Summary, ask_file
+from penstock.ask import Answer, Asker, Prompt, Summary, ask_file
 from penstock.cli.flags import complain, ends
 from penstock.errors import ConfigError
 
@@ -66,7 +66,7 @@ def ask(
     if file is not None and prompt is not None:
         raise ConfigError("either a question or --file, not both")
     if file is not None:
-        asker = Asker(url, api_key, max_connections=concurrency, max_tries=MAX_TRIES)
+        asker = Asker(url, api_key, max_connections=concurrency)
         return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command goes on from {out}")
     if prompt is None and sys.stdin.isatty():
         raise ConfigError('ask what? penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl')
@@ -103,12 +103,12 @@ def _show(text: str) -> None:
 
 
 def _tally(answer: Answer) -> str:
-    num, total_ms, ttft_ms = (
-        answer.usage.get("completion_tokens", 0),
-        answer.timings.get("total_ms", 0.0),
-        answer.timings.get("ttft_ms", 0.0),
-    )
-    return f"{num} tokens in {total_ms / 1000:.2f} s, the first after {ttft_ms:.0f} ms ({answer.finish_reason})"
+    whole = answer.answer
+    if whole is None:
+        return ""
+    times = whole.timings
+    took = f" in {(times.total_ms or 0) / 1000:.2f} s, the first after {times.ttft_ms or 0:.0f} ms"
+    return f"{whole.usage.completion_tokens} tokens{took} ({whole.finish_reason})"
 
 
 async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defaults: dict[str, Any]) -> int:
@@ -131,7 +131,7 @@ async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defau
 
         def on_answer(prompt: Prompt, answer: Answer) -> None:
             nonlocal num_failed, num_tokens, last_error
-            num_tokens += answer.usage.get("completion_tokens", 0)
+            num_tokens += answer.usage.completion_tokens
             if answer.error is not None:
                 num_failed += 1
                 last_error = f"{prompt.id}: {answer.error.message}"

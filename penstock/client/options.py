@@ -49,7 +49,8 @@ def body_of(
     if prompt is not None:
         body["prompt"] = prompt
     else:
-        body["messages"] = [dict(message) for message in messages or ()]
+        said = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
+        body["messages"] = [dict(each) if isinstance(each, Mapping) else each for each in said]
     return body | {"background": True} if background else body
 
 

@@ -47,7 +47,10 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
     """Base URLs without the slash at their end. Raises `ConfigError`."""
     read = []
     for url in urls:
-        split = urlsplit(url.strip())
+        try:
+            split = urlsplit(url.strip())
+        except ValueError:  # an IPv6 address that is none
+            split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
             raise ConfigError(f"{url!r} is no http:// or https:// URL of a server")
         read.append(url.strip().rstrip("/"))
