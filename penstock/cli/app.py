@@ -9,6 +9,7 @@ import typer
 from penstock import __version__
 from penstock.cli.ask import ask
 from penstock.cli.bench import bench
+from penstock.cli.chat import chat
 from penstock.cli.config import config
 from penstock.cli.keys import keys
 from penstock.cli.operators import cancel, dead, doctor, ps
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, gateway, worker, ask, bench, plan, config, doctor, ps, cancel):
+for command in (serve, gateway, worker, ask, chat, bench, plan, config, doctor, ps, cancel):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(dead, name="dead")

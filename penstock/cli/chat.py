@@ -1,0 +1,116 @@
+"""`penstock chat`: a conversation in the terminal, streamed; its answers survive the gateway that began them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from penstock.cli.flags import complain, ends
+from penstock.client import Client, Stream
+from penstock.client.options import Options
+from penstock.errors import PenstockError
+
+HELP = """/system TEXT   what the model is told before everything else; without TEXT: nothing
+/model NAME    another model
+/undo          forget the last question and its answer
+/reset         forget the conversation
+/exit          or Ctrl-D: leave. Ctrl-C stops an answer."""
+
+
+@ends
+def chat(
+    url: Annotated[
+        str, typer.Option(envvar="PENSTOCK_URL", help="The server, or several of one pool, separated by commas.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the server's first.")] = None,
+    system: Annotated[str, typer.Option(help="What the model is told before everything else.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Of one answer.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+) -> int:
+    """Talk with a model; lines from a pipe are questions one after the other."""
+    options: Options = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+    with Client(*url.split(","), api_key=api_key) as client:
+        return _Chat(client, options, system).run()
+
+
+class _Chat:
+    """One conversation. `turns`: what was said so far, without the system's message."""
+
+    def __init__(self, client: Client, options: Options, system: str) -> None:
+        self._client = client
+        self._options = options
+        self._system = system
+        self._turns: list[dict[str, str]] = []
+        self._is_person = sys.stdin.isatty()
+        self._aside = Console(stderr=True, highlight=False)
+        self._num_failed = 0
+
+    def run(self) -> int:
+        if self._is_person:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  # gives `input` a history and keys to edit with
+            self._aside.print("/help says what there is; Ctrl-D leaves.", style="dim")
+        while True:
+            try:
+                line = input("> " if self._is_person else "").strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:  # a line that was begun is thrown away
+                self._aside.print()
+                continue
+            if line in ("/exit", "/quit"):
+                break
+            if line.startswith("/"):
+                self._command(*line.partition(" ")[::2])
+            elif line:
+                self._ask(line)
+        return 1 if self._num_failed and not self._is_person else 0
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/reset":
+            self._turns.clear()
+        elif name == "/undo":
+            del self._turns[-2:]
+        elif name == "/system":
+            self._system = rest.strip()
+        elif name == "/model":
+            self._options["model"] = rest.strip() or None
+        else:
+            self._aside.print(HELP, style="dim", markup=False)
+
+    def _ask(self, question: str) -> None:
+        before = [{"role": "system", "content": self._system}] if self._system else []
+        asked = {"role": "user", "content": question}
+        stream = self._client.stream(messages=[*before, *self._turns, asked], **self._options)
+        try:
+            with stream:
+                self._show(stream)
+        except KeyboardInterrupt:
+            self._aside.print(" (stopped)", style="dim")
+        except PenstockError as error:
+            self._num_failed += 1
+            complain(error.message)
+        if stream.text:  # what was said stays said, also where it was cut short
+            self._turns += [asked, {"role": "assistant", "content": stream.text}]
+
+    def _show(self, stream: Stream) -> None:
+        try:
+            for token in stream:
+                sys.stdout.write(token)
+                sys.stdout.flush()
+        finally:
+            if stream.text:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+        if stream.num_resumed:
+            self._aside.print(f"(the stream broke {stream.num_resumed} times and went on)", style="dim")
