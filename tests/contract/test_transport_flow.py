@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from penstock.errors import ConfigError, QueueFull
-from penstock.event import Done, Event, Failed, Started, Usage
+from penstock.event import Done, Event, Failed, Started, Tokens, Usage, fold
 from penstock.fleet import Capabilities
+from penstock.job import Message
+from penstock.piece import Logprob, Piece, ToolCall, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
 from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
@@ -171,6 +173,41 @@ async def test_reading_goes_on_after_a_position_even_within_a_frame(transport: T
         record = await transport.read(job.id, (claim.attempt, seen))
         assert record is not None
         assert record.events == expected, f"after {seen} tokens"
+
+
+async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transport) -> None:
+    """Read, claimed again after a hand-back, and given back to a store that is behind: a piece is one token."""
+    ear = await Ear().listen(transport)
+    await transport.enlist(new_worker("w1"))
+    job = new_job(
+        messages=(Message("user", "?"), Message("assistant", "", tool_calls=(ToolCall(0, "c", "f", "{}"),))),
+        prompt=None,
+        metadata={"team": "red"},
+    )
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    said = (
+        "plain",
+        Piece("with odds", logprobs=(Logprob("with odds", -0.5, (("with odds", -0.5),)),)),
+        Piece(tool_calls=(ToolCall(0, "call", "weather", '{"a": '),)),
+        Piece(reasoning="hm é"),
+        Piece(embedding=encode_vector([0.5, -1])),
+    )
+    await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=said[:2])])
+    await transport.emit("w1", [Tokens(job.id, claim.attempt, 2, tokens=said[2:])])
+    record = await transport.read(job.id)
+    assert record is not None
+    assert record.job == job
+    assert fold(record.events).tokens == said
+    await transport.hand_back("w1", [claim])
+    again = await run_one(transport, "w1", job.id)
+    assert again.tokens == said
+    assert await transport.restore(job, "g1", (*said, "more"), again.attempt)
+    last = await run_one(transport, "w1", job.id)
+    assert last.tokens == (*said, "more")
+    await transport.emit("w1", [Done(job.id, last.attempt, 6, finish_reason="tool_calls")])
+    await wait_until(lambda: any(isinstance(event, Done) for event in ear.events), "the end is heard")
+    assert fold(event for event in ear.events if event.attempt == claim.attempt).tokens == said
 
 
 async def test_several_frames_of_one_job_in_one_step(transport: Transport) -> None:
