@@ -28,6 +28,8 @@ from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
+from penstock.api.openai.responses import ResponseBody
+from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
 from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
 from penstock.api.openapi import describe
 from penstock.api.requests import RequestsAPI
@@ -252,9 +254,10 @@ def create_app(gateway: Gateway) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
+    native, openai, responses = NativeAPI(gateway), OpenAIAPI(gateway), ResponsesAPI(gateway)
     app.include_router(native.router())
     app.include_router(openai.router())
+    app.include_router(responses.router())
     app.include_router(RequestsAPI(gateway).router())
     app.include_router(AdminAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
@@ -268,9 +271,15 @@ def create_app(gateway: Gateway) -> ASGIApp:
         (CHAT, "post"): ChatBody,
         (COMPLETIONS, "post"): CompletionBody,
         (EMBEDDINGS, "post"): EmbeddingBody,
+        (RESPONSES, "post"): ResponseBody,
     }
     describe(app, bodies)
-    hot = {ENDPOINT: native.generate, CHAT: openai.chat, COMPLETIONS: openai.completions}
+    hot = {
+        ENDPOINT: native.generate,
+        CHAT: openai.chat,
+        COMPLETIONS: openai.completions,
+        RESPONSES: responses.create,
+    }
     edge = Edge(app, gateway.mint, gateway.count_refusal, hot)
     origins = gateway.settings.cors_origins
     if not origins:

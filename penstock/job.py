@@ -78,7 +78,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None
     for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and
     `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
-    reads them.
+    reads them. `notes` are those of the API that made it: what it must say again of the request, and no other field
+    holds.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     trace: str = ""
     metadata: dict[str, str] = {}
     user: str = ""
+    notes: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
@@ -166,6 +168,14 @@ def new_ulid() -> str:
     """26 characters, sortable by time (https://github.com/ulid/spec): 48 bits of milliseconds, 80 random ones."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return "".join([_CROCKFORD_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+def minted_at(job_id: str) -> int:
+    """When a request's id was made: whole seconds since 1970 on its gateway's clock. `ValueError` for no such id."""
+    milliseconds = 0
+    for letter in job_id.rpartition(".")[2][:10]:
+        milliseconds = milliseconds << 5 | _CROCKFORD.index(letter)
+    return milliseconds // 1000
 
 
 def new_process_id(kind: str) -> str:

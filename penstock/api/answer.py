@@ -73,7 +73,12 @@ def error_data(error: PenstockError, request_id: str) -> bytes:
 
 
 class Answer(Response):
-    """The answer to one submitted request. It owns the stream and the permit, and lets go of both at its end."""
+    """The answer to one submitted request. It owns the stream and the permit, and lets go of both at its end.
+
+    `is_replay`: it was asked what the answer was, so that a failure is what it tells, and not how it ends.
+    """
+
+    is_replay = False
 
     def __init__(
         self,
@@ -113,6 +118,16 @@ class Answer(Response):
         """The SSE event that tells of the place in the queue; empty where an API has none."""
         return b""
 
+    def idle_news(self) -> bytes:
+        """What is to be told though neither a token nor the end is there; empty for nothing."""
+        return self._queue_news()
+
+    def failure(self, end: Terminal) -> PenstockError | None:
+        """The error that an end is instead of a whole answer; None where it is one."""
+        if isinstance(end, Failed):
+            return end.error()
+        return Cancelled("The request was cancelled.") if end.finish_reason == "cancelled" else None
+
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,17 +154,15 @@ class Answer(Response):
             if departure.has_happened:
                 return False
             await self.reader.changed()
-        if isinstance(stream.end, Failed):
-            answer = error_response(stream.end.error(), self.call)
-        elif stream.end.finish_reason == "cancelled":
-            answer = error_response(Cancelled("The request was cancelled."), self.call)
-        else:
-            body = self.whole(stream.end)
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+        error = self.failure(stream.end)
+        if error is not None:
+            await error_response(error, self.call)(scope, receive, send)
             return True
-        await answer(scope, receive, send)
+        assert isinstance(stream.end, Done)  # a failure has an error
+        body = self.whole(stream.end)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
         return True
 
     async def _stream(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -157,7 +170,7 @@ class Answer(Response):
         await self._status(departure)
         if departure.has_happened:
             return False
-        if isinstance(stream.end, Failed) and not stream.tokens:
+        if isinstance(stream.end, Failed) and not stream.tokens and not self.is_replay:
             await error_response(stream.end.error(), self.call)(scope, receive, send)
             return True
         headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
@@ -179,7 +192,9 @@ class Answer(Response):
             end = None
             if reader.has_news:
                 body, end = self.news()
-            elif not (body := self._queue_news()):
+                if not body and end is None:  # all of it is known to the client
+                    continue
+            elif not (body := self.idle_news()):
                 if not pulse.is_due:
                     await reader.changed()
                     continue

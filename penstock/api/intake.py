@@ -50,6 +50,7 @@ class Draft:
     on_disconnect: OnDisconnect | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     user: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
 
@@ -138,6 +139,7 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         stream=draft.stream,
         metadata=draft.metadata,
         user=draft.user,
+        notes=draft.notes,
     )
 
 
@@ -146,7 +148,7 @@ def check_capabilities(
 ) -> None:
     """Refuse what the backend cannot honour, rather than ignore it. `names`: what the client calls our fields."""
     if has_images and "images" not in can.accepts:
-        raise UnsupportedParameter(f"The model {model!r} takes text only.", param="messages")
+        raise UnsupportedParameter(f"The model {model!r} takes text only.", param=names.get("messages", "messages"))
     for name in sampling.named():
         if name not in can.accepts:
             shown = names.get(name, name)

@@ -48,6 +48,8 @@ _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
     "too_long": lambda ctx: _at_most(ctx["max_length"], "item"),
     "literal_error": lambda ctx: f"be {ctx['expected']}",
     "enum": lambda ctx: f"be {ctx['expected']}",
+    "union_tag_invalid": lambda ctx: f"have a type that is one of {ctx['expected_tags']}",
+    "union_tag_not_found": lambda ctx: "say its type",
     "string_pattern_mismatch": lambda ctx: f"match {ctx['pattern']}",
 }
 

@@ -109,13 +109,7 @@ class RequestsAPI:
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
-        record = await self._find(request, call_of(request), request_id)
-        await self.gateway.transport.cancel(request_id, "client")
-        loop = asyncio.get_running_loop()
-        until = loop.time() + CANCEL_WAIT_S
-        while record.state != "done" and loop.time() < until:
-            await asyncio.sleep(0.02)
-            record = await self.gateway.transport.read(request_id) or record
+        record = await cancelled(self.gateway, await self._find(request, call_of(request), request_id))
         return _json(self._shown(record, []))
 
     async def events(self, request: Request, request_id: str) -> Response:
@@ -135,11 +129,8 @@ class RequestsAPI:
         return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
 
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
-        """The caller's own request; an administrator's, anybody's. Raises `RequestNotFound`."""
-        caller: Caller = await self.gateway.welcome(request, call)
-        record = await self.gateway.transport.read(request_id) if ID.fullmatch(request_id) else None
-        is_admin = caller.key is not None and caller.key.admin
-        if record is None or (record.job.caller != caller.id and not is_admin):
+        record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)
+        if record is None:
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
         call.fields["subject"] = request_id
         return record
@@ -172,6 +163,25 @@ class RequestsAPI:
             "metadata": record.job.metadata,
             "user": record.job.user or None,
         }
+
+
+async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | None:
+    """The caller's own request; an administrator's, anybody's."""
+    record = await gateway.transport.read(request_id) if ID.fullmatch(request_id) else None
+    is_admin = caller.key is not None and caller.key.admin
+    return None if record is None or (record.job.caller != caller.id and not is_admin) else record
+
+
+async def cancelled(gateway: Gateway, record: Record) -> Record:
+    """Cancel it, and wait a moment for its end. One that has ended stays as it is."""
+    request_id = record.job.id
+    await gateway.transport.cancel(request_id, "client")
+    loop = asyncio.get_running_loop()
+    until = loop.time() + CANCEL_WAIT_S
+    while record.state != "done" and loop.time() < until:
+        await asyncio.sleep(0.02)
+        record = await gateway.transport.read(request_id) or record
+    return record
 
 
 def _state(record: Record, end: Done | Failed | None) -> State:

@@ -1,0 +1,167 @@
+"""The input of `POST /v1/responses`: its items, and how they become the messages of a `Job`. Pure.
+
+Form: https://platform.openai.com/docs/api-reference/responses/create. What the API itself answers is taken back as it
+was given; its reasoning is not shown to the model again, as chat templates have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec.structs import replace
+from pydantic import Discriminator, Field, Tag
+
+from penstock.api.openai.fields import Strict
+from penstock.errors import InvalidRequest
+from penstock.job import Message
+from penstock.piece import ToolCall
+
+MAX_ITEMS = 1000
+MAX_PARTS = 100
+
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputText(Strict):
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(Strict):
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: list[Any] | None = Field(None, description="Taken back as they were answered.")
+
+
+class InputImage(Strict):
+    type: Literal["input_image"]
+    image_url: str = Field(min_length=1, description="A URL, or a `data:` one.")
+    detail: Literal["auto", "low", "high"] | None = None
+    file_id: None = None
+
+
+ContentPart = Annotated[InputText | OutputText | InputImage, Field(discriminator="type")]
+
+
+class MessageItem(Strict):
+    """One turn; also an answer's message, given back."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
+    id: Id | None = None
+    status: Status | None = None
+    phase: None = None
+
+
+class FunctionCallItem(Strict):
+    """A call that an answer asked for."""
+
+    type: Literal["function_call"]
+    call_id: Id
+    name: str = Field(min_length=1, max_length=200)
+    arguments: str
+    id: Id | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutput(Strict):
+    """What the call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: Id
+    output: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
+    id: Id | None = None
+    status: Status | None = None
+
+
+class ReasoningItem(Strict):
+    """An answer's reasoning, given back: it is not shown to the model again."""
+
+    type: Literal["reasoning"]
+    id: Id | None = None
+    summary: list[Any]
+    content: list[Any] | None = None
+    encrypted_content: None = None
+    status: Status | None = None
+
+
+def _kind(item: Any) -> str | None:
+    """A message may leave its type out."""
+    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutput, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_kind),
+]
+
+Input = Annotated[str, Field(min_length=1)] | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) -> tuple[Message, ...]:
+    """`before`, which is the conversation so far, and the input behind it.
+
+    Calls stand in the assistant's message that they belong to. Raises `InvalidRequest`.
+    """
+    if isinstance(input_, str):
+        return (*before, Message("user", input_))
+    messages = list(before)
+    called = {call.id for message in before for call in message.tool_calls}
+    for index, item in enumerate(input_):
+        if isinstance(item, MessageItem):
+            messages.append(_message(index, item))
+        elif isinstance(item, FunctionCallItem):
+            called.add(item.call_id)
+            last = messages[-1] if len(messages) > len(before) and messages[-1].role == "assistant" else None
+            calls = last.tool_calls if last else ()
+            calls = (*calls, ToolCall(len(calls), item.call_id, item.name, item.arguments))
+            if last:
+                messages[-1] = replace(last, tool_calls=calls)
+            else:
+                messages.append(Message("assistant", "", tool_calls=calls))
+        elif isinstance(item, FunctionCallOutput):
+            if item.call_id not in called:
+                raise _fault(index, "call_id", "names no call before it")
+            output = item.output if isinstance(item.output, str) else "\n".join(part.text for part in item.output)
+            messages.append(Message("tool", output, tool_call_id=item.call_id))
+    if not messages:
+        raise InvalidRequest("'input' must hold a message.", param="input")
+    if len(messages) > MAX_ITEMS:
+        raise InvalidRequest(f"The conversation must have at most {MAX_ITEMS} messages.", param="input")
+    return tuple(messages)
+
+
+def _message(index: int, item: MessageItem) -> Message:
+    if isinstance(item.content, str):
+        return Message(item.role, item.content)
+    allowed = (OutputText,) if item.role == "assistant" else (InputText, InputImage)
+    for number, part in enumerate(item.content):
+        if not isinstance(part, allowed):
+            raise _fault(index, f"content.{number}", f"of type '{part.type}' may not stand in a message of this role")
+        if isinstance(part, InputImage) and item.role != "user":
+            raise _fault(index, f"content.{number}", "may be an image in a user's message only")
+    parts: tuple[dict[str, Any], ...] = ()
+    if any(isinstance(part, InputImage) for part in item.content):
+        parts = tuple(_chat_part(part) for part in item.content)
+    text = "\n".join(part.text for part in item.content if not isinstance(part, InputImage))
+    return Message(item.role, text, parts=parts)
+
+
+def _chat_part(part: InputText | OutputText | InputImage) -> dict[str, Any]:
+    """A `Message` has its parts in the form of chat completions."""
+    if isinstance(part, InputImage):
+        detail = {"detail": part.detail} if part.detail else {}
+        return {"type": "image_url", "image_url": {"url": part.image_url, **detail}}
+    return {"type": "text", "text": part.text}
+
+
+def _fault(index: int, name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"'input.{index}.{name}' {problem}.", param=f"input.{index}.{name}")
