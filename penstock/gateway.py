@@ -21,6 +21,8 @@ from starlette.types import ASGIApp
 from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.admin import AdminAPI
+from penstock.api.anthropic.body import MessagesBody
+from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.connection import header
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
@@ -254,10 +256,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    native, openai, responses = NativeAPI(gateway), OpenAIAPI(gateway), ResponsesAPI(gateway)
+    native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
+    responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
     app.include_router(native.router())
     app.include_router(openai.router())
     app.include_router(responses.router())
+    app.include_router(anthropic.router())
     app.include_router(RequestsAPI(gateway).router())
     app.include_router(AdminAPI(gateway).router())
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
@@ -272,6 +276,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         (COMPLETIONS, "post"): CompletionBody,
         (EMBEDDINGS, "post"): EmbeddingBody,
         (RESPONSES, "post"): ResponseBody,
+        (MESSAGES, "post"): MessagesBody,
     }
     describe(app, bodies)
     hot = {
@@ -279,6 +284,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         CHAT: openai.chat,
         COMPLETIONS: openai.completions,
         RESPONSES: responses.create,
+        MESSAGES: anthropic.messages,
     }
     edge = Edge(app, gateway.mint, gateway.count_refusal, hot)
     origins = gateway.settings.cors_origins

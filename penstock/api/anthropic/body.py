@@ -1,0 +1,253 @@
+"""`POST /v1/messages`: its body to a `Draft`. Pure.
+
+Form: https://docs.anthropic.com/en/api/messages. What a model cannot do is refused by its capabilities. What the API
+itself answers is taken back as it was given; its thinking is not shown to the model again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from penstock.api.intake import Draft
+from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, Stop, Strict
+from penstock.errors import InvalidRequest
+from penstock.job import Message
+from penstock.piece import ToolCall
+
+MAX_MESSAGES = 1000
+MAX_BLOCKS = 100
+
+# Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "cache_control": (),
+    "container": (),
+    "context_management": (),
+    "diagnostics": (),
+    "inference_geo": (),
+    "mcp_servers": (),
+    "output_config": (),
+    "service_tier": ("auto", "standard_only"),
+    "speed": ("standard",),
+    "thinking": ({"type": "disabled"},),
+}
+
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class TextBlock(Strict):
+    type: Literal["text"]
+    text: str = Field(min_length=1)
+    cache_control: None = None
+    citations: None = None
+
+
+class Base64Source(Strict):
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str = Field(min_length=1)
+
+
+class URLSource(Strict):
+    type: Literal["url"]
+    url: str = Field(min_length=1)
+
+
+class ImageBlock(Strict):
+    type: Literal["image"]
+    source: Annotated[Base64Source | URLSource, Field(discriminator="type")]
+    cache_control: None = None
+
+
+class ToolUseBlock(Strict):
+    type: Literal["tool_use"]
+    id: Id
+    name: Name
+    input: dict[str, Any]
+    cache_control: None = None
+    caller: None = None
+
+
+class ToolResultBlock(Strict):
+    type: Literal["tool_result"]
+    tool_use_id: Id
+    content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
+    is_error: bool | None = Field(None, description="The model reads `Error: ` before the content.")
+    cache_control: None = None
+
+
+class ThinkingBlock(Strict):
+    """An answer's thinking, given back: it is not shown to the model again."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
+Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
+
+
+class MessageParam(Strict):
+    role: Literal["user", "assistant"]
+    content: Annotated[str, Field(min_length=1)] | Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS)]
+
+
+class CustomTool(Strict):
+    type: Literal["custom"] | None = None
+    name: Name
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+    cache_control: None = None
+
+
+class MessagesToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class MessagesMetadata(Strict):
+    user_id: str | None = Field(None, max_length=512)
+
+
+class MessagesBody(Strict):
+    """A conversation to answer. Form: https://docs.anthropic.com/en/api/messages."""
+
+    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
+    messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int = Field(ge=1)
+    system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    temperature: float | None = Field(None, ge=0, le=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: MessagesToolChoice | None = None
+    metadata: MessagesMetadata | None = None
+    stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")
+    timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
+    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+        None,
+        description="Penstock's own: when the last reader leaves. Default: cancel; with an Idempotency-Key, resume.",
+    )
+
+
+def draft_of(body: MessagesBody) -> Draft:
+    """What `body` asks for. Raises `InvalidRequest` for fields that contradict each other."""
+    chosen = _choice(body)
+    is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
+    return Draft(
+        model=body.model,
+        messages=_messages(body),
+        max_tokens=body.max_tokens,
+        sampling={
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "stop": tuple(body.stop_sequences or ()),
+            "tools": tuple(_tool(tool) for tool in body.tools or ()),
+            "tool_choice": chosen,
+            "parallel_tool_calls": False if is_single else None,
+        },
+        stream=bool(body.stream),
+        timeout_s=body.timeout_s,
+        on_disconnect=body.on_disconnect,
+        user=(body.metadata and body.metadata.user_id) or "",
+        names={"stop": "stop_sequences", "parallel_tool_calls": "tool_choice.disable_parallel_tool_use"},
+    )
+
+
+def _tool(tool: CustomTool) -> dict[str, Any]:
+    """A `Sampling` has its tools in the form of OpenAI's chat completions."""
+    function = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    kept = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": kept | {"parameters": tool.input_schema}}
+
+
+def _choice(body: MessagesBody) -> str | dict[str, Any] | None:
+    choice = body.tool_choice
+    if choice is None:
+        return None
+    if not body.tools:
+        raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
+    if (choice.name is not None) != (choice.type == "tool"):
+        raise InvalidRequest("'tool_choice.name' belongs to the type 'tool'.", param="tool_choice.name")
+    if choice.name is not None:
+        return {"type": "function", "function": {"name": choice.name}}
+    return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
+
+
+def _messages(body: MessagesBody) -> tuple[Message, ...]:
+    system = body.system if isinstance(body.system, str) else _text(body.system or [])
+    messages = [Message("system", system)] if system else []
+    called: set[str] = set()
+    for index, message in enumerate(body.messages):
+        if isinstance(message.content, str):
+            messages.append(Message(message.role, message.content))
+        elif message.role == "assistant":
+            messages.append(_assistant(index, message.content))
+            called |= {call.id for call in messages[-1].tool_calls}
+        else:
+            messages += _user(index, message.content, called)
+    if body.messages[-1].role == "assistant":
+        raise InvalidRequest("The last message must be the user's: answers cannot be prefilled.", param="messages")
+    return tuple(messages)
+
+
+def _assistant(index: int, blocks: list[Block]) -> Message:
+    calls: list[ToolCall] = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, ToolUseBlock):
+            calls.append(ToolCall(len(calls), block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
+        elif not isinstance(block, TextBlock | ThinkingBlock):
+            raise _fault(index, number, "is of a type that only a user's message may hold")
+    return Message(
+        "assistant", _text([block for block in blocks if isinstance(block, TextBlock)]), tool_calls=tuple(calls)
+    )
+
+
+def _user(index: int, blocks: list[Block], called: set[str]) -> list[Message]:
+    """The results of tools stand first, each a message of its own; then what the user says."""
+    messages: list[Message] = []
+    said: list[TextBlock | ImageBlock] = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, ToolResultBlock):
+            if said:
+                raise _fault(index, number, "is a tool's result and must stand before what the user says")
+            if block.tool_use_id not in called:
+                raise _fault(index, number, "answers no tool use before it")
+            content = block.content if isinstance(block.content, str) else _text(block.content or [])
+            messages.append(
+                Message("tool", f"Error: {content}" if block.is_error else content, tool_call_id=block.tool_use_id)
+            )
+        elif isinstance(block, TextBlock | ImageBlock):
+            said.append(block)
+        else:
+            raise _fault(index, number, "is of a type that only an assistant's message may hold")
+    if said:
+        parts = tuple(map(_part, said)) if any(isinstance(block, ImageBlock) for block in said) else ()
+        text = _text([block for block in said if isinstance(block, TextBlock)])
+        messages.append(Message("user", text, parts=parts))
+    return messages
+
+
+def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
+    """A `Message` has its parts in the form of OpenAI's chat completions."""
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    source = block.source
+    url = source.url if isinstance(source, URLSource) else f"data:{source.media_type};base64,{source.data}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _text(blocks: list[TextBlock]) -> str:
+    return "\n".join(block.text for block in blocks)
+
+
+def _fault(index: int, number: int, problem: str) -> InvalidRequest:
+    name = f"messages.{index}.content.{number}"
+    return InvalidRequest(f"'{name}' {problem}.", param=name)

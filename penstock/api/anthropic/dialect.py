@@ -1,0 +1,45 @@
+"""How Anthropic's API says every answer's headers and every error. Ours stand beside: `x-request-id`, code and param.
+
+Form: https://docs.anthropic.com/en/api/errors. Our statuses stay what they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from penstock.api.edge import Call, Dialect
+from penstock.api.openapi import ErrorDetail
+from penstock.errors import PenstockError
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """Anthropic's envelope, with our `code` and `param` in it."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str
+
+
+class AnthropicDialect(Dialect):
+    def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        return [(b"request-id", call.id.encode())]
+
+    def envelope(self, error: PenstockError, request_id: str) -> dict[str, Any]:
+        kind = _TYPES.get(error.status, "api_error" if error.status >= 499 else "invalid_request_error")
+        said = {"type": kind, "message": error.message, "code": error.code, "param": error.param}
+        return {"type": "error", "error": said, "request_id": request_id}
+
+
+ANTHROPIC = AnthropicDialect()

@@ -1,0 +1,145 @@
+"""A message as it grows: tokens to Anthropic's events and to its content blocks. Pure.
+
+Form: https://docs.anthropic.com/en/docs/build-with-claude/streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from penstock.api.anthropic.dialect import ANTHROPIC
+from penstock.api.parts import Part, Parts
+from penstock.errors import BackendError, Cancelled, PenstockError
+from penstock.event import Done, Failed, Terminal
+from penstock.job import Job
+from penstock.piece import Logprob, Token
+from penstock.sse import frame
+
+PREFIX = "msg_"
+PING = frame("ping", b'{"type":"ping"}')
+_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+
+
+class MessageEvents(Parts):
+    """One message, read from its first token."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.id)
+        self.job = job
+        self.is_open = False
+        self._head = b""
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def opening(self) -> list[bytes]:
+        """What comes before anything has happened; once. What the prompt cost is told with the end."""
+        if self.is_open:
+            return []
+        self.is_open = True
+        message = self._with([], None, {"input_tokens": 0, "output_tokens": 0})
+        return [_event("message_start", {"message": message}), PING]
+
+    def token(self, token: Token) -> list[bytes]:
+        return super().token(token) if self.is_open else self.opening() + super().token(token)
+
+    def end(self, end: Terminal) -> list[bytes]:
+        """The events of the end; of one that is no answer, an `error`."""
+        frames = self.opening()
+        if isinstance(end, Done) and end.finish_reason != "cancelled":
+            frames += self.finish(is_complete=end.finish_reason in ("stop", "tool_calls"))
+        error = self.failure(end)
+        if error is not None:
+            return [*frames, frame("error", msgspec.json.encode(ANTHROPIC.envelope(error, self.request_id)))]
+        assert isinstance(end, Done)  # a failure has an error
+        delta = {"stop_reason": self._reason(end), "stop_sequence": None}
+        return [*frames, _event("message_delta", {"delta": delta, "usage": _usage(end)}), _event("message_stop", {})]
+
+    def failure(self, end: Terminal) -> PenstockError | None:
+        """The error that an end is here: a tool's input must be an object, and nobody has checked the model."""
+        if isinstance(end, Failed):
+            return end.error()
+        if end.finish_reason == "cancelled":
+            return Cancelled("The request was cancelled.")
+        if end.finish_reason != "length" and any(
+            part.kind == "call" and part.arguments() is None for part in self.parts
+        ):
+            return BackendError("The model called a tool with an input that is no JSON object.")
+        return None
+
+    def opened(self, part: Part) -> list[bytes]:
+        if part.kind == "text":
+            block: dict[str, Any] = {"type": "text", "text": ""}
+            self._head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,' % part.index
+        elif part.kind == "reasoning":
+            block = {"type": "thinking", "thinking": "", "signature": ""}
+        else:
+            block = {"type": "tool_use", "id": part.call_id, "name": part.name, "input": {}}
+        return [_event("content_block_start", {"index": part.index, "content_block": block})]
+
+    def grown(self, part: Part, text: str, logprobs: tuple[Logprob, ...]) -> list[bytes]:
+        if part.kind == "text":
+            return [b'%s"delta":{"type":"text_delta","text":%s}}\n\n' % (self._head, msgspec.json.encode(text))]
+        if part.kind == "reasoning":
+            delta = {"type": "thinking_delta", "thinking": text}
+        else:
+            delta = {"type": "input_json_delta", "partial_json": text}
+        return [_event("content_block_delta", {"index": part.index, "delta": delta})]
+
+    def closed(self, part: Part, *, is_complete: bool) -> list[bytes]:
+        return [_event("content_block_stop", {"index": part.index})]
+
+    # ── the object ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reason(self, end: Done) -> str:
+        """Which of the two a `stop` was is not recorded: with stop sequences it may have been one of them.
+
+        `stop_sequence` stays null, which tells it from what is known.
+        """
+        return _REASONS.get(end.finish_reason) or ("stop_sequence" if self.job.sampling.stop else "end_turn")
+
+    def message(self, end: Done) -> dict[str, Any]:
+        """The whole message. A call that was cut off is no call, and left out."""
+        self.finish(is_complete=end.finish_reason in ("stop", "tool_calls"))
+        blocks = [block for part in self.parts if (block := _block(part)) is not None]
+        return self._with(blocks, self._reason(end), _usage(end))
+
+    def _with(self, content: list[dict[str, Any]], reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
+        return {
+            "id": PREFIX + self.request_id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.job.model,
+            "content": content,
+            "stop_reason": reason,
+            "stop_sequence": None,
+            "usage": usage,
+        }
+
+
+def events_of(job: Job, tokens: Iterable[Token]) -> MessageEvents:
+    """A message of these tokens."""
+    events = MessageEvents(job)
+    events.all_of(tokens)
+    return events
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return frame(name, msgspec.json.encode({"type": name, **data}))
+
+
+def _block(part: Part) -> dict[str, Any] | None:
+    if part.kind == "text":
+        return {"type": "text", "text": part.text}
+    if part.kind == "reasoning":
+        return {"type": "thinking", "thinking": part.text, "signature": ""}
+    arguments = part.arguments()
+    if arguments is None or (part.is_cut and not part.texts):
+        return None
+    return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": arguments}
+
+
+def _usage(end: Done) -> dict[str, int]:
+    return {"input_tokens": end.usage.prompt_tokens, "output_tokens": end.usage.completion_tokens}

@@ -1,0 +1,101 @@
+"""The route of Anthropic's Messages over one gateway. Its models are at `/v1/models`, which answers for both APIs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from penstock.admission import Permit
+from penstock.api.answer import Answer
+from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
+from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
+from penstock.api.anthropic.events import MessageEvents, events_of
+from penstock.api.edge import Call, call_of
+from penstock.api.intake import enter, receive
+from penstock.api.openai.fields import without_refused
+from penstock.api.openapi import SUBMIT_ERRORS
+from penstock.errors import PenstockError
+from penstock.event import Done, Terminal
+from penstock.piece import Token
+from penstock.relay import Reader
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+MESSAGES = "/v1/messages"
+
+
+class MessagesUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(BaseModel):
+    """A message, in Anthropic's form."""
+
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    stop_sequence: None
+    usage: MessagesUsage
+
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": MessageAnswer,
+        "description": "The message; with `stream: true`, its events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    **{status: documented | {"model": AnthropicErrorAnswer} for status, documented in SUBMIT_ERRORS.items()},
+}
+
+
+class AnthropicAPI:
+    """See the head of this file."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route(MESSAGES, self.messages, methods=["POST"], response_model=None, responses=_RESPONSES)
+        return router
+
+    async def messages(self, request: Request) -> Response:
+        """Answer a conversation: Anthropic's Messages."""
+        gateway, call = self.gateway, call_of(request)
+        call.endpoint = MESSAGES
+        call.dialect = ANTHROPIC
+        received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
+        (reader,), permit = await enter(gateway, call, received, [draft_of(received.body)])
+        return MessageStream(gateway, call, reader, permit, is_stream=bool(received.body.stream))
+
+
+class MessageStream(Answer):
+    """A message, whole or event by event."""
+
+    def __init__(self, gateway: Gateway, call: Call, reader: Reader, permit: Permit, *, is_stream: bool) -> None:
+        super().__init__(gateway, call, reader, permit, is_stream=is_stream)
+        self.events = MessageEvents(reader.stream.job)
+
+    def whole(self, end: Done) -> bytes:
+        return msgspec.json.encode(events_of(self.stream.job, self.stream.tokens).message(end))
+
+    def failure(self, end: Terminal) -> PenstockError | None:
+        return events_of(self.stream.job, self.stream.tokens).failure(end)
+
+    def idle_news(self) -> bytes:
+        return b"".join(self.events.opening())
+
+    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
+        return self.events.all_of(tokens)
+
+    def end_frame(self, end: Terminal) -> bytes:
+        return b"".join(self.events.end(end))
