@@ -72,13 +72,16 @@ def _path(details: ErrorDetails, data: Any) -> Path:
     """The error's place in the data; pydantic's own also names the members of unions that it tried."""
     path: list[str | int] = []
     here = data
-    for part in details["loc"]:
+    loc = details["loc"]
+    for place, part in enumerate(loc):
+        if isinstance(here, dict) and here.get("type") == part and place < len(loc) - 1:
+            continue  # the tag of a union's member, though a field may be called the same
         is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_index or (isinstance(here, dict) and part in here):
             path.append(part)
             here = here[part]
     if details["type"] == "missing":
-        path.append(details["loc"][-1])
+        path.append(loc[-1])
     return tuple(path)
 
 
