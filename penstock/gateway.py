@@ -13,29 +13,18 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from penstock import __version__
 from penstock.admission import Admission, Caller
-from penstock.api.admin import AdminAPI
-from penstock.api.anthropic.body import MessagesBody
-from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.connection import header
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
-from penstock.api.native import ENDPOINT, NativeAPI
-from penstock.api.openai.chat import ChatBody
-from penstock.api.openai.completions import CompletionBody
-from penstock.api.openai.embeddings import EmbeddingBody
-from penstock.api.openai.responses import ResponseBody
-from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
-from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
 from penstock.api.openapi import describe
-from penstock.api.requests import RequestsAPI
 from penstock.api.sweep import Sweep
+from penstock.api.table import apis_of
 from penstock.errors import ConfigError, Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import KeyRing
@@ -50,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 EXPOSED = (
     "idempotent-replayed",
+    "request-id",
     "retry-after",
     "retry-after-ms",
     "x-ratelimit-limit-requests",
@@ -256,37 +246,17 @@ def create_app(gateway: Gateway) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
-    responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
-    app.include_router(native.router())
-    app.include_router(openai.router())
-    app.include_router(responses.router())
-    app.include_router(anthropic.router())
-    app.include_router(RequestsAPI(gateway).router())
-    app.include_router(AdminAPI(gateway).router())
+    apis = apis_of(gateway)
+    for router in apis.routers:
+        app.include_router(router)
     app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)
     app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
-    bodies: dict[tuple[str, str], type[BaseModel]] = {
-        (ENDPOINT, "post"): native.body,
-        (CHAT, "post"): ChatBody,
-        (COMPLETIONS, "post"): CompletionBody,
-        (EMBEDDINGS, "post"): EmbeddingBody,
-        (RESPONSES, "post"): ResponseBody,
-        (MESSAGES, "post"): MessagesBody,
-    }
-    describe(app, bodies)
-    hot = {
-        ENDPOINT: native.generate,
-        CHAT: openai.chat,
-        COMPLETIONS: openai.completions,
-        RESPONSES: responses.create,
-        MESSAGES: anthropic.messages,
-    }
-    edge = Edge(app, gateway.mint, gateway.count_refusal, hot)
+    describe(app, apis.bodies)
+    edge = Edge(app, gateway.mint, gateway.count_refusal, apis.hot)
     origins = gateway.settings.cors_origins
     if not origins:
         return edge

@@ -1,0 +1,59 @@
+"""Every API that a gateway speaks, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from penstock.api.admin import AdminAPI
+from penstock.api.anthropic.body import MessagesBody
+from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
+from penstock.api.edge import Handler
+from penstock.api.native import ENDPOINT, NativeAPI
+from penstock.api.openai.chat import ChatBody
+from penstock.api.openai.completions import CompletionBody
+from penstock.api.openai.embeddings import EmbeddingBody
+from penstock.api.openai.responses import ResponseBody
+from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
+from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
+from penstock.api.requests import RequestsAPI
+
+if TYPE_CHECKING:
+    from penstock.gateway import Gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself."""
+
+    routers: tuple[APIRouter, ...]
+    bodies: Mapping[tuple[str, str], type[BaseModel]]
+    hot: Mapping[str, Handler]
+
+
+def apis_of(gateway: Gateway) -> Table:
+    native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
+    responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
+    every = (native, openai, responses, anthropic, RequestsAPI(gateway), AdminAPI(gateway))
+    return Table(
+        routers=tuple(api.router() for api in every),
+        bodies={
+            (ENDPOINT, "post"): native.body,
+            (CHAT, "post"): ChatBody,
+            (COMPLETIONS, "post"): CompletionBody,
+            (EMBEDDINGS, "post"): EmbeddingBody,
+            (RESPONSES, "post"): ResponseBody,
+            (MESSAGES, "post"): MessagesBody,
+        },
+        hot={
+            ENDPOINT: native.generate,
+            CHAT: openai.chat,
+            COMPLETIONS: openai.completions,
+            RESPONSES: responses.create,
+            MESSAGES: anthropic.messages,
+        },
+    )
