@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from penstock.piece import Logprob, Piece, Token, ToolCall
@@ -84,6 +84,15 @@ class Parts(ABC):
     def all_of(self, tokens: Iterable[Token]) -> list[bytes]:
         """The events of the next tokens."""
         return [frame for token in tokens for frame in self.token(token)]
+
+    def read(self, tokens: Sequence[Token]) -> None:
+        """Take all these tokens, telling nobody: text alone, as nearly every answer is, at once."""
+        try:
+            text = "".join(tokens)  # type: ignore[arg-type]  # a piece among them is a TypeError
+        except TypeError:
+            self.all_of(tokens)
+        else:
+            self.all_of([text] if tokens else [])
 
     def finish(self, *, is_complete: bool) -> list[bytes]:
         """Close what is open: the answer is at its end. `is_complete`: the model ended it, and was not cut off."""

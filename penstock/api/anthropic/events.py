@@ -5,7 +5,7 @@ Form: https://docs.anthropic.com/en/docs/build-with-claude/streaming.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -119,10 +119,10 @@ class MessageEvents(Parts):
         }
 
 
-def events_of(job: Job, tokens: Iterable[Token]) -> MessageEvents:
+def events_of(job: Job, tokens: Sequence[Token]) -> MessageEvents:
     """A message of these tokens."""
     events = MessageEvents(job)
-    events.all_of(tokens)
+    events.read(tokens)
     return events
 
 

@@ -7,7 +7,7 @@ whenever they are told and however the tokens came together, so that a client ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -159,10 +159,10 @@ class ResponseEvents(Parts):
         return item | {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": arguments}
 
 
-def response_of(job: Job, tokens: Iterable[Token], end: Terminal | None, *, is_queued: bool = False) -> dict[str, Any]:
+def response_of(job: Job, tokens: Sequence[Token], end: Terminal | None, *, is_queued: bool = False) -> dict[str, Any]:
     """The whole response, as far as it has come."""
     events = ResponseEvents(job)
-    events.all_of(tokens)
+    events.read(tokens)
     if end is None:
         return events.response("queued" if is_queued and events.is_background else "in_progress")
     events.end(end)

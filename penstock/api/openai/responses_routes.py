@@ -172,7 +172,7 @@ class ResponsesAPI:
         if not isinstance(folded.end, Done) or folded.end.finish_reason == "cancelled":
             raise InvalidRequest("The response has no answer to go on from: it must have ended, and well.", param=name)
         answer = ResponseEvents(record.job)
-        answer.all_of(folded.tokens)
+        answer.read(folded.tokens)
         messages = conversation(record.job)
         if answer.text() or answer.calls():
             messages += (Message("assistant", answer.text(), tool_calls=answer.calls()),)
