@@ -120,6 +120,7 @@ class Admission:
         self._arrival = asyncio.Event()
         self._has_looked = False
         self.pool = Pool(depth=0)
+        self.models: dict[str, Capabilities] = {}
         self.drain_rate = DrainRate()
         self.num_inside = 0
         self.is_draining = False
@@ -127,6 +128,7 @@ class Admission:
     def look(self, pool: Pool) -> None:
         """Judge by this pool from now on."""
         self.pool = pool
+        self.models = pool.models  # once a look: with many workers it takes a while
         self._has_looked = True
         self.drain_rate.observe(pool.num_taken, pool.depth, time.monotonic())
         if pool.workers:
@@ -240,7 +242,7 @@ class Admission:
 
     def choose_model(self, name: str | None, caller: Caller) -> tuple[str, Capabilities]:
         """The model asked for, or the first that this caller may use."""
-        models = self.pool.models
+        models = self.models
         key = caller.key
         if name is None:
             name = next((model for model in models if key is None or key.may_use(model)), None)

@@ -77,7 +77,7 @@ class Gateway:
             max_depth=settings.max_queue_depth,
             no_worker_grace_s=settings.no_worker_grace_s,
             resume_window_s=settings.resume_window_s,
-            has_workers=lambda model: model in self.admission.pool.models,
+            has_workers=lambda model: model in self.admission.models,
             is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
             queue_depth=lambda: self.admission.pool.depth,
             on_log_read=metrics.log_read,

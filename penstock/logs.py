@@ -13,6 +13,7 @@ import sys
 import time
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import islice
 from typing import IO, Any, Literal
 from urllib.parse import unquote
 
@@ -26,6 +27,7 @@ HIDDEN = "[hidden]"
 request_id: ContextVar[str] = ContextVar("penstock_request_id", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request_id"}
+_NUM_OWN = len(vars(logging.makeLogRecord({})))  # a record's own attributes come first, the caller's behind them
 _SECRET = frozenset({"prompt", "messages", "authorization", "api_key", "password", "secret", "x_api_key"})
 _PASSWORD_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^\s/@]{0,512}@")
 _INPUT = re.compile(r"input_value=.*, input_type=")  # pydantic quotes what it refuses: a part of a prompt
@@ -171,11 +173,15 @@ def _redact(text: str) -> str:
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     """The fields that the caller gave, with prompts and secrets hidden."""
     fields: dict[str, Any] = {}
-    for name, value in vars(record).items():
+    for name, value in islice(vars(record).items(), _NUM_OWN, None):
         if name not in _STANDARD:
-            hidden = name.lower() in _SECRET
-            fields[name] = HIDDEN if hidden else _redact(value) if isinstance(value, str) else value
-    return fields | (_access(record) or {})
+            fields[name] = HIDDEN if _is_secret(name) else _redact(value) if isinstance(value, str) else value
+    return fields | (_access(record) or {}) if record.name == "uvicorn.access" else fields
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(name: str) -> bool:
+    return name.lower() in _SECRET
 
 
 def _access(record: logging.LogRecord) -> dict[str, Any] | None:
