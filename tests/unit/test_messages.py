@@ -109,9 +109,8 @@ _CACHED = {"cache_control": {"type": "ephemeral"}}
         ({"temperature": 1.5}, "temperature"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"service_tier": "priority"}, "service_tier"),
-        ({"cache_control": {"type": "ephemeral"}}, "cache_control"),
-        ({"system": [_TEXT | _CACHED]}, "system.0.cache_control"),
-        ({"messages": _user(_TEXT | _CACHED)}, "messages.0.content.0.cache_control"),
+        ({"cache_control": {"type": "for ever"}}, "cache_control.type"),
+        ({"system": [_TEXT | {"cache_control": {"type": "ephemeral", "ttl": "1d"}}]}, "system.0.cache_control.ttl"),
         ({"messages": _user({"type": "document", "source": {}})}, "messages.0.content.0"),
         ({"messages": _user({"type": "tool_use", "id": "t", "name": "f", "input": {}})}, "messages.0.content.0"),
         ({"messages": _user({"type": "tool_result", "tool_use_id": "t"})}, "messages.0.content.0"),
@@ -131,6 +130,8 @@ def test_what_is_not_there_is_refused_by_name(data: dict[str, Any], param: str) 
 def test_what_asks_for_nothing_is_taken() -> None:
     draft = _draft(thinking={"type": "disabled"}, service_tier="auto", cache_control=None)
     assert Sampling(**draft.sampling).named() == []
+    cached = _draft(system=[_TEXT | _CACHED], messages=_user(_TEXT | _CACHED), **_CACHED)
+    assert cached.messages == _draft(system=[_TEXT], messages=_user(_TEXT)).messages
 
 
 def test_the_result_of_a_tool_stands_first() -> None:

@@ -22,7 +22,6 @@ MAX_BLOCKS = 100
 
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "cache_control": (),
     "container": (),
     "context_management": (),
     "diagnostics": (),
@@ -38,10 +37,17 @@ Id = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class CacheControl(Strict):
+    """Leave to cache a prefix. It changes no answer: engines cache as they see fit, and say nothing of it."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class TextBlock(Strict):
     type: Literal["text"]
     text: str = Field(min_length=1)
-    cache_control: None = None
+    cache_control: CacheControl | None = None
     citations: None = None
 
 
@@ -59,7 +65,7 @@ class URLSource(Strict):
 class ImageBlock(Strict):
     type: Literal["image"]
     source: Annotated[Base64Source | URLSource, Field(discriminator="type")]
-    cache_control: None = None
+    cache_control: CacheControl | None = None
 
 
 class ToolUseBlock(Strict):
@@ -67,7 +73,7 @@ class ToolUseBlock(Strict):
     id: Id
     name: Name
     input: dict[str, Any]
-    cache_control: None = None
+    cache_control: CacheControl | None = None
     caller: None = None
 
 
@@ -76,7 +82,7 @@ class ToolResultBlock(Strict):
     tool_use_id: Id
     content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
     is_error: bool | None = Field(None, description="The model reads `Error: ` before the content.")
-    cache_control: None = None
+    cache_control: CacheControl | None = None
 
 
 class ThinkingBlock(Strict):
@@ -101,7 +107,7 @@ class CustomTool(Strict):
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    cache_control: None = None
+    cache_control: CacheControl | None = None
 
 
 class MessagesToolChoice(Strict):
@@ -120,6 +126,7 @@ class MessagesBody(Strict):
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int = Field(ge=1)
+    cache_control: CacheControl | None = None
     system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     temperature: float | None = Field(None, ge=0, le=1)

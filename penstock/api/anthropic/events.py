@@ -20,6 +20,7 @@ from penstock.sse import frame
 
 PREFIX = "msg_"
 PING = frame("ping", b'{"type":"ping"}')
+_UNCACHED = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}  # no backend tells of its cache
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -39,7 +40,7 @@ class MessageEvents(Parts):
         if self.is_open:
             return []
         self.is_open = True
-        message = self._with([], None, {"input_tokens": 0, "output_tokens": 0})
+        message = self._with([], None, {"input_tokens": 0, "output_tokens": 0} | _UNCACHED)
         return [_event("message_start", {"message": message}), PING]
 
     def token(self, token: Token) -> list[bytes]:
@@ -142,4 +143,4 @@ def _block(part: Part) -> dict[str, Any] | None:
 
 
 def _usage(end: Done) -> dict[str, int]:
-    return {"input_tokens": end.usage.prompt_tokens, "output_tokens": end.usage.completion_tokens}
+    return {"input_tokens": end.usage.prompt_tokens, "output_tokens": end.usage.completion_tokens} | _UNCACHED
