@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from penstock.client import core
-from penstock.client.core import Progress
+from penstock.client.core import Followed, Progress
 from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, terms_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
 from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Step, Steps
@@ -99,7 +99,7 @@ async def _run(http: httpx2.AsyncClient, steps: Steps[T]) -> T:
         await wire.close()
 
 
-class AsyncStream:
+class AsyncStream(Followed):
     """One answer as it comes: iterate for its tokens; then `answer` is there.
 
     A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` says
@@ -108,7 +108,7 @@ class AsyncStream:
 
     def __init__(self, client: AsyncClient, progress: Progress, steps: Steps[Answer], *, cancels: bool) -> None:
         self._client = client
-        self._progress = progress
+        super().__init__(progress)
         self._cancels = cancels
         self._tokens = _drive(client._http, steps)
 
@@ -129,31 +129,6 @@ class AsyncStream:
         cancels, self._cancels = self._cancels, False
         if cancels and self._progress.answer is None and self._progress.request_id:
             await self._client._let_go(self._progress.request_id)
-
-    @property
-    def request_id(self) -> str:
-        """Known from the first event on; "" before."""
-        return self._progress.request_id
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return "".join(self._progress.texts)
-
-    @property
-    def position(self) -> int | None:
-        """Its place in the queue (1 is next), when the server has said so and it has not begun."""
-        return self._progress.position
-
-    @property
-    def num_resumed(self) -> int:
-        """How often the stream was taken up again."""
-        return self._progress.num_resumed
-
-    @property
-    def answer(self) -> Answer | None:
-        """The whole answer, at the end."""
-        return self._progress.answer
 
     async def result(self) -> Answer:
         """Read to the end."""

@@ -46,6 +46,38 @@ class Progress:
     num_resumed: int = 0
 
 
+class Followed:
+    """What a user may ask of a stream, in either shell."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @property
+    def request_id(self) -> str:
+        """Known from the first event on; "" before."""
+        return self._progress.request_id
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._progress.texts)
+
+    @property
+    def position(self) -> int | None:
+        """Its place in the queue (1 is next), when the server has said so and it has not begun."""
+        return self._progress.position
+
+    @property
+    def num_resumed(self) -> int:
+        """How often the stream was taken up again."""
+        return self._progress.num_resumed
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer, at the end."""
+        return self._progress.answer
+
+
 def new_key() -> str:
     return secrets.token_hex(16)
 
