@@ -134,8 +134,7 @@ class AsyncStream(Followed):
         """Read to the end."""
         async for _ in self._tokens:
             pass
-        assert self._progress.answer is not None
-        return self._progress.answer
+        return self._whole()
 
 
 class AsyncHandle:

@@ -52,6 +52,11 @@ class Followed:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
+    def _whole(self) -> Answer:
+        if self._progress.answer is None:
+            raise RuntimeError("the stream was left, or has failed, before its end")
+        return self._progress.answer
+
     @property
     def request_id(self) -> str:
         """Known from the first event on; "" before."""

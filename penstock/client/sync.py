@@ -128,8 +128,7 @@ class Stream(Followed):
         """Read to the end."""
         for _ in self._tokens:
             pass
-        assert self._progress.answer is not None
-        return self._progress.answer
+        return self._whole()
 
 
 class Handle:

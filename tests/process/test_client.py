@@ -62,6 +62,8 @@ def test_a_stream_that_is_left_is_cancelled_and_one_that_is_to_go_on_is_not(clie
     with client.stream("leave", max_tokens=5000) as stream:
         next(iter(stream))
     assert client.handle(stream.request_id).status().state == "cancelled"
+    with pytest.raises(RuntimeError, match="left"):
+        stream.result()
     with client.stream("go on", max_tokens=40, on_disconnect="continue") as stream:
         next(iter(stream))
     assert client.handle(stream.request_id).result(timeout_s=30).usage.completion_tokens == 40
