@@ -69,11 +69,11 @@ from typing import ClassVar
 class PenstockError(Exception):
     """The root. `param` names the field at fault; `retry_after_s` says when to come back.
 
-    `retryable` is the class' own, but an answer may know better. A client's errors have the request's id.
+    `status` and `retryable` are the class' own; at the client they are what the answer said, and `request_id` is there.
     """
 
     code: ClassVar[str] = "error"
-    status: ClassVar[int] = 500
+    status: int = 500
     retryable: bool = False
     type: ClassVar[str] = "server_error"
 

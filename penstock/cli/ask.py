@@ -71,7 +71,8 @@ def ask(
     if prompt is None and sys.stdin.isatty():
         raise ConfigError('ask what? penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl')
     text = sys.stdin.read() if prompt in (None, "-") else prompt
-    return _run(_ask_one(Asker(url, api_key), {"prompt": text, **body}), "stopped")
+    # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.
+    return _run(_ask_one(Asker(url, api_key), {"prompt": text, "queue_events": True, **body}), "stopped")
 
 
 def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:

@@ -38,7 +38,10 @@ def chat(
     temperature: Annotated[float | None, typer.Option()] = None,
 ) -> int:
     """Talk with a model; lines from a pipe are questions one after the other."""
-    options: Options = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+    # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.
+    options: Options = {
+        "model": model, "max_tokens": max_tokens, "temperature": temperature, "queue_events": True
+    }  # fmt: skip
     with Client(*url.split(","), api_key=api_key) as client:
         return _Chat(client, options, system).run()
 

@@ -31,7 +31,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 15.0
 INTERRUPTED = 130
 
-Url = Annotated[str, typer.Option("--url", envvar="PENSTOCK_URL", help="A running gateway.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="PENSTOCK_URL", help="A running gateway; several with commas between them.")
+]
 ApiKey = Annotated[
     str, typer.Option("--api-key", envvar="PENSTOCK_API_KEY", help="An administrator's key.", show_default=False)
 ]
@@ -58,8 +60,18 @@ def _answers(run: Callable[P, int]) -> Callable[P, None]:
 
 
 def _call(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
-    """One request to the gateway's admin routes. Raises what it answers, `Unavailable` if nothing does."""
-    where = url.rstrip("/")
+    """One request to the admin routes of the first of the gateways that answers; `Unavailable` if none does."""
+    *others, last = url.split(",")
+    for gateway in others:
+        try:
+            return _call_one(method, gateway, path, api_key)
+        except Unavailable:
+            continue  # the next one says what is wrong, or nothing is
+    return _call_one(method, last, path, api_key)
+
+
+def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
+    where = url.strip().rstrip("/")
     try:
         headers = {"x-api-key": api_key.encode("ascii").decode()} if api_key else {}
         answer = httpx2.request(method, f"{where}/v1/admin{path}", headers=headers, timeout=TIMEOUT_S)

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.client.route import Patience, Route, broken, error_of, of_envelope
+from penstock.client.route import Patience, Route, broken, error_of, of_envelope, shown
 from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Steps
 from penstock.client.types import Answer, Timings
-from penstock.errors import BackendError, DeadlineExceeded, PenstockError
+from penstock.errors import BackendError, Cancelled, DeadlineExceeded, PenstockError
 from penstock.event import Usage
 from penstock.sse import Decoder, ServerEvent, SSEError
 
@@ -59,7 +59,7 @@ class Followed:
 
     @property
     def request_id(self) -> str:
-        """Known from the first event on; "" before."""
+        """Known from the head of the answer on; "" before."""
         return self._progress.request_id
 
     @property
@@ -110,7 +110,7 @@ def ask(
             found = _parsed(content)
             if found is not None:
                 return found
-            error = BackendError(f"{url}: the answer is no JSON object")
+            error = BackendError(f"{shown(url)}: the answer is no JSON object")
         yield from _wait(terms, patience, error, url)
 
 
@@ -141,6 +141,8 @@ def stream(
             again = {"last-event-id": progress.last_id} if progress.last_id else {}
             head = yield Send("GET", f"{url}/v1/requests/{progress.request_id}/events", again, None, read_s)
         if isinstance(head, Head) and head.status == 200:
+            if not progress.request_id and "idempotent-replayed" not in head.headers:
+                progress.request_id = head.headers.get("x-request-id", "")  # else its events say which one it is
             error = yield from _follow(progress, patience, url, can_begin_anew=data is not None)
             if error is None:
                 assert progress.answer is not None
@@ -173,6 +175,10 @@ def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew:
                 return broken(url, "an event is no JSON object")
             if event.event == "error":
                 return _reported(data, progress, can_begin_anew=can_begin_anew)
+            if event.event == "done" and data.get("finish_reason") == "cancelled":
+                cancelled = Cancelled("The request was cancelled.")  # as a whole answer has it: what came is no answer
+                cancelled.request_id = progress.request_id
+                return cancelled
             is_next = _take(progress, event, data)
             if is_next is None:
                 return broken(url, "a token is missing")

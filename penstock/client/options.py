@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from penstock.client.core import SLACK_S, Terms
 from penstock.client.route import DEFAULT_URL, Route
-from penstock.errors import InvalidRequest
+from penstock.errors import ConfigError, InvalidRequest
 
 MessageLike = Mapping[str, str]
 OnDisconnect = Literal["cancel", "resume", "continue"]
@@ -72,6 +72,8 @@ def terms_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:
-    """With the key of PENSTOCK_API_KEY where none is given."""
+    """With the key of PENSTOCK_API_KEY where none is given. Raises `ConfigError` for one that no header can hold."""
     key = os.environ.get("PENSTOCK_API_KEY") if api_key is None else api_key
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError("the API key holds characters that no key has")
     return {"user-agent": "penstock-client", **({"authorization": f"Bearer {key}"} if key else {})}

@@ -7,10 +7,12 @@ by the error's class.
 from __future__ import annotations
 
 import json
+import math
 import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,7 +54,7 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
         except ValueError:  # an IPv6 address that is none
             split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
-            raise ConfigError(f"{url!r} is no http:// or https:// URL of a server")
+            raise ConfigError(f"{shown(url)!r} is no http:// or https:// URL of a server")
         read.append(url.strip().rstrip("/"))
     if not read:
         raise ConfigError("at least one URL is needed")
@@ -109,9 +111,16 @@ class Patience:
         return wait
 
 
+def shown(url: str) -> str:
+    """A URL for people: without the password that it may hold."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def broken(url: str, why: str) -> PenstockError:
     """The error for a connection that was not made, or broke: worth another try, anywhere."""
-    error = Unavailable(f"{url}: {why or 'the connection broke'}")
+    error = Unavailable(f"{shown(url)}: {why or 'the connection broke'}")
     error.retryable = True
     return error
 
@@ -125,11 +134,12 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
         error = of_envelope(said, wait_s)
     else:
         kind = _BY_STATUS.get(status, InvalidRequest if 400 <= status < 500 else PenstockError)
-        shown = str(said.get("message") or body[:_MAX_SHOWN].decode("utf-8", "replace")).strip()
-        error = kind(f"{url}: HTTP {status}" + (f": {shown}" if shown else ""), retry_after_s=wait_s)
+        text = str(said.get("message") or body[:_MAX_SHOWN].decode("utf-8", "replace")).strip()
+        error = kind(f"{shown(url)}: HTTP {status}" + (f": {text}" if text else ""), retry_after_s=wait_s)
     should = headers.get("x-should-retry")
     if should is not None:
         error.retryable = should == "true"
+    error.status = status
     error.request_id = headers.get("x-request-id", "")
     return error
 
@@ -149,11 +159,15 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             wait = float(headers[name]) * unit
-        except (KeyError, ValueError):  # absent, or a date, which needs a clock that both share
+        except (KeyError, ValueError):
             continue
-        if wait >= 0:
+        if math.isfinite(wait) and wait >= 0:
             return wait
-    return None
+    try:  # a date counts from the answer's own, so that this machine's clock does not matter
+        then, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
+        return max(0.0, (then - now).total_seconds())
+    except (KeyError, ValueError, TypeError):  # absent, no date, or only one of the two with a time zone
+        return None
 
 
 def _object(body: bytes) -> dict[str, Any]:

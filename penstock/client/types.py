@@ -18,7 +18,7 @@ class Timings(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A whole answer. `finish_reason`: `length`, `stop`, `cancelled`, `tool_calls` or `content_filter`."""
+    """A whole answer. `finish_reason`: `length`, `stop`, `tool_calls` or `content_filter`."""
 
     request_id: str
     model: str

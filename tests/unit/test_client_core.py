@@ -22,6 +22,7 @@ from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Se
 from penstock.client.types import Answer
 from penstock.errors import (
     BackendError,
+    Cancelled,
     ConfigError,
     DeadlineExceeded,
     InvalidRequest,
@@ -250,6 +251,50 @@ def test_answers_that_are_none(
     assert error.retryable is again
     assert error.request_id == "g.9"
     assert error.retry_after_s == (0.15 if "retry-after-ms" in headers else None)
+    assert error.status == status
+
+
+def test_a_date_to_come_back_counts_from_the_servers_own_clock() -> None:
+    headers = {"retry-after": "Wed, 25 Nov 2026 10:00:30 GMT", "date": "Wed, 25 Nov 2026 10:00:10 GMT"}
+    assert error_of(503, headers, b"", "http://a").retry_after_s == 20
+    assert error_of(503, {"retry-after": headers["retry-after"]}, b"", "http://a").retry_after_s is None
+    assert error_of(503, {"retry-after": "nan"}, b"", "http://a").retry_after_s is None
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    route = Route(["http://me:secret@one:1/base"])
+    with pytest.raises(Unavailable) as failed:
+        _play(World(["refused"] * 9), core.ask(Terms(route, max_retries=0), "GET", "/x"))
+    assert failed.value.message.startswith("http://one:1/base: ")
+    with pytest.raises(ConfigError) as wrong:
+        read_urls(["ftp://me:secret@one"])
+    assert "secret" not in wrong.value.message
+    assert "hello" not in repr(Send("POST", "http://one", {}, b"hello", 1))
+
+
+def test_a_request_that_somebody_cancelled_is_an_error() -> None:
+    end = {"request_id": "g.1", "model": "m", "finish_reason": "cancelled"}
+    said: tuple[int, dict[str, str], bytes] = (
+        200,
+        {},
+        _events(WORDS[:2]).partition(b"id: g.1/1-2\nevent: done")[0] + frame("done", json.dumps(end).encode()),
+    )
+    world = World([said])
+    with pytest.raises(Cancelled) as cancelled:
+        _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+    assert (world.given, cancelled.value.request_id) == (WORDS[:2], "g.1")
+
+
+def test_the_id_is_known_from_the_head_unless_it_is_a_replay() -> None:
+    for headers, known in (
+        ({"x-request-id": "g.9"}, "g.9"),
+        ({"x-request-id": "g.9", "idempotent-replayed": "true"}, ""),
+    ):
+        progress = Progress()
+        steps = core.stream(_terms(max_retries=0), progress, {"prompt": "hi"}, key="k")
+        with pytest.raises(Unavailable):
+            _play(World([(200, headers, b": keep-alive\n\n")]), steps)
+        assert progress.request_id == known
 
 
 @given(st.binary(max_size=200), st.integers(300, 599))
@@ -277,6 +322,8 @@ def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypat
     assert terms_of(("http://three",), 1, 1, 1).route.urls == ("http://three",)
     assert headers_of(None)["authorization"] == "Bearer secret"
     assert "authorization" not in headers_of("")
+    with pytest.raises(ConfigError):
+        headers_of("line\nbreak")
     for bad in ("one:1", "ftp://x", "http://", "http://x?a=b"):
         with pytest.raises(ConfigError):
             read_urls([bad])

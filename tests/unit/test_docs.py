@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
-from penstock import errors
+from penstock import Answer, Client, Status, errors
+from penstock.client import Handle, Stream
+from penstock.client.options import Options
 
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
@@ -53,6 +56,18 @@ def test_every_promise_names_a_test_that_exists() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert broken == []
+
+
+def test_the_page_of_the_client_names_all_of_it() -> None:
+    page = (ROOT / "docs/client.md").read_text()
+    for kind in (Client, Handle, Stream):
+        names = [name for name in dir(kind) if not name.startswith("_")]
+        assert [name for name in names if not re.search(rf"`{name}\b", page)] == []
+    for name in (*Options.__annotations__, *Answer.__struct_fields__, *Status.__struct_fields__):
+        assert f"`{name}`" in page, name
+    for name, parameter in inspect.signature(Client).parameters.items():
+        if name not in ("urls", "transport"):
+            assert f"{name}={parameter.default}" in page, name
 
 
 def test_the_readme_runs_by_line_20() -> None:
