@@ -13,7 +13,7 @@ KEEPALIVE = b": keep-alive\n\n"
 
 
 class SSEError(ValueError):
-    """The peer sends something that is not an event stream, or a line beyond `MAX_LINE_BYTES`."""
+    """The peer sends something that is not an event stream, or a line or an event that is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,11 @@ def frame(event: str, data: bytes, event_id: str = "") -> bytes:
 
 
 class Decoder:
-    """Bytes in, events out, as soon as each is whole."""
+    """Bytes in, events out, as soon as each is whole. `max_bytes`: of a line, and of the data of one event."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
         self._buffer = bytearray()
         self._skip_lf = False
         self._at_start = True
@@ -43,7 +45,7 @@ class Decoder:
         self._id = ""
 
     def feed(self, chunk: bytes) -> list[ServerEvent]:
-        """Raises `SSEError` for a line that is too long."""
+        """Raises `SSEError` for a line, or an event, that is too long."""
         if not chunk:
             return []
         buffer = self._buffer
@@ -70,8 +72,8 @@ class Decoder:
                 elif buffer[start] == 10:
                     start += 1
         del buffer[:start]
-        if len(buffer) > MAX_LINE_BYTES:
-            raise SSEError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        if len(buffer) > self._max_bytes:
+            raise SSEError(f"a line of more than {self._max_bytes} bytes")
         return events
 
     def _line(self, line: bytes, events: list[ServerEvent]) -> None:
@@ -81,11 +83,14 @@ class Decoder:
         if not line:
             if self._data:
                 events.append(ServerEvent(self._event or "message", "\n".join(self._data), self._id))
-            self._event, self._data = "", []
+            self._event, self._data, self._num_bytes = "", [], 0
             return
         name, _, raw = line.partition(b":")
         value = raw.removeprefix(b" ").decode("utf-8", "replace")
         if name == b"data":
+            self._num_bytes += len(line)
+            if self._num_bytes > self._max_bytes:
+                raise SSEError(f"an event of more than {self._max_bytes} bytes")
             self._data.append(value)
         elif name == b"event":
             self._event = value

@@ -22,7 +22,7 @@ constructor's parameters, by their annotations (`str`, `int`, `float`, `bool`, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ from penstock.piece import Piece, Token, encode_vector
 
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images")  # what `accepts` may name
 
+Observer = Callable[[str, Mapping[str, str], float], None]
+
 
 @dataclass(slots=True, frozen=True)
 class Embedded:
@@ -49,6 +51,9 @@ class Embedded:
 class Backend:
     """See the head of this file. One instance serves one model of one worker process, in that process' event loop.
 
+    `name`: the model's, set by whoever builds it. `keeps_time`: it has timeouts of its own, so that silence is no hang
+    and does not end the worker; for engines that are elsewhere.
+
     `capabilities` is a class attribute, or set in `__init__` when it depends on the options. Only the sampling fields
     in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. A
     backend with `stream` alone always accepts `stop`, and unless it says otherwise it is continuous: its jobs share
@@ -57,6 +62,9 @@ class Backend:
 
     capabilities: Capabilities = Capabilities()
     ends_itself: bool = False
+    keeps_time: bool = False
+    name: str = ""
+    observer: Observer | None = None
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,6 +111,14 @@ class Backend:
     def count_prompt_tokens(self, job: Job) -> int:
         """How many tokens the prompt has, for `usage`. The default counts words between white space."""
         return len(job.text.split())
+
+    def observe(self, metric: str, labels: Mapping[str, str], value: float = 1.0) -> None:
+        """Tell what events do not say: a metric of `metrics/table.py`, with its labels but the model's.
+
+        Label values come from the configuration, never from a request. Unheard where no worker listens.
+        """
+        if self.observer is not None:
+            self.observer(metric, labels, value)
 
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
         if claim.job.inputs:

@@ -23,7 +23,10 @@ from penstock.backends.base import Backend
 from penstock.errors import ConfigError
 
 GROUP = "penstock.backends"
-BUILT_IN = {"mock": "penstock.backends.mock:MockBackend"}
+BUILT_IN = {
+    "mock": "penstock.backends.mock:MockBackend",
+    "openai": "penstock.backends.openai:OpenAIBackend",
+}
 
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("false", "0", "no", "off")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -141,6 +141,17 @@ class Metrics:
     def worker_slots(self, total: int, free: int) -> None:
         self.gauge("slots").set(total)
         self.gauge("slots_free").set(free)
+
+    def report(self, model: str, metric: str, labels: Mapping[str, str], value: float) -> None:
+        """What a backend says of itself: a metric of the table whose first label is the model."""
+        spec = TABLE[metric]
+        values = [self._label(model), *(self._learn(f"{metric} {name}", labels[name]) for name in spec.labels[1:])]
+        if spec.kind == "counter":
+            self.counter(metric).labels(*values).inc(value)
+        elif spec.kind == "gauge":
+            self.gauge(metric).labels(*values).set(value)
+        else:
+            self.histogram(metric).labels(*values).observe(value)
 
     # ── what every process says ──────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,8 @@ r"""Which models a worker serves, and how that is written down.
 
 Options start at the first `:word=`, so that `file.py:Class` and `module:Class` stay whole and a value may be a URL. A
 comma or a semicolon inside a value is written `\,` or `\;`, a backslash before one of these `\\`. Knows nothing of
-backends: what an option means is the backend's business.
+backends: what an option means is the backend's business. One option is every model's: `aliases=NAME+NAME`, other names
+of the same model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ALIASES = "aliases"
 GRAMMAR = "NAME=BACKEND[:option=value,…], several separated by `;`"
 
 _OPTIONS_START = re.compile(rf":(?={WORD.pattern}\s*=)")
@@ -53,6 +55,20 @@ class ModelSpec:
                 raise ValueError(f"model {self.name}: {option!r} is no option name")
             if value != value.strip() or not value.isprintable():
                 raise ValueError(f"model {self.name}: option {option}: no line breaks, no space at the ends")
+        for alias in self.names[1:]:
+            if not NAME.fullmatch(alias):
+                raise ValueError(f"model {self.name}: {alias!r} in {ALIASES} is no model name (names are joined by +)")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's own name, and its aliases."""
+        aliases = self.options.get(ALIASES)
+        return (self.name, *(aliases.split("+") if aliases else ()))
+
+    @property
+    def own_options(self) -> dict[str, str]:
+        """The backend's own options."""
+        return {option: value for option, value in self.options.items() if option != ALIASES}
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -107,7 +123,7 @@ def read_models(value: Any) -> tuple[ModelSpec, ...]:
         specs = tuple(spec for item in value for spec in ([item] if isinstance(item, ModelSpec) else read_models(item)))
     else:
         raise ValueError(f"is not {GRAMMAR}")
-    names = [spec.name for spec in specs]
+    names = [name for spec in specs for name in spec.names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"model {', '.join(twice)} is given twice")
     if not specs:
@@ -125,4 +141,6 @@ def _option(model: str, option: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str | int | float):
         return str(value)
-    raise ValueError(f"model {model}: option {option} must be text, a number or true/false")
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "+".join(value)
+    raise ValueError(f"model {model}: option {option} must be text, a number, true/false, or a list of texts")

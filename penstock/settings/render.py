@@ -38,7 +38,11 @@ $ penstock serve --model mock=mock:step_ms=5 --model toy=examples/echo.py:Echo:d
 $ PENSTOCK_MODELS='mock=mock:step_ms=5;toy=examples/echo.py:Echo' penstock serve
 ```
 
-In the TOML file a table for each model; every key besides `backend` is an option:
+`aliases=NAME+NAME` gives a model of any backend more names. The options of the backends are in
+[backends.md](backends.md).
+
+In the TOML file a table for each model; every key besides `backend` is an option, and a list stands for its items
+joined by `+`:
 
 ```toml
 port = 9000
@@ -46,6 +50,7 @@ port = 9000
 [models.mock]
 backend = "mock"
 step_ms = 5
+aliases = ["small", "test"]
 ```
 
 Models are not merged: the first of the places above that names any names them all. A gateway needs none: it serves

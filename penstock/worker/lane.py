@@ -99,6 +99,7 @@ class Run:
     batch: Batch
     lanes: dict[str, Lane]
     needs_place: bool
+    keeps_time: bool = False
     num_events: int = 0
     is_in_engine: bool = True
     task: asyncio.Task[None] | None = None

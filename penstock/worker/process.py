@@ -58,13 +58,15 @@ def build_worker(settings: Settings, transport: Transport, metrics: Metrics | No
 
 
 def build_backends(models: tuple[ModelSpec, ...]) -> dict[str, Backend]:
-    """A backend for each model; without any, one mock."""
+    """A backend for each model, under all its names; without any, one mock."""
     backends: dict[str, Backend] = {}
     for spec in models or (ModelSpec("mock", "mock"),):
         try:
-            backends[spec.name] = build_backend(spec.backend, spec.options)
+            backend = build_backend(spec.backend, spec.own_options)
         except ConfigError as error:
             raise ConfigError(f"model {spec.name}: {error.message}") from error
+        backend.name = spec.name
+        backends |= dict.fromkeys(spec.names, backend)
     return backends
 
 

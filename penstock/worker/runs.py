@@ -52,8 +52,9 @@ class Runs:
         return self._max_batches - sum(run.needs_place for run in self._runs)
 
     def start(self, batch: Batch, lanes: dict[str, Lane], now: float) -> None:
-        needs_place = not self._backends[batch.model].capabilities.continuous
-        run = Run(next(self._numbers), batch, lanes, needs_place)
+        backend = self._backends[batch.model]
+        needs_place = not backend.capabilities.continuous
+        run = Run(next(self._numbers), batch, lanes, needs_place, backend.keeps_time)
         for lane in lanes.values():
             lane.started_at, lane.run = now, run
         self._runs.add(run)
@@ -70,8 +71,9 @@ class Runs:
         return {run.task for run in self._runs if run.task is not None}
 
     def marks(self) -> dict[int, int]:
-        """How many events each batch that is in its engine has yielded. Safe from the lease's thread."""
-        return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine}
+        """How many events each batch has yielded that is in an engine whose silence is a hang. Safe from the lease's
+        thread."""
+        return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.keeps_time}
 
     def usage(self, lane: Lane) -> Usage:
         """What a job that ends now has used."""

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from penstock import __version__
 from penstock.backends.base import Backend
@@ -99,15 +100,17 @@ class Worker:
         """Work until stopped. Raises `ConfigError` when the pool serves other models, or what a bug raised."""
         if self._metrics is not None:
             self._metrics.know(self._backends)
+            for model, backend in self._backends.items():
+                backend.observer = partial(self._metrics.report, backend.name or model)
         self._failed = asyncio.get_running_loop().create_future()
         try:
-            for backend in self._backends.values():
+            for backend in dict.fromkeys(self._backends.values()):  # several names may have one
                 await backend.start()
             while not self._stopping.is_set():
                 await self._work()
         finally:
             self._failed.cancel()
-            for backend in self._backends.values():
+            for backend in dict.fromkeys(self._backends.values()):
                 await backend.close()
 
     async def _work(self) -> None:

@@ -6,6 +6,7 @@ Each entry builds a backend whose answers to a prompt of many words have at leas
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.job import Batch, Claim, Job, Sampling
 from penstock.piece import Token
 from penstock.wire import decode_event, encode_event
+from tests.upstream import Upstream
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPT = "one two three four five six seven eight nine ten"
@@ -29,13 +31,27 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "echo-paced": lambda: build_backend(f"{EXAMPLES}/echo_backend.py:Echo", {"pause_ms": "1"}),
 }
 
+# In front of a server of the tests' own: its mood, and the backend's options.
+UPSTREAMS: dict[str, tuple[str, dict[str, str]]] = {
+    "openai": ("ok", {}),
+    "openai-resumes": ("ok", {"engine": "vllm", "resumes": "prompt+messages"}),
+    "openai-chat": ("no_done", {"engine": "vllm", "api": "chat", "resumes": "messages"}),
+    "openai-bytewise": ("bytewise", {"engine": "llamacpp"}),
+}
 
-@pytest.fixture(params=BACKENDS)
+
+@pytest.fixture(params=[*BACKENDS, *UPSTREAMS])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    made = BACKENDS[request.param]()
-    await made.start()
-    yield made
-    await made.close()
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param in BACKENDS:
+            made = BACKENDS[request.param]()
+        else:
+            mood, options = UPSTREAMS[request.param]
+            upstream = await stack.enter_async_context(Upstream(mood))
+            made = build_backend("openai", {"url": upstream.url, **options})
+        await made.start()
+        yield made
+        await made.close()
 
 
 def claim(id: str = "j", tokens: tuple[Token, ...] = (), prompt: str = PROMPT, **sampling: object) -> Claim:

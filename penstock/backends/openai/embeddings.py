@@ -1,0 +1,50 @@
+"""Embeddings at an upstream: the body of a request to /embeddings, and its answer. Pure.
+
+Form: https://platform.openai.com/docs/api-reference/embeddings. All inputs of a job travel in one request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.backends.base import Embedded
+from penstock.backends.openai.trouble import malformed
+from penstock.job import Job
+
+EMBEDDINGS = "/embeddings"
+
+
+def build(job: Job, inputs: Sequence[str], model: str) -> bytes:
+    body: dict[str, Any] = {"model": model, "input": list(inputs), "encoding_format": "float"}
+    if job.sampling.dimensions is not None:
+        body["dimensions"] = job.sampling.dimensions
+    if job.user:
+        body["user"] = job.user
+    return msgspec.json.encode(body)
+
+
+def read(data: bytes, num: int) -> Embedded:
+    """`num` vectors in the order of their inputs. Raises `Trouble`."""
+    try:
+        answer = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        raise malformed("embeddings that are no JSON") from None
+    rows = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(rows, list) or len(rows) != num or not all(isinstance(row, dict) for row in rows):
+        raise malformed(f"not {num} embeddings")
+    by_index = {row.get("index", place): row.get("embedding") for place, row in enumerate(rows)}
+    vectors = [by_index.get(place) for place in range(num)]
+    if not all(isinstance(vector, list) and vector and all(map(_is_number, vector)) for vector in vectors):
+        raise malformed("an embedding that is no list of numbers")
+    usage = answer.get("usage")
+    prompt_tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    is_count = type(prompt_tokens) is int and prompt_tokens >= 0
+    return Embedded([vector for vector in vectors if vector is not None], prompt_tokens if is_count else None)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 3.4e38  # what float32 holds

@@ -1,0 +1,55 @@
+"""What the engines behind the one API differ in: which fields they honour, and what they call them. Pure.
+
+A field that an engine would silently ignore is not in its list, so that the gateway refuses it with 400. A field that
+depends on how the engine was launched (tools, images) is: the engine's own 400 is passed on. From the engines' own
+documentation and request schemas; docs/backends.md says which versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+EngineName = Literal["any", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"]
+
+_EVERY = ("temperature", "top_p", "stop")
+_USUAL = (*_EVERY, "seed", "presence_penalty", "frequency_penalty")
+_ALL = (
+    *_USUAL,
+    *("top_k", "min_p", "repetition_penalty", "logit_bias", "logprobs"),
+    *("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort", "images"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """`accepts`: fields of `Sampling`, and "images". `names`: those that the engine spells its own way.
+
+    `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
+    `has_completions`: whether there is /completions; without it a prompt is sent as a user's message.
+    """
+
+    accepts: tuple[str, ...] = _EVERY
+    names: Mapping[str, str] = field(default_factory=dict)
+    health: str = ""
+    has_completions: bool = True
+
+
+ENGINES: dict[EngineName, Engine] = {
+    "any": Engine(),
+    "vllm": Engine(_ALL, health="/health"),
+    "sglang": Engine(_ALL, health="/health"),
+    "llamacpp": Engine(
+        tuple(name for name in _ALL if name != "reasoning_effort"),
+        {"repetition_penalty": "repeat_penalty"},
+        health="/health",
+    ),
+    "ollama": Engine((*_USUAL, "response_format", "tools", "images", "reasoning_effort"), health="/api/version"),
+    "tgi": Engine((*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images"), health="/health"),
+    "openai": Engine(
+        tuple(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")),
+        {"max_tokens": "max_completion_tokens"},
+        has_completions=False,
+    ),
+}

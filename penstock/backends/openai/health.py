@@ -1,0 +1,65 @@
+"""Health checks: of every replica that has one at the start, and after that of ejected ones only.
+
+A replica that works is checked by its requests. One that is ejected is let back in when its check passes and a first
+request, the trial, succeeds; without a check the trial alone decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from penstock.backends.openai.call import Caller
+from penstock.backends.openai.replicas import Replica, Tier
+from penstock.backends.openai.traffic import Traffic
+
+logger = logging.getLogger("penstock.backends")
+
+MAX_SLEEP_S = 5.0
+
+
+class Health:
+    def __init__(self, traffic: Traffic, caller: Caller, path: str | None) -> None:
+        """`path` instead of the engines' own."""
+        self._traffic = traffic
+        self._caller = caller
+        self._path = path
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        checked = [(tier, one) for tier, one in self._traffic.replicas() if one.breaker.has_check]
+        if checked:
+            self._task = asyncio.create_task(self._run(checked), name="upstream-health")
+            self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self, checked: list[tuple[Tier, Replica]]) -> None:
+        due = checked
+        while True:
+            if due:
+                found = await asyncio.gather(*(self._is_well(tier, one) for tier, one in due))
+                for (_, one), is_well in zip(due, found, strict=True):
+                    if is_well is False or one.breaker.is_open:
+                        self._traffic.checked(one, is_well=is_well)
+            now = time.monotonic()
+            next_at = min((one.breaker.until for _, one in checked if one.breaker.is_open), default=now + MAX_SLEEP_S)
+            await self._traffic.changed(min(MAX_SLEEP_S, max(0.05, next_at - now)))
+            now = time.monotonic()
+            due = [(tier, one) for tier, one in checked if one.breaker.wants_check(now)]
+
+    async def _is_well(self, tier: Tier, replica: Replica) -> bool:
+        return await self._caller.is_well(tier, replica, self._path or tier.engine.health)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Without checks nothing would ever come back: then trials alone decide."""
+        if task.cancelled():
+            return
+        logger.error("the health checks have ended in a bug", exc_info=task.exception())
+        for _, one in self._traffic.replicas():
+            one.breaker.has_check, one.breaker.is_checked = False, True
+        self._traffic.ring()

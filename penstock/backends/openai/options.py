@@ -1,0 +1,130 @@
+"""From the backend's options, which are text, to tiers and declarations. Raises `ValueError` that names the option.
+
+A key never stands in an option, only the name of the environment variable that holds it; no message repeats a URL,
+since people put secrets into those all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import httpx2
+
+from penstock.backends.base import OPTIONAL_FIELDS
+from penstock.backends.openai.breaker import Breaker
+from penstock.backends.openai.engines import ENGINES, EngineName
+from penstock.backends.openai.replicas import Replica, Tier
+from penstock.backends.openai.request import Resume
+
+NO_CHECK = "none"
+MAX_REPLICAS = 64  # of one tier; each is a label of metrics
+
+_NEXT_URL = re.compile(r"\+(?=https?://)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TierOptions:
+    url: str
+    model: str
+    key_env: str
+    engine: EngineName
+    slots: int | None
+
+
+def build_tiers(options: Sequence[TierOptions], *, health: str, max_failures: int, eject_s: float) -> list[Tier]:
+    """The tiers that have a `url`, in order. `health`: a path instead of the engines' own, "none" for no checks."""
+    if health not in ("", NO_CHECK) and not health.startswith("/"):
+        raise ValueError("health must be a path that begins with /, or none")
+    tiers: list[Tier] = []
+    seen: dict[str, int] = {}
+    for number, option in enumerate(options, 1):
+        suffix = "" if number == 1 else str(number)
+        if not option.url:
+            if number == 1 or option != replace(_NOTHING, url=""):
+                raise ValueError(f"url{suffix} is missing")
+            continue
+        if len(tiers) != number - 1:
+            raise ValueError(f"url{suffix} without url{number - 1}")
+        if option.slots is not None and option.slots < 1:
+            raise ValueError(f"slots{suffix} must be at least 1")
+        engine = ENGINES[option.engine]
+        has_check = health != NO_CHECK and bool(health or engine.health)
+        replicas = []
+        for url in _urls(option.url, f"url{suffix}"):
+            breaker = Breaker(max_failures, eject_s, max(eject_s, 30.0), has_check=has_check)
+            replicas.append(Replica(_name(url, seen), str(url), breaker, option.slots))
+        key = _read_key(option.key_env, f"key_env{suffix}")
+        tiers.append(Tier(number, replicas, engine, option.model, key))
+    return tiers
+
+
+def read_accepts(text: str, tiers: Sequence[Tier], *, embeds: bool = False) -> tuple[str, ...]:
+    """The fields that every tier honours; what the operator declares counts more than what is known of engines.
+
+    `dimensions` of an embedding depends on the upstream's model, which knows best: its own 400 is passed on.
+    """
+    if text:
+        names = text.split("+")
+        unknown = sorted(set(names) - set(OPTIONAL_FIELDS))
+        if unknown:
+            raise ValueError(f"accepts: {', '.join(unknown)} is not known; there are {', '.join(OPTIONAL_FIELDS)}")
+    else:
+        names = [name for name in OPTIONAL_FIELDS if all(name in tier.engine.accepts for tier in tiers)]
+    return tuple(name for name in OPTIONAL_FIELDS if name in names or (embeds and name == "dimensions"))
+
+
+def read_resumes(text: str) -> frozenset[Resume]:
+    known = get_args(Resume)
+    names = [] if text in ("", "no") else text.split("+")
+    if not set(names) <= set(known):
+        raise ValueError(f"resumes must be no, or some of {'+'.join(known)}")
+    return frozenset(name for name in known if name in names)
+
+
+def _urls(text: str, option: str) -> list[httpx2.URL]:
+    parts = _NEXT_URL.split(text)
+    if len(parts) > MAX_REPLICAS:
+        raise ValueError(f"{option}: more than {MAX_REPLICAS} replicas")
+    urls = []
+    for part in parts:
+        try:
+            url = httpx2.URL(part.strip())
+        except httpx2.InvalidURL:
+            raise ValueError(f"{option} is no URL") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"{option} must be http:// or https:// URLs, joined by +")
+        if url.userinfo or url.fragment:
+            raise ValueError(f"{option}: no user, password or # in it; key_env names the variable that holds a key")
+        # As every engine has it: the API is at /v1 unless a path is given.
+        urls.append(url.copy_with(path="/v1") if url.path in ("", "/") else url)
+    return urls
+
+
+def _name(url: httpx2.URL, seen: dict[str, int]) -> str:
+    """Host and port; twice the same server (two models of a hosted API, say) gets a number."""
+    name = url.netloc.decode("ascii")
+    seen[name] = seen.get(name, 0) + 1
+    return name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+def _read_key(variable: str, option: str) -> str:
+    """The key. No message repeats the option's value: it may be a key, given where its variable's name belongs."""
+    if not variable:
+        return ""
+    if not _VARIABLE.fullmatch(variable):
+        raise ValueError(f"{option} must be the name of an environment variable that holds the key")
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"{option} names an environment variable that is not set")
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{option}: what is in that variable cannot stand in a header")
+    return key
+
+
+_NOTHING = TierOptions("", "", "", "any", None)

@@ -1,0 +1,114 @@
+"""From a job to the body of an upstream's request: POST /chat/completions or /completions. Pure.
+
+Field names and forms are those of OpenAI's API reference; an engine's own spelling comes from `engines`. One answer
+is asked for, always streamed. What the route has no field for is refused, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.backends.openai.engines import Engine
+from penstock.errors import InvalidRequest, UnsupportedParameter
+from penstock.job import Job, Message, Sampling
+from penstock.piece import Token, join_text
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+
+Api = Literal["both", "chat", "completions"]
+Resume = Literal["prompt", "messages"]
+
+_CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
+_PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "logprobs", "stop", "tools"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How to ask the upstreams of one model. `asks_usage`: with `stream_options.include_usage`."""
+
+    api: Api = "both"
+    asks_usage: bool = True
+    resumes: frozenset[Resume] = frozenset()
+
+
+def can_continue(job: Job, tokens: Iterable[Token], form: Form) -> bool:
+    """Whether an answer may go on after `tokens` at another request.
+
+    Only text can be given back: an engine would begin reasoning and tool calls anew. The same holds for a grammar
+    (`response_format`): it would start at its beginning, in the middle of the text.
+    """
+    kind: Resume = "messages" if job.prompt is None or form.api == "chat" else "prompt"
+    if kind not in form.resumes or job.sampling.response_format is not None:
+        return False
+    return all(isinstance(token, str) or not (token.reasoning or token.tool_calls) for token in tokens)
+
+
+def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, form: Form) -> tuple[str, bytes]:
+    """Path and JSON body. `tokens` were delivered already. Raises `InvalidRequest` for what cannot be asked."""
+    is_chat = job.prompt is None or form.api == "chat" or (form.api == "both" and not engine.has_completions)
+    if is_chat and form.api == "completions":
+        raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
+    body: dict[str, Any] = {"model": model}
+    if is_chat:
+        body["messages"] = _messages(job, tokens)
+        if tokens:  # vLLM's and SGLang's: go on with the last message instead of answering it
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+    else:
+        body["prompt"] = (job.prompt or "") + join_text(tokens)
+    body |= {"n": 1, "stream": True}
+    if form.asks_usage:
+        body["stream_options"] = {"include_usage": True}
+    # A token may have been more than one of the engine's, so this is at least what is left.
+    body[engine.names.get("max_tokens", "max_tokens") if is_chat else "max_tokens"] = max(
+        1, job.sampling.max_tokens - len(tokens)
+    )
+    body |= _sampling(job.sampling, engine, is_chat)
+    if job.user:
+        body["user"] = job.user
+    return CHAT if is_chat else COMPLETIONS, msgspec.json.encode(body)
+
+
+def _sampling(sampling: Sampling, engine: Engine, is_chat: bool) -> dict[str, Any]:
+    if not is_chat:
+        for name in _CHAT_ONLY:
+            if getattr(sampling, name) not in (None, ()):
+                raise UnsupportedParameter(f"{name!r} needs a conversation, not a prompt.", param=name)
+    fields = {engine.names.get(name, name): value for name in _PLAIN if (value := getattr(sampling, name)) is not None}
+    if sampling.stop:
+        fields["stop"] = list(sampling.stop)
+    if sampling.tools:
+        fields["tools"] = list(sampling.tools)
+    if sampling.logprobs is not None:
+        if is_chat:
+            fields["logprobs"] = True
+            if sampling.logprobs:
+                fields["top_logprobs"] = sampling.logprobs
+        else:
+            fields["logprobs"] = sampling.logprobs
+    return fields
+
+
+def _messages(job: Job, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    turns = [{"role": "user", "content": job.prompt}] if job.messages is None else [_message(m) for m in job.messages]
+    if tokens:
+        turns.append({"role": "assistant", "content": join_text(tokens)})
+    return turns
+
+
+def _message(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": list(message.parts) or message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+        turn["content"] = turn["content"] or None
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn

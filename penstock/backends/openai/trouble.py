@@ -1,0 +1,174 @@
+"""What a failed request at an upstream means: for its job, for the next try, for the replica. Pure.
+
+    upstream says                      the job's error         next try              the replica's fault
+    400 413 414 415 422                InvalidRequest          none                  no
+    401 403                            BackendError            elsewhere             no (a client can provoke a 403)
+    404, other 3xx and 4xx             BackendError            elsewhere             no
+    429                                Overloaded              elsewhere, or later   no; it rests for Retry-After
+    429 insufficient_quota             Overloaded              elsewhere             no
+    408 409 425                        BackendError            elsewhere, or later   no
+    502 503 504, no connection         BackendError            elsewhere, or later   yes
+    other 5xx, cut, timeout, nonsense  BackendError            the same, `tries`     yes
+
+"later" is the same replica again, after a pause. A try that may have cost the engine work is counted (`tries`); one
+that surely has not is free, and bounded by time alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.errors import BackendError, InvalidRequest, Overloaded, PenstockError
+
+# The labels of metrics and logs.
+Reason = Literal[
+    "invalid", "credentials", "not_found", "refused", "rate_limited", "server_error", "unreachable", "timeout", "cut",
+    "malformed",
+]  # fmt: skip
+Again = Literal["never", "elsewhere", "later"]
+
+MAX_MESSAGE = 1000
+MAX_RETRY_AFTER_S = 86_400.0
+
+_INVALID = (400, 413, 414, 415, 422)
+_UNBEGUN = (502, 503, 504)
+
+
+class Trouble(Exception):
+    """`error` is what the client reads if no other try helps. `rest_s`: for how long the replica wants to be left."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        error: PenstockError,
+        *,
+        again: Again = "later",
+        is_fault: bool = True,
+        costs_try: bool = True,
+        rest_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{reason}: {error.message}")
+        self.reason: Reason = reason
+        self.error = error
+        self.again: Again = again
+        self.is_fault = is_fault
+        self.costs_try = costs_try
+        self.rest_s = rest_s
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an error's body says, as far as it says anything."""
+
+    message: str = ""
+    code: str = ""
+    param: str | None = None
+
+
+def of_status(status: int, retry_after: str | None, body: bytes, model: str, key: str = "") -> Trouble:
+    """The trouble that an answer with a status other than 200 is. `key` never stands in a message."""
+    return _of(status, read_error(body, key), read_retry_after(retry_after), model)
+
+
+def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
+    if status in _INVALID:
+        message = said.message or f"The model's upstream refused the request (HTTP {status})."
+        return Trouble("invalid", InvalidRequest(message, param=said.param), again="never", is_fault=False)
+    if status == 429:
+        error: PenstockError = Overloaded("The model's upstream takes no more at present.", retry_after_s=rest_s)
+        again: Again = "elsewhere" if said.code == "insufficient_quota" else "later"
+        return Trouble("rate_limited", error, again=again, is_fault=False, costs_try=False, rest_s=rest_s)
+    error = BackendError(f"The model's upstream failed (HTTP {status}).")
+    if status >= 500:
+        return Trouble("server_error", error, costs_try=status not in _UNBEGUN, rest_s=rest_s)
+    if status in (408, 409, 425):
+        return Trouble("refused", error, is_fault=False, rest_s=rest_s)
+    reason: Reason = "refused"
+    if status in (401, 403):
+        reason, error = "credentials", BackendError(f"The upstream refused this server's credentials (HTTP {status}).")
+    elif status == 404:
+        reason, error = (
+            "not_found",
+            BackendError(f"The upstream knows no model {model!r}, or no such route (HTTP 404)."),
+        )
+    return Trouble(reason, error, again="elsewhere", is_fault=False, costs_try=False)
+
+
+def unreachable(what: str) -> Trouble:
+    """No connection, or one that broke before the request was through."""
+    return Trouble("unreachable", BackendError(f"The model's upstream cannot be reached ({what})."), costs_try=False)
+
+
+def timeout(what: str) -> Trouble:
+    return Trouble("timeout", BackendError(f"The model's upstream {what}."))
+
+
+def cut(what: str) -> Trouble:
+    return Trouble("cut", BackendError(f"The model's upstream broke off ({what})."))
+
+
+def malformed(what: str) -> Trouble:
+    """It is up, and what it says is no answer."""
+    return Trouble("malformed", BackendError(f"The model's upstream sent what is no answer: {what}."))
+
+
+def of_stream(error: Any, model: str, key: str = "") -> Trouble:
+    """The trouble that an error inside a stream is; many servers give the status that it would have had as `code`."""
+    status = error.get("code") if isinstance(error, Mapping) else None
+    if isinstance(status, int) and 400 <= status < 600:
+        return _of(status, _said(error, key), None, model)
+    return Trouble("server_error", BackendError("The model's upstream failed while it answered."))
+
+
+def read_error(body: bytes, key: str = "") -> Said:
+    """OpenAI's envelope, or a flat object as some servers send it; anything else says nothing."""
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return Said()
+    error = data.get("error", data) if isinstance(data, dict) else None
+    return _said(error, key)
+
+
+def _said(error: Any, key: str) -> Said:
+    if isinstance(error, str):
+        return Said(_clean(error, key))
+    if not isinstance(error, Mapping):
+        return Said()
+    message, code, param = (error.get(name) for name in ("message", "code", "param"))
+    return Said(
+        _clean(message, key) if isinstance(message, str) else "",
+        _clean(code, key)[:64] if isinstance(code, str) else "",
+        _clean(param, key)[:200] if isinstance(param, str) and param else None,
+    )
+
+
+def _clean(text: str, key: str) -> str:
+    """What a client may read: no key, no control characters, not endless."""
+    if key:
+        text = text.replace(key, "***")
+    text = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_MESSAGE])
+    return text[:MAX_MESSAGE].strip()
+
+
+def read_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds from a `Retry-After` header, RFC 9110, 10.2.3: a number (fractions too) or a date. None for nonsense."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+        except (ValueError, OverflowError):
+            return None
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        seconds = (at - (now or datetime.now(UTC))).total_seconds()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
