@@ -127,7 +127,7 @@ class AsyncStream(Followed):
         """Let go of it. Safe to repeat."""
         await self._tokens.aclose()
         cancels, self._cancels = self._cancels, False
-        if cancels and self._progress.answer is None and self._progress.request_id:
+        if cancels and self._progress.is_running:
             await self._client._let_go(self._progress.request_id)
 
     async def result(self) -> Answer:

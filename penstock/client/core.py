@@ -44,6 +44,12 @@ class Progress:
     position: int | None = None
     answer: Answer | None = None
     num_resumed: int = 0
+    has_failed: bool = False  # in an error of its own: there is nothing left to cancel
+
+    @property
+    def is_running(self) -> bool:
+        """Somebody may still work on it, as far as is known."""
+        return bool(self.request_id) and self.answer is None and not self.has_failed
 
 
 class Followed:
@@ -152,6 +158,7 @@ def stream(
             content = (yield Rest()) if isinstance(head, Head) else head
             error = _fault(head, content, url) or broken(url, "an answer without a stream")
         now = yield from _wait(terms, patience, error, url)
+        progress.has_failed = False
 
 
 def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew: bool) -> Steps[PenstockError | None]:
@@ -178,6 +185,7 @@ def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew:
             if event.event == "done" and data.get("finish_reason") == "cancelled":
                 cancelled = Cancelled("The request was cancelled.")  # as a whole answer has it: what came is no answer
                 cancelled.request_id = progress.request_id
+                progress.has_failed = True
                 return cancelled
             is_next = _take(progress, event, data)
             if is_next is None:
@@ -228,6 +236,7 @@ def _reported(data: Mapping[str, Any], progress: Progress, *, can_begin_anew: bo
         progress.last_id = ""  # it has not begun: where the error says so, the same POST is another try
     else:
         error.retryable = False
+    progress.has_failed = error.code not in _GATEWAYS_OWN
     return error
 
 

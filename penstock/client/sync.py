@@ -121,7 +121,7 @@ class Stream(Followed):
         """Let go of it. Safe to repeat."""
         self._tokens.close()
         cancels, self._cancels = self._cancels, False
-        if cancels and self._progress.answer is None and self._progress.request_id:
+        if cancels and self._progress.is_running:
             self._client._let_go(self._progress.request_id)
 
     def result(self) -> Answer:

@@ -174,10 +174,11 @@ def test_a_gap_is_not_believed() -> None:
     ],
 )
 def test_the_requests_own_end_is_its_error(trouble: str, kind: type[PenstockError]) -> None:
-    world = World([trouble])
+    world, progress = World([trouble]), Progress()
     with pytest.raises(kind) as failed:
-        _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+        _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
     assert failed.value.request_id == "g.1"
+    assert not progress.is_running
     assert len(world.sent) == 1
 
 
