@@ -6,10 +6,13 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from penstock import Answer, Client, Status, errors
+from penstock.backends.openai import OpenAIBackend
+from penstock.backends.openai.engines import EngineName
 from penstock.client import Handle, Stream
 from penstock.client.options import Options
 
@@ -68,6 +71,24 @@ def test_the_page_of_the_client_names_all_of_it() -> None:
     for name, parameter in inspect.signature(Client).parameters.items():
         if name not in ("urls", "transport"):
             assert f"{name}={parameter.default}" in page, name
+
+
+def test_the_page_of_backends_names_every_option_with_its_default() -> None:
+    page = (ROOT / "docs/backends.md").read_text()
+    for name, parameter in list(inspect.signature(OpenAIBackend).parameters.items()):
+        assert f"`{name}`" in page or name[-1] == "3", name
+        default = parameter.default
+        if isinstance(default, bool | float | int) or default in ("both", "generate", "no", "any"):
+            shown = (
+                str(default).lower()
+                if isinstance(default, bool)
+                else f"{default:g}"
+                if default != str(default)
+                else default
+            )
+            assert re.search(rf"`{name}`.* \| `?{re.escape(shown)}`? \|", page) or name[-1] in "23", name
+    for engine in get_args(EngineName):
+        assert f"`{engine}`" in page
 
 
 def test_the_readme_runs_by_line_20() -> None:
