@@ -1,12 +1,13 @@
 # The verbs of the repository. CI calls only these. Needs Python >= 3.11 and make, nothing else.
 
 PYTHON ?= python3
+EXTRAS ?= dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs clean
+.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,7 +17,7 @@ install: $(READY)  ## make .venv, or bring it up to date
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
 serve: $(READY)  ## gateway, worker and a mock model in one process on port 8000
@@ -24,6 +25,14 @@ serve: $(READY)  ## gateway, worker and a mock model in one process on port 8000
 
 test: $(READY)  ## all tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+MODELS = $(MAKE) VENV=.venv-models EXTRAS=dev,transformers
+
+install-models:  ## make .venv-models, with torch for CPUs: some 1 GB
+	$(MODELS) install
+
+test-models:  ## against a real engine of another project, with a tiny model made here
+	$(MODELS) test ARGS='tests/models $(ARGS)'
 
 lint: $(READY)  ## style, types, import contracts, freshness of generated pages
 	$(BIN)/ruff check .
@@ -61,5 +70,5 @@ chaos-docs: $(READY)  ## put the table of the last `make chaos` into docs/reliab
 	$(BIN)/python -m tests.chaos --quote bench/results/chaos.json docs/reliability.md
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
