@@ -10,7 +10,7 @@ READY  := $(VENV)/.installed
 .PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
 
 install: $(READY)  ## make .venv, or bring it up to date
 
