@@ -255,7 +255,7 @@ class _Script:
         base = so_far[: match.start()] if match else so_far
         begun = match[0].count(".") if match else 0
         asked = body.get("max_tokens", body.get("max_completion_tokens", 0))
-        num = begun + (asked if self.mood.kind != "ignores_max_tokens" else 100_000)
+        num = begun + (asked if self.mood.kind != "ignores_max_tokens" else 5_000)
         self.tokens = tokens_of(base, num)[begun:]
         self.num_prompt = len(base.split()) + begun
         self.reason = "length"

@@ -7,6 +7,7 @@ nothing of other replicas and of what is tried next.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -55,11 +56,13 @@ class Caller:
         self._opened_clients: list[httpx2.AsyncClient] = []
 
     def open(self) -> None:
-        self._opened_clients = [self._make_client() for _ in range(NUM_POOLS)]
+        tls = httpx2.create_ssl_context()  # once: it takes a while
+        self._opened_clients = [self._make_client(tls) for _ in range(NUM_POOLS)]
         self._clients = cycle(self._opened_clients)
 
-    def _make_client(self) -> httpx2.AsyncClient:
+    def _make_client(self, tls: ssl.SSLContext) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
+            verify=tls,
             headers={"user-agent": f"penstock/{__version__}", "accept-encoding": "identity"},
             auth=_as_it_is,
             timeout=httpx2.Timeout(None, connect=self._times.connect_s),
