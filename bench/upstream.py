@@ -7,18 +7,17 @@ bench/results/upstream-<date>.json and its table in docs/backends.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bench.measure import Times
-from bench.report import RESULTS, ROOT, about, between, save
+from bench.report import ROOT
 from bench.stacks import GATEWAY, WORKER, Program, Stack
+from bench.study import Study
 from tests.servers import free_port, start_server
 
 BEGIN = "<!-- upstream: written by `python -m bench.upstream` -->\n"
@@ -103,36 +102,23 @@ def table(rounds: Sequence[dict[str, dict[str, dict[str, float]]]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+STUDY = Study(
+    module="bench.upstream",
+    about=str(__doc__),
+    cells=CELLS,
+    ways=WAYS,
+    measure=measure,
+    table=table,
+    page=PAGE,
+    begin=BEGIN,
+    end=END,
+    times=Times(3.0, 1.0, 0.0),
+    note=f", which hold the engine's server and the load as well; {TOKENS} tokens an answer",
+)
+
+
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.upstream", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one short round; nothing is written")
-    asked = parser.parse_args(arguments)
-    times = Times(1.5, 0.5, 0.0) if asked.quick else Times(3.0, 1.0, 0.0)
-    num_rounds = 1 if asked.quick else asked.rounds
-    rounds = []
-    for number in range(num_rounds):
-        seen: dict[str, dict[str, dict[str, float]]] = {}
-        for cell in CELLS:
-            ways = WAYS[number % 3 :] + WAYS[: number % 3]
-            seen[cell.name] = {way: measure(cell, way, times) for way in ways}
-            print(f"{cell.name:28} {seen[cell.name]}", flush=True)
-        rounds.append(seen)
-    text = table(rounds)
-    print(text)
-    if not asked.quick:
-        command = " ".join(["python -m bench.upstream", *arguments])
-        made = about(command, times, num_rounds)
-        path = RESULTS / f"upstream-{made['date']}.json"
-        save({"about": made, "cells": [asdict(cell) for cell in CELLS], "rounds": rounds}, path)
-        said = (
-            f"{made['date']}, `{command}`: medians of {num_rounds} rounds, {made['cores']} cores of {made['cpu']}, "
-            f"which hold the engine's server and the load as well; {TOKENS} tokens an answer.\n\n"
-        )
-        page = between(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{said}{text}\n")
-        PAGE.write_text(page, encoding="utf-8")
-        print(f"wrote {os.path.relpath(path)} and {os.path.relpath(PAGE)}")
-    return 0
+    return STUDY.run(arguments)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,20 @@ Writes bench/results/window-<date>.json and its table in docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from bench.measure import Times
-from bench.report import PAGE, RESULTS, about, between, save
+from bench.report import PAGE
 from bench.stacks import GATEWAY, Program, Stack
+from bench.study import Study
 from penstock.batcher import Batcher
 from penstock.cli.app import main as penstock
 from penstock.worker import shift
@@ -151,40 +150,27 @@ def table(rounds: Sequence[dict[str, dict[str, dict[str, float]]]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+STUDY = Study(
+    module="bench.window",
+    about=str(__doc__),
+    cells=CELLS,
+    ways=WAYS,
+    measure=measure,
+    table=table,
+    page=PAGE,
+    begin=BEGIN,
+    end=END,
+    times=Times(2.5, 1.0, 0.0),
+)
+
+
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--worker"]:
         shift.Batcher = RateBatcher  # type: ignore[misc]  # a worker that batches as is studied here
         sys.argv = ["penstock", *arguments[1:]]
         penstock()
         return 0
-    parser = argparse.ArgumentParser(prog="python -m bench.window", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one short round; nothing is written")
-    asked = parser.parse_args(arguments)
-    times = Times(1.5, 0.5, 0.0) if asked.quick else Times(2.5, 1.0, 0.0)
-    num_rounds = 1 if asked.quick else asked.rounds
-    rounds = []
-    for number in range(num_rounds):
-        seen: dict[str, dict[str, dict[str, float]]] = {}
-        for cell in CELLS:
-            ways = WAYS[number % 3 :] + WAYS[: number % 3]
-            seen[cell.name] = {way: measure(cell, way, times) for way in ways}
-            print(f"{cell.name:34} {seen[cell.name]}", flush=True)
-        rounds.append(seen)
-    text = table(rounds)
-    print(text)
-    if not asked.quick:
-        command = " ".join(["python -m bench.window", *arguments])
-        made = about(command, times, num_rounds)
-        path = RESULTS / f"window-{made['date']}.json"
-        save({"about": made, "cells": [asdict(cell) for cell in CELLS], "rounds": rounds}, path)
-        said = (
-            f"{made['date']}, `{command}`: medians of {num_rounds} rounds, {made['cores']} cores of {made['cpu']}.\n\n"
-        )
-        page = between(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{said}{text}\n")
-        PAGE.write_text(page, encoding="utf-8")
-        print(f"wrote {os.path.relpath(path)} and {os.path.relpath(PAGE)}")
-    return 0
+    return STUDY.run(arguments)
 
 
 if __name__ == "__main__":
