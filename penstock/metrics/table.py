@@ -96,7 +96,7 @@ _SPECS = (
     Spec("penstock_upstream_first_token_seconds", "seconds", (*_M, "upstream"), "worker",
          "From sending a request to an upstream to its first token.", _FIRST_TOKEN_S),
     Spec("penstock_upstream_fallbacks_total", "requests", (*_M, "tier", "reason"), "worker",
-         "Requests to a lower tier, once for each tier above that was passed over, with the reason."),
+         "Requests that passed over a tier of upstreams for a lower one, by that tier and the reason."),
     Spec("penstock_upstream_up", "1", (*_M, "upstream"), "worker",
          "1 while an upstream is used, 0 while it is ejected.", merge="livemostrecent"),
     Spec("penstock_upstream_open_streams", "streams", (*_M, "upstream"), "worker",

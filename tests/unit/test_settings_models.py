@@ -95,3 +95,15 @@ def test_a_table_needs_a_backend_and_plain_options() -> None:
 def test_what_is_named_like_a_secret_is_masked() -> None:
     text = r"m=openai:api_key=s1\,x,max_tokens=5,monkey=7,token=t,url=https://u:p@h/v1;n=x:password=y"
     assert masked(text) == r"m=openai:api_key=***,max_tokens=5,monkey=7,token=***,url=https://***@h/v1;n=x:password=***"
+
+
+def test_aliases_are_names_like_any_other() -> None:
+    spec = ModelSpec.parse("big=mock:step_ms=1,aliases=small+org/tiny")
+    assert spec.names == ("big", "small", "org/tiny")
+    assert spec.own_options == {"step_ms": "1"}
+    assert read_models({"big": {"backend": "mock", "step_ms": 1, "aliases": ["small", "org/tiny"]}}) == (spec,)
+    with pytest.raises(ValueError, match="small is given twice"):
+        read_models("big=mock:aliases=small;small=mock")
+    for wrong in ("a=mock:aliases=+", "a=mock:aliases=b c"):
+        with pytest.raises(ValueError, match="aliases is no model name"):
+            ModelSpec.parse(wrong)

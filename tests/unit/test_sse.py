@@ -62,3 +62,12 @@ def test_an_endless_line_is_refused() -> None:
     decoder.feed(b"x" * sse.MAX_LINE_BYTES)
     with pytest.raises(sse.SSEError):
         decoder.feed(b"x")
+
+
+def test_an_event_that_never_ends_is_refused() -> None:
+    decoder = sse.Decoder(max_bytes=1000)
+    assert decoder.feed(b"data: 0123456789\n" * 62) == []
+    with pytest.raises(sse.SSEError, match="event"):
+        decoder.feed(b"data: 0123456789\n")
+    decoder = sse.Decoder(max_bytes=1000)
+    assert sum(len(decoder.feed(b"data: 0123456789\n\n")) for _ in range(200)) == 200, "each event counts alone"

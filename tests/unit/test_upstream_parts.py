@@ -375,7 +375,7 @@ def test_every_trip_ends(made: list[Tier], happens: list[Callable[[], Trouble]],
         trip.failed(step.replica, step.tier, found, now)
     else:
         pytest.fail("it never gave up")
-    assert num_costly <= 3
+    assert num_costly <= 3 * len(made)  # in each tier
     assert now <= min(10, deadline_s) + 1e-3 or trip._last is None
 
 

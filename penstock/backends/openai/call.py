@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from itertools import cycle
 
 import httpx2
 
@@ -32,10 +31,9 @@ LINGER_S = 0.5  # for usage, `[DONE]` and the end of the body, once the answer h
 CHECK_S = 5.0
 # Below uvicorn's 5 s, which most engines run under: else a request meets a connection that is just being closed.
 KEEPALIVE_S = 4.0
-MAX_IDLE = 256
 # A pool looks at each of its connections whenever a request begins or ends, at some with a system call: with 256
 # streams in one that took a quarter of a worker's time.
-NUM_POOLS = 32
+NUM_POOLS, POOL_SIZE = 32, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +45,22 @@ class Times:
     idle_s: float = 30.0
 
 
+@dataclass(slots=True)
+class _Pool:
+    client: httpx2.AsyncClient
+    num_open: int = 0
+
+
 class Caller:
     """The connections to all replicas of one model. Open it in the loop that uses it."""
 
     def __init__(self, times: Times) -> None:
         self._times = times
-        self._clients: cycle[httpx2.AsyncClient] | None = None
-        self._opened_clients: list[httpx2.AsyncClient] = []
+        self._pools: list[_Pool] = []
 
     def open(self) -> None:
         tls = httpx2.create_ssl_context()  # once: it takes a while
-        self._opened_clients = [self._make_client(tls) for _ in range(NUM_POOLS)]
-        self._clients = cycle(self._opened_clients)
+        self._pools = [_Pool(self._make_client(tls)) for _ in range(NUM_POOLS)]
 
     def _make_client(self, tls: ssl.SSLContext) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -68,20 +70,35 @@ class Caller:
             timeout=httpx2.Timeout(None, connect=self._times.connect_s),
             # As many as the worker has slots; only idle ones need a bound of their own.
             limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=MAX_IDLE // NUM_POOLS, keepalive_expiry=KEEPALIVE_S
+                max_connections=None, max_keepalive_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S
             ),
         )
 
     async def close(self) -> None:
-        for client in self._opened_clients:
-            await client.aclose()
+        for pool in self._pools:
+            await pool.client.aclose()
 
     async def ask(
         self, tier: Tier, replica: Replica, model: str, path: str, body: bytes
     ) -> AsyncGenerator[Token | Finish, None]:
         """Yield the answer's tokens, and a `Finish` at last."""
         until = time.monotonic() + self._times.first_token_s
-        response = await self._send(tier, replica, path, body, until)
+        with self._pool() as client:
+            async with aclosing(self._asked(client, tier, replica, model, path, body, until)) as answer:
+                async for token in answer:
+                    yield token
+
+    async def _asked(
+        self,
+        client: httpx2.AsyncClient,
+        tier: Tier,
+        replica: Replica,
+        model: str,
+        path: str,
+        body: bytes,
+        until: float,
+    ) -> AsyncGenerator[Token | Finish, None]:
+        response = await self._send(client, tier, replica, path, body, until)
         try:
             if response.status_code != 200:
                 raise await _refusal(response, model, tier.key)
@@ -101,7 +118,20 @@ class Caller:
     async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes) -> bytes:
         """A whole answer of status 200, within `first_token_s`."""
         until = time.monotonic() + self._times.first_token_s
-        response = await self._send(tier, replica, path, body, until, accept="application/json")
+        with self._pool() as client:
+            return await self._posted(client, tier, replica, model, path, body, until)
+
+    async def _posted(
+        self,
+        client: httpx2.AsyncClient,
+        tier: Tier,
+        replica: Replica,
+        model: str,
+        path: str,
+        body: bytes,
+        until: float,
+    ) -> bytes:
+        response = await self._send(client, tier, replica, path, body, until, accept="application/json")
         try:
             if response.status_code != 200:
                 raise await _refusal(response, model, tier.key)
@@ -121,23 +151,31 @@ class Caller:
 
     async def is_well(self, tier: Tier, replica: Replica, path: str) -> bool:
         """Whether a health check at the server's root answers 2xx in time."""
-        client = self._opened()
         try:
             async with asyncio.timeout(CHECK_S):
                 url = httpx2.URL(replica.url).join(path)
-                async with client.stream("GET", url, headers=_key(tier)) as response:
-                    return response.is_success
+                with self._pool() as client:
+                    async with client.stream("GET", url, headers=_key(tier)) as response:
+                        return response.is_success
         except (httpx2.HTTPError, TimeoutError):
             return False
 
-    def _opened(self) -> httpx2.AsyncClient:
-        """One of the pools, in turn."""
-        if self._clients is None:
+    @contextmanager
+    def _pool(self) -> Iterator[httpx2.AsyncClient]:
+        """The first pool with room, so that connections are used again; of full ones the least loaded."""
+        if not self._pools:
             raise RuntimeError("this backend was not started")
-        return next(self._clients)
+        pool = next((one for one in self._pools if one.num_open < POOL_SIZE), None)
+        pool = pool or min(self._pools, key=lambda one: one.num_open)
+        pool.num_open += 1
+        try:
+            yield pool.client
+        finally:
+            pool.num_open -= 1
 
     async def _send(
         self,
+        client: httpx2.AsyncClient,
         tier: Tier,
         replica: Replica,
         path: str,
@@ -145,7 +183,6 @@ class Caller:
         until: float,
         accept: str = "text/event-stream",
     ) -> httpx2.Response:
-        client = self._opened()
         url = httpx2.URL(replica.url)
         request = client.build_request(
             "POST",

@@ -1,13 +1,15 @@
 """One job on its way to an upstream: which replica next, how long to wait for it, when to give up. Pure.
 
-Time is an argument, monotonic seconds. A replica that failed this job is left alone for a pause that doubles; other
-replicas, of lower tiers too, are tried at once. Knows nothing of HTTP and of other jobs.
+Time is an argument, monotonic seconds. A replica that failed this job is left alone for as long as it asks, else for a
+pause that doubles; others, of lower tiers too, are tried at once, and before it is tried again. Knows nothing of HTTP
+and of other jobs.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +20,8 @@ from penstock.errors import BackendError, Overloaded, PenstockError
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """`retry_s`: no new try begins later than this after the first one, or after the last token that came.
-    `tries`: how many may fail that cost an upstream work.
+    """`retry_s`: nothing is tried again, or waited for, later than this after the beginning or the last token.
+    `tries`: how many may fail in one tier that cost it work.
     """
 
     retry_s: float = 30.0
@@ -51,33 +53,49 @@ class Trip:
         self._draw = draw
         self._paused: dict[Replica, float] = {}
         self._num_failed: dict[Replica, int] = {}
+        self._failed_now: set[Replica] = set()  # since every replica had its turn
         self._hopeless: set[Replica] = set()
         self._reasons: dict[int, str] = {}
-        self._num_costly = 0
+        self._num_costly: Counter[int] = Counter()  # by tier
         self._last: Trouble | None = None
 
     def next(self, now: float) -> Choice | Wait:
         """Where to go now, or how long to wait. Raises the job's `PenstockError` when nothing is left to try."""
-        if self._last is not None and (self._last.again == "never" or self._num_costly >= self._patience.tries):
+        if self._last is not None and self._last.again == "never":
             raise self._last.error
-        if self._last is not None and now > self._give_up_at:
+        is_late = self._last is not None and now > self._give_up_at
+        if is_late and now > self._deadline_at:
             raise self._error(math.inf)
-        paused = {replica for replica, until in self._paused.items() if until > now}
-        choice = choose(self._tiers, now, paused | self._hopeless)
-        return choice if choice is not None else self._wait(now)
+        tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._patience.tries]
+        # An upstream that hangs may cost more than all our patience: who was not tried yet still is.
+        tried = set(self._num_failed) if is_late else self._failed_now
+        choice = choose(tiers, now, self._hopeless | tried)
+        if choice is None:
+            if is_late:
+                raise self._error(math.inf)
+            paused = {replica for replica, until in self._paused.items() if until > now}
+            choice = choose(tiers, now, self._hopeless | paused)
+            if choice is None:
+                return self._wait(tiers, now)
+            self._failed_now.clear()
+        return choice
 
     def failed(self, replica: Replica, tier: Tier, trouble: Trouble, now: float, num_tokens: int = 0) -> bool:
         """A try failed after `num_tokens`. Whether the replica is to be charged with it: one job charges it once, so
         that a request that breaks engines ejects none of them alone.
         """
-        if num_tokens:
-            self._num_costly = 0
+        if num_tokens:  # it got on: patience begins anew, and ends at last with the answer
+            self._num_costly.clear()
             self._give_up_at = min(now + self._patience.retry_s, self._deadline_at)
         num = self._num_failed.get(replica, 0)
-        pause_s = min(self._patience.last_pause_s, self._patience.first_pause_s * 2.0 ** min(num, 16))
+        if trouble.rest_s is not None:
+            pause_s = max(trouble.rest_s, self._patience.first_pause_s)  # as it asks, but never in a hot loop
+        else:
+            pause_s = min(self._patience.last_pause_s, self._patience.first_pause_s * 2.0 ** min(num, 16))
         self._num_failed[replica] = num + 1
         self._paused[replica] = now + pause_s * (1.0 + 0.25 * self._draw())
-        self._num_costly += trouble.costs_try
+        self._failed_now.add(replica)
+        self._num_costly[tier.number] += trouble.costs_try and not num_tokens
         self._last = trouble
         self._reasons[tier.number] = trouble.reason
         if trouble.again == "elsewhere":
@@ -89,8 +107,8 @@ class Trip:
         above = [tier for tier in self._tiers if tier.number < choice.tier.number]
         return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now)) for tier in above]
 
-    def _wait(self, now: float) -> Wait:
-        left = [one for tier in self._tiers for one in tier.replicas if one not in self._hopeless]
+    def _wait(self, tiers: Sequence[Tier], now: float) -> Wait:
+        left = [one for tier in tiers for one in tier.replicas if one not in self._hopeless]
         times = [(one, one.usable_at(now)) for one in left]
         soonest = min((max(at, self._paused.get(one, now)) for one, at in times if at is not None), default=math.inf)
         if soonest <= self._give_up_at:

@@ -1,0 +1,149 @@
+"""From jobs to the bodies that upstreams get: nothing is left out, nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.backends.openai.engines import ENGINES
+from penstock.backends.openai.request import Form, build, can_continue
+from penstock.errors import InvalidRequest, UnsupportedParameter
+from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
+from penstock.piece import Logprob, Piece, Token, ToolCall
+
+ALL = Form(resumes=frozenset(("prompt", "messages")))
+ANY = ENGINES["any"]
+TALK = (Message("user", "Hello"),)
+
+
+def body_of(job: Job, tokens: tuple[Token, ...] = (), engine: str = "any", form: Form = ALL) -> tuple[str, Any]:
+    path, body = build(job, tokens, "up", ENGINES[engine], form)  # type: ignore[index]
+    return path, json.loads(body)
+
+
+def test_a_prompt_goes_to_completions_and_a_conversation_to_chat() -> None:
+    path, body = body_of(Job(id="j", model="m", prompt="Once", sampling=Sampling(max_tokens=7)))
+    options = {"n": 1, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 7}
+    assert (path, body) == ("/completions", {"model": "up", "prompt": "Once", **options})
+    path, body = body_of(Job(id="j", model="m", messages=TALK, sampling=Sampling(max_tokens=7), user="u"))
+    messages = [{"role": "user", "content": "Hello"}]
+    assert (path, body) == ("/chat/completions", {"model": "up", "messages": messages, **options, "user": "u"})
+
+
+def test_where_there_is_only_chat_a_prompt_is_a_users_message() -> None:
+    job = Job(id="j", model="m", prompt="Once")
+    for engine, form in (("any", Form("chat")), ("openai", Form())):
+        path, body = body_of(job, engine=engine, form=form)
+        assert (path, body["messages"]) == ("/chat/completions", [{"role": "user", "content": "Once"}])
+    with pytest.raises(InvalidRequest, match="prompt") as caught:
+        body_of(Job(id="j", model="m", messages=TALK), form=Form("completions"))
+    assert caught.value.param == "messages"
+
+
+def test_every_kind_of_message() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    call = ToolCall(0, "call_1", "weather", '{"city": "Ulm"}')
+    turns = (
+        Message("system", "Be brief.", name="boss"),
+        Message("user", "", parts=({"type": "text", "text": "What?"}, image)),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "rain", tool_call_id="call_1"),
+    )
+    _, body = body_of(Job(id="j", model="m", messages=turns))
+    function = {"name": "weather", "arguments": '{"city": "Ulm"}'}
+    assert body["messages"] == [
+        {"role": "system", "content": "Be brief.", "name": "boss"},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}, image]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+    ]
+
+
+def test_an_engines_own_spelling() -> None:
+    sampling = Sampling(max_tokens=9, repetition_penalty=1.5)
+    assert (
+        body_of(Job(id="j", model="m", messages=TALK, sampling=sampling), engine="llamacpp")[1]["repeat_penalty"] == 1.5
+    )
+    body = body_of(Job(id="j", model="m", messages=TALK, sampling=sampling), engine="openai")[1]
+    assert body["max_completion_tokens"] == 9
+    assert "max_tokens" not in body
+
+
+@pytest.mark.parametrize(("num", "chat"), [(0, {"logprobs": True}), (3, {"logprobs": True, "top_logprobs": 3})])
+def test_logprobs_have_two_forms(num: int, chat: dict[str, Any]) -> None:
+    sampling = Sampling(logprobs=num)
+    _, body = body_of(Job(id="j", model="m", messages=TALK, sampling=sampling))
+    assert {name: value for name, value in body.items() if "logprobs" in name} == chat
+    assert body_of(Job(id="j", model="m", prompt="p", sampling=sampling))[1]["logprobs"] == num
+
+
+def test_what_a_prompt_cannot_carry_is_refused() -> None:
+    refused = {"tools": Sampling(tools=({"type": "function"},)), "response_format": Sampling(response_format={"a": 1})}
+    for name, sampling in refused.items():
+        with pytest.raises(UnsupportedParameter) as caught:
+            body_of(Job(id="j", model="m", prompt="p", sampling=sampling))
+        assert caught.value.param == name
+
+
+numbers = st.floats(0.1, 2) | st.integers(1, 9)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "stop": st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4).map(tuple),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "top_k": st.integers(1, 100),
+    "logprobs": st.integers(0, 20),
+    "logit_bias": st.dictionaries(st.text("0123456789", min_size=1, max_size=3), st.floats(-100, 100), min_size=1),
+    "tools": st.just(({"type": "function", "function": {"name": "f"}},)),
+    "tool_choice": st.sampled_from(["auto", {"type": "function", "function": {"name": "f"}}]),
+    "parallel_tool_calls": st.booleans(),
+    "response_format": st.just({"type": "json_object"}),
+    "reasoning_effort": st.sampled_from(["low", "high"]),
+}
+samplings = st.fixed_dictionaries({}, optional={name: VALUES.get(name, numbers) for name in OPTIONAL_FIELDS})
+
+
+@given(samplings, st.sampled_from(sorted(ENGINES)))
+def test_every_field_that_was_set_is_sent_once_and_no_other(fields: dict[str, Any], engine: str) -> None:
+    _, body = body_of(Job(id="j", model="m", messages=TALK, sampling=Sampling(**fields)), engine=engine)
+    names = ENGINES[engine].names  # type: ignore[index]
+    always = {"model", "messages", "n", "stream", "stream_options", names.get("max_tokens", "max_tokens")}
+    sent = set(body) - always - {"top_logprobs"}
+    assert sent == {names.get(name, name) for name in fields}
+    for name, value in fields.items():
+        if name != "logprobs":
+            assert body[names.get(name, name)] == (list(value) if isinstance(value, tuple) else value)
+
+
+plain = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6).map(tuple)
+
+
+@given(plain, st.integers(1, 20))
+def test_a_continued_answer_sends_what_was_said_and_asks_for_the_rest(tokens: tuple[str, ...], limit: int) -> None:
+    sampling = Sampling(max_tokens=limit)
+    _, body = body_of(Job(id="j", model="m", prompt="p", sampling=sampling), tokens)
+    assert body["prompt"] == "p" + "".join(tokens)
+    assert body["max_tokens"] == max(1, limit - len(tokens))
+    _, body = body_of(Job(id="j", model="m", messages=TALK, sampling=sampling), tokens)
+    assert body["messages"][-1] == {"role": "assistant", "content": "".join(tokens)}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
+    prompt, talk = Job(id="j", model="m", prompt="p"), Job(id="j", model="m", messages=TALK)
+    scored = Piece("a", logprobs=(Logprob("a", -1.0),))
+    assert can_continue(prompt, ("a", scored), ALL)
+    assert can_continue(talk, ("a",), ALL)
+    assert not can_continue(prompt, ("a", Piece(reasoning="hm")), ALL)
+    assert not can_continue(talk, (Piece(tool_calls=(ToolCall(),)),), ALL)
+    assert not can_continue(prompt, ("a",), Form())
+    assert not can_continue(talk, ("a",), Form(resumes=frozenset(("prompt",))))
+    assert not can_continue(prompt, ("a",), Form("chat", resumes=frozenset(("prompt",)))), "it is a conversation there"
+    bound = Job(id="j", model="m", messages=TALK, sampling=Sampling(response_format={"type": "json_object"}))
+    assert not can_continue(bound, ("{",), ALL), "its grammar would begin anew"
