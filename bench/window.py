@@ -22,7 +22,7 @@ from bench.report import PAGE
 from bench.stacks import GATEWAY, Program, Stack
 from bench.study import Study
 from penstock.batcher import Batcher
-from penstock.cli.app import main as penstock
+from penstock.cli import main as penstock
 from penstock.worker import shift
 from tests.servers import free_port, start_server
 

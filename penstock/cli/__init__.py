@@ -1,5 +1,19 @@
 """The command `penstock`. Reads flags, calls what does the work, prints; knows nothing else."""
 
-from penstock.cli.app import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+import sys
+
+PROCESSES = ("serve", "gateway", "worker")
+
+
+def main() -> None:
+    """The entry point of the console script.
+
+    A process that stays imports no command but its own kind: an HTTP client and progress bars would cost it 6 MB.
+    """
+    if sys.argv[1:2] and sys.argv[1] in PROCESSES:
+        from penstock.cli.processes import app
+    else:
+        from penstock.cli.app import app
+    app()

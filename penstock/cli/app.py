@@ -11,19 +11,13 @@ from penstock.cli.ask import ask
 from penstock.cli.bench import bench
 from penstock.cli.chat import chat
 from penstock.cli.config import config
+from penstock.cli.flags import new_app
 from penstock.cli.keys import keys
 from penstock.cli.operators import cancel, dead, doctor, ps
 from penstock.cli.plan import plan
 from penstock.cli.processes import gateway, serve, worker
 
-app = typer.Typer(
-    name="penstock",
-    help="LLM serving on a durable queue.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_app()
 for command in (serve, gateway, worker, ask, chat, bench, plan, config, doctor, ps, cancel):
     app.command()(command)
 app.add_typer(keys, name="keys")
@@ -43,8 +37,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """The entry point of the console script."""
-    app()

@@ -17,6 +17,17 @@ from penstock.supervisor import is_child
 P = ParamSpec("P")
 
 
+def new_app() -> typer.Typer:
+    return typer.Typer(
+        name="penstock",
+        help="LLM serving on a durable queue.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
 def complain(text: str) -> None:
     typer.echo(f"penstock: {text}", err=True)
 

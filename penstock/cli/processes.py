@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from penstock.cli.flags import with_settings
+from penstock.cli.flags import new_app, with_settings
 from penstock.errors import ConfigError
 from penstock.settings import Settings
 from penstock.settings.about import env_name, flag_name
@@ -41,6 +41,11 @@ def worker(settings: Settings) -> int:
 
     _import_from_here()
     return run_worker(settings)
+
+
+app = new_app()
+for command in (serve, gateway, worker):
+    app.command()(command)
 
 
 def _need_redis(settings: Settings, command: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from penstock import __version__
-from penstock.cli import app
+from penstock.cli.app import app
 from penstock.keys import KeyRing
 from penstock.settings import About, Command, Settings
 from penstock.settings.about import flag_name
@@ -146,3 +146,16 @@ def test_keys_need_a_file() -> None:
 def test_python_m_penstock() -> None:
     done = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"penstock {__version__}\n"
+
+
+def test_a_process_that_stays_imports_its_own_commands_only() -> None:
+    code = (
+        "import sys; sys.argv = ['penstock', 'worker', '--help']\n"
+        "from penstock.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('httpx2', 'rich.progress', 'penstock.client') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "A worker alone" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -18,7 +18,7 @@ from bench.report import RESULTS
 from bench.scale_report import costs_of
 from penstock.bench.capacity import Capacity, Demand, carries, plan
 from penstock.bench.costs import PACKAGED, Client, Costs, Origin, Role, Store, read_costs
-from penstock.cli import app
+from penstock.cli.app import app
 from penstock.cli.plan import DELIVERED_S
 from penstock.errors import ConfigError
 from penstock.relay.relay import DELIVERED_RETENTION_S
