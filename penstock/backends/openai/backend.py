@@ -100,7 +100,6 @@ class OpenAIBackend(Backend):
 
     async def start(self) -> None:
         """Does not wait for upstreams: they may come later, and one of them missing is no reason to serve nobody."""
-        self._caller.open()
         self._traffic.report_all()
         self._health.start()
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httpx2
 
@@ -31,9 +32,9 @@ LINGER_S = 0.5  # for usage, `[DONE]` and the end of the body, once the answer h
 CHECK_S = 5.0
 # Below uvicorn's 5 s, which most engines run under: else a request meets a connection that is just being closed.
 KEEPALIVE_S = 4.0
-# A pool looks at each of its connections whenever a request begins or ends, at some with a system call: with 256
-# streams in one that took a quarter of a worker's time.
-NUM_POOLS, POOL_SIZE = 32, 8
+# Its pool looks at every connection whenever a request begins or ends (and polls the idle ones), so one pool for 256
+# streams costs more than all else: several small ones, the first that has room.
+POOL_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,133 +46,101 @@ class Times:
     idle_s: float = 30.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pool:
     client: httpx2.AsyncClient
     num_open: int = 0
 
 
 class Caller:
-    """The connections to all replicas of one model. Open it in the loop that uses it."""
+    """The connections to all replicas of one model; as many as the worker runs requests. Use it in one loop."""
 
     def __init__(self, times: Times) -> None:
         self._times = times
         self._pools: list[_Pool] = []
-
-    def open(self) -> None:
-        tls = httpx2.create_ssl_context()  # once: it takes a while
-        self._pools = [_Pool(self._make_client(tls)) for _ in range(NUM_POOLS)]
-
-    def _make_client(self, tls: ssl.SSLContext) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
-            verify=tls,
-            headers={"user-agent": f"penstock/{__version__}", "accept-encoding": "identity"},
-            auth=_as_it_is,
-            timeout=httpx2.Timeout(None, connect=self._times.connect_s),
-            # As many as the worker has slots; only idle ones need a bound of their own.
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S
-            ),
-        )
+        self._tls: ssl.SSLContext | None = None
 
     async def close(self) -> None:
         for pool in self._pools:
             await pool.client.aclose()
+        self._pools.clear()
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx2.AsyncClient]:
+        """A client for one request."""
+        pool = next((pool for pool in self._pools if pool.num_open < POOL_SIZE), None)
+        if pool is None:
+            pool = _Pool(self._new_client())
+            self._pools.append(pool)
+        pool.num_open += 1
+        try:
+            yield pool.client
+        finally:
+            pool.num_open -= 1
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        if self._tls is None:
+            self._tls = httpx2.create_ssl_context()  # reads all certificates there are: once
+        return httpx2.AsyncClient(
+            headers={"user-agent": f"penstock/{__version__}", "accept-encoding": "identity"},
+            auth=_as_it_is,
+            verify=self._tls,
+            timeout=httpx2.Timeout(None, connect=self._times.connect_s),
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S
+            ),
+        )
 
     async def ask(
         self, tier: Tier, replica: Replica, model: str, path: str, body: bytes
     ) -> AsyncGenerator[Token | Finish, None]:
         """Yield the answer's tokens, and a `Finish` at last."""
         until = time.monotonic() + self._times.first_token_s
-        with self._pool() as client:
-            async with aclosing(self._asked(client, tier, replica, model, path, body, until)) as answer:
-                async for token in answer:
-                    yield token
-
-    async def _asked(
-        self,
-        client: httpx2.AsyncClient,
-        tier: Tier,
-        replica: Replica,
-        model: str,
-        path: str,
-        body: bytes,
-        until: float,
-    ) -> AsyncGenerator[Token | Finish, None]:
-        response = await self._send(client, tier, replica, path, body, until)
-        try:
-            if response.status_code != 200:
-                raise await _refusal(response, model, tier.key)
-            kind = response.headers.get("content-type", "")
-            if not kind.lower().startswith("text/event-stream"):
-                raise malformed(f"{kind[:80]!r} instead of an event stream")
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise malformed("a compressed stream, though none was asked for")
-            async with aclosing(self._answer(response, Chunks(model, tier.key), until)) as answer:
-                async for token in answer:
-                    yield token
-        except SSEError as error:
-            raise malformed(str(error)) from None
-        finally:
-            await response.aclose()
+        with self._client() as client:
+            response = await self._send(client, tier, replica, path, body, until)
+            try:
+                if response.status_code != 200:
+                    raise await _refusal(response, model, tier.key)
+                _check_form(response)
+                async with aclosing(self._answer(response, Chunks(model, tier.key), until)) as answer:
+                    async for token in answer:
+                        yield token
+            except SSEError as error:
+                raise malformed(str(error)) from None
+            finally:
+                await response.aclose()
 
     async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes) -> bytes:
         """A whole answer of status 200, within `first_token_s`."""
         until = time.monotonic() + self._times.first_token_s
-        with self._pool() as client:
-            return await self._posted(client, tier, replica, model, path, body, until)
-
-    async def _posted(
-        self,
-        client: httpx2.AsyncClient,
-        tier: Tier,
-        replica: Replica,
-        model: str,
-        path: str,
-        body: bytes,
-        until: float,
-    ) -> bytes:
-        response = await self._send(client, tier, replica, path, body, until, accept="application/json")
-        try:
-            if response.status_code != 200:
-                raise await _refusal(response, model, tier.key)
-            data = bytearray()
-            async with asyncio.timeout(until - time.monotonic()):
-                async for part in response.aiter_raw():
-                    data += part
-                    if len(data) > MAX_WHOLE_BYTES:
-                        raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
-            return bytes(data)
-        except TimeoutError:
-            raise timeout(f"gave no whole answer within {self._times.first_token_s:g} s") from None
-        except httpx2.HTTPError as error:
-            raise cut(type(error).__name__) from None
-        finally:
-            await response.aclose()
+        with self._client() as client:
+            response = await self._send(client, tier, replica, path, body, until, accept="application/json")
+            try:
+                if response.status_code != 200:
+                    raise await _refusal(response, model, tier.key)
+                data = bytearray()
+                async with asyncio.timeout(until - time.monotonic()):
+                    async for part in response.aiter_raw():
+                        data += part
+                        if len(data) > MAX_WHOLE_BYTES:
+                            raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
+                return bytes(data)
+            except TimeoutError:
+                raise timeout(f"gave no whole answer within {self._times.first_token_s:g} s") from None
+            except httpx2.HTTPError as error:
+                raise cut(type(error).__name__) from None
+            finally:
+                await response.aclose()
 
     async def is_well(self, tier: Tier, replica: Replica, path: str) -> bool:
         """Whether a health check at the server's root answers 2xx in time."""
+        url = httpx2.URL(replica.url).join(path)
         try:
-            async with asyncio.timeout(CHECK_S):
-                url = httpx2.URL(replica.url).join(path)
-                with self._pool() as client:
-                    async with client.stream("GET", url, headers=_key(tier)) as response:
-                        return response.is_success
+            with self._client() as client:
+                async with asyncio.timeout(CHECK_S), client.stream("GET", url, headers=_key(tier)) as response:
+                    return response.is_success
         except (httpx2.HTTPError, TimeoutError):
             return False
-
-    @contextmanager
-    def _pool(self) -> Iterator[httpx2.AsyncClient]:
-        """The first pool with room, so that connections are used again; of full ones the least loaded."""
-        if not self._pools:
-            raise RuntimeError("this backend was not started")
-        pool = next((one for one in self._pools if one.num_open < POOL_SIZE), None)
-        pool = pool or min(self._pools, key=lambda one: one.num_open)
-        pool.num_open += 1
-        try:
-            yield pool.client
-        finally:
-            pool.num_open -= 1
 
     async def _send(
         self,
@@ -183,10 +152,9 @@ class Caller:
         until: float,
         accept: str = "text/event-stream",
     ) -> httpx2.Response:
-        url = httpx2.URL(replica.url)
         request = client.build_request(
             "POST",
-            url.copy_with(path=url.path.rstrip("/") + path),
+            _url(replica.url, path),
             content=body,
             headers={"content-type": "application/json", "accept": accept, **_key(tier)},
         )
@@ -209,14 +177,16 @@ class Caller:
             while True:
                 data = await self._read(raw, chunks, until, has_begun=has_begun)
                 # A last event may lack its blank line.
-                for event in decoder.feed(data or b"\n\n"):
+                events = decoder.feed(data or b"\n\n")
+                for event in events:
                     token = chunks.feed(event)
-                    has_begun = has_begun or token is not None
-                    # Only chunks are life: comments may come from a proxy before an engine that hangs.
-                    if has_begun:
-                        until = time.monotonic() + self._times.idle_s
                     if token is not None:
+                        has_begun = True
                         yield token
+                # Only chunks are life: comments may come from a proxy before an engine that hangs. The clock starts
+                # after the last token was taken: a consumer that stands still is not the upstream's silence.
+                if has_begun and events:
+                    until = time.monotonic() + self._times.idle_s
                 if not data:
                     yield chunks.finish()
                     return
@@ -241,6 +211,21 @@ class Caller:
         if chunks.has_ended or chunks.is_over:
             return b""  # all that counts was said
         raise trouble
+
+
+@lru_cache(maxsize=1024)
+def _url(base: str, path: str) -> httpx2.URL:
+    """A route of the API below `base`, whose query stays. Cached: parsing one costs a tenth of a request."""
+    url = httpx2.URL(base)
+    return url.copy_with(path=url.path.rstrip("/") + path)
+
+
+def _check_form(response: httpx2.Response) -> None:
+    kind = response.headers.get("content-type", "")
+    if not kind.lower().startswith("text/event-stream"):
+        raise malformed(f"{kind[:80]!r} instead of an event stream")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise malformed("a compressed stream, though none was asked for")
 
 
 async def _refusal(response: httpx2.Response, model: str, key: str) -> Trouble:
