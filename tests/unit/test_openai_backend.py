@@ -301,6 +301,16 @@ async def test_cancellation_closes_the_upstreams_stream_at_once() -> None:
             assert up.seen[-1].left
 
 
+async def test_a_consumer_that_stands_still_is_not_the_upstreams_silence() -> None:
+    async with Upstream() as up, running(up.url, idle_s="0.2") as backend:
+        stream = backend.stream(claim().job)
+        seen = [await anext(stream)]
+        until = time.monotonic() + 0.4
+        await wait_until(lambda: time.monotonic() > until, "twice idle_s")
+        seen += [token async for token in stream]
+    assert seen[:-1] == tokens_of(PROMPT, 5)
+
+
 async def test_a_job_that_waits_for_an_upstream_can_be_cancelled() -> None:
     async with Upstream("status=429", retry_after="20") as up, running(up.url) as backend:
         one = claim()
@@ -426,6 +436,8 @@ async def test_labels_come_from_the_configuration(monkeypatch: pytest.MonkeyPatc
         ({"url": "http://h", "model2": "x"}, "url2 is missing"),
         ({"url": "http://h", "accepts": "stop+beams"}, "beams is not known"),
         ({"url": "http://h", "resumes": "maybe"}, "resumes must be"),
+        ({"url": "http://h", "resumes": "prompt", "url2": "http://g", "engine2": "openai"}, "engine of tier 2"),
+        ({"url": "http://h", "resumes": "prompt+messages", "engine": "tgi"}, "resumes=messages"),
         ({"url": "http://h", "health": "health"}, "health must be"),
         ({"url": "http://h", "slots": "0"}, "slots must be"),
         ({"url": "http://h", "tries": "0"}, "tries, max_failures"),

@@ -19,7 +19,7 @@ from penstock.event import Completion, Done, Event, Failed, Usage, fold
 from penstock.job import Batch, Claim, Job, Message, Sampling
 from penstock.piece import Logprob, Piece, Token, ToolCall, decode_vector, join
 from tests.upstream import Upstream, tokens_of
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_async
 
 PROMPT = "one two three"
 QUICK = {"connect_s": "1", "first_token_s": "0.3", "idle_s": "0.3", "retry_s": "2", "health": "none"}
@@ -240,12 +240,7 @@ async def test_a_replica_that_fails_is_ejected_and_comes_back() -> None:
             await _ask(backend, _claim())
             return len(bad.seen) > seen
 
-        for _ in range(200):
-            if await is_back():
-                break
-            await asyncio.sleep(0.01)
-        else:
-            pytest.fail("it never came back")
+        await wait_until_async(is_back, "it comes back")
     up = [value for name, labels, value in told if name == "upstream_up" and labels["upstream"].endswith(str(bad.port))]
     assert up[0] == 0.0
     assert up[-1] == 1.0
@@ -262,10 +257,12 @@ async def test_a_health_check_brings_a_replica_back_and_spares_requests() -> Non
             await asyncio.gather(*(_ask(backend, _claim(id=f"g.{number}")) for number in range(8)))
             assert len(bad.seen) == seen
             bad.health, bad.mood = 200, "ok"
-            checks = bad.num_checks
-            await wait_until(lambda: bad.num_checks > checks, "it is found well")
-            await asyncio.gather(*(_ask(backend, _claim(id=f"h.{number}")) for number in range(8)))
-            assert len(bad.seen) > seen
+
+            async def is_used() -> bool:
+                await _ask(backend, _claim())
+                return len(bad.seen) > seen
+
+            await wait_until_async(is_used, "it is found well, and used again")
 
 
 async def test_lower_tiers_are_asked_when_a_higher_one_cannot() -> None:

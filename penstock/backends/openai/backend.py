@@ -84,7 +84,7 @@ class OpenAIBackend(Backend):
             TierOptions(url3, model3, key_env3, engine3, slots3),
         ]
         tiers = build_tiers(options, health=health, max_failures=max_failures, eject_s=eject_s)
-        self._form = Form(api, asks_usage=usage, resumes=read_resumes(resumes))
+        self._form = Form(api, asks_usage=usage, resumes=read_resumes(resumes, tiers))
         self._patience = Patience(retry_s, tries)
         self._caller = Caller(Times(connect_s, first_token_s, idle_s))
         self._traffic = Traffic(tiers, lambda *what: self.observe(*what))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+Resume = Literal["prompt", "messages"]
 EngineName = Literal["any", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"]
 
 _EVERY = ("temperature", "top_p", "stop")
@@ -22,18 +23,23 @@ _ALL = (
 )
 
 
+_PROMPT: frozenset[Resume] = frozenset(("prompt",))
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """`accepts`: fields of `Sampling`, and "images". `names`: those that the engine spells its own way.
 
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
-    `has_completions`: whether there is /completions; without it a prompt is sent as a user's message.
+    `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what
+    it can go on from in the middle of an answer. Ollama puts a prompt into the model's template too, so not that.
     """
 
     accepts: tuple[str, ...] = _EVERY
     names: Mapping[str, str] = field(default_factory=dict)
     health: str = ""
     has_completions: bool = True
+    continues: frozenset[Resume] = frozenset(("prompt", "messages"))
 
 
 ENGINES: dict[EngineName, Engine] = {
@@ -44,12 +50,22 @@ ENGINES: dict[EngineName, Engine] = {
         tuple(name for name in _ALL if name != "reasoning_effort"),
         {"repetition_penalty": "repeat_penalty"},
         health="/health",
+        continues=_PROMPT,
     ),
-    "ollama": Engine((*_USUAL, "response_format", "tools", "images", "reasoning_effort"), health="/api/version"),
-    "tgi": Engine((*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images"), health="/health"),
+    "ollama": Engine(
+        (*_USUAL, "response_format", "tools", "images", "reasoning_effort"),
+        health="/api/version",
+        continues=frozenset(),
+    ),
+    "tgi": Engine(
+        (*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images"),
+        health="/health",
+        continues=_PROMPT,
+    ),
     "openai": Engine(
         tuple(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")),
         {"max_tokens": "max_completion_tokens"},
         has_completions=False,
+        continues=frozenset(),
     ),
 }

@@ -16,9 +16,8 @@ import httpx2
 
 from penstock.backends.base import OPTIONAL_FIELDS
 from penstock.backends.openai.breaker import Breaker
-from penstock.backends.openai.engines import ENGINES, EngineName
+from penstock.backends.openai.engines import ENGINES, EngineName, Resume
 from penstock.backends.openai.replicas import Replica, Tier
-from penstock.backends.openai.request import Resume
 
 NO_CHECK = "none"
 MAX_REPLICAS = 64  # of one tier; each is a label of metrics
@@ -79,11 +78,16 @@ def read_accepts(text: str, tiers: Sequence[Tier], *, embeds: bool = False) -> t
     return tuple(name for name in OPTIONAL_FIELDS if name in names or (embeds and name == "dimensions"))
 
 
-def read_resumes(text: str) -> frozenset[Resume]:
+def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:
+    """What an answer may go on from: declared by the operator, and refused where a tier's engine is known not to."""
     known = get_args(Resume)
     names = [] if text in ("", "no") else text.split("+")
     if not set(names) <= set(known):
         raise ValueError(f"resumes must be no, or some of {'+'.join(known)}")
+    for tier in tiers:
+        for name in names:
+            if name not in tier.engine.continues:
+                raise ValueError(f"resumes={name}: the engine of tier {tier.number} cannot go on from that")
     return frozenset(name for name in known if name in names)
 
 

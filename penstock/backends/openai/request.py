@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.backends.openai.engines import Engine
+from penstock.backends.openai.engines import Engine, Resume
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import Job, Message, Sampling
 from penstock.piece import Token, join_text
@@ -20,7 +20,6 @@ from penstock.piece import Token, join_text
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 Api = Literal["both", "chat", "completions"]
-Resume = Literal["prompt", "messages"]
 
 _CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
 _PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "logprobs", "stop", "tools"))

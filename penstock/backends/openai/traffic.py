@@ -57,16 +57,17 @@ class Traffic:
     def began(self, ticket: Ticket) -> None:
         """Its first token is here."""
         ticket.has_begun = True
+        ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
         labels = {"upstream": ticket.replica.name}
         self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)
-        self._judge(ticket.replica, lambda: ticket.replica.breaker.succeeded())
+        self._judge(ticket.replica, ticket.replica.breaker.succeeded, "ok")
 
     def failed(self, ticket: Ticket, trouble: Trouble, *, is_charged: bool) -> None:
         replica, now = ticket.replica, time.monotonic()
         if trouble.rest_s:
             replica.rests_until = max(replica.rests_until, now + trouble.rest_s)
         if is_charged or (ticket.is_trial and trouble.is_fault):
-            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial))
+            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), trouble.reason)
         self.leave(ticket, trouble.reason)
 
     def leave(self, ticket: Ticket, outcome: str) -> None:
@@ -84,7 +85,10 @@ class Traffic:
     def checked(self, replica: Replica, *, is_well: bool) -> None:
         """What a health check found."""
         breaker = replica.breaker
-        self._judge(replica, breaker.check_passed if is_well else lambda: breaker.check_failed(time.monotonic()))
+        if is_well:
+            self._judge(replica, breaker.check_passed, "check passed")
+        else:
+            self._judge(replica, lambda: breaker.check_failed(time.monotonic()), "check failed")
         self.ring()
 
     def report_all(self) -> None:
@@ -118,7 +122,7 @@ class Traffic:
         self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
         return Ticket(choice.tier, replica, replica.breaker.begin(), now)
 
-    def _judge(self, replica: Replica, verdict: Callable[[], None]) -> None:
+    def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
         """Let the breaker hear it, and tell when its state changes by that."""
         was_open = replica.breaker.is_open
         verdict()
@@ -126,7 +130,7 @@ class Traffic:
         if breaker.is_open != was_open:
             self._report_state(replica)
             if breaker.is_open:
-                logger.warning("an upstream is ejected", extra={"upstream": replica.name})
+                logger.warning("an upstream is ejected", extra={"upstream": replica.name, "reason": reason})
             else:
                 logger.info("an upstream is back", extra={"upstream": replica.name})
                 self.ring()

@@ -1,0 +1,165 @@
+"""Penstock before engines that are processes of their own: they are killed, frozen and started again by pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.process import reading
+from tests.process.programs import site
+from tests.upstream import tokens_of
+from tests.waiting import wait_until_async
+
+pytestmark = pytest.mark.timeout(90)
+
+ROOT = Path(__file__).parents[2]
+NUM, TOKENS = 24, 60
+KEY = "sk-of-the-process-test"
+
+
+class Engine:
+    """One upstream in a process of its own."""
+
+    def __init__(self, *args: str, port: int = 0) -> None:
+        command = [sys.executable, "-m", "tests.upstream", "--port", str(port), *args]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    """Whatever a test puts in here is ended with it."""
+    started: list[Engine] = []
+    yield started
+    for engine in started:
+        engine.stop()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    async with reading.client() as client:
+        yield client
+
+
+def start(engines: list[Engine], *args: str, port: int = 0) -> Engine:
+    engines.append(Engine(*args, port=port))
+    return engines[-1]
+
+
+async def metric(http: httpx2.AsyncClient, url: str, name: str, **labels: str) -> float:
+    return reading.metric((await http.get(f"{url}/metrics")).text, f"penstock_upstream_{name}", **labels)
+
+
+async def under_load(
+    http: httpx2.AsyncClient, url: str, victim: Engine, number: int, num: int = NUM
+) -> list[reading.Answer]:
+    """`num` streams, and a signal to `victim` once it has some of them."""
+    name = f"127.0.0.1:{victim.port}"
+    tasks = [asyncio.create_task(reading.stream(http, url, prompt=f"p {i}", max_tokens=TOKENS)) for i in range(num)]
+
+    async def is_busy() -> bool:
+        return await metric(http, url, "first_token_seconds_count", upstream=name) >= num / 4
+
+    await wait_until_async(is_busy, "the victim to have work", 20)
+    victim.signal(number)
+    return await asyncio.gather(*tasks)
+
+
+def is_whole(answer: reading.Answer, number: int) -> bool:
+    return answer.end == "done" and answer.tokens == tokens_of(f"p {number}", TOKENS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_where_it_resumes_no_client_notices_the_death_of_an_engine(
+    engines: list[Engine], http: httpx2.AsyncClient, number: int
+) -> None:
+    one, two = start(engines, "--token-ms", "20"), start(engines, "--token-ms", "20")
+    model = f"m=openai:url={one.url}+{two.url},resumes=prompt,first_token_s=3,idle_s=1"
+    with site() as built:
+        built.serve("--model", model, "--engine-stall-s", "1")
+        url = built.gateways[0]
+        answers = await under_load(http, url, one, number)
+        assert [is_whole(answer, i) for i, answer in enumerate(answers)] == [True] * NUM
+
+
+async def test_without_that_only_the_dead_engines_answers_are_lost_and_it_comes_back(
+    engines: list[Engine], http: httpx2.AsyncClient
+) -> None:
+    one, two = start(engines, "--token-ms", "20"), start(engines, "--token-ms", "20")
+    with site() as built:
+        built.serve("--model", f"m=openai:url={one.url}+{two.url},engine=vllm")
+        url = built.gateways[0]
+        answers = await under_load(http, url, one, signal.SIGKILL)
+        lost = [answer for i, answer in enumerate(answers) if not is_whole(answer, i)]
+        assert 0 < len(lost) < NUM
+        assert {answer.data["error"]["code"] for answer in lost} == {"worker_lost"}
+        again = await asyncio.gather(*(reading.stream(http, url, prompt=f"p {i}", max_tokens=TOKENS) for i in range(8)))
+        assert all(is_whole(answer, i) for i, answer in enumerate(again)), "the other one answers"
+        name = f"127.0.0.1:{one.port}"
+        assert await metric(http, url, "up", upstream=name) == 0
+        start(engines, port=one.port)
+        before = await metric(http, url, "requests_total", upstream=name, outcome="ok")
+
+        async def is_back() -> bool:
+            await reading.whole(http, url, prompt="p", max_tokens=2)
+            return await metric(http, url, "requests_total", upstream=name, outcome="ok") > before
+
+        await wait_until_async(is_back, "the new engine to get work", 30)
+        assert await metric(http, url, "up", upstream=name) == 1
+
+
+async def test_a_whole_tier_dies_and_the_hosted_one_answers(engines: list[Engine], http: httpx2.AsyncClient) -> None:
+    own, hosted = start(engines), start(engines, "--key", KEY)
+    model = f"m=openai:url={own.url},url2={hosted.url},key_env2=HOSTED_KEY,model2=big"
+    with site() as built:
+        program = built.serve("--model", model, "--log-level", "debug", env={"HOSTED_KEY": KEY})
+        url = built.gateways[0]
+        assert (await reading.whole(http, url, prompt="p 0", max_tokens=TOKENS)).status_code == 200
+        own.stop()
+        for number in range(6):
+            answer = await reading.stream(http, url, prompt=f"p {number}", max_tokens=TOKENS)
+            assert is_whole(answer, number)
+        assert await metric(http, url, "fallbacks_total", tier="1", reason="unreachable") >= 3
+        assert await metric(http, url, "fallbacks_total", tier="1", reason="ejected") >= 1
+        text = (await http.get(f"{url}/metrics")).text
+        assert KEY not in program.output() + text
+
+
+async def test_errors_reach_the_client_as_its_own_or_as_ours(engines: list[Engine], http: httpx2.AsyncClient) -> None:
+    models = []
+    for name, mood in (("bad", "status=400"), ("shut", "status=401"), ("none", "status=404"), ("deaf", "hang")):
+        models += ["--model", f"{name}=openai:url={start(engines, '--mood', mood).url},first_token_s=2,tries=1"]
+    with site() as built:
+        built.serve(*models, "--engine-stall-s", "1")
+        url = built.gateways[0]
+        asked = [reading.whole(http, url, model=name, prompt="p") for name in ("bad", "shut", "none", "deaf")]
+        answers = await asyncio.gather(*asked)
+        errors = [answer.json()["error"] for answer in answers]
+        assert [answer.status_code for answer in answers] == [400, 502, 502, 502]
+        assert [error["code"] for error in errors] == ["invalid_request", *["backend_error"] * 3]
+        assert errors[0]["param"] == "temperature"
+        refused = await reading.whole(http, url, model="bad", prompt="p", seed=1)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "seed"), "it was not declared"
+        assert (await http.get(f"{url}/readyz")).status_code == 200, "an engine that is silent is no hang of ours"
