@@ -134,12 +134,13 @@ async def test_a_whole_tier_dies_and_the_hosted_one_answers(engines: list[Engine
     own, hosted = start(engines), start(engines, "--key", KEY)
     model = f"m=openai:url={own.url},url2={hosted.url},key_env2=HOSTED_KEY,model2=big"
     with site() as built:
-        program = built.serve("--model", model, "--log-level", "debug", env={"HOSTED_KEY": KEY})
+        program = built.serve("--model", model, "--model", "mock=mock", "--log-level", "debug", env={"HOSTED_KEY": KEY})
         url = built.gateways[0]
-        assert (await reading.whole(http, url, prompt="p 0", max_tokens=TOKENS)).status_code == 200
+        assert (await reading.whole(http, url, model="mock", prompt="p")).status_code == 200, "backends mix"
+        assert (await reading.whole(http, url, model="m", prompt="p 0", max_tokens=TOKENS)).status_code == 200
         own.stop()
         for number in range(6):
-            answer = await reading.stream(http, url, prompt=f"p {number}", max_tokens=TOKENS)
+            answer = await reading.stream(http, url, model="m", prompt=f"p {number}", max_tokens=TOKENS)
             assert is_whole(answer, number)
         assert await metric(http, url, "fallbacks_total", tier="1", reason="unreachable") >= 3
         assert await metric(http, url, "fallbacks_total", tier="1", reason="ejected") >= 1
