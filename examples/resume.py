@@ -35,13 +35,16 @@ def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def main(redis_url: str) -> None:
     ports = [str(free_port()), str(free_port())]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
     store = ("--redis-url", redis_url)
     with (
         running("worker", *store, "--model", "mock=mock:step_ms=20", "--metrics-port", "0"),
         running("gateway", *store, "--port", ports[0]) as first,
         running("gateway", *store, "--port", ports[1]),
-        Client(*(f"http://127.0.0.1:{port}" for port in ports), max_retries=30) as client,  # they are still starting
+        Client(*urls, max_retries=30) as client,
     ):
+        with Client(urls[0], max_retries=30) as waiting:
+            waiting.models()  # until the first one is up: a client begins with the first of its gateways that answers
         with client.stream("Tell me a long story.", max_tokens=100) as stream:
             for number, token in enumerate(stream, 1):
                 print(token, end="", flush=True)
