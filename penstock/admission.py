@@ -36,7 +36,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 STORE_WAIT_S = 2.0
 _RATE_MEMORY_S = 10.0
-_MIN_LOOK_S = 0.05
+MIN_LOOK_S = 0.05
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
 
@@ -67,7 +67,7 @@ class DrainRate:
         if last is None or num_taken < last[1] or last[2] == 0:
             return
         elapsed = now - last[0]
-        if elapsed < _MIN_LOOK_S:
+        if elapsed < MIN_LOOK_S:
             self._last = last
             return
         rate = (num_taken - last[1]) / elapsed

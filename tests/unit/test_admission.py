@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from penstock.admission import Admission, Caller, DrainRate
+from penstock.admission import MIN_LOOK_S, Admission, Caller, DrainRate
 from penstock.api.intake import check_capabilities
 from penstock.errors import (
     DeadlineUnreachable,
@@ -229,9 +230,14 @@ def test_the_drain_rate_is_that_of_times_when_somebody_waited() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000), st.floats(0.001, 5.0)), max_size=40))
+@example([(0, 1, 1.0), (334, 0, 0.03125), (1000, 0, 0.03125)])  # two short looks make one long enough
 def test_a_drain_rate_is_never_negative_nor_above_what_was_seen(looks: list[tuple[int, int, float]]) -> None:
     rate, now, taken = DrainRate(), 0.0, 0
+    seen: list[tuple[float, int]] = []
     for more, depth, elapsed in looks:
         now, taken = now + elapsed, taken + more
         rate.observe(taken, depth, now)
-    assert 0.0 <= rate.per_s <= 1000 / 0.05 + taken
+        seen.append((now, taken))
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in combinations(seen, 2)]
+    fastest = max((num / length for length, num in spans if length >= MIN_LOOK_S), default=0.0)
+    assert 0.0 <= rate.per_s <= fastest * (1 + 1e-9)
