@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -186,8 +187,9 @@ class Answer(Response):
                 logger.warning("cut: the client takes no bytes", extra={"request_id": stream.job.id})
 
     async def _relay(self, departure: Departure, pulse: Pulse, client: Client, send: Send) -> bool:
-        """The one loop that runs per token: whatever waits, in one write; `send` is the server's own."""
+        """Whatever waits, in one write, until the end; `send` is the server's own."""
         reader = self.reader
+        push = partial(self._push, pulse, client)
         while not departure.has_happened:
             end = None
             if reader.has_news:
@@ -196,11 +198,13 @@ class Answer(Response):
                     continue
             elif not (body := self.idle_news()):
                 if not pulse.is_due:
-                    await reader.changed()
+                    await reader.served(push)
                     continue
                 body = KEEPALIVE
             pulse.is_due = False
-            if end is not None or not client.write(body):
+            if end is None and client.takes_more:
+                client.write(body)
+            else:
                 pulse.is_sending = True
                 await send({"type": "http.response.body", "body": body, "more_body": end is None})
                 pulse.is_sending = False
@@ -208,6 +212,19 @@ class Answer(Response):
             if end is not None:
                 return True
         return False
+
+    def _push(self, pulse: Pulse, client: Client) -> bool:
+        """What runs per token: the usual news, written from where they are heard. False where `_relay` must look."""
+        stream, reader, is_done = self.stream, self.reader, False
+        while reader.num_sent < len(stream.tokens):
+            if stream.end is not None or pulse.is_due or not client.takes_more:
+                return False
+            body, _ = self.news()
+            if body:
+                client.write(body)
+                pulse.num_sent += 1
+            is_done = True
+        return is_done
 
     async def _status(self, departure: Departure) -> None:
         """Wait until there is a token, or the end, or `STATUS_WAIT_S` has passed."""

@@ -134,16 +134,18 @@ class Client:
         self.watchers = watchers
         self._cycle = cycle
 
-    def write(self, body: bytes) -> bool:
-        """More of a stream's body, as an awaited `send` writes it and without its cost; False where it must be awaited.
+    @property
+    def takes_more(self) -> bool:
+        """A stream's body may be written to it without waiting."""
+        cycle = self._cycle
+        return not (cycle.flow.write_paused or self.is_gone() or cycle.disconnected) and cycle.chunked_encoding
+
+    def write(self, body: bytes) -> None:
+        """More of a stream's body to one that `takes_more`, as an awaited `send` writes it and without its cost.
 
         For what runs once a token: a message, a coroutine and its checks cost as much as the write.
         """
-        cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
-            return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        return True
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
 
 class _Head:

@@ -18,7 +18,7 @@ from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFul
 from penstock.event import Done, Event, Failed, Tokens
 from penstock.job import CancelReason, Job
 from penstock.relay.mend import Mender
-from penstock.relay.stream import Meter, Reader, Stream
+from penstock.relay.stream import Meter, Reader, Stream, Turn
 from penstock.transports.base import LEASE_S, TICK_S, Record, Transport
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Relay:
         self._is_live = is_live
         self._queue_depth = queue_depth
         self._mender = Mender(gateway_id, transport, self._ended, self._is_stranded, on_log_read)
+        self._turn = Turn()
         self._streams: dict[str, Stream] = {}
         self._opening: dict[str, asyncio.Event] = {}
         self._left: OrderedDict[str, float] = OrderedDict()
@@ -114,7 +115,7 @@ class Relay:
 
     def read(self, stream: Stream, after: int = 0) -> Reader:
         """A reader of what comes after `after` tokens."""
-        reader = Reader(stream, after)
+        reader = Reader(stream, self._turn, after)
         stream.readers.append(reader)
         stream.left_at = 0.0
         return reader
@@ -143,9 +144,7 @@ class Relay:
         """A published event."""
         stream = self._streams.get(event.job_id)
         if stream is not None:
-            if type(event) is Tokens and stream.is_surely_next(event):
-                stream.accept(event, time.monotonic())
-            else:
+            if type(event) is not Tokens or not stream.take(event):
                 self._mender.see(stream, event)
         elif not isinstance(event, Done | Failed):
             self._disown(event.job_id)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from penstock.errors import PenstockError
@@ -55,15 +57,27 @@ class Stream:
         """A worker has accepted the job at least once."""
         return self.started_at > 0.0
 
-    def is_surely_next(self, event: Tokens) -> bool:
-        """Nothing is amiss, and these are the next tokens of the attempt known: the usual case, once a token."""
-        return (
-            event.seq == len(self.tokens)
-            and event.attempt == self.attempt
-            and self.is_trusted
-            and self.waiting_frames is None
-            and self.end is None
-        )
+    def take(self, event: Tokens) -> bool:
+        """Fold in what is surely next; False, and nothing done, where anything is amiss. The one path per token."""
+        tokens = self.tokens
+        if (
+            event.seq != len(tokens)
+            or event.attempt != self.attempt
+            or not self.is_trusted
+            or self.waiting_frames is not None
+            or self.end is not None
+            or not tokens  # the first ones are news in more ways than one
+        ):
+            return False
+        self.heard_at = self.asked_at = now = time.monotonic()
+        self.num_asked = 0
+        tokens.extend(event.tokens)
+        if self.meter is not None:
+            self.meter.observe(event, now)
+        for reader in self.readers:
+            if not reader.is_for_end:
+                reader.wake()
+        return True
 
     def accept(self, event: Event, now: float) -> None:
         """Fold in an event that is known to be the next of this stream."""
@@ -101,19 +115,43 @@ class Stream:
                 reader.wake()
 
 
+class Turn:
+    """Readers with news, each served once at the end of this turn of the event loop: what comes until then is joined.
+
+    One of these for all streams costs one callback a turn, where a task for each would cost a wake-up a token.
+    """
+
+    __slots__ = ("_ready",)
+
+    def __init__(self) -> None:
+        self._ready: dict[Reader, None] = {}
+
+    def add(self, reader: Reader) -> None:
+        if not self._ready:
+            asyncio.get_running_loop().call_soon(self._serve)
+        self._ready[reader] = None
+
+    def _serve(self) -> None:
+        ready, self._ready = self._ready, {}
+        for reader in ready:
+            reader.serve()
+
+
 class Reader:
-    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`.
+    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`, being served with `served()`.
 
     `is_for_end`: it waits for the whole answer, and need not be woken for a part of it.
     """
 
-    __slots__ = ("_waiter", "is_for_end", "num_sent", "stream")
+    __slots__ = ("_push", "_turn", "_waiter", "is_for_end", "num_sent", "stream")
 
-    def __init__(self, stream: Stream, num_sent: int = 0) -> None:
+    def __init__(self, stream: Stream, turn: Turn, num_sent: int = 0) -> None:
         self.stream = stream
         self.num_sent = num_sent
         self.is_for_end = False
+        self._turn = turn
         self._waiter: asyncio.Future[None] | None = None
+        self._push: Callable[[], bool] | None = None
 
     @property
     def has_news(self) -> bool:
@@ -138,7 +176,33 @@ class Reader:
             if timer is not None:
                 timer.cancel()
 
+    async def served(self, push: Callable[[], bool]) -> None:
+        """Have `push()` called whenever something happens, at most once a turn of the loop, until it returns False.
+
+        Nothing is woken meanwhile. What `push` raises is raised here.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._push = push
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._push = None
+
+    def serve(self) -> None:
+        """Call `push`, if nothing has ended that in the meantime."""
+        if self._push is None or self._waiter is None:
+            return
+        try:
+            if self._push():
+                return
+            self._waiter.set_result(None)
+        except Exception as error:
+            self._waiter.set_exception(error)  # it is the waiting task's to deal with
+        self._push = None  # what comes before the task runs waits for it
+
     def wake(self) -> None:
         """Let the reader look again."""
-        if self._waiter is not None and not self._waiter.done():
+        if self._push is not None:
+            self._turn.add(self)
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

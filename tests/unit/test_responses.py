@@ -21,7 +21,7 @@ from penstock.event import Failed, Terminal, Tokens
 from penstock.gateway import Gateway
 from penstock.job import Job, Message, Sampling
 from penstock.piece import Logprob, Piece, Token, ToolCall
-from penstock.relay import Reader, Stream
+from penstock.relay import Reader, Stream, Turn
 from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
@@ -276,7 +276,7 @@ def test_after_any_number_comes_exactly_the_rest(job: Job, tokens: list[Token], 
     stream = Stream(job, None, 0.0)
     no = cast("Any", None)
     answer = ResponseStream(
-        cast(Gateway, no), Call(JOB_ID), Reader(stream), cast(Permit, no), is_stream=True, after=after
+        cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True, after=after
     )
     sent = b""
     position = 0
@@ -296,7 +296,7 @@ def test_after_any_number_comes_exactly_the_rest(job: Job, tokens: list[Token], 
 def test_a_gateway_that_goes_away_does_not_end_the_response() -> None:
     stream = Stream(_job(_draft()), None, 0.0)
     no = cast("Any", None)
-    answer = ResponseStream(cast(Gateway, no), Call(JOB_ID), Reader(stream), cast(Permit, no), is_stream=True)
+    answer = ResponseStream(cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True)
     stream.accept(Tokens(JOB_ID, 1, 0, tokens=("a",)), 1.0)
     stream.fail(Draining("It goes away."), 2.0)
     events = told(answer.news()[0])

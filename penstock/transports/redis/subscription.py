@@ -44,10 +44,10 @@ class _EarLink(Link):
         super().data_received(data)
 
     def received(self, reply: Reply) -> None:
-        if not self.is_greeted:
-            super().received(reply)
-        elif isinstance(reply, list):
+        if type(reply) is list and self.is_greeted:  # once a frame: as few calls as can be
             self._on_push(reply)
+        elif not self.is_greeted:
+            super().received(reply)
         elif isinstance(reply, ReplyError):
             self.abort(f"Redis refused a subscription: {reply}", "refused")
 
