@@ -138,7 +138,7 @@ class Turn:
 
 
 class Reader:
-    """One client's place in a stream: what is new with `fresh()`, waiting with `changed()`, being served with `served()`.
+    """One client's place in a stream: what is new with `fresh()`, waited for with `changed()`, or had by `served()`.
 
     `is_for_end`: it waits for the whole answer, and need not be woken for a part of it.
     """

@@ -33,6 +33,7 @@ class Lane:
     """
 
     claim: Claim
+    id: str = field(init=False)
     claimed_at: float = field(default_factory=lambda: time.monotonic())
     started_at: float = 0.0
     num: int = 0
@@ -46,11 +47,8 @@ class Lane:
     run: Run | None = None
 
     def __post_init__(self) -> None:
+        self.id = self.claim.job.id
         self.num = self.num_sent = len(self.claim.tokens)
-
-    @property
-    def id(self) -> str:
-        return self.claim.job.id
 
     def fault_of(self, event: Tokens | Terminal) -> str | None:
         """Why `event`, fresh from the engine, must not enter the log; None if it may."""

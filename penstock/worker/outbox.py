@@ -149,6 +149,8 @@ class Outbox:
         self._fault("after_emit")
         if has_end:
             self._fault("after_final")
+        if not (refused or has_end):
+            return
         for lane, event in frames:
             if lane.is_dropped:
                 continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
 from penstock.event import Event, Started, Terminal, Tokens
@@ -26,20 +26,15 @@ _MAX_KNOWN = 8192
 
 
 class _Step:
-    """One attempt's share of a step: its frames in order, and its end."""
+    """One attempt's share of a step that is not a single frame of tokens: its frames in order, and its end."""
 
-    __slots__ = ("attempt", "end", "frames", "is_known", "job_id")
+    __slots__ = ("attempt", "end", "frames", "job_id")
 
     def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        self.is_known = False
         self.frames: list[tuple[Started | Tokens, bytes]] = []
         self.end: Terminal | None = None
-
-    @property
-    def is_fast(self) -> bool:
-        return self.is_known and len(self.frames) == 1
 
     @property
     def is_first(self) -> bool:
@@ -49,7 +44,7 @@ class _Step:
 
     @property
     def num_replies(self) -> int:
-        return (2 if self.is_fast else bool(self.frames)) + (self.end is not None)
+        return bool(self.frames) + (self.end is not None)
 
     def append(self) -> scripts.Command:
         frames = ((event.seq, event.end, frame) for event, frame in self.frames)
@@ -86,62 +81,80 @@ class Emitter:
         return known
 
     async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
-        steps = _steps_of(events)
         refused: set[str] = set()
-        groups: dict[Connection, list[_Step]] = {}
-        for step in steps:
-            groups.setdefault(self._store.request_conn(step.job_id), []).append(step)
+        finished: list[str] = []
+        groups = self._by_server(events)
         if len(groups) == 1:
-            await self._emit(*groups.popitem(), refused)
+            await self._emit(*groups.popitem(), refused, finished)
         else:  # on a cluster: side by side, and what one node refuses is no reason not to ask the next
-            emitting = (self._emit(conn, group, refused) for conn, group in groups.items())
+            emitting = (self._emit(conn, group, refused, finished) for conn, group in groups.items())
             for error in await asyncio.gather(*emitting, return_exceptions=True):
                 if error is not None:
                     raise error
-        finished = [step.job_id for step in steps if step.end is not None and step.job_id not in refused]
         if finished:
             self._drop(worker_id, finished)
         return refused
 
-    async def _emit(self, conn: Connection, steps: list[_Step], refused: set[str]) -> None:
+    def _by_server(self, events: Iterable[Event]) -> dict[Connection, list[Event]]:
+        store = self._store
+        if store.is_one_server:
+            listed = list(events)
+            return {store.request_conn(listed[0].job_id): listed} if listed else {}
+        groups: dict[Connection, list[Event]] = {}
+        for event in events:
+            groups.setdefault(store.request_conn(event.job_id), []).append(event)
+        return groups
+
+    async def _emit(self, conn: Connection, events: list[Event], refused: set[str], finished: list[str]) -> None:
         link = await conn.connect()
         started = time.perf_counter()
         known = self._served(link)
-        parts: list[bytes] = []
-        num_replies = 0
+        single, steps = _split(events, known)
+        pack = self._packer.pack
+        parts = [pack(job_id, event.attempt, event.end, encode_event(event)) for job_id, event in single.items()]
+        num_replies = 2 * len(single)
+        for job_id, event in single.items():
+            if not event.seq:
+                self._begin(job_id)
         for step in steps:
-            step.is_known = step.job_id in known
             if step.is_first:
-                self._begin(step)
-            if step.is_fast:
-                event, frame = step.frames[0]
-                parts.append(self._packer.pack(step.job_id, event.attempt, event.end, frame))
-            elif step.frames:
+                self._begin(step.job_id)
+            if step.frames:
                 parts.append(step.append().packed)
             if step.end is not None:
                 parts.append(step.finish(step.end, self._first.get(step.job_id, 0)).packed)
                 self._packer.forget(step.job_id)
             num_replies += step.num_replies
+        if not parts:
+            return
         replies = await conn.execute(b"".join(parts), num_replies)
         self._store.metrics.round_trip("emit", time.perf_counter() - started)
-        at = 0
+        at = 2 * len(single)
+        for (job_id, event), reply in zip(single.items(), replies[:at:2], strict=True):
+            # None: there is no log, so Redis has lost the job. An error: `append` tells what it means.
+            if type(reply) is not bytes and (reply is None or not await self._mend(_alone(event))):
+                self._refuse(job_id, known, refused)
         for step in steps:
             outcome = _outcome(step, replies, at)
             at += step.num_replies
             if outcome == "refused" or (outcome == "unclear" and not await self._mend(step)):
-                refused.add(step.job_id)
-                self._packer.forget(step.job_id)
-                self._forget(known, step.job_id)
+                self._refuse(step.job_id, known, refused)
             elif step.end is not None:
+                finished.append(step.job_id)
                 self._forget(known, step.job_id)
-            elif not step.is_known:
+            else:
                 known.add(step.job_id)
 
-    def _begin(self, step: _Step) -> None:
+    def _begin(self, job_id: str) -> None:
         """Note when a job had its first token: its end tells it to the store."""
-        clock = self._clocks.get(step.job_id)
+        clock = self._clocks.get(job_id)
         if clock is not None:
-            self._first.setdefault(step.job_id, round(clock + time.monotonic() * 1000))
+            self._first.setdefault(job_id, round(clock + time.monotonic() * 1000))
+
+    def _refuse(self, job_id: str, known: set[str], refused: set[str]) -> None:
+        refused.add(job_id)
+        self._packer.forget(job_id)
+        self._forget(known, job_id)
 
     def _forget(self, known: set[str], job_id: str) -> None:
         known.discard(job_id)
@@ -166,30 +179,37 @@ class Emitter:
         self._store.conn(pool.queue).post(b"".join(drops), len(drops))
 
 
-def _steps_of(events: Iterable[Event]) -> list[_Step]:
-    steps: dict[tuple[str, int], _Step] = {}
+def _split(events: Iterable[Event], known: Collection[str]) -> tuple[dict[str, Tokens], list[_Step]]:
+    """Of a step: the jobs with one frame of tokens and nothing else, on the connection that knows them; the others."""
+    single: dict[str, Tokens] = {}
+    others: dict[tuple[str, int], _Step] = {}
+    apart: set[str] = set()  # the jobs of `others`
     for event in events:
-        key = (event.job_id, event.attempt)
-        step = steps.get(key)
-        if step is None:
-            step = steps[key] = _Step(*key)
-        if isinstance(event, Started | Tokens):
-            if event.end > event.seq or isinstance(event, Started):  # no tokens, nothing to say
-                step.frames.append((event, encode_event(event)))
-        else:
-            step.end = event
-    return [step for step in steps.values() if step.frames or step.end is not None]
+        job_id = event.job_id
+        if type(event) is Tokens and job_id not in single and job_id not in apart and job_id in known:
+            if event.tokens:  # no tokens, nothing to say
+                single[job_id] = event
+            continue
+        before = single.pop(job_id, None)
+        apart.add(job_id)
+        for one in (event,) if before is None else (before, event):
+            step = others.setdefault((job_id, one.attempt), _Step(job_id, one.attempt))
+            if not isinstance(one, Started | Tokens):
+                step.end = one
+            elif isinstance(one, Started) or one.tokens:
+                step.frames.append((one, encode_event(one)))
+    return single, [step for step in others.values() if step.num_replies]
+
+
+def _alone(event: Tokens) -> _Step:
+    step = _Step(event.job_id, event.attempt)
+    step.frames.append((event, encode_event(event)))
+    return step
 
 
 def _outcome(step: _Step, replies: list[Reply], at: int) -> str:
-    """What Redis said to one job's commands: `ok`, `refused`, or `unclear`."""
-    if step.is_fast:
-        if replies[at] is None:  # no log: Redis has lost the job
-            return "refused"
-        if not isinstance(replies[at], bytes):
-            return "unclear"
-        at += 2
-    elif step.frames:
+    """What Redis said to one job's scripts: `ok`, `refused`, or `unclear`."""
+    if step.frames:
         if replies[at] != b"ok":
             return "refused" if isinstance(replies[at], bytes) else "unclear"
         at += 1

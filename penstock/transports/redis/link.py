@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from hiredis import HiredisError, Reader, ReplyError, pack_command
@@ -28,7 +28,7 @@ MAX_JOINED = 16
 
 # Replies that say "not this server, not now": the address must be resolved and dialled again.
 _TURNED_AWAY = ("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
-_NOT_YET = object()
+NOT_YET = object()
 
 
 class StoreMetrics(Protocol):
@@ -50,13 +50,13 @@ class NoMetrics:
 
 
 class _Waiting:
-    """A caller: how many replies it still waits for, and those it has."""
+    """A caller: how many replies it waits for, and those it has."""
 
-    __slots__ = ("deadline", "future", "missing", "replies")
+    __slots__ = ("count", "deadline", "future", "replies")
 
-    def __init__(self, future: asyncio.Future[list[Reply]], missing: int, deadline: float) -> None:
+    def __init__(self, future: asyncio.Future[list[Reply]], count: int, deadline: float) -> None:
         self.future = future
-        self.missing = missing
+        self.count = count
         self.deadline = deadline
         self.replies: list[Reply] = []
 
@@ -67,7 +67,7 @@ class Link(asyncio.Protocol):
     def __init__(self, metrics: StoreMetrics) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
-        self._reader = Reader(notEnoughData=_NOT_YET)
+        self._reader = Reader(notEnoughData=NOT_YET)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._is_to_flush = False
@@ -132,11 +132,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._reader.feed(data)
-            while not self.closed.done():
-                reply = self._reader.gets()
-                if reply is _NOT_YET:
-                    break
-                self.received(reply)
+            self.read(self._reader.gets)
         except HiredisError as error:
             self.abort(f"Redis sent what is not its protocol: {error}", "protocol")
 
@@ -145,23 +141,26 @@ class Link(asyncio.Protocol):
 
     # ── below ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def received(self, reply: Reply) -> None:
-        """One reply. A subscription's link overrides this."""
-        if not self._waiting:
-            self.abort("Redis answered what nobody had asked", "protocol")
-            return
-        if isinstance(reply, ReplyError) and str(reply).startswith(_TURNED_AWAY):
-            self.is_turned_away = True
-            self.abort(f"Redis turns commands away: {reply}", "turned_away")
-            return
-        caller = self._waiting[0]
-        caller.replies.append(reply)
-        caller.missing -= 1
-        self._num_pending -= 1
-        if not caller.missing:
-            self._waiting.popleft()
+    def read(self, gets: Callable[[], Reply]) -> None:
+        """Every reply that is here, to the callers in their order. A subscription's link overrides this."""
+        waiting = self._waiting
+        while waiting:
+            caller = waiting[0]
+            while len(caller.replies) < caller.count:
+                reply = gets()
+                if reply is NOT_YET:
+                    return
+                if type(reply) is ReplyError and str(reply).startswith(_TURNED_AWAY):
+                    self.is_turned_away = True
+                    self.abort(f"Redis turns commands away: {reply}", "turned_away")
+                    return
+                caller.replies.append(reply)
+            waiting.popleft()
+            self._num_pending -= caller.count
             if not caller.future.done():  # a cancelled caller's replies end here
                 caller.future.set_result(caller.replies)
+        if gets() is not NOT_YET:
+            self.abort("Redis answered what nobody had asked", "protocol")
 
     def _flush_turn(self) -> None:
         self._is_to_flush = False

@@ -21,6 +21,8 @@ from penstock.transports.redis.subscription import Subscription
 class Routes(Protocol):
     """The connections of one transport, each made at its first use."""
 
+    is_one_server: bool  # whatever the key
+
     def to(self, key: str) -> Connection:
         """For commands on `key`."""
 
@@ -49,6 +51,8 @@ def routes_of(deployment: Deployment, metrics: StoreMetrics) -> Routes:
 class ServerRoutes:
     """All to one server. When it is not the one any more, everything else that leads there is broken as well: ears at
     a master of yesterday would hear nothing and not know it."""
+
+    is_one_server = True
 
     def __init__(self, locator: Locator, metrics: StoreMetrics) -> None:
         self._commands = ServerConnection(locator, "penstock", metrics, PRELOAD, self._moved)
@@ -95,6 +99,8 @@ class SentinelRoutes(ServerRoutes):
 
 class ClusterRoutes:
     """Each key to the node that serves its slot. Ears at any one node: a cluster passes on what is published."""
+
+    is_one_server = False
 
     def __init__(self, deployment: Deployment, metrics: StoreMetrics) -> None:
         self._cluster = Cluster(deployment.known, metrics, self._changed)

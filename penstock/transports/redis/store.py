@@ -58,6 +58,11 @@ class Store:
         """The connection to the server that holds `key`."""
         return self._routes.to(key)
 
+    @property
+    def is_one_server(self) -> bool:
+        """Every key is at the same one."""
+        return self._routes.is_one_server
+
     def request_conn(self, job_id: str) -> Connection:
         """The same for all keys of a request."""
         return self._routes.to(keys.channel(job_id))

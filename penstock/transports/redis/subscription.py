@@ -16,7 +16,7 @@ from hiredis import ReplyError
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis.connection import MAX_BACKOFF_S
 from penstock.transports.redis.endpoint import Endpoint, Locator
-from penstock.transports.redis.link import Link, Reply, StoreMetrics, let_in
+from penstock.transports.redis.link import NOT_YET, Link, Reply, StoreMetrics, let_in
 from penstock.transports.redis.scripts import command
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,15 @@ class _EarLink(Link):
         self.heard_at = self._loop.time()
         super().data_received(data)
 
-    def received(self, reply: Reply) -> None:
-        if type(reply) is list and self.is_greeted:  # once a frame: as few calls as can be
-            self._on_push(reply)
-        elif not self.is_greeted:
-            super().received(reply)
-        elif isinstance(reply, ReplyError):
-            self.abort(f"Redis refused a subscription: {reply}", "refused")
+    def read(self, gets: Callable[[], Reply]) -> None:
+        if not self.is_greeted:
+            super().read(gets)
+            return
+        while not self.closed.done() and (reply := gets()) is not NOT_YET:
+            if type(reply) is list:
+                self._on_push(reply)
+            elif isinstance(reply, ReplyError):
+                self.abort(f"Redis refused a subscription: {reply}", "refused")
 
 
 class Subscription:
