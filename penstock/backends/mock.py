@@ -135,7 +135,7 @@ class _Sequence:
     def step(self) -> Event | None:
         """The next token, with the end where it is the last; None while a stop string is undecided."""
         index = self.index
-        if self.trigger == ("fail", index):
+        if self.trigger is not None and self.trigger == ("fail", index):
             self.is_over = True
             return Failed.of(self.job_id, self.attempt, self.seq, BackendError("A scripted failure."))
         if index > self.last:  # an earlier attempt delivered every token, but not the end

@@ -26,7 +26,7 @@ def is_writable(event: Terminal | Tokens) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """`num` tokens have come from the engine (or an earlier attempt), `num_sent` of them have left the outbox.
+    """`num` tokens have come from the engine (or, `num_given`, from an earlier attempt); `num_sent` have left the outbox.
 
     While `is_open` the engine may add tokens; then `end` waits to be written. `is_dropped`: the job is no longer this
     worker's, and nothing more of it is written.
@@ -34,6 +34,9 @@ class Lane:
 
     claim: Claim
     id: str = field(init=False)
+    attempt: int = field(init=False)
+    is_stream: bool = field(init=False)
+    num_given: int = field(init=False)
     claimed_at: float = field(default_factory=lambda: time.monotonic())
     started_at: float = 0.0
     num: int = 0
@@ -47,13 +50,14 @@ class Lane:
     run: Run | None = None
 
     def __post_init__(self) -> None:
-        self.id = self.claim.job.id
-        self.num = self.num_sent = len(self.claim.tokens)
+        claim = self.claim
+        self.id, self.attempt, self.is_stream = claim.job.id, claim.attempt, claim.job.stream
+        self.num = self.num_sent = self.num_given = len(claim.tokens)
 
     def fault_of(self, event: Tokens | Terminal) -> str | None:
         """Why `event`, fresh from the engine, must not enter the log; None if it may."""
-        if event.attempt != self.claim.attempt:
-            return f"yielded attempt {event.attempt} instead of {self.claim.attempt}"
+        if event.attempt != self.attempt:
+            return f"yielded attempt {event.attempt} instead of {self.attempt}"
         if event.seq != self.num:
             return f"yielded token {event.seq} instead of {self.num}"
         for token in event.tokens:
@@ -67,7 +71,7 @@ class Lane:
                     token.encode()
                 except UnicodeEncodeError:
                     return "yielded a token that is no valid Unicode"
-        if not isinstance(event, Tokens) and not is_writable(event):
+        if type(event) is not Tokens and not is_writable(event):
             return "yielded an end that cannot be written"
         return None
 

@@ -58,12 +58,13 @@ class Outbox:
 
     def add(self, lane: Lane, tokens: tuple[Token, ...]) -> None:
         """The next tokens of a lane."""
-        lane.pending.extend(tokens)
+        pending = lane.pending
+        pending += tokens
         self._num_pending += len(tokens)
         if lane.is_marked:
             return
         # The first tokens of an answer always go at once: they are its time to first token.
-        if lane.claim.job.stream or len(lane.pending) >= WHOLE_TOKENS or lane.num_sent == len(lane.claim.tokens):
+        if lane.is_stream or len(pending) >= WHOLE_TOKENS or lane.num_sent == lane.num_given:
             self._mark(lane)
         elif lane not in self._held:
             self._held.add(lane)

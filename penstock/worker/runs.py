@@ -97,12 +97,13 @@ class Runs:
         error: Exception = BackendError("The model's backend ended without finishing this request.")
         try:
             events = self._backends[run.batch.model].generate(run.batch)
+            accept, find = self._accept, lanes.get
             async for event in events:
                 run.num_events += 1
-                lane = lanes.get(event.job_id)
+                lane = find(event.job_id)
                 if lane is None:
                     continue  # it has ended here already; a backend may notice that a little later
-                self._accept(lane, event)
+                accept(lane, event)
                 if not lanes:
                     break
                 if outbox.is_full:

@@ -26,7 +26,7 @@ class Suspects:
     @property
     def is_trying(self) -> bool:
         """One is here that has not shown a token since it was claimed: its neighbours are in danger."""
-        self._lanes = [lane for lane in self._lanes if lane.is_open and lane.num_sent == len(lane.claim.tokens)]
+        self._lanes = [lane for lane in self._lanes if lane.is_open and lane.num_sent == lane.num_given]
         return bool(self._lanes)
 
     def part(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
