@@ -190,7 +190,7 @@ class Gateway:
         if token is None:
             scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
             token = value.strip() if scheme.lower() == "bearer" else None
-        peer = request.client.host if request.client else ""
+        peer = str((request.scope.get("client") or ("",))[0])
         # A proxy may add a line of its own instead of its part to the client's line: the rightmost counts, so take all.
         hops = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"x-forwarded-for"]
         return self.admission.identify(token, peer, ", ".join(hops))

@@ -6,6 +6,7 @@ Knows nothing of HTTP, Redis or engines.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -166,7 +167,7 @@ _CROCKFORD_PAIRS = tuple(first + second for first in _CROCKFORD for second in _C
 
 def new_ulid() -> str:
     """26 characters, sortable by time (https://github.com/ulid/spec): 48 bits of milliseconds, 80 random ones."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join([_CROCKFORD_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 

@@ -12,7 +12,7 @@ from tests.servers import Servers
 
 settings.register_profile("penstock", deadline=None)  # how long an example takes says nothing on a busy machine
 settings.register_profile("fixed", deadline=None, derandomize=True)  # CI judges a change, not the luck of the draw
-settings.register_profile("deep", deadline=None, max_examples=3000)  # make test ARGS='-m hypothesis --hypothesis-profile=deep'
+settings.register_profile("deep", deadline=None, max_examples=3000)  # for -m hypothesis --hypothesis-profile=deep
 settings.load_profile("penstock")
 
 

@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
 MAX_JOINED = 128  # tokens in one write; with `WRITE_BUFFER_BYTES` the bound of what a stalled stream holds
-SSE_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 def usage(end: Done) -> dict[str, int]:
@@ -174,8 +174,7 @@ class Answer(Response):
         if isinstance(stream.end, Failed) and not stream.tokens and not self.is_replay:
             await error_response(stream.end.error(), self.call)(scope, receive, send)
             return True
-        headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
         client: Client = scope[CLIENT]
         pulse = Pulse(self.reader.wake, client.abort)
         self.gateway.sweep.pulses.add(pulse)

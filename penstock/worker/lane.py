@@ -26,7 +26,7 @@ def is_writable(event: Terminal | Tokens) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """`num` tokens have come from the engine (or, `num_given`, from an earlier attempt); `num_sent` have left the outbox.
+    """`num` tokens have come from the engine (`num_given` from an earlier attempt), `num_sent` have left the outbox.
 
     While `is_open` the engine may add tokens; then `end` waits to be written. `is_dropped`: the job is no longer this
     worker's, and nothing more of it is written.

@@ -160,8 +160,7 @@ class Choices(Response):
         if error is not None and not any(choice.stream.tokens for choice in self.choices):
             await error_response(error, self.call)(scope, receive, send)
             return True
-        headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
         client: Client = scope[CLIENT]
         pulse = Pulse(self._changed.set, client.abort)
         self.gateway.sweep.pulses.add(pulse)

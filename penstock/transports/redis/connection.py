@@ -72,9 +72,8 @@ class ServerConnection:
         return await link.send(data, count, timeout_s)
 
     def post(self, data: bytes, count: int) -> None:
-        sent = self.send(data, count)
-        if sent is not None:
-            sent.add_done_callback(_ignore)
+        if self._link is not None:
+            self._link.post(data, count, COMMAND_TIMEOUT_S)
 
     def send(self, data: bytes, count: int) -> asyncio.Future[list[Reply]] | None:
         """Send without connecting first; None if there is no connection."""

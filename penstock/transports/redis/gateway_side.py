@@ -29,6 +29,7 @@ PULSE_GAP_MS = 1500
 MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 
 _PREFIX = len(keys.RESPONSE)
+_EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
 FIELDS = (
     *("job", "state", "attempt", "owner", "worker", "claims"),
     *("all_deaths", "created", "deadline", "started", "first", "ended"),
@@ -121,9 +122,9 @@ class GatewaySide(ObjectSide):
         await self._store.ask("ensure", self._store.pool.queue, scripts.ensure(self._store.pool, job_id))
 
     def retire(self, job_id: str, retention_s: float) -> None:
-        words = [
-            command("PEXPIRE", name, _ms(retention_s), "LT").packed for name in (keys.job(job_id), keys.log(job_id))
-        ]
+        after = b"%d" % _ms(retention_s)
+        names = keys.job(job_id).encode(), keys.log(job_id).encode()
+        words = [_EXPIRE_SOONER % (len(name), name, len(after), after) for name in names]
         self._store.request_conn(job_id).post(b"".join(words), len(words))
 
     async def tick(self, gateway_id: str) -> Pool:

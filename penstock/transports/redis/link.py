@@ -50,11 +50,11 @@ class NoMetrics:
 
 
 class _Waiting:
-    """A caller: how many replies it waits for, and those it has."""
+    """A caller: how many replies it waits for, and those it has. Without a future nobody wants them."""
 
     __slots__ = ("count", "deadline", "future", "replies")
 
-    def __init__(self, future: asyncio.Future[list[Reply]], count: int, deadline: float) -> None:
+    def __init__(self, future: asyncio.Future[list[Reply]] | None, count: int, deadline: float) -> None:
         self.future = future
         self.count = count
         self.deadline = deadline
@@ -90,12 +90,20 @@ class Link(asyncio.Protocol):
         elif self._num_pending + count > MAX_PENDING:
             future.set_exception(StoreUnavailable("Too many commands wait for Redis."))
         else:
-            self._num_pending += count
-            self._waiting.append(_Waiting(future, count, self._loop.time() + timeout_s))
-            if self._watchdog is None:
-                self._watchdog = self._loop.call_later(timeout_s, self._watch)
-            self.write(data)
+            self._send(data, count, timeout_s, future)
         return future
+
+    def post(self, data: bytes, count: int, timeout_s: float) -> None:
+        """The same for replies that nobody needs. Nothing is sent where `send` would fail."""
+        if self.is_open and self._num_pending + count <= MAX_PENDING:
+            self._send(data, count, timeout_s, None)
+
+    def _send(self, data: bytes, count: int, timeout_s: float, future: asyncio.Future[list[Reply]] | None) -> None:
+        self._num_pending += count
+        self._waiting.append(_Waiting(future, count, self._loop.time() + timeout_s))
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(timeout_s, self._watch)
+        self.write(data)
 
     def write(self, data: bytes) -> None:
         """Send without awaiting a reply here; joined with whatever else is sent in this turn of the loop."""
@@ -157,7 +165,7 @@ class Link(asyncio.Protocol):
                 caller.replies.append(reply)
             waiting.popleft()
             self._num_pending -= caller.count
-            if not caller.future.done():  # a cancelled caller's replies end here
+            if caller.future is not None and not caller.future.done():  # a cancelled caller's replies end here
                 caller.future.set_result(caller.replies)
         if gets() is not NOT_YET:
             self.abort("Redis answered what nobody had asked", "protocol")
@@ -191,7 +199,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
         waiting, self._waiting, self._num_pending = self._waiting, deque(), 0
         for caller in waiting:
-            if not caller.future.done():
+            if caller.future is not None and not caller.future.done():
                 caller.future.set_exception(StoreUnavailable(f"Redis is away: {self._reason}"))
 
 

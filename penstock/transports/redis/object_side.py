@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import lru_cache
 
 from penstock.errors import StoreUnavailable
 from penstock.job import Job
 from penstock.transports.base import Transport
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.scripts import command
+from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.subscription import OnMessage
 
@@ -68,21 +69,25 @@ class ObjectSide(Transport):
         The request is in the queue by now: that it is not listed must not fail it.
         """
         name = keys.caller(job.caller)
-        life = round(job.timeout_s * 1000) + retention_ms
-        words = [
-            command("LPUSH", name, job.id),
-            command("LTRIM", name, 0, keys.MAX_LISTED - 1),
-            command("PEXPIRE", name, life, "NX"),
-            command("PEXPIRE", name, life, "GT"),
-        ]
+        words = [command("LPUSH", name, job.id), *_bounds(name, round(job.timeout_s * 1000) + retention_ms)]
         conn = self._store.conn(name)
         if conn is self._store.request_conn(job.id):
-            conn.post(b"".join(word.packed for word in words), len(words))
+            conn.post(b"".join([word.packed for word in words]), len(words))
         else:
             try:
                 await self._store.run("remember", name, *words)
             except StoreUnavailable as error:
                 log.warning("request %s is not in its caller's list: %s", job.id, error.message)
+
+
+@lru_cache(maxsize=1024)
+def _bounds(name: str, life_ms: int) -> tuple[Command, ...]:
+    """What keeps a caller's list short, and alive as long as the request that lives longest."""
+    return (
+        command("LTRIM", name, 0, keys.MAX_LISTED - 1),
+        command("PEXPIRE", name, life_ms, "NX"),
+        command("PEXPIRE", name, life_ms, "GT"),
+    )
 
 
 def _digest(key: str) -> str:
