@@ -60,7 +60,7 @@ def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[
     May be called again; the last call counts. Raises `ValueError` for an unknown level.
     """
     out = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(out)
+    handler = _JsonLines(out) if format == "json" else logging.StreamHandler(out)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(is_coloured=_is_coloured(out)))
     root = logging.getLogger()
     root.setLevel(level.upper() if isinstance(level, str) else level)
@@ -78,23 +78,68 @@ def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[
     logging._srcfile = None
 
 
+def say(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
+    """`logger.log(level, message, extra=fields)`, for what is said once a request: at half its cost where nobody but our
+    own handler would get the record. `message` is a constant; the line has the task's id unless `fields` name another.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    handler = _only_handler(logger)
+    if isinstance(handler, _JsonLines) and not logger.filters and not handler.filters:
+        handler.say(logger.name, level, message, fields)
+    else:
+        logger.log(level, message, extra=fields)
+
+
+def _only_handler(logger: logging.Logger) -> logging.Handler | None:
+    """The one handler that hears of what this logger says; None where there is none, or more."""
+    at: logging.Logger | None = logger
+    found: list[logging.Handler] = []
+    while at is not None:
+        found += at.handlers
+        at = at.parent if at.propagate else None
+    return found[0] if len(found) == 1 else None
+
+
+class _JsonLines(logging.StreamHandler[IO[str]]):
+    """`StreamHandler` that can say a line without a record for it."""
+
+    def say(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
+        own = fields.get("request_id")
+        line = _line(time.time(), logging.getLevelName(level), name, message, own or request_id.get())
+        _add(line, fields)
+        self.acquire()
+        try:
+            self.stream.write(encode(line) + self.terminator)
+            self.flush()
+        except OSError:
+            self.handleError(logging.makeLogRecord({"name": name, "msg": message, "levelno": level}))
+        finally:
+            self.release()
+
+
 class JsonFormatter(logging.Formatter):
     """`{"time", "level", "logger", "message", "request_id"?, extra fields…, "exception"?}`, always one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": _iso(record.created),
-            "level": record.levelname.lower(),
-            "logger": _name(record),
-            "message": _message(record),
-        }
-        if bound := _bound(record):
-            line["request_id"] = bound
-        for name, value in _extra(record).items():
-            line[name if name not in line else f"{name}_"] = value
+        line = _line(record.created, record.levelname, _name(record), _message(record), _bound(record))
+        _add(line, _given(record))
         if exception := _exception(self, record):
             line["exception"] = exception
         return encode(line)
+
+
+def _line(created: float, level: str, name: str, message: str, bound: str) -> dict[str, Any]:
+    line = {"time": _iso(created), "level": level.lower(), "logger": name, "message": message}
+    if bound:
+        line["request_id"] = bound
+    return line
+
+
+def _add(line: dict[str, Any], fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if name != "request_id":
+            line[name if name not in line else f"{name}_"] = _shown(name, value)
 
 
 class TextFormatter(logging.Formatter):
@@ -109,7 +154,7 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._is_coloured:
             at, level = f"\x1b[2m{at}\x1b[0m", f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
-        fields = _extra(record)
+        fields = {name: _shown(name, value) for name, value in _given(record).items()}
         if bound := _bound(record):
             fields = {"request_id": bound} | fields
         said = " ".join([_message(record), *(f"{name}={_show(value)}" for name, value in fields.items())])
@@ -170,13 +215,15 @@ def _redact(text: str) -> str:
     return _PASSWORD_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text) if "://" in text else text
 
 
-def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    """The fields that the caller gave, with prompts and secrets hidden."""
-    fields: dict[str, Any] = {}
-    for name, value in islice(vars(record).items(), _NUM_OWN, None):
-        if name not in _STANDARD:
-            fields[name] = HIDDEN if _is_secret(name) else _redact(value) if isinstance(value, str) else value
+def _given(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields that the caller gave."""
+    fields = {name: value for name, value in islice(vars(record).items(), _NUM_OWN, None) if name not in _STANDARD}
     return fields | (_access(record) or {}) if record.name == "uvicorn.access" else fields
+
+
+def _shown(name: str, value: Any) -> Any:
+    """What a line shows of a field: neither prompts nor secrets."""
+    return HIDDEN if _is_secret(name) else _redact(value) if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=1024)

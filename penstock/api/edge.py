@@ -29,7 +29,7 @@ from penstock.errors import (
     PenstockError,
     SlowBody,
 )
-from penstock.logs import bind_request
+from penstock.logs import bind_request, say
 
 logger = logging.getLogger("penstock.access")
 
@@ -151,20 +151,17 @@ class Edge:
         status = CLIENT_GONE if call.is_gone else call.status
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         if logger.isEnabledFor(level):
-            logger.log(
-                level,
-                "request",
-                extra={
-                    "method": scope["method"],
-                    "path": scope["path"][:200],
-                    "status": status,
-                    "caller": call.caller,
-                    "outcome": call.outcome or ("ok" if 0 < status < 400 else "error"),
-                    "total_ms": total_ms,
-                    **({"client_request_id": client_id} if _CLIENT_ID.fullmatch(client_id) else {}),
-                    **call.fields,
-                },
-            )
+            fields = {
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": status,
+                "caller": call.caller,
+                "outcome": call.outcome or ("ok" if 0 < status < 400 else "error"),
+                "total_ms": total_ms,
+                **({"client_request_id": client_id} if _CLIENT_ID.fullmatch(client_id) else {}),
+                **call.fields,
+            }
+            say(logger, level, "request", fields)
 
 
 def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ import logging
 import time
 
 from penstock.event import Done, Failed, Terminal, Usage
+from penstock.logs import say
 from penstock.metrics import Metrics
 from penstock.worker.lane import Lane
 
@@ -18,21 +19,18 @@ def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
     job, claim = lane.claim.job, lane.claim
     usage = end.usage if isinstance(end, Done) else Usage(0, lane.num)
     began = lane.started_at or now
-    logger.log(
-        logging.WARNING if isinstance(end, Failed) else logging.INFO,
-        "finished",
-        extra={
-            "request_id": job.id,
-            "caller": job.caller,
-            "model": job.model,
-            "outcome": end.code if isinstance(end, Failed) else end.finish_reason,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "queue_ms": round(1000 * (claim.queued_s + began - lane.claimed_at), 2),
-            "generate_ms": round(1000 * (now - began), 2),
-            "attempt": claim.attempt,
-        },
-    )
+    fields = {
+        "request_id": job.id,
+        "caller": job.caller,
+        "model": job.model,
+        "outcome": end.code if isinstance(end, Failed) else end.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "queue_ms": round(1000 * (claim.queued_s + began - lane.claimed_at), 2),
+        "generate_ms": round(1000 * (now - began), 2),
+        "attempt": claim.attempt,
+    }
+    say(logger, logging.WARNING if isinstance(end, Failed) else logging.INFO, "finished", fields)
     if metrics is not None:
-        num = 0 if job.inputs else lane.num - len(claim.tokens)  # an embedding is a token of the log only
+        num = 0 if job.inputs else lane.num - lane.num_given  # an embedding is a token of the log only
         metrics.generated(job.model, usage.prompt_tokens, num)

@@ -59,6 +59,48 @@ def test_a_line_is_one_json_object(lines: Lines) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "mock", "total_ms": 1.5, "status": 200, "none": None},
+        {"request_id": "g1.own", "caller": "k1"},
+        {"request_id": ""},
+        {"prompt": "private", "api_key": "sk-1", "level": "forged", "path": "a\u2028b\x1b[2J"},
+        {"store": "redis://:password@host/0", "long": "x" * 20_000, "odd": {1, 2}, "surrogate": "\ud800"},
+    ],
+)
+def test_what_is_said_once_a_request_is_the_line_that_logging_makes(lines: Lines, fields: dict[str, Any]) -> None:
+    with logs.bind_request("g1.task"):
+        logs.say(logger, logging.INFO, "request", fields)
+        logger.info("request", extra=fields)
+    said, logged = lines()
+    assert said.pop("time")[:19] <= logged.pop("time")[:19]
+    assert said == logged
+    assert "private" not in str(said)
+
+
+def test_what_is_said_reaches_whoever_else_listens(out: io.StringIO, lines: Lines) -> None:
+    heard: list[logging.LogRecord] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record)
+
+    ear = Ear()
+    logger.addHandler(ear)
+    try:
+        logs.say(logger, logging.INFO, "request", {"status": 200})
+    finally:
+        logger.removeHandler(ear)
+    assert [vars(record)["status"] for record in heard] == [200]
+    assert [line["status"] for line in lines()] == [200]
+    logs.configure("text", "warning", out)
+    logs.say(logger, logging.INFO, "too quiet", {})
+    logs.say(logger, logging.WARNING, "as text", {"status": 500})
+    assert "too quiet" not in out.getvalue()
+    assert out.getvalue().endswith("as text status=500\n")
+
+
 def test_an_exception_is_one_field(lines: Lines) -> None:
     try:
         raise RuntimeError("first\nsecond")
