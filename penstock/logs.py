@@ -79,8 +79,9 @@ def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[
 
 
 def say(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
-    """`logger.log(level, message, extra=fields)`, for what is said once a request: at half its cost where nobody but our
-    own handler would get the record. `message` is a constant; the line has the task's id unless `fields` name another.
+    """`logger.log(level, message, extra=fields)`, at half the cost where nobody but our own handler would hear of it.
+
+    For what is said once a request. `message` is a constant; the line has the task's id unless `fields` name another.
     """
     if not logger.isEnabledFor(level):
         return

@@ -52,9 +52,10 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        super().data_received(data)
+        # Most heads come in one piece, and need no timer.
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()
-        super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(msg))
@@ -95,7 +96,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
+        if not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

@@ -82,7 +82,7 @@ class Relay:
         stream = Stream(job, meter, time.monotonic())
         reader = self.read(stream)
         try:
-            with self._hold(stream):
+            with _Hold(self, stream):
                 await self._transport.submit(job, self.gateway_id, self._max_depth)
         except BaseException as error:
             if not isinstance(error, QueueFull):  # its outcome is unknown: it may wait there for nobody
@@ -105,7 +105,7 @@ class Relay:
         stream.is_followed = job_id.partition(".")[0] != self.gateway_id
         stream.is_trusted = False
         stream.left_at = time.monotonic()
-        with self._hold(stream):
+        with _Hold(self, stream):
             if stream.is_followed:
                 await self._transport.follow(job_id)
             await self._transport.adopt(job_id, self.gateway_id)
@@ -224,11 +224,6 @@ class Relay:
 
     # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
 
-    def _hold(self, stream: Stream) -> _Hold:
-        """Its frames are heard from here on; until the block has gone well nobody else may read it."""
-        self._streams[stream.job.id] = stream
-        return _Hold(self._opening, stream, self._remove)
-
     def _ended(self, stream: Stream) -> None:
         if not stream.readers:
             self._remove(stream)
@@ -276,23 +271,21 @@ class Relay:
 
 
 class _Hold:
-    """Around what opens a stream. Once a request: a generator's context manager costs four times as much."""
+    """Around what opens a stream: it is heard from the start, and read by others once the block has gone well."""
 
-    __slots__ = ("_opened", "_opening", "_remove", "_stream")
+    __slots__ = ("_opened", "_relay", "_stream")
 
-    def __init__(self, opening: dict[str, asyncio.Event], stream: Stream, remove: Callable[[Stream], None]) -> None:
-        self._opening = opening
-        self._opened = opening[stream.job.id] = asyncio.Event()
-        self._stream = stream
-        self._remove = remove
+    def __init__(self, relay: Relay, stream: Stream) -> None:
+        self._relay, self._stream, self._opened = relay, stream, asyncio.Event()
+        relay._streams[stream.job.id], relay._opening[stream.job.id] = stream, self._opened
 
     def __enter__(self) -> None:
-        """It is held from its making."""
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         if kind is not None:
-            self._remove(self._stream)
-        del self._opening[self._stream.job.id]
+            self._relay._remove(self._stream)
+        del self._relay._opening[self._stream.job.id]
         self._opened.set()
 
 

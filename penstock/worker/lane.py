@@ -54,6 +54,20 @@ class Lane:
         self.id, self.attempt, self.is_stream = claim.job.id, claim.attempt, claim.job.stream
         self.num = self.num_sent = self.num_given = len(claim.tokens)
 
+    def takes(self, event: Tokens) -> bool:
+        """Count it, if it is what nearly every event is: the next token, one of plain text. Else nothing is done."""
+        tokens = event.tokens
+        if (
+            event.seq == self.num
+            and event.attempt == self.attempt
+            and len(tokens) == 1
+            and type(tokens[0]) is str
+            and tokens[0].isascii()
+        ):
+            self.num += 1
+            return True
+        return False
+
     def fault_of(self, event: Tokens | Terminal) -> str | None:
         """Why `event`, fresh from the engine, must not enter the log; None if it may."""
         if event.attempt != self.attempt:

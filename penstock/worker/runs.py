@@ -97,15 +97,18 @@ class Runs:
         error: Exception = BackendError("The model's backend ended without finishing this request.")
         try:
             events = self._backends[run.batch.model].generate(run.batch)
-            accept, find = self._accept, lanes.get
+            accept, add, find = self._accept, outbox.add, lanes.get
             async for event in events:
                 run.num_events += 1
                 lane = find(event.job_id)
                 if lane is None:
                     continue  # it has ended here already; a backend may notice that a little later
-                accept(lane, event)
-                if not lanes:
-                    break
+                if type(event) is Tokens and lane.takes(event):
+                    add(lane, event.tokens)
+                else:
+                    accept(lane, event)
+                    if not lanes:
+                        break
                 if outbox.is_full:
                     run.is_in_engine = False
                     await outbox.room()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from redis.crc import key_slot
 
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done
+from penstock.job import Job
 from penstock.transports.redis import RedisTransport, keys
 from penstock.transports.redis.cluster import slot_of
 from penstock.transports.redis.connection import ServerConnection
@@ -284,6 +285,12 @@ def _elsewhere(cluster: Cluster, key: str) -> int:
     return (cluster.owner(key) + 1) % 3
 
 
+def _jobs_at(cluster: Cluster, node: int, num: int, *, is_there: bool = True) -> list[Job]:
+    """New jobs whose keys lie at this node, or at the others."""
+    made = (new_job() for _ in range(1000))
+    return list(islice((job for job in made if (cluster.owner(keys.job(job.id)) == node) == is_there), num))
+
+
 async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
     cluster: Cluster, transport: RedisTransport
 ) -> None:
@@ -381,15 +388,14 @@ async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
         others = [RedisTransport(site.url) for _ in range(5)]
         ears += [await Ear().listen(other) for other in others]  # one of them at least is at the node that dies
         await transport.enlist(new_worker("w1"))
-        jobs = [new_job() for _ in range(12)]
-        for job in jobs:
+        doomed, safe = _jobs_at(site, victim, 4), _jobs_at(site, victim, 8, is_there=False)
+        for job in (*doomed[:2], *safe[:4], *doomed[2:], *safe[4:]):
             await transport.submit(job, "g1", 0)
         ids = await transport.take("w1", 12)
         claims = await transport.claim("w1", ids[:6])
         site.servers[victim].process.kill()
         site.servers[victim].process.wait()
-        lost = {job.id for job in jobs if site.owner(keys.job(job.id)) == victim}
-        assert 0 < len(lost) < 12
+        lost = {job.id for job in doomed}
 
         renewal = await transport.renew(new_worker("w1"), ids[:6])
         assert (renewal.is_lost, renewal.gone, set(renewal.held)) == (False, (), set(ids))

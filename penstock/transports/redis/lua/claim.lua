@@ -8,7 +8,7 @@
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
 --         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'cancel', 'deadline', 'created', 'deaths',
-  'all_deaths', 'tokens', 'retention', 'model', 'job')
+  'all_deaths', 'tokens', 'retention', 'model', 'job', 'claims', 'started')
 local state, holder, cancel = hash[1], hash[3], hash[4]
 if not state then return {'missing'} end
 if state == 'done' then return {'done'} end
@@ -20,7 +20,8 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function int(number) return string.format('%.0f', number) end
 
 local attempt, tokens = tonumber(hash[2]), 0
-local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+-- A job that was never claimed or restored has no log: `create` has removed what was left, and nobody but this makes one.
+local last = attempt > 0 and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, count = string.match(last[1], '^(%d+)-(%d+)$')
   attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
@@ -69,9 +70,7 @@ if tokens > 0 then
 end
 write(int(tokens), '"started"', '')
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', int(attempt), 'worker', ARGV[2], 'tokens', int(tokens),
-  'deaths', deaths, 'all_deaths', all_deaths)
-redis.call('HINCRBY', KEYS[1], 'claims', 1)
-redis.call('HSETNX', KEYS[1], 'started', int(now))
+  'deaths', deaths, 'all_deaths', all_deaths, 'claims', tonumber(hash[13] or 0) + 1, 'started', hash[14] or int(now))
 local expires = redis.call('PEXPIRETIME', KEYS[1])
 if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
 return {'claimed', attempt, now, deadline, tonumber(hash[6]), deaths, hash[12], frames}

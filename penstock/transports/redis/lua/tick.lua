@@ -28,5 +28,5 @@ for _, wid in ipairs(live) do
   local says = redis.call('HGET', KEYS[3], wid)
   if says then about[#about + 1] = says end
 end
-for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], 604800000) end
+for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
 return {depth, taken, about, dead_workers, dead_gateways}
