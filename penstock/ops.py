@@ -128,8 +128,31 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
 # ── a small server beside whatever else the loop runs ────────────────────────────────────────────────────────────
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves the process' signals to the process."""
+class Server(uvicorn.Server):
+    """uvicorn's without its ten wake-ups a second, most of what an idle process does: one a second, for the date in
+    answers' heads, and one when it is to end. Leaves the signals to whoever runs it.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        self._ending = asyncio.Event()
+        super().__init__(config)
+
+    @property
+    def should_exit(self) -> bool:
+        return self._ending.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._ending.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._ending.wait()
+            except TimeoutError:
+                continue
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -163,7 +186,7 @@ async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = Server(config)
     got = listener.getsockname()[1]
     task = asyncio.create_task(server.serve(sockets=[listener]), name="ops-server")
     while not server.started:

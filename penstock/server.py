@@ -14,13 +14,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import uvicorn
 import uvloop
 
-from penstock import __version__
+from penstock import __version__, ops
 from penstock.api.connection import limited
 from penstock.errors import ConfigError
 from penstock.gateway import Gateway, create_app
@@ -43,8 +43,8 @@ def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextMana
     return contextlib.nullcontext()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that tells the gateway when it begins to drain, and leaves the signals' last word to the caller."""
+class _Server(ops.Server):
+    """The server that tells the gateway when it begins to drain."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
@@ -62,10 +62,6 @@ class _Server(uvicorn.Server):
     def _on_signal(self, number: int) -> None:
         self.gateway.begin_drain()
         self.handle_exit(number, None)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
