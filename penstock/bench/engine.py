@@ -70,8 +70,9 @@ class Load:
             threading.Thread(target=self._clock, args=(begun_at,), daemon=True).start()
         else:
             self.idle, standing = [], self.idle
-            for line in standing:
-                self._again(line)
+            # Not all at once: with answers of one length they would stay in step, a crowd at every end.
+            for number, line in enumerate(standing):
+                self.loop.call_later(plan.ramp_s * number / len(standing), self._again, line)
             for _ in range(plan.concurrency - len(standing)):
                 self._spawn(self._dial(None))
         while not self.over.is_set():

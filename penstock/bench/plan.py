@@ -32,7 +32,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Closed loop with `rate` 0: `concurrency` connections, each asks again when it has its answer. Open loop otherwise:
     Poisson arrivals of `rate` a second over at most `concurrency` connections. `requests` 0: until `duration_s` is
-    over.
+    over. A closed loop's connections begin spread over `ramp_s`.
     """
 
     url: str
@@ -45,6 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 10.0
     requests: int = 0
     warmup_s: float = 0.0
+    ramp_s: float = 0.0
     timeout_s: float = 60.0
     slo: dict[str, float] = {}
     seed: int = 0

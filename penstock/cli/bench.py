@@ -53,6 +53,9 @@ Rate = Annotated[float, _option(_LOAD, "Open loop: arrivals a second, Poisson. 0
 Duration = Annotated[float | None, _option(_LOAD, f"Seconds to measure (default {DURATION_S:g}).", min=0.1)]
 Requests = Annotated[int | None, _option(_LOAD, "Stop after so many instead.", min=1)]
 Warmup = Annotated[float, _option(_LOAD, "Seconds of load before measuring.", min=0.0)]
+Ramp = Annotated[
+    float | None, _option(_LOAD, "Seconds over which connections begin (default: the warm-up); 0: in step.", min=0.0)
+]
 Processes = Annotated[int, _option(_LOAD, "Processes that make the load.", min=1, max=64)]
 Seed = Annotated[int, _option(_LOAD, "Of prompts and arrivals.")]
 InputTokens = Annotated[int, _option(_PROMPTS, "Words of a made-up prompt.", min=1, max=1_000_000)]
@@ -79,6 +82,7 @@ def bench(
     duration: Duration = None,
     requests: Requests = None,
     warmup: Warmup = 1.0,
+    ramp: Ramp = None,
     processes: Processes = 1,
     seed: Seed = 0,
     input_tokens: InputTokens = 32,
@@ -94,6 +98,8 @@ def bench(
     """Put load on a running server and check every answer. Status 1: an answer was wrong, or none was right."""
     if requests is not None and duration is not None:
         raise ConfigError("either --duration or --requests, not both")
+    if ramp is not None and (rate or ramp > warmup):
+        raise ConfigError("--ramp is of a closed loop, and within its --warmup")
     more = _extra(extra, model)
     plan = Plan(
         url=url,
@@ -106,6 +112,7 @@ def bench(
         duration_s=duration or DURATION_S,
         requests=requests or 0,
         warmup_s=warmup,
+        ramp_s=warmup if ramp is None else ramp,
         timeout_s=timeout,
         slo=parse_slo(slo),
         seed=seed,

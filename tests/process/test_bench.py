@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -167,6 +168,31 @@ async def test_an_answer_that_never_comes_is_a_timeout() -> None:
         flags = ["--requests=2", "--concurrency=2", "--warmup=0", "--timeout=0.5"]
         status, found, _ = await bench(url, *flags)
     assert (status, found["errors"]) == (1, {"timeout": 2})
+
+
+async def test_a_closed_loop_begins_over_its_warm_up() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    spreads = []
+    for ramp in ((), ("--ramp=0",)):
+        at: list[float] = []
+
+        def note(body: dict[str, Any], num: int, at: list[float] = at) -> bytes:
+            at.append(time.monotonic())
+            return head
+
+        async with fake(note) as url:
+            await bench(url, "--concurrency=5", "--warmup=0.5", "--duration=0.1", "--timeout=1", *ramp)
+        assert len(at) == 5
+        spreads.append(at[-1] - at[0])
+    assert spreads[0] > 2 * spreads[1]
+    assert spreads[0] > 0.2
+
+
+@pytest.mark.parametrize("flags", [("--ramp=2", "--warmup=1"), ("--ramp=1", "--rate=5")])
+async def test_a_ramp_that_means_nothing_is_refused(flags: tuple[str, ...]) -> None:
+    status, _, errors = await bench("http://127.0.0.1:9", *flags)
+    assert status == 2
+    assert "--ramp" in errors
 
 
 @pytest.mark.parametrize(("api", "path"), [("chat", "/v1/chat/completions"), ("completions", "/v1/completions")])
