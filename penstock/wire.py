@@ -26,7 +26,7 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
-_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _job_decoder = msgspec.json.Decoder(_Envelope)
 
 encode_event = _encoder.encode
@@ -35,7 +35,7 @@ encode_json = _encoder.encode
 
 def decode_event(data: bytes) -> Event:
     try:
-        return _event_decoder.decode(data)
+        return event_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"not a frame: {error}") from error
 

@@ -214,16 +214,20 @@ class Answer(Response):
 
     def _push(self, pulse: Pulse, client: Client) -> bool:
         """What runs per token: the usual news, written from where they are heard. False where `_relay` must look."""
-        stream, reader, is_done = self.stream, self.reader, False
-        while reader.num_sent < len(stream.tokens):
-            if stream.end is not None or pulse.is_due or not client.takes_more:
+        reader, tokens = self.reader, self.stream.tokens
+        first = reader.num_sent
+        if first == len(tokens):
+            return False
+        while first < len(tokens):
+            if self.stream.end is not None or pulse.is_due or not client.takes_more:
                 return False
-            body, _ = self.news()
-            if body:
+            fresh = tokens[first : first + MAX_JOINED]
+            reader.num_sent = first = first + len(fresh)
+            frames = self.token_frames(first - len(fresh), fresh)
+            if body := frames[0] if len(frames) == 1 else b"".join(frames):
                 client.write(body)
                 pulse.num_sent += 1
-            is_done = True
-        return is_done
+        return True
 
     async def _status(self, departure: Departure) -> None:
         """Wait until there is a token, or the end, or `STATUS_WAIT_S` has passed."""

@@ -121,18 +121,13 @@ class Turn:
     One of these for all streams costs one callback a turn, where a task for each would cost a wake-up a token.
     """
 
-    __slots__ = ("_ready",)
+    __slots__ = ("ready",)
 
     def __init__(self) -> None:
-        self._ready: dict[Reader, None] = {}
+        self.ready: dict[Reader, None] = {}
 
-    def add(self, reader: Reader) -> None:
-        if not self._ready:
-            asyncio.get_running_loop().call_soon(self._serve)
-        self._ready[reader] = None
-
-    def _serve(self) -> None:
-        ready, self._ready = self._ready, {}
+    def serve(self) -> None:
+        ready, self.ready = self.ready, {}
         for reader in ready:
             reader.serve()
 
@@ -190,7 +185,7 @@ class Reader:
 
     def serve(self) -> None:
         """Call `push`, if nothing has ended that in the meantime."""
-        if self._push is None or self._waiter is None:
+        if self._push is None or self._waiter is None or self._waiter.done():
             return
         try:
             if self._push():
@@ -203,6 +198,9 @@ class Reader:
     def wake(self) -> None:
         """Let the reader look again."""
         if self._push is not None:
-            self._turn.add(self)
+            ready = self._turn.ready
+            if not ready:
+                asyncio.get_running_loop().call_soon(self._turn.serve)
+            ready[self] = None
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -111,7 +111,10 @@ class Emitter:
         known = self._served(link)
         single, steps = _split(events, known)
         pack = self._packer.pack
-        parts = [pack(job_id, event.attempt, event.end, encode_event(event)) for job_id, event in single.items()]
+        parts = [
+            pack(job_id, event.attempt, event.seq + len(event.tokens), encode_event(event))
+            for job_id, event in single.items()
+        ]
         num_replies = 2 * len(single)
         for job_id, event in single.items():
             if not event.seq:

@@ -20,7 +20,7 @@ from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Refused, Store, error_of
-from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_job, encode_json
+from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_job, encode_json, event_decoder
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,12 @@ class GatewaySide(ObjectSide):
 
     async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
         def hear(channel: bytes, message: bytes) -> None:
-            event = decode_event(message)
+            event: Event = decode(message)
             if event.job_id.encode() != channel[_PREFIX:]:
                 raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
             on_event(event)
 
+        decode = event_decoder.decode  # what it raises is said like any other bad message
         self._hear = hear
         self._listens_to = keys.pattern(gateway_id)
         await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
