@@ -108,10 +108,10 @@ class Outbox:
                 self._idle.set()
                 self._filled.clear()
                 await self._filled.wait()
-            frames = self._collect()
+            lanes, events = self._collect()
             self._room.set()
-            if frames:
-                await self._write(frames)
+            if lanes:
+                await self._write(lanes, events)
 
     def _mark(self, lane: Lane) -> None:
         if not lane.is_marked:
@@ -128,31 +128,37 @@ class Outbox:
         for lane in list(self._held):
             self._mark(lane)
 
-    def _collect(self) -> list[tuple[Lane, Event]]:
+    def _collect(self) -> tuple[list[Lane], list[Event]]:
         """What is pending, as one frame a lane."""
-        lanes, self._marked = self._marked, []
-        frames: list[tuple[Lane, Event]] = []
-        for lane in lanes:
+        marked, self._marked = self._marked, []
+        lanes: list[Lane] = []
+        events: list[Event] = []
+        for lane in marked:
             lane.is_marked = False
             tokens, lane.pending = tuple(lane.pending), []
             self._num_pending -= len(tokens)
-            if not lane.is_dropped:
-                frames.append((lane, _frame(lane, tokens)))
-                lane.num_sent += len(tokens)
-        return frames
+            if lane.is_dropped:
+                continue
+            lanes.append(lane)
+            if lane.end is None:
+                events.append(Tokens(lane.id, lane.attempt, lane.num_sent, tokens=tokens))
+            else:
+                events.append(_last(lane, lane.end, tokens))
+            lane.num_sent += len(tokens)
+        return lanes, events
 
-    async def _write(self, frames: list[tuple[Lane, Event]]) -> None:
-        has_end = any(lane.end is not None for lane, _ in frames)
+    async def _write(self, lanes: list[Lane], events: list[Event]) -> None:
+        has_end = any(lane.end is not None for lane in lanes)
         if has_end:
             self._fault("before_final")
         self._fault("mid_step")
-        refused = await self._emit(frames)
+        refused = await self._emit(lanes, events)
         self._fault("after_emit")
         if has_end:
             self._fault("after_final")
         if not (refused or has_end):
             return
-        for lane, event in frames:
+        for lane, event in zip(lanes, events, strict=True):
             if lane.is_dropped:
                 continue
             if refused and lane.id in refused:
@@ -160,12 +166,12 @@ class Outbox:
             elif isinstance(event, Done | Failed):
                 self._on_written(lane)
 
-    async def _emit(self, frames: list[tuple[Lane, Event]]) -> set[str]:
+    async def _emit(self, lanes: list[Lane], events: list[Event]) -> set[str]:
         """Write until it is written; a frame once tried is never changed, as it may have gone through."""
         retry_s, given_up = FIRST_RETRY_S, set[str]()
         while True:
             try:
-                refused = await self._transport.emit(self._worker_id, [event for _, event in frames])
+                refused = await self._transport.emit(self._worker_id, events)
             except StoreUnavailable as error:
                 if retry_s == FIRST_RETRY_S:
                     logger.warning("cannot write, will try again: %s", error.message)
@@ -173,9 +179,11 @@ class Outbox:
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
                 # Past its deadline the store or a gateway ends a job; what is left of it here is for nobody.
                 now = time.monotonic()
-                given_up |= {lane.id for lane, _ in frames if lane.claim.deadline_at + LATE_S < now}
-                frames = [(lane, event) for lane, event in frames if not lane.is_dropped and lane.id not in given_up]
-                if not frames:
+                given_up |= {lane.id for lane in lanes if lane.claim.deadline_at + LATE_S < now}
+                left = [(lane, event) for lane, event in zip(lanes, events, strict=True) if lane.id not in given_up]
+                lanes = [lane for lane, _ in left if not lane.is_dropped]
+                events = [event for lane, event in left if not lane.is_dropped]
+                if not lanes:
                     return given_up
             else:
                 if retry_s != FIRST_RETRY_S:
@@ -183,9 +191,6 @@ class Outbox:
                 return refused | given_up
 
 
-def _frame(lane: Lane, tokens: tuple[Token, ...]) -> Event:
-    if lane.end is None:
-        return Tokens(lane.id, lane.claim.attempt, lane.num_sent, tokens=tokens)
-    if lane.num_sent == lane.end.seq:
-        return lane.end
-    return msgspec.structs.replace(lane.end, seq=lane.num_sent, tokens=tokens)
+def _last(lane: Lane, end: Terminal, tokens: tuple[Token, ...]) -> Terminal:
+    """The end, with the tokens that have not been sent."""
+    return end if lane.num_sent == end.seq else msgspec.structs.replace(end, seq=lane.num_sent, tokens=tokens)
