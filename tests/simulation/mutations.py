@@ -207,17 +207,17 @@ def bytes_are_regrouped(patch: pytest.MonkeyPatch) -> None:
     """What was written once is written again as other frames: one token later, and without it."""
     emit = Outbox._emit
 
-    async def regroup(self: Outbox, frames: list[tuple[Any, Event]]) -> set[str]:
+    async def regroup(self: Outbox, lanes: list[Any], events: list[Event]) -> set[str]:
         try:
-            return await self._transport.emit(self._worker_id, [event for _, event in frames])
+            return await self._transport.emit(self._worker_id, events)
         except StoreUnavailable:
-            again: list[tuple[Any, Event]] = [
-                (lane, Tokens(e.job_id, e.attempt, e.seq + 1, tokens=(*e.tokens[1:], " again")))
-                if isinstance(e, Tokens)
-                else (lane, e)
-                for lane, e in frames
+            again: list[Event] = [
+                Tokens(event.job_id, event.attempt, event.seq + 1, tokens=(*event.tokens[1:], " again"))
+                if isinstance(event, Tokens)
+                else event
+                for event in events
             ]
-            return await emit(self, again)
+            return await emit(self, lanes, again)
 
     patch.setattr(Outbox, "_emit", regroup)
 
