@@ -254,6 +254,69 @@ async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
     assert reader.has_news
 
 
+def serving(rig: Rig, stream: Stream, reader: Reader | None = None) -> tuple[asyncio.Task[None], list[list[str]]]:
+    """A task that has a reader of `stream` served, and what each of its turns brought. Ends with `"stop"`, fails with
+    `"fail"`."""
+    reader = rig.relay.read(stream) if reader is None else reader
+    turns: list[list[str]] = []
+
+    def push() -> bool:
+        _, tokens = reader.fresh()
+        turns.append([str(token) for token in tokens])
+        if "fail" in tokens:
+            raise ValueError("a bug in an API")
+        return "stop" not in tokens
+
+    return asyncio.create_task(reader.served(push)), turns
+
+
+async def test_what_comes_in_one_turn_is_served_at_once_and_wakes_nobody(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    serve, turns = serving(rig, stream, rig.reader)
+    await asyncio.sleep(0)
+    for seq, text in enumerate("abc"):
+        rig.relay.deliver(Tokens(stream.job.id, claim.attempt, seq, tokens=(text,)))
+    assert turns == [], "not from within: what feeds the relay never waits for a client"
+    await asyncio.sleep(0)
+    assert turns == [["a", "b", "c"]]
+    rig.reader.wake()
+    await asyncio.sleep(0)
+    assert turns == [["a", "b", "c"], []]
+    assert not serve.done()
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 3, tokens=("stop",)))
+    rig.reader.wake()
+    await serve
+    assert turns[2:] == [["stop"]]
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 4, tokens=("d",)))
+    await asyncio.sleep(0)
+    assert rig.reader.fresh() == (4, ["d"]), "who has gone back to waiting has lost nothing"
+
+
+async def test_a_bug_in_serving_is_its_own_readers(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    served = [serving(rig, stream) for _ in range(3)]
+    await asyncio.sleep(0)
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 0, tokens=("a",)))
+    await asyncio.sleep(0)
+    served[0][0].cancel()  # in the very turn in which it is to be served
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 1, tokens=("fail",)))
+    outcomes = await asyncio.gather(*(task for task, _ in served), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, ValueError, ValueError]
+
+
+async def test_a_cancelled_reader_disturbs_no_other(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    served = [serving(rig, stream) for _ in range(3)]
+    await asyncio.sleep(0)
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 0, tokens=("stop",)))
+    served[0][0].cancel()
+    await asyncio.gather(*(task for task, _ in served), return_exceptions=True)
+    assert [turns for _, turns in served[1:]] == [[["stop"]], [["stop"]]]
+
+
 async def test_of_several_readers_only_the_last_ones_leaving_counts(rig: Rig) -> None:
     stream = await rig.open()
     second = rig.relay.read(stream)
