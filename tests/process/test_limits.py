@@ -37,7 +37,7 @@ async def test_overload_gives_429_and_never_504(redis_url: str) -> None:
 
 
 async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None:
-    """Eight gateway processes, a limit of 100, and nobody who takes anything."""
+    """Eight gateway processes, a limit of 100, and a worker that takes one more and freezes with it."""
     with site(redis_url) as fleet:
         worker = fleet.worker()
         for _ in range(8):
@@ -56,11 +56,11 @@ async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None
                     for i in range(600)
                 ]
                 refused = 0
-                while refused < 600 - 100 - 1:  # at most one was popped by the worker's last blocking pop
+                while refused < 600 - 100 - 1:  # one was popped by the worker's last blocking pop
                     highest = max(highest, await store.llen("inference:queue"))
                     refused = sum(task.done() for task in tasks)
                     await asyncio.sleep(0.01)
-                assert highest <= 100
+                assert highest <= 101  # what a worker gives back (here when its lease lapses) is not refused
                 worker.signal(signal.SIGCONT)
                 answers = await asyncio.gather(*tasks)
             kinds = Counter(answer.status_code for answer in answers)
