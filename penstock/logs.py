@@ -106,14 +106,14 @@ class _JsonLines(logging.StreamHandler[IO[str]]):
     """`StreamHandler` that can say a line without a record for it."""
 
     def say(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
-        own = fields.get("request_id")
-        line = _line(time.time(), logging.getLevelName(level), name, message, own or request_id.get())
-        _add(line, fields)
         self.acquire()
         try:
+            bound = fields.get("request_id") or request_id.get()
+            line = _line(time.time(), logging.getLevelName(level), name, message, bound)
+            _add(line, fields)
             self.stream.write(encode(line) + self.terminator)
             self.flush()
-        except OSError:
+        except Exception:  # as every handler of `logging`: told on stderr, and whoever logs goes on
             self.handleError(logging.makeLogRecord({"name": name, "msg": message, "levelno": level}))
         finally:
             self.release()

@@ -129,7 +129,7 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
 
 
 class Server(uvicorn.Server):
-    """uvicorn's without its ten wake-ups a second, most of what an idle process does: one a second, for the date in
+    """uvicorn's without its ten wake-ups a second, nearly half of an idle process' own: one a second, for the date in
     answers' heads, and one when it is to end. Leaves the signals to whoever runs it.
     """
 

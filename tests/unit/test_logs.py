@@ -101,6 +101,17 @@ def test_what_is_said_reaches_whoever_else_listens(out: io.StringIO, lines: Line
     assert out.getvalue().endswith("as text status=500\n")
 
 
+@pytest.mark.parametrize("error", [ValueError("I/O operation on closed file"), BrokenPipeError()])
+def test_a_line_that_cannot_be_written_fails_nobody(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    logs.configure("json", "info", Gone())
+    logs.say(logger, logging.INFO, "request", {"status": 200})
+    assert type(error).__name__ in capsys.readouterr().err
+
+
 def test_an_exception_is_one_field(lines: Lines) -> None:
     try:
         raise RuntimeError("first\nsecond")

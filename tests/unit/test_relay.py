@@ -293,11 +293,16 @@ async def test_what_comes_in_one_turn_is_served_at_once_and_wakes_nobody(rig: Ri
     assert rig.reader.fresh() == (4, ["d"]), "who has gone back to waiting has lost nothing"
 
 
-async def test_a_bug_in_serving_is_its_own_readers(rig: Rig) -> None:
+async def three_served(rig: Rig) -> tuple[Stream, Claim, list[tuple[asyncio.Task[None], list[list[str]]]]]:
     stream = await rig.open()
     claim = await rig.claim()
     served = [serving(rig, stream) for _ in range(3)]
     await asyncio.sleep(0)
+    return stream, claim, served
+
+
+async def test_a_bug_in_serving_is_its_own_readers(rig: Rig) -> None:
+    stream, claim, served = await three_served(rig)
     rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 0, tokens=("a",)))
     await asyncio.sleep(0)
     served[0][0].cancel()  # in the very turn in which it is to be served
@@ -307,10 +312,7 @@ async def test_a_bug_in_serving_is_its_own_readers(rig: Rig) -> None:
 
 
 async def test_a_cancelled_reader_disturbs_no_other(rig: Rig) -> None:
-    stream = await rig.open()
-    claim = await rig.claim()
-    served = [serving(rig, stream) for _ in range(3)]
-    await asyncio.sleep(0)
+    stream, claim, served = await three_served(rig)
     rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 0, tokens=("stop",)))
     served[0][0].cancel()
     await asyncio.gather(*(task for task, _ in served), return_exceptions=True)
