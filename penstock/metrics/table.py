@@ -104,7 +104,7 @@ _SPECS = (
     Spec("penstock_store_round_trip_seconds", "seconds", ("verb",), _EVERY,
          "Round trips to Redis, by verb.", _TRIP_S),
     Spec("penstock_store_errors_total", "errors", ("kind",), _EVERY,
-         "Round trips to Redis that failed, by kind."),
+         "Round trips to Redis that failed, and writes that it refused, by kind."),
     Spec("penstock_event_loop_lag_seconds", "seconds", (), _EVERY,
          "How much later than asked the event loop woke a timer; it is blocked that long.", _LAG_S),
     Spec("penstock_build_info", "1", ("version", "python"), _EVERY,

@@ -9,7 +9,7 @@ import time
 from penstock.worker.faults import POINTS
 from tests.chaos.http import get
 from tests.chaos.load import Habits
-from tests.chaos.plant import Member
+from tests.chaos.plant import QUEUE, Member
 from tests.chaos.registry import scenario
 from tests.chaos.run import Run, Target
 from tests.process.reading import metric
@@ -124,12 +124,18 @@ async def late_frames(run: Run) -> None:
         run.load.start(20)
         await run.until(is_stopped, "it stops between its step and its emit", timeout_s=20)
         run.inject("frozen mid_step")
-        await asyncio.sleep(LEASE_LAPSED_S + 0.8)
+
+        async def is_taken_over() -> bool:
+            held = await run.plant.held()
+            return len(held) == 1 and not await run.plant.ask("LLEN", QUEUE)
+
+        async def is_refused(worker: Member = worker) -> int:
+            return await _refused([worker])
+
+        await run.until(is_taken_over, "its jobs are another worker's", timeout_s=20)
         worker.signal(signal.SIGCONT)
-        await asyncio.sleep(0.5)
-        num_late = await _refused([worker])
-        run.notes["late frames refused"] = run.notes.get("late frames refused", 0) + num_late
-        run.check(num_late > 0, "no late frame was refused: the fence was never at work")
+        await run.until(is_refused, "a late frame is refused: the fence is at work")
+        run.notes["late frames refused"] = run.notes.get("late frames refused", 0) + await _refused([worker])
 
 
 async def _refused(workers: list[Member]) -> int:
@@ -137,7 +143,7 @@ async def _refused(workers: list[Member]) -> int:
     num = 0.0
     for worker in workers:
         _, page = await get(worker.url, "/metrics")
-        num += metric(page.decode(), "penstock_store_errors_total", kind="emit_repeated")
+        num += metric(page.decode(), "penstock_store_errors_total", kind="emit_refused")
     return int(num)
 
 

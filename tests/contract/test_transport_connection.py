@@ -157,22 +157,46 @@ def test_a_url_that_is_none() -> None:
             RedisTransport(url)
 
 
+class Noted:
+    """What a transport counts as errors."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def round_trip(self, verb: str, seconds: float) -> None: ...
+
+    def store_error(self, kind: str) -> None:
+        self.errors.append(kind)
+
+
+async def test_each_job_whose_write_is_refused_is_counted(real: RedisStore) -> None:
+    noted = Noted()
+    transport = RedisTransport(real.url, metrics=noted)
+    try:
+        await transport.enlist(new_worker("w1"))
+        jobs = [new_job(), new_job()]
+        for job in jobs:
+            await transport.submit(job, "g1", 0)
+        claims = [await run_one(transport, "w1", job.id) for job in jobs]
+        assert not await transport.emit("w1", [tokens(claim, 0, "a") for claim in claims])
+        assert noted.errors == []
+        ended = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in claims]
+        assert not await transport.emit("w1", ended)
+        assert await transport.emit("w1", [tokens(claim, 1, "b") for claim in claims]) == {job.id for job in jobs}
+        assert noted.errors.count("emit_refused") == 2
+    finally:
+        await transport.close()
+
+
 async def test_what_is_not_a_frame_is_counted_and_the_next_is_heard(real: RedisStore, client: redis.Redis) -> None:
-    errors: list[str] = []
-
-    class Metrics:
-        def round_trip(self, verb: str, seconds: float) -> None: ...
-
-        def store_error(self, kind: str) -> None:
-            errors.append(kind)
-
-    transport = RedisTransport(real.url, metrics=Metrics())
+    noted = Noted()
+    transport = RedisTransport(real.url, metrics=noted)
     ear = await Ear().listen(transport)
     good = b'{"kind":"started","id":"g1.1","attempt":1,"seq":0}'
     for frame in (b"not json", b'{"kind":"new","id":"g1.1","attempt":1,"seq":0}', good.replace(b"g1.1", b"g1.2"), good):
         client.publish("inference:response:g1.1", frame)
     await wait_until(lambda: ear.events, "the good one")
-    assert errors == ["message"] * 3
+    assert noted.errors == ["message"] * 3
     assert [event.job_id for event in ear.events] == ["g1.1"]
     await transport.close()
 

@@ -155,6 +155,7 @@ class Emitter:
             self._first.setdefault(job_id, round(clock + time.monotonic() * 1000))
 
     def _refuse(self, job_id: str, known: set[str], refused: set[str]) -> None:
+        self._store.metrics.store_error("emit_refused")
         refused.add(job_id)
         self._packer.forget(job_id)
         self._forget(known, job_id)
