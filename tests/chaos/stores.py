@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 from penstock.transports.redis.scripts import SCRIPTS
 from tests.chaos.load import Habits
@@ -91,6 +92,7 @@ SPOKEN = ("PSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "PING", "LRANGE", "SCRIPT LO
 NAMES = tuple(dict.fromkeys((*PLAIN, *SCRIPTED, *SPOKEN, *(script.name for script in SCRIPTS))))
 FIRES_WITHIN_S = 2.5
 STRANDED_WITHIN_S = 7.0
+TRIES = 3
 
 
 @scenario(Target(says="nothing lost, nothing run twice for the client", p99_ms=3000), seconds=25)
@@ -107,7 +109,7 @@ async def lost_replies(run: Run) -> None:
     await run.until_streaming(8)
     missed: list[str] = []
     until = time.monotonic() + run.seconds
-    names = list(NAMES)
+    names, tries = list(NAMES), Counter[str]()
     while names:
         name = names.pop(0)
         proxy.drop(name, skip=run.rng.randint(0, 3) if name in ("XADD", "PUBLISH", "HMGET") else 0)
@@ -116,8 +118,9 @@ async def lost_replies(run: Run) -> None:
             async with asyncio.timeout(STRANDED_WITHIN_S if name == "ensure" else FIRES_WITHIN_S):
                 await proxy.fired.wait()
             run.inject(f"lost reply of {name}")
-        except TimeoutError:
-            missed.append(name)
+        except TimeoutError:  # the load and the other faults decide what is sent just now
+            tries[name] += 1
+            (names if tries[name] < TRIES else missed).append(name)
         proxy.disarm()
         await provoking
         if not names and run.is_long and time.monotonic() < until:
