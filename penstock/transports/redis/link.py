@@ -1,9 +1,10 @@
 """One socket to one Redis server, from connected to lost, for traffic that goes through it by the thousand a second.
 
-One reader owns it, replies go to futures in the order of the commands, and what is sent within one turn of the event
-loop leaves in one write. Whatever breaks it fails everything that waits with `StoreUnavailable`; nothing is repeated
-here, because only the caller knows what may be. A cancelled caller's reply is discarded by its position, never handed
-to another. Knows nothing of keys, scripts or jobs, and not when to connect again: that is `connection.py`.
+One reader owns it, replies go to futures in the order of the commands. What is sent first in a turn of the event loop
+leaves at once, what else is sent in that turn is joined. Whatever breaks it fails everything that waits with
+`StoreUnavailable`; nothing is repeated here, because only the caller knows what may be. A cancelled caller's reply is
+discarded by its position, never handed to another. Knows nothing of keys, scripts or jobs, and not when to connect
+again: that is `connection.py`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Link(asyncio.Protocol):
         self._reader = Reader(notEnoughData=NOT_YET)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
-        self._is_to_flush = False
+        self._is_joining = False
         self._waiting: deque[_Waiting] = deque()
         self._num_pending = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -106,13 +107,14 @@ class Link(asyncio.Protocol):
         self.write(data)
 
     def write(self, data: bytes) -> None:
-        """Send without awaiting a reply here; joined with whatever else is sent in this turn of the loop."""
+        """Send without awaiting a reply here. The first of a turn never waits: a callback comes a whole turn later."""
         self._out.append(data)
-        if len(self._out) >= MAX_JOINED:  # in a long turn the server need not stand idle until its end
-            self._flush()
-        elif not self._is_to_flush:
-            self._is_to_flush = True
+        if not self._is_joining:
+            self._is_joining = True
             self._loop.call_soon(self._flush_turn)
+            self._flush()
+        elif len(self._out) >= MAX_JOINED:  # in a long turn the server need not stand idle until its end
+            self._flush()
 
     def abort(self, reason: str, kind: str) -> None:
         """Close now; everything that waits fails with `reason`."""
@@ -171,7 +173,7 @@ class Link(asyncio.Protocol):
             self.abort("Redis answered what nobody had asked", "protocol")
 
     def _flush_turn(self) -> None:
-        self._is_to_flush = False
+        self._is_joining = False
         if self._out:
             self._flush()
 
