@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Protocol
 
 from penstock.errors import PenstockError
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 from penstock.piece import Token
+
+MAX_SERVED = 32
 
 
 class Meter(Protocol):
@@ -116,7 +119,7 @@ class Stream:
 
 
 class Turn:
-    """Readers with news, each served once at the end of this turn of the event loop: what comes until then is joined.
+    """Readers with news, each served once after this turn of the event loop: what comes until then is joined.
 
     One of these for all streams costs one callback a turn, where a task for each would cost a wake-up a token.
     """
@@ -127,7 +130,15 @@ class Turn:
         self.ready: dict[Reader, None] = {}
 
     def serve(self) -> None:
-        ready, self.ready = self.ready, {}
+        """At most `MAX_SERVED` of them: what has just come, a new request say, need not wait for the clients of all."""
+        ready: Iterable[Reader] = self.ready
+        if len(self.ready) > MAX_SERVED:
+            asyncio.get_running_loop().call_soon(self.serve)
+            ready = list(islice(ready, MAX_SERVED))
+            for reader in ready:
+                del self.ready[reader]
+        else:
+            self.ready = {}
         for reader in ready:
             reader.serve()
 

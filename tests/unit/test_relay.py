@@ -13,6 +13,7 @@ from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.relay import Reader, Relay, Stream
 from penstock.relay import relay as relay_module
+from penstock.relay.stream import MAX_SERVED
 from penstock.transports.memory import MemoryTransport
 from tests.waiting import wait_until, wait_until_async
 
@@ -317,6 +318,30 @@ async def test_a_cancelled_reader_disturbs_no_other(rig: Rig) -> None:
     served[0][0].cancel()
     await asyncio.gather(*(task for task, _ in served), return_exceptions=True)
     assert [turns for _, turns in served[1:]] == [[["stop"]], [["stop"]]]
+
+
+async def test_many_readers_are_served_in_parts_and_others_have_their_turns_between(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    served = [serving(rig, stream) for _ in range(2 * MAX_SERVED + 1)]
+    await asyncio.sleep(0)
+
+    def num_served() -> list[int]:
+        return [sum(turns == [["a"] * n] for _, turns in served) for n in (1, 2)]
+
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 0, tokens=("a",)))
+    await asyncio.sleep(0)
+    assert num_served() == [MAX_SERVED, 0]
+    rig.relay.deliver(Tokens(stream.job.id, claim.attempt, 1, tokens=("a",)))
+    await asyncio.sleep(0)
+    assert num_served() == [MAX_SERVED, MAX_SERVED], "those who still waited have both in one"
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert num_served() == [0, MAX_SERVED + 1]
+    assert all(turns in ([["a"], ["a"]], [["a", "a"]]) for _, turns in served), "each token once"
+    for task, _ in served:
+        task.cancel()
+    await asyncio.gather(*(task for task, _ in served), return_exceptions=True)
 
 
 async def test_of_several_readers_only_the_last_ones_leaving_counts(rig: Rig) -> None:
