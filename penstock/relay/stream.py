@@ -14,7 +14,7 @@ from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 from penstock.piece import Token
 
-MAX_SERVED = 8
+MAX_SERVED = 32
 
 
 class Meter(Protocol):
