@@ -36,7 +36,12 @@ class Engine:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{self.name}/v1"
+
+    @property
+    def name(self) -> str:
+        """As metrics name it."""
+        return f"127.0.0.1:{self.port}"
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
@@ -76,15 +81,24 @@ async def under_load(
     http: httpx2.AsyncClient, url: str, victim: Engine, number: int, num: int = NUM
 ) -> list[reading.Answer]:
     """`num` streams, and a signal to `victim` once it has some of them."""
-    name = f"127.0.0.1:{victim.port}"
     tasks = [asyncio.create_task(reading.stream(http, url, prompt=f"p {i}", max_tokens=TOKENS)) for i in range(num)]
 
     async def is_busy() -> bool:
-        return await metric(http, url, "first_token_seconds_count", upstream=name) >= num / 4
+        return await metric(http, url, "first_token_seconds_count", upstream=victim.name) >= num / 4
 
     await wait_until_async(is_busy, "the victim to have work", 20)
     victim.signal(number)
     return await asyncio.gather(*tasks)
+
+
+async def until_it_works(http: httpx2.AsyncClient, url: str, engine: Engine) -> None:
+    before = await metric(http, url, "requests_total", upstream=engine.name, outcome="ok")
+
+    async def is_back() -> bool:
+        await reading.whole(http, url, model="m", prompt="p", max_tokens=2)
+        return await metric(http, url, "requests_total", upstream=engine.name, outcome="ok") > before
+
+    await wait_until_async(is_back, "the new engine to get work", 30)
 
 
 def is_whole(answer: reading.Answer, number: int) -> bool:
@@ -102,6 +116,9 @@ async def test_where_it_resumes_no_client_notices_the_death_of_an_engine(
         url = built.gateways[0]
         answers = await under_load(http, url, one, number)
         assert [is_whole(answer, i) for i, answer in enumerate(answers)] == [True] * NUM
+        assert await metric(http, url, "requests_total", outcome="ok") == NUM
+        reason = "cut" if number == signal.SIGKILL else "timeout"
+        assert await metric(http, url, "requests_total", outcome=reason) >= 1
 
 
 async def test_without_that_only_the_dead_engines_answers_are_lost_and_it_comes_back(
@@ -117,35 +134,50 @@ async def test_without_that_only_the_dead_engines_answers_are_lost_and_it_comes_
         assert {answer.data["error"]["code"] for answer in lost} == {"worker_lost"}
         again = await asyncio.gather(*(reading.stream(http, url, prompt=f"p {i}", max_tokens=TOKENS) for i in range(8)))
         assert all(is_whole(answer, i) for i, answer in enumerate(again)), "the other one answers"
-        name = f"127.0.0.1:{one.port}"
-        assert await metric(http, url, "up", upstream=name) == 0
+        assert await metric(http, url, "up", upstream=one.name) == 0
         start(engines, port=one.port)
-        before = await metric(http, url, "requests_total", upstream=name, outcome="ok")
-
-        async def is_back() -> bool:
-            await reading.whole(http, url, prompt="p", max_tokens=2)
-            return await metric(http, url, "requests_total", upstream=name, outcome="ok") > before
-
-        await wait_until_async(is_back, "the new engine to get work", 30)
-        assert await metric(http, url, "up", upstream=name) == 1
+        await until_it_works(http, url, one)
+        assert await metric(http, url, "up", upstream=one.name) == 1
 
 
-async def test_a_whole_tier_dies_and_the_hosted_one_answers(engines: list[Engine], http: httpx2.AsyncClient) -> None:
+async def test_a_whole_tier_dies_the_hosted_one_answers_and_is_left_again(
+    engines: list[Engine], http: httpx2.AsyncClient
+) -> None:
     own, hosted = start(engines), start(engines, "--key", KEY)
-    model = f"m=openai:url={own.url},url2={hosted.url},key_env2=HOSTED_KEY,model2=big"
+    model = f"m=openai:url={own.url},url2={hosted.url},key_env2=HOSTED_KEY,model2=big,aliases=gpt-4o"
     with site() as built:
         program = built.serve("--model", model, "--model", "mock=mock", "--log-level", "debug", env={"HOSTED_KEY": KEY})
         url = built.gateways[0]
         assert (await reading.whole(http, url, model="mock", prompt="p")).status_code == 200, "backends mix"
-        assert (await reading.whole(http, url, model="m", prompt="p 0", max_tokens=TOKENS)).status_code == 200
+        assert is_whole(await reading.stream(http, url, model="gpt-4o", prompt="p 0", max_tokens=TOKENS), 0)
+        assert await metric(http, url, "requests_total", model="m", upstream=own.name, outcome="ok") == 1
         own.stop()
         for number in range(6):
             answer = await reading.stream(http, url, model="m", prompt=f"p {number}", max_tokens=TOKENS)
             assert is_whole(answer, number)
+        assert await metric(http, url, "requests_total", upstream=hosted.name, outcome="ok") == 6
+        assert await metric(http, url, "fallbacks_total", tier="1") == 6
         assert await metric(http, url, "fallbacks_total", tier="1", reason="unreachable") >= 3
         assert await metric(http, url, "fallbacks_total", tier="1", reason="ejected") >= 1
+        start(engines, port=own.port)
+        await until_it_works(http, url, own)
         text = (await http.get(f"{url}/metrics")).text
         assert KEY not in program.output() + text
+
+
+async def test_clients_that_leave_stop_the_engine(engines: list[Engine], http: httpx2.AsyncClient) -> None:
+    one = start(engines, "--token-ms", "50")
+    with site() as built:
+        built.serve("--model", f"m=openai:url={one.url}")
+        url = built.gateways[0]
+        left = await reading.stream(http, url, stop_after=1, prompt="long", max_tokens=500)
+
+        async def is_closed() -> bool:
+            return await metric(http, url, "open_streams") == 0
+
+        await wait_until_async(is_closed, "the engine's stream to be closed")
+        assert await metric(http, url, "requests_total", outcome="cancelled") == 1
+        assert (await http.get(f"{url}/v1/requests/{left.request_id}")).json()["state"] == "cancelled"
 
 
 async def test_errors_reach_the_client_as_its_own_or_as_ours(engines: list[Engine], http: httpx2.AsyncClient) -> None:

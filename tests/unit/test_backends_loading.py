@@ -12,6 +12,8 @@ from penstock.backends import build_backend, loading
 from penstock.backends.base import Backend
 from penstock.backends.mock import MockBackend
 from penstock.errors import ConfigError
+from penstock.settings.models import read_models
+from penstock.worker.process import build_backends
 
 SOURCE = """
 from penstock.backends import Backend
@@ -60,6 +62,12 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_by_built_in_name() -> None:
     backend = build_backend("mock", {"step_ms": "5", "chain": "true"})
     assert isinstance(backend, MockBackend)
+
+
+def test_all_names_of_a_model_are_one_backend() -> None:
+    backends = build_backends(read_models("big=mock:aliases=large+gpt-4o,step_ms=5"))
+    assert list(backends) == ["big", "large", "gpt-4o"]
+    assert len(set(map(id, backends.values()))) == 1
 
 
 def test_by_module_and_class_with_every_kind_of_option() -> None:

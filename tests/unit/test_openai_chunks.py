@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -45,7 +46,9 @@ ENDINGS: list[tuple[list[Any], Usage | None]] = [
     ([delta("stop") | {"usage": USAGE}, "[DONE]"], Usage(3, 2)),
     ([delta("stop") | {"usage": None}, {"choices": [], "usage": USAGE}, "[DONE]"], Usage(3, 2)),
     ([{"usage": USAGE}, delta("stop")], Usage(3, 2)),
-    ([delta("stop") | {"usage": {"prompt_tokens": -1, "completion_tokens": "x"}}], None),
+    ([delta("stop") | {"usage": {"prompt_tokens": 3}}], None),
+    ([delta("stop") | {"usage": {"prompt_tokens": -1, "completion_tokens": 2}}], None),
+    ([delta("stop") | {"usage": {"prompt_tokens": 3, "completion_tokens": "x"}}], None),
     ([delta("eos_token"), " [DONE] "], None),
 ]
 
@@ -155,28 +158,22 @@ def test_errors_inside_a_stream() -> None:
         Chunks().feed(ServerEvent("error", '{"message": "x"}'))
 
 
+names = st.sampled_from([
+    "choices", "delta", "content", "text", "usage", "error", "finish_reason", "tool_calls", "function", "logprobs",
+    "index", "id", "name", "arguments", "code", "message", "prompt_tokens", "completion_tokens", "reasoning", "token",
+    "logprob", "tokens", "token_logprobs", "top_logprobs", "object",
+])  # fmt: skip
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from([
-                "choices", "delta", "content", "text", "tool_calls", "function", "index", "usage", "logprobs", "error",
-                "finish_reason", "tokens", "token_logprobs", "top_logprobs", "prompt_tokens", "arguments", "code",
-            ]),
-            inner,
-            max_size=4,
-        )
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
-@given(st.lists(values, max_size=4))
-def test_whatever_json_comes_it_is_tokens_or_trouble(said: list[Any]) -> None:
-    chunks = Chunks("up", "key")
+@given(st.lists(values.map(json.dumps), max_size=5) | st.tuples(st.text(max_size=30)))
+def test_whatever_comes_it_is_tokens_or_trouble(said: Sequence[str]) -> None:
     try:
-        tokens, finish = read(*(json.dumps(one) for one in said), chunks=chunks)
+        tokens, finish = read(*said, chunks=Chunks("up", "key"))
     except Trouble:
         return
     assert all(isinstance(token, str | Piece) and token for token in tokens)

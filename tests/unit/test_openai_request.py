@@ -29,9 +29,11 @@ def test_a_prompt_goes_to_completions_and_a_conversation_to_chat() -> None:
     path, body = body_of(Job(id="j", model="m", prompt="Once", sampling=Sampling(max_tokens=7)))
     options = {"n": 1, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 7}
     assert (path, body) == ("/completions", {"model": "up", "prompt": "Once", **options})
-    path, body = body_of(Job(id="j", model="m", messages=TALK, sampling=Sampling(max_tokens=7), user="u"))
-    messages = [{"role": "user", "content": "Hello"}]
-    assert (path, body) == ("/chat/completions", {"model": "up", "messages": messages, **options, "user": "u"})
+    talk = Job(id="j", model="m", messages=TALK, sampling=Sampling(max_tokens=7), user="u")
+    asked = {"model": "up", "messages": [{"role": "user", "content": "Hello"}], **options, "user": "u"}
+    assert body_of(talk) == ("/chat/completions", asked)
+    del asked["stream_options"]
+    assert body_of(talk, form=Form(asks_usage=False)) == ("/chat/completions", asked)
 
 
 def test_where_there_is_only_chat_a_prompt_is_a_users_message() -> None:
@@ -85,15 +87,23 @@ def test_logprobs_have_two_forms(num: int, chat: dict[str, Any]) -> None:
     assert body_of(Job(id="j", model="m", prompt="p", sampling=sampling))[1]["logprobs"] == num
 
 
-def test_what_a_prompt_cannot_carry_is_refused() -> None:
-    refused = {"tools": Sampling(tools=({"type": "function"},)), "response_format": Sampling(response_format={"a": 1})}
-    for name, sampling in refused.items():
-        with pytest.raises(UnsupportedParameter) as caught:
-            body_of(Job(id="j", model="m", prompt="p", sampling=sampling))
-        assert caught.value.param == name
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", ({"type": "function"},)),
+        ("tool_choice", "auto"),
+        ("parallel_tool_calls", False),
+        ("response_format", {"type": "json_object"}),
+        ("reasoning_effort", "low"),
+    ],
+)
+def test_what_a_prompt_cannot_carry_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        body_of(Job(id="j", model="m", prompt="p", sampling=Sampling(**{name: value})))
+    assert caught.value.param == name
 
 
-numbers = st.floats(0.1, 2) | st.integers(1, 9)
+numbers = st.floats(0, 2) | st.integers(0, 9)  # 0 is a value
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "stop": st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4).map(tuple),
     "seed": st.integers(-(2**63), 2**63 - 1),
