@@ -83,6 +83,7 @@ def test_whatever_json_comes_it_is_vectors_or_malformed(data: Any, num: int) -> 
     [
         b"{", b"[]", b'{"data": 3}', b'{"data": []}', b'{"data": ["x"]}', b'{"data": [{"embedding": []}]}',
         b'{"data": [{"embedding": ["x"]}]}', b'{"data": [{"embedding": [1e39]}]}', b'{"data": [{"embedding": [true]}]}',
+        b'{"data": [{"index": [], "embedding": [1]}]}',
         b'{"data": [{"index": 1, "embedding": [1]}]}', b'{"data": [{"embedding": [1]}, {"embedding": [1]}]}',
     ],
 )  # fmt: skip

@@ -36,7 +36,10 @@ def read(data: bytes, num: int) -> Embedded:
     rows = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(rows, list) or len(rows) != num or not all(isinstance(row, dict) for row in rows):
         raise malformed(f"not {num} embeddings")
-    by_index = {row.get("index", place): row.get("embedding") for place, row in enumerate(rows)}
+    indices = [row.get("index", place) for place, row in enumerate(rows)]
+    if not all(type(index) is int for index in indices):
+        raise malformed("an embedding whose index is no number")
+    by_index = {index: row.get("embedding") for index, row in zip(indices, rows, strict=True)}
     vectors = [by_index.get(place) for place in range(num)]
     if not all(isinstance(vector, list) and vector and all(map(_is_number, vector)) for vector in vectors):
         raise malformed("an embedding that is no list of numbers")
