@@ -1,10 +1,10 @@
 """Which claims run together, and when. Pure: time is an argument; the worker's loop does the waiting.
 
 Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
-has passed since its first job came into the queue, and only while there is a free place to run it in: while every
-place is busy groups keep filling, so that no small batch is sealed that must then wait. The group that has waited
-longest goes first. While most places are free a window in which nobody joins any more closes early. After a death,
-suspects are batched only among themselves; after a second one, alone. Knows nothing of engines.
+has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
+keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
+While most places are free a window in which nobody joins any more closes early. After a death, suspects are batched
+only among themselves; after a second one, alone. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class _Group:
 class Batcher:
     """Times are monotonic seconds, given by the caller and never decreasing.
 
-    `window_s` is how long the first job of a group waits for others, its time in the queue included: whoever came with
-    it has come out of the queue with it. `windows` holds other values for some models.
+    `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
     Of `num_places` for batches, while more than half and more than one are free, a window ends when nobody has come for
     `QUIET_SHARE` of it; with fewer a small batch would take from others what they need. 0: it never ends early. Models
     in `continuous` need neither window nor place: their backends take jobs in at any step.
@@ -97,8 +96,7 @@ class Batcher:
             group = self._groups[key] = _Group(room, window_s, continuous)
         self._keys[job.id] = key
         self._turn += 1
-        since = now if claim.num_deaths else now - claim.queued_s  # a suspect's time in the queue was its first run's
-        group.queue.append(_Waiting(claim, since, self._turn))
+        group.queue.append(_Waiting(claim, now, self._turn))
         if self._num_places and not group.is_continuous:
             group.quiet_at = self.quiet_at(job.model, group.window_s, now)
 

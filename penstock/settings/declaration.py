@@ -157,8 +157,7 @@ class Settings(BaseModel):
         float,
         Field(ge=10, le=30),
         About(
-            "How long the first request of a batch waits for others, its time in the queue included. Backends that "
-            "batch continuously have no window.",
+            "How long the first request of a batch waits for others. Backends that batch continuously have no window.",
             ENGINE,
             "ms",
         ),

@@ -15,9 +15,9 @@ from penstock.job import Batch, Claim, Job, Sampling
 WINDOW_S = 0.010
 
 
-def claim(id: str, model: str = "m", max_tokens: int = 8, num_deaths: int = 0, queued_s: float = 0.0) -> Claim:
+def claim(id: str, model: str = "m", max_tokens: int = 8, num_deaths: int = 0) -> Claim:
     job = Job(id=id, model=model, prompt="p", sampling=Sampling(max_tokens=max_tokens))
-    return Claim(job, attempt=1, deadline_at=1e9, queued_s=queued_s, num_deaths=num_deaths)
+    return Claim(job, attempt=1, deadline_at=1e9, num_deaths=num_deaths)
 
 
 def ids(batches: Sequence[Batch]) -> list[list[str]]:
@@ -41,20 +41,6 @@ def test_a_lone_claim_waits_for_its_window() -> None:
     assert batcher.ready(1.0 + WINDOW_S / 2, 1) == []
     assert ids(batcher.ready(1.0 + WINDOW_S, 1)) == [["a"]]
     assert batcher.next_deadline() is None
-
-
-def test_what_was_waited_in_the_queue_is_not_waited_again() -> None:
-    batcher = Batcher(4, WINDOW_S)
-    batcher.add(claim("a", queued_s=WINDOW_S * 0.75), 1.0)
-    assert batcher.next_deadline() == pytest.approx(1.0 + WINDOW_S / 4)
-    batcher.add(claim("b", queued_s=WINDOW_S * 0.5), 1.0)
-    assert batcher.ready(1.0, 1) == []
-    assert ids(batcher.ready(1.0 + WINDOW_S / 4, 1)) == [["a", "b"]]
-    for name in "cd":
-        batcher.add(claim(name, queued_s=30.0), 2.0)
-    assert ids(batcher.ready(2.0, 1)) == [["c", "d"]], "all who waited, at once"
-    batcher.add(claim("e", queued_s=30.0, num_deaths=1), 3.0)
-    assert batcher.next_deadline() == 3.0 + WINDOW_S, "other suspects come one after another"
 
 
 def test_a_window_closes_early_when_nobody_comes() -> None:
@@ -147,13 +133,12 @@ class Step:
     """After `pause` seconds: add claims of these keys, discard the n-th waiting one, then start what is ready."""
 
     pause: float
-    keys: tuple[tuple[str, int, int, float], ...]
+    keys: tuple[tuple[str, int, int], ...]
     discard: int | None
     free: int
 
 
-_queued_s = st.just(0.0) | st.floats(0, 2 * WINDOW_S)
-_key = st.tuples(st.sampled_from("ab"), st.sampled_from((1, 2)), st.sampled_from((0, 0, 0, 1, 2)), _queued_s)
+_key = st.tuples(st.sampled_from("ab"), st.sampled_from((1, 2)), st.sampled_from((0, 0, 0, 1, 2)))
 _steps = st.lists(
     st.builds(
         Step,
@@ -175,8 +160,8 @@ def test_whatever_comes(steps: list[Step], max_batch_size: int, num_places: int)
     groups: dict[object, list[str]] = {}
     for step in steps:
         now += step.pause
-        for model, max_tokens, num_deaths, queued_s in step.keys:
-            one = claim(str(len(added)), model, max_tokens, num_deaths, queued_s)
+        for model, max_tokens, num_deaths in step.keys:
+            one = claim(str(len(added)), model, max_tokens, num_deaths)
             added[one.job.id] = (one, now)
             groups.setdefault((one.job.batch_key, num_deaths), []).append(one.job.id)
             batcher.add(one, now)
