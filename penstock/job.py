@@ -146,6 +146,10 @@ class Claim:
         else:
             self._watchers.append(watcher)
 
+    def unwatch(self) -> None:
+        """Nobody need be called any more: the job has left this worker."""
+        self._watchers.clear()
+
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Batch:

@@ -33,8 +33,9 @@ from penstock.transports import Transport, make_transport
 
 LISTENER = "PENSTOCK_LISTENER_FD"
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
-# throughput. A worker keeps Python's, as an engine in it may hold much memory in cycles.
-GC_THRESHOLD = (50_000, 20, 50)
+# throughput. No more than this, as every stream stands still while so many are walked. A worker keeps Python's, as an
+# engine in it may hold much memory in cycles.
+GC_THRESHOLD = (10_000, 50, 50)
 
 Beside = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
 

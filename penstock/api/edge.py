@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.api.connection import CLIENT
 from penstock.api.reading import ClientGone
 from penstock.errors import (
     BodyTooLarge,
@@ -144,6 +145,10 @@ class Edge:
                 if call.is_refused:
                     self.on_refused(call)
                 self._log(scope, call)
+                # Both hold the server's cycle, which holds the scope: what nothing holds is freed at once, where a
+                # collector that has to find it stops every stream for as long as it looks.
+                call.send = None
+                scope.pop(CLIENT, None)
 
     def _log(self, scope: Scope, call: Call) -> None:
         total_ms = round((time.monotonic() - call.started_at) * 1000, 2)

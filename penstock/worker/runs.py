@@ -86,6 +86,7 @@ class Runs:
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
+        run.task = None  # which holds the run in turn: freed at once, and no work for the collector
         self._on_ran()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a batch has ended in a bug", exc_info=error)

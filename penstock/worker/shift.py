@@ -266,12 +266,13 @@ class Shift:
         lane.shut()
         self._batcher.discard(lane.id)
         self._outbox.drop(lane)
-        self._forget(lane)
         lane.claim.cancel("operator")
+        self._forget(lane)
         self._runs.leave(lane)
 
     def _forget(self, lane: Lane) -> None:
         lane.shut()
+        lane.claim.unwatch()
         if self._lanes.get(lane.id) is lane:
             del self._lanes[lane.id]
         self._freed.set()
