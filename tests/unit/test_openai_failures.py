@@ -265,6 +265,7 @@ async def test_with_a_health_check_no_request_tries_an_upstream_that_is_ill() ->
             ill.health, ill.mood = 200, "ok"
             await wait_until_async(is_back, "it to be found well, and used again")
             ill.health, ill.mood = 503, "status=503"
+    assert good.num_checks == 1, "one that works is checked by its requests"
 
 
 async def test_tiers_in_their_order_each_with_its_own_model_and_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,10 @@ def test_tokens_renew_the_patience() -> None:
     for now in (0.0, 100.0, 200.0):
         one.failed(choice.replica, choice.tier, cut("x"), now, num_tokens=5)
         assert isinstance(one.next(now + 1), Choice)
+    one = trip(site(1), tries=2)
+    for num_tokens in (0, 5, 0):
+        one.failed(choice.replica, choice.tier, cut("x"), 0.0, num_tokens)
+    assert isinstance(one.next(9.0), Choice), "one of the two tries was before the tokens"
 
 
 troubles = st.sampled_from(
