@@ -87,7 +87,7 @@ RULES = (
     Rule(
         2,
         rules.a_log_lives_as_long_as_its_job,
-        script("claim", ("if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end", "")),
+        script("claim", ("redis.call('PEXPIREAT', KEYS[2], int(deadline + (hash[10] or 60000)))", "")),
     ),
     Rule(
         3,

@@ -190,8 +190,8 @@ def tick(pool: PoolKeys, gateway_id: str, lease_ms: int, gap_ms: int) -> Command
 
 
 def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
-    """What is finished leaves the worker's list."""
-    return command("LREM", pool.worker(worker_id), 0, job_id)
+    """What is finished leaves the worker's list. The oldest is at its head, and nearly always it is that one."""
+    return command("LREM", pool.worker(worker_id), 1, job_id)
 
 
 def bury(pool: PoolKeys, entry: bytes) -> list[Command]:

@@ -23,20 +23,20 @@ local attempt, tokens = tonumber(hash[2]), 0
 -- A job that was never claimed or restored has no log: `create` has removed what was left, and nobody but this makes one.
 local last = attempt > 0 and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
-  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
-  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
+  local written, at = string.match(last[1], '^(%d+)-(%d+)$')
+  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(at)
 end
 attempt = math.max(attempt + 1, now)
+local fence, count = int(attempt), int(tokens) -- as text: a number is slow to format, and each would be several times
 
 local function write(entry, head, tail)
-  local frame = string.format('{"kind":%s,"id":"%s","attempt":%s,"seq":%s%s}',
-    head, ARGV[1], int(attempt), int(tokens), tail)
-  redis.call('XADD', KEYS[2], int(attempt) .. '-' .. entry, 'f', frame)
+  local frame = '{"kind":' .. head .. ',"id":"' .. ARGV[1] .. '","attempt":' .. fence .. ',"seq":' .. count .. tail .. '}'
+  redis.call('XADD', KEYS[2], fence .. '-' .. entry, 'f', frame)
   redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 end
 local function finish(head, tail)
   write('18446744073709551615', head, tail) -- the last entry that this attempt can have
-  redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
+  redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', fence, 'ended', int(now))
   redis.call('PEXPIRE', KEYS[1], hash[10] or 60000)
   redis.call('PEXPIRE', KEYS[2], hash[10] or 60000)
 end
@@ -68,9 +68,18 @@ local frames = {}
 if tokens > 0 then
   for i, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do frames[i] = entry[2][2] end
 end
-write(int(tokens), '"started"', '')
-redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', int(attempt), 'worker', ARGV[2], 'tokens', int(tokens),
-  'deaths', deaths, 'all_deaths', all_deaths, 'claims', tonumber(hash[13] or 0) + 1, 'started', hash[14] or int(now))
-local expires = redis.call('PEXPIRETIME', KEYS[1])
-if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
+write(count, '"started"', '')
+local changed = {'state', 'running', 'attempt', fence, 'worker', ARGV[2], 'claims', int(tonumber(hash[13] or 0) + 1)}
+local function set(field, value)
+  changed[#changed + 1] = field
+  changed[#changed + 1] = value
+end
+if count ~= (hash[9] or '0') then set('tokens', count) end
+if not hash[14] then set('started', int(now)) end
+if is_death then
+  set('deaths', deaths)
+  set('all_deaths', all_deaths)
+end
+redis.call('HSET', KEYS[1], unpack(changed))
+redis.call('PEXPIREAT', KEYS[2], int(deadline + (hash[10] or 60000))) -- as `create` has it of the hash
 return {'claimed', attempt, now, deadline, tonumber(hash[6]), deaths, hash[12], frames}

@@ -5,7 +5,7 @@
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 attempt   3 tokens before the frame   4 the frame   5 when the first token came, ms (may be missing)
 -- Returns "ok" (also when this attempt had ended it before) | "refused" | "gap" (tokens before the frame are missing)
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'retention')
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'retention', 'first')
 if hash[2] ~= ARGV[2] then return 'refused' end
 if hash[1] == 'done' then return 'ok' end
 if hash[1] ~= 'running' then return 'refused' end
@@ -16,11 +16,11 @@ if last then tokens = tonumber(string.match(last[1], '-(%d+)$')) end
 if tokens < tonumber(ARGV[3]) then return 'gap' end
 
 local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('XADD', KEYS[2], ARGV[2] .. '-18446744073709551615', 'f', ARGV[4])
 redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
-redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now))
-if tonumber(ARGV[5] or 0) > 0 then redis.call('HSETNX', KEYS[1], 'first', ARGV[5]) end
+local changed = {'state', 'done', 'ended', t[1] .. string.format('%03d', math.floor(t[2] / 1000))}
+if not hash[4] and tonumber(ARGV[5] or 0) > 0 then changed[5], changed[6] = 'first', ARGV[5] end
+redis.call('HSET', KEYS[1], unpack(changed))
 redis.call('PEXPIRE', KEYS[1], hash[3] or 60000)
 redis.call('PEXPIRE', KEYS[2], hash[3] or 60000)
 return 'ok'

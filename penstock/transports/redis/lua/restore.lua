@@ -29,7 +29,7 @@ local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":0,"to
 redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens), 'f', frame)
 if not hash[1] then
   redis.call('HSET', KEYS[1],
-    'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3], 'claims', 0, 'deaths', 0, 'all_deaths', 0,
+    'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3],
     'created', int(now), 'deadline', int(now + ARGV[5]), 'retention', ARGV[6])
   redis.call('PEXPIRE', KEYS[1], int(ARGV[5] + ARGV[6]))
 end
