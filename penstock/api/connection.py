@@ -36,6 +36,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
         super().connection_made(transport)
+        light: Any = _Event(is_set=True)
+        self.flow._is_writable_event = light
+        queue: Any = _Queue()
+        self.pipeline = queue
         self._watchers: set[Callable[[], None]] = set()
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if len(self.connections) > self.max_connections:
@@ -78,6 +82,7 @@ class Connection(HttpToolsProtocol):
             super().on_headers_complete()
             cycle: Any = self.cycle
             if cycle is not None:
+                cycle.message_event = _Event(is_set=cycle.message_event.is_set())
                 cycle.transport = _Head(cycle, self.transport, self.loop)
                 cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
 
@@ -184,6 +189,41 @@ class _Head:
         self._cycle.transport = self._transport
         if data and not self._transport.is_closing():
             self._transport.write(data)
+
+
+class _Event:
+    """What uvicorn uses of an `asyncio.Event`, without its deque until somebody waits: hardly ever, and 760 bytes."""
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self, *, is_set: bool) -> None:
+        self._is_set = is_set
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def clear(self) -> None:
+        self._is_set = False
+        if self._event is not None:
+            self._event.clear()
+
+    async def wait(self) -> None:
+        if not self._is_set:
+            if self._event is None:
+                self._event = asyncio.Event()
+            await self._event.wait()
+
+
+class _Queue(list[Any]):
+    """What uvicorn uses of a deque, for requests that wait for the one before them on their connection."""
+
+    __slots__ = ()
+
+    def appendleft(self, waiting: Any) -> None:
+        self.insert(0, waiting)
 
 
 class Departure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from schemathesis.core.result import Ok
 from tests.hostile import CORPUS, Case
 from tests.process import reading
 from tests.process.programs import Site, site
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -26,7 +29,8 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Site]:
     with site() as built:
-        built.serve("--header-timeout-s", "1", "--body-timeout-s", "1", "--max-connections", "200")
+        limits = "--header-timeout-s", "1", "--body-timeout-s", "1", "--max-connections", "200"
+        built.serve(*limits, "--max-tokens-limit", "60000")
         yield built
 
 
@@ -94,6 +98,48 @@ async def test_a_body_without_a_length_is_counted(url: str) -> None:
     chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
     answer = await _raw(url, head + chunk * 20)
     assert _status(answer) == 413
+
+
+async def test_requests_in_one_piece_are_answered_one_after_the_other(url: str) -> None:
+    requests = []
+    for number, connection in enumerate((b"keep-alive", b"keep-alive", b"close")):
+        body = json.dumps({"prompt": f"number {number}", "max_tokens": 3, "stream": number == 1}).encode()
+        head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: %b\r\n"
+        requests.append(head % connection + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+    answer = await _raw(url, b"".join(requests))
+    heads = answer.split(b"HTTP/1.1 ")[1:]
+    assert [head[:3] for head in heads] == [b"200"] * 3
+    assert [b"event: done" in head for head in heads] == [False, True, False]
+    assert [b'"completion_tokens":3' in head for head in heads] == [True] * 3
+
+
+async def test_who_reads_late_reads_everything(url: str) -> None:
+    """More than all buffers hold: the server waits for the client, and goes on when it reads again."""
+    parts = urlsplit(url)
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel would read it all for us
+    small.connect((parts.hostname, parts.port))
+    reader, writer = await asyncio.open_connection(sock=small, limit=1024)
+    body = json.dumps({"prompt": "x", "max_tokens": 60_000, "stream": True}).encode()
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    answer = [await reader.readuntil(b"\r\n\r\n")]
+    request_id = answer[0].partition(b"x-request-id: ")[2].partition(b"\r\n")[0].decode()
+
+    async with reading.client() as http:
+
+        async def is_made() -> bool:
+            return bool((await http.get(f"{url}/v1/requests/{request_id}")).json()["state"] == "completed")
+
+        await wait_until_async(is_made, "the answer is made", 60.0)
+    async with asyncio.timeout(60.0):
+        while not answer[-1].endswith(b"0\r\n\r\n"):
+            answer.append(await reader.read(1 << 20))
+            assert answer[-1]
+    writer.close()
+    indices = re.findall(rb'"index":(\d+)', b"".join(answer))
+    assert indices == [b"%d" % index for index in range(60_000)]
+    assert b"event: done" in answer[-1] + answer[-2]
 
 
 async def test_connections_are_capped(fleet: Site, url: str) -> None:
