@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -166,13 +167,17 @@ class Batch:
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_CROCKFORD_PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
+_OF_BYTE = "".join(_CROCKFORD[byte & 31] for byte in range(256)).encode()  # any five bits of a byte as a letter
 
 
 def new_ulid() -> str:
     """26 characters, sortable by time (https://github.com/ulid/spec): 48 bits of milliseconds, 80 random ones."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join([_CROCKFORD_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    return _stamp(time.time_ns() // 1_000_000) + os.urandom(16).translate(_OF_BYTE).decode()
+
+
+@lru_cache(maxsize=1)
+def _stamp(milliseconds: int) -> str:
+    return "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -1, -5))
 
 
 def minted_at(job_id: str) -> int:

@@ -70,11 +70,15 @@ class Connection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._count(len(url))
+        self._head_bytes += len(url)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        self._count(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)  # not by a call: there are many of them in every request
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
@@ -95,9 +99,8 @@ class Connection(HttpToolsProtocol):
             cast(dict[str, Any], self.scope)[WHOLE] = True
             super().on_message_complete()
 
-    def _count(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+    def _refuse_head(self) -> None:
+        if not self.transport.is_closing():
             self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
 
     def _await_head(self) -> None:

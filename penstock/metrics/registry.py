@@ -40,6 +40,8 @@ class Metrics:
         self._series: dict[str, Series] = {}
         self._verbs: dict[str, Histogram] = {}
         self._learned: dict[str, set[str]] = {}
+        self._num_open: int | None = None  # where nothing is opened, nothing is said
+        self._generated: dict[str, tuple[Counter, Counter]] = {}
         for short, spec in TABLE.items():
             # A gauge without labels would say 0 where nobody sets it: it appears when it is first set.
             if spec.labels or not spec.merge:
@@ -118,10 +120,10 @@ class Metrics:
         self.know(models)
 
     def stream_opened(self) -> None:
-        self.gauge("open_streams").inc()
+        self._num_open = (self._num_open or 0) + 1
 
     def stream_closed(self) -> None:
-        self.gauge("open_streams").dec()
+        self._num_open = (self._num_open or 0) - 1
 
     def log_read(self, reason: str) -> None:
         self.counter("log_reads_total").labels(self._learn("reason", reason)).inc()
@@ -135,8 +137,13 @@ class Metrics:
 
     def generated(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
         label = self._label(model)
-        self.counter("prompt_tokens_total").labels(label).inc(prompt_tokens)
-        self.counter("completion_tokens_total").labels(label).inc(completion_tokens)
+        counters = self._generated.get(label)
+        if counters is None:
+            names = "prompt_tokens_total", "completion_tokens_total"
+            prompt, completion = (self.counter(name).labels(label) for name in names)
+            counters = self._generated[label] = prompt, completion
+        counters[0].inc(prompt_tokens)
+        counters[1].inc(completion_tokens)
 
     def worker_slots(self, total: int, free: int) -> None:
         self.gauge("slots").set(total)
@@ -179,6 +186,8 @@ class Metrics:
         """Add what was counted in bulk. In the thread that observes, as its lists have no lock."""
         for series in self._series.values():
             series.flush()
+        if self._num_open is not None:
+            self.gauge("open_streams").set(self._num_open)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type, in the form that the `Accept` header asks for. Any thread."""
