@@ -291,9 +291,10 @@ class Transport(ABC):
         """Hear hints that a job is cancelled. They may be lost: `renew` says the same a little later."""
 
     @abstractmethod
-    async def wait(self, worker_id: str, timeout_s: float) -> None:
+    async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """Block until there may be work (it is then in this worker's list) or `timeout_s` has passed.
 
+        Returns the id that was moved into the list: for haste, as the list says it too; None if it is not known.
         Needs a free slot. Never cancel it: let it time out.
         """
 

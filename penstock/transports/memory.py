@@ -347,15 +347,19 @@ class MemoryTransport(Transport):
     async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
         self._hints[worker_id] = on_cancel
 
-    async def wait(self, worker_id: str, timeout_s: float) -> None:
+    async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         if not self._queue:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
                 await asyncio.wait_for(waiter, timeout_s)
             except TimeoutError:
-                return
+                return None
+        if not self._queue:  # another worker was quicker
+            return None
+        job_id = self._queue[0]
         self._move(worker_id, 1)
+        return job_id
 
     async def take(self, worker_id: str, want: int) -> list[str]:
         if self._is_live(worker_id):

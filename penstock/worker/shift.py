@@ -140,10 +140,10 @@ class Shift:
 
     async def _intake(self) -> None:
         while not self._is_stopping:
-            room = self._room()
+            room, moved = self._room(), None
             if room > 0:
                 try:
-                    await self._transport.wait(self.id, WAIT_S)
+                    moved = await self._transport.wait(self.id, WAIT_S)
                 except StoreUnavailable:
                     await asyncio.sleep(RETRY_S)
             elif not self._has_strays:
@@ -153,16 +153,33 @@ class Shift:
             if self._lost.is_set():
                 return
             try:
-                await self._claim(0 if self._is_stopping else max(room, 0))
+                await self._claim(0 if self._is_stopping else max(room, 0), moved)
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_S)
 
-    async def _claim(self, room: int) -> None:
-        """The list, not the reply, is what a worker holds: claim whatever in it is not known here."""
+    async def _claim(self, room: int, moved: str | None) -> None:
+        """The list, not a reply, is what a worker holds: claim whatever in it is not known here.
+
+        What the blocking wait says it has `moved` is claimed while the list is still asked for: mostly it is all there
+        is, and waits for its first token.
+        """
         self._has_strays = False
-        fresh = await self._take(room - 1)  # the blocking wait may have moved one already
-        if not fresh and room == 1:
-            fresh = await self._take(1)  # it has not
+        if moved is None or moved in self._lanes:
+            fresh = await self._take(room - 1)  # the blocking wait may have moved one already
+            if not fresh and room == 1:
+                fresh = await self._take(1)  # it has not
+            await self._enter(fresh)
+            return
+        taking = asyncio.create_task(self._take(room - 1))
+        try:
+            await self._enter([moved])
+        finally:
+            (taken,) = await asyncio.gather(taking, return_exceptions=True)
+        if isinstance(taken, BaseException):
+            raise taken
+        await self._enter([job_id for job_id in taken if job_id != moved])
+
+    async def _enter(self, fresh: list[str]) -> None:
         if not fresh or self._lost.is_set():
             return
         self._fault("after_pop")

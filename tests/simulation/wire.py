@@ -122,7 +122,7 @@ class Wire:
                 verb = ("submit_again", *verb[1:])
                 await asyncio.sleep(0.05)
 
-    async def wait(self, worker_id: str, timeout_s: float) -> None:
+    async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The blocking pop: at the server it goes on though nobody waits for it any more."""
         site = self.site
         await self._turn("wait")
@@ -133,13 +133,15 @@ class Wire:
         task = site.loop.create_task(site.store.wait(worker_id, timeout_s), context=site.context)
         self.waits.add(task)
         task.add_done_callback(partial(self._waited, answer), context=site.context)
-        await answer
+        moved: str | None = await answer
+        return moved
 
-    def _waited(self, answer: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    def _waited(self, answer: asyncio.Future[str | None], task: asyncio.Task[str | None]) -> None:
         self.waits.discard(task)
         is_lost = task.cancelled() or self.site.rng.random() < self.site.faults.lost_reply
         outcome = StoreUnavailable("the connection was lost") if is_lost else None
-        self.process.at(self.site.loop.time() + HOP_S, _settle, answer, None, outcome)
+        moved = None if is_lost else task.result()
+        self.process.at(self.site.loop.time() + HOP_S, _settle, answer, moved, outcome)
 
     async def ask(self, verb: str, *args: Any, **kwargs: Any) -> Any:
         """Send a verb and wait for what becomes of it."""

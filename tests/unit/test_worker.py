@@ -48,12 +48,12 @@ class Store(MemoryTransport):
         self._check()
         return await super().renew(info, running)
 
-    async def wait(self, worker_id: str, timeout_s: float) -> None:
+    async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         self._check()
         self.num_waiting += 1
         self.num_waits_at_once = max(self.num_waiting, self.num_waits_at_once)
         try:
-            await super().wait(worker_id, min(timeout_s, 0.03))  # so that tests end sooner
+            return await super().wait(worker_id, min(timeout_s, 0.03))  # so that tests end sooner
         finally:
             self.num_waiting -= 1
 

@@ -92,16 +92,18 @@ class WorkerSide(Transport):
 
         await self._store.ears.subscribe(keys.control(worker_id), hear)
 
-    async def wait(self, worker_id: str, timeout_s: float) -> None:
-        """The reply is a wake-up only: what was moved is in the list, whether the reply arrives or not."""
+    async def wait(self, worker_id: str, timeout_s: float) -> str | None:
+        """The reply may be lost: what was moved is in the list, whether it arrives or not."""
         timeout_s = max(timeout_s, 0.01)  # 0 would be for ever
         pool = self._store.pool
         move = command("BLMOVE", pool.queue, pool.worker(worker_id), "LEFT", "RIGHT", f"{timeout_s:.3f}")
         (reply,) = await self._store.blocking.execute(move.packed, 1, timeout_s + COMMAND_TIMEOUT_S)
         if is_out_of_memory(reply):  # `take` works without memory: let the caller poll it
             await asyncio.sleep(min(timeout_s, POLL_S))
-        elif isinstance(reply, ReplyError):
+            return None
+        if isinstance(reply, ReplyError):
             raise error_of("wait", reply)
+        return None if reply is None else str(reply, "utf-8")
 
     async def take(self, worker_id: str, want: int) -> list[str]:
         pool = self._store.pool
