@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.api.connection import CLIENT
+from penstock.api.connection import CLIENT, header
 from penstock.api.reading import ClientGone
 from penstock.errors import (
     BodyTooLarge,
@@ -152,7 +152,7 @@ class Edge:
 
     def _log(self, scope: Scope, call: Call) -> None:
         total_ms = round((time.monotonic() - call.started_at) * 1000, 2)
-        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        client_id = header(scope, b"x-request-id")
         status = CLIENT_GONE if call.is_gone else call.status
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         if logger.isEnabledFor(level):
@@ -163,9 +163,10 @@ class Edge:
                 "caller": call.caller,
                 "outcome": call.outcome or ("ok" if 0 < status < 400 else "error"),
                 "total_ms": total_ms,
-                **({"client_request_id": client_id} if _CLIENT_ID.fullmatch(client_id) else {}),
                 **call.fields,
             }
+            if client_id and _CLIENT_ID.fullmatch(client_id):
+                fields["client_request_id"] = client_id
             say(logger, level, "request", fields)
 
 

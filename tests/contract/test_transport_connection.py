@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from typing import Any
 
@@ -131,6 +132,30 @@ async def test_a_store_that_stays_away(real: RedisStore) -> None:
     await transport.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await transport.tick("g1")
+
+
+@pytest.mark.timeout(20)
+async def test_a_store_that_stands_still(real: RedisStore) -> None:
+    server = await asyncio.to_thread(start_server, real.name)
+    transport = RedisTransport(server.url)
+    await transport.open()
+    await transport.submit(new_job(), "g1", 0)
+    try:
+        server.process.send_signal(signal.SIGSTOP)
+        left = asyncio.create_task(transport.submit(new_job(), "g1", 0))
+        started = asyncio.get_running_loop().time()
+        await asyncio.sleep(0)
+        left.cancel()  # a caller that leaves is cancelled, and hears of no time that has run out
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        with pytest.raises(StoreUnavailable, match="away for 2 s"):
+            await transport.submit(new_job(), "g1", 0)
+        assert 1.9 < asyncio.get_running_loop().time() - started < 3.0
+        server.process.send_signal(signal.SIGCONT)
+        assert await transport.submit(new_job(), "g1", 0) > 1
+    finally:
+        await transport.close()
+        server.stop()
 
 
 async def test_a_password(real: RedisStore) -> None:
