@@ -45,6 +45,7 @@ async def _main() -> None:
     await load.run(start_at, _show)
     obeying.cancel()
     wall_s = max(time.monotonic() - start_at, 1e-9)
+    load.tally.settle()
     _say({"tally": load.tally.to_dict(), "cpu": (time.process_time() - used) / wall_s})
 
 

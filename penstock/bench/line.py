@@ -145,7 +145,6 @@ class Line(asyncio.Protocol):
         else:
             self.first_at = now
         if num > 1 and self.is_measured:
-            tally.itl.add(0, num - 1)
             tally.num_joined += num - 1
         self.num += num
         self.last_at = now

@@ -125,7 +125,7 @@ class GenerateScanner(Scanner):
         if self.is_over:
             self.complain("an event after the end")
         if num_events != num:
-            found = self._tail(data)
+            found = self._tail(data, found, num_events)
             num = len(found)
         if found != expected(self.num, num):
             self.complain("order of tokens")
@@ -141,15 +141,14 @@ class GenerateScanner(Scanner):
             return False
         return num_named != data.count(b'"request_id": "' + self.request_id)
 
-    def _tail(self, data: bytes) -> list[bytes]:
-        """The same of a chunk that is not tokens only. Nearly always its last event is the end, and is all there is."""
+    def _tail(self, data: bytes, found: list[bytes], num_events: int) -> list[bytes]:
+        """The same of a chunk that is not tokens only, in which `found` are the indices anywhere. Nearly always its last
+        event is the end, and all others are tokens."""
         at = data.rfind(b"\n\n", 0, -2) + 2
-        if at < 2:
-            return self._apart(data)
-        found = _INDEX.findall(data, 0, at)
-        if data.count(b"data:", 0, at) != len(found):
-            return self._apart(data)
-        return found + self._apart(data[at:])
+        last = data[at:] if at > 1 else data
+        if num_events == len(found) + 1 and not _INDEX.search(last) and last.count(b"data:") == 1:
+            return found + self._apart(last)
+        return self._apart(data)
 
     def _apart(self, data: bytes) -> list[bytes]:
         """The indices of the token events among others, which are dealt with."""

@@ -37,6 +37,10 @@ class Tally:
     def error(self, kind: str) -> None:
         self.errors[kind] = self.errors.get(kind, 0) + 1
 
+    def settle(self) -> None:
+        """Once, at the end: tokens that came in the same read as another have nothing between them."""
+        self.itl.add(0, self.num_joined)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name).to_dict() for name in LATENCIES},

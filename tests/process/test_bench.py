@@ -160,6 +160,8 @@ async def test_hang_ups_are_errors_and_the_load_goes_on() -> None:
         status, found, _ = await bench(url, *flags)
     assert (status, found["ok"], found["errors"]) == (0, 8, {"connection closed": 2})
     assert found["reconnects"] >= 2
+    assert found["joined_share"] == 1.0, "the tokens of each answer came in one piece"
+    assert found["itl_ms"]["max"] == 0
 
 
 async def test_an_answer_that_never_comes_is_a_timeout() -> None:
