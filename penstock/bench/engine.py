@@ -221,7 +221,7 @@ class Load:
                 spread = (line.last_at - line.first_at) // (line.num - 1)
                 tally.tpot.add(spread)
         seen = {"ttft": ttft, "itl": spread, "gap": line.max_gap, "e2e": e2e} if self.slo_ns else {}
-        tally.num_good += all([seen[name] <= limit for name, limit in self.slo_ns.items()])
+        tally.num_good += all(seen[name] <= limit for name, limit in self.slo_ns.items())
 
     def _count_failure(self, at: int, kind: str) -> None:
         """A request that never got as far as a connection."""

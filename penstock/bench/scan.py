@@ -142,8 +142,9 @@ class GenerateScanner(Scanner):
         return num_named != data.count(b'"request_id": "' + self.request_id)
 
     def _tail(self, data: bytes, found: list[bytes], num_events: int) -> list[bytes]:
-        """The same of a chunk that is not tokens only, in which `found` are the indices anywhere. Nearly always its last
-        event is the end, and all others are tokens."""
+        """The same of a chunk that is not tokens only; `found` are all its indices. Nearly always its last event
+        is the end, and all others are tokens.
+        """
         at = data.rfind(b"\n\n", 0, -2) + 2
         last = data[at:] if at > 1 else data
         if num_events == len(found) + 1 and not _INDEX.search(last) and last.count(b"data:") == 1:
