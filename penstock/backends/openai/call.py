@@ -21,6 +21,7 @@ from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.replicas import Replica, Tier
 from penstock.backends.openai.trouble import Trouble, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.streams import Finish
+from penstock.limit import Limit
 from penstock.piece import Token
 from penstock.sse import Decoder, SSEError
 
@@ -173,30 +174,34 @@ class Caller:
     ) -> AsyncGenerator[Token | Finish, None]:
         decoder = Decoder(MAX_EVENT_BYTES)
         has_begun = False
-        async with aclosing(response.aiter_raw()) as raw:
-            while True:
-                data = await self._read(raw, chunks, until, has_begun=has_begun)
-                # A last event may lack its blank line.
-                events = decoder.feed(data or b"\n\n")
-                for event in events:
-                    token = chunks.feed(event)
-                    if token is not None:
-                        has_begun = True
-                        yield token
-                # Only chunks are life: comments may come from a proxy before an engine that hangs. The clock starts
-                # after the last token was taken: a consumer that stands still is not the upstream's silence.
-                if has_begun and events:
-                    until = time.monotonic() + self._times.idle_s
-                if not data:
-                    yield chunks.finish()
-                    return
-                if chunks.has_ended or chunks.is_over:
-                    until = min(until, time.monotonic() + LINGER_S)
+        limit = Limit(until)
+        try:
+            async with aclosing(response.aiter_raw()) as raw:
+                while True:
+                    data = await self._read(raw, chunks, limit, has_begun=has_begun)
+                    # A last event may lack its blank line.
+                    events = decoder.feed(data or b"\n\n")
+                    for event in events:
+                        token = chunks.feed(event)
+                        if token is not None:
+                            has_begun = True
+                            yield token
+                    # Only chunks are life: comments may come from a proxy before an engine that hangs. The clock starts
+                    # after the last token was taken: a consumer that stands still is not the upstream's silence.
+                    if has_begun and events:
+                        limit.until = time.monotonic() + self._times.idle_s
+                    if not data:
+                        yield chunks.finish()
+                        return
+                    if chunks.has_ended or chunks.is_over:
+                        limit.until = min(limit.until, time.monotonic() + LINGER_S)
+        finally:
+            limit.close()
 
-    async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, until: float, *, has_begun: bool) -> bytes:
+    async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, limit: Limit, *, has_begun: bool) -> bytes:
         """Some more bytes; none at the end of the stream. The end of the body is read too: it frees the connection."""
         try:
-            async with asyncio.timeout(until - time.monotonic()):
+            with limit:
                 while not (data := await anext(raw, None)):
                     if data is None:
                         return b""
