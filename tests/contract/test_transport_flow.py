@@ -148,13 +148,13 @@ async def test_a_job_submitted_twice_runs_once(store: Store) -> None:
 
 async def test_wait_wakes_up_for_work_and_gives_up_in_time(transport: Transport) -> None:
     await transport.enlist(new_worker("w1"))
-    await transport.wait("w1", 0.02)
+    assert await transport.wait("w1", 0.02) is None
     assert await transport.take("w1", 0) == []
     waiting = asyncio.create_task(transport.wait("w1", 5.0))
     await asyncio.sleep(0)
     job = new_job()
     await transport.submit(job, "g1", 0)
-    await asyncio.wait_for(waiting, 2.0)
+    assert await asyncio.wait_for(waiting, 2.0) == job.id
     assert await transport.take("w1", 1) == [job.id]
     assert (await transport.tick("g1")).num_taken == 1
 

@@ -119,9 +119,12 @@ async def test_another_error_passes(limit: Limit) -> None:
 
 
 async def test_an_error_on_the_way_out_passes(limit: Limit) -> None:
-    limit.until = time.monotonic() + 0.01
-    with pytest.raises(ValueError, match="mine"), limit:
+    async def end_badly() -> None:
         try:
             await _for_ever()
         except asyncio.CancelledError:
             raise ValueError("mine") from None
+
+    limit.until = time.monotonic() + 0.01
+    with pytest.raises(ValueError, match="mine"), limit:
+        await end_badly()

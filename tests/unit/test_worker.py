@@ -131,6 +131,53 @@ async def rig(
         assert not left, "no task is left behind"
 
 
+class SlowList(Store):
+    """A store that is slow to say what is in a worker's list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def take(self, worker_id: str, want: int) -> list[str]:
+        await self.answers.wait()
+        return await super().take(worker_id, want)
+
+
+class TestIntake:
+    async def test_what_was_just_moved_does_not_wait_for_the_list(self) -> None:
+        store = SlowList()
+        async with rig(store=store, window_s=0.0) as r:
+            await wait_until(lambda: store.num_waiting == 1, "the worker waits")
+            store.answers.clear()
+            first, second = await r.submit("1"), await r.submit("2")
+            await r.end(first)
+            assert not self._is_claimed(r, second)
+            store.answers.set()
+            await r.end(second)
+            assert r.answer(second).tokens
+
+    @staticmethod
+    def _is_claimed(r: Rig, job: Job) -> bool:
+        return r.store._jobs[job.id].state != "queued"
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    async def test_the_list_says_it_too(self, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker that has one slot, and is told what was moved, or is not."""
+        store = Store()
+        wait = store.wait
+
+        async def forgetful(worker_id: str, timeout_s: float) -> str | None:
+            moved = await wait(worker_id, timeout_s)
+            return moved if is_known else None
+
+        monkeypatch.setattr(store, "wait", forgetful)
+        async with rig(store=store, max_batch_size=1, max_batches=1, window_s=0.0) as r:
+            jobs = [await r.submit(str(i)) for i in range(5)]
+            await r.end(*jobs)
+            assert not store.held()
+
+
 class TestAnswers:
     async def test_jobs_of_many_shapes_each_get_their_own_answer(self) -> None:
         backend = MockBackend()
