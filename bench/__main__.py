@@ -13,9 +13,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.cells import CELLS
+from bench.cells import CELLS, GOALS
 from bench.measure import DISTURBED, Times, measure_round
-from bench.report import PAGE, RESULTS, about, foreign_cores, judge, newest, python_command, render_page, save, table
+from bench.report import (
+    PAGE,
+    RESULTS,
+    about,
+    foreign_cores,
+    judge,
+    newest,
+    python_command,
+    render_loadgen,
+    render_page,
+    save,
+    table,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="one round of short measurements; nothing is written")
     parser.add_argument("--ci", action="store_true", help="few cells, two rounds, at most two minutes; wide gates")
     parser.add_argument("--rounds", type=int, help="default 3")
+    parser.add_argument("--loadgen", help="another load generator in place of `penstock bench`, see bench/loadgen.py")
     parser.add_argument("--only", default="", help="only cells whose name begins so")
     parser.add_argument("--out", type=Path, help="where the results go; default bench/results/<date>.json")
     parser.add_argument("--docs", action="store_true", help="measure nothing: write the page from the newest results")
@@ -36,25 +49,35 @@ def main(arguments: list[str]) -> int:
     cells = [cell for cell in CELLS if cell.name.startswith(asked.only) and (cell.is_in_ci or not asked.ci)]
     if not cells:
         parser.error(f"no cell begins with {asked.only!r}; there are {', '.join(cell.name for cell in CELLS)}")
-    found: dict[str, Any] = {"about": about(python_command(arguments), times, num_rounds), "rounds": [], "goals": []}
+    command = python_command([one.replace(asked.loadgen, "PATH") if asked.loadgen else one for one in arguments])
+    found: dict[str, Any] = {"about": about(command, times, num_rounds), "rounds": [], "goals": []}
     begun_at = time.monotonic()
     for number in range(num_rounds):
         print(f"round {number + 1} of {num_rounds}", flush=True)
         seen = measure_round(
-            cells, times, number, lambda line: print(line, flush=True), are_held=not asked.ci and not asked.only
+            cells,
+            times,
+            number,
+            lambda line: print(line, flush=True),
+            are_held=not (asked.ci or asked.only or asked.loadgen),
+            generator=asked.loadgen,
         )
         found["rounds"].append(seen)
-    found["goals"] = judge(found["rounds"])
+    if asked.loadgen:  # the probes are what they are whoever makes the load
+        found["goals"] = judge(found["rounds"], [goal for goal in GOALS if goal.row in "abcdeh"])
+    else:
+        found["goals"] = judge(found["rounds"])
     print(f"\n{table(found['goals'])}\nin {time.monotonic() - begun_at:.0f} s")
     if (others := foreign_cores(found["rounds"])) > DISTURBED:
         print(f"Other programs used {others:.1f} cores meanwhile: these figures say little.")
     is_whole = not is_short and not asked.only
     if is_whole or asked.out:
-        path = asked.out or RESULTS / f"{found['about']['date']}.json"
+        path = asked.out or RESULTS / f"{'loadgen-' if asked.loadgen else ''}{found['about']['date']}.json"
         save(found, path)
         print(f"wrote {os.path.relpath(path)}")
     if is_whole and not asked.out:
-        PAGE.write_text(render_page(found, CELLS), encoding="utf-8")
+        page = render_loadgen(found) if asked.loadgen else render_page(found, CELLS)
+        PAGE.write_text(page, encoding="utf-8")
         print(f"wrote {os.path.relpath(PAGE)}")
     return gates(found["goals"]) if asked.ci else 0
 

@@ -2,20 +2,19 @@
 
     python -m bench.limit [--loadgen PATH]
 
-With `--loadgen` beside another load generator in turn, one written in C with the flags used below, which checks answers
-too. Writes bench/results/limit-<date>.json and the section of `docs/performance.md`.
+With `--loadgen` beside another load generator in turn, see `bench/loadgen.py`. Writes
+bench/results/limit-<date>.json and the section of `docs/performance.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bench import loadgen
 from bench.measure import Times, load
 from bench.report import LIMIT_BEGIN, LIMIT_END, PAGE, RESULTS, about, between, python_command, save
 from bench.stacks import Stack, running
@@ -37,19 +36,23 @@ def ours(stack: Stack, concurrency: int, is_stream: bool) -> Measured:
 
 
 def theirs(path: str, stack: Stack, concurrency: int, is_stream: bool) -> Measured:
-    body = json.dumps({"prompt": "the " * 32, "max_tokens": TOKENS, "stream": is_stream})
-    checks = ["--sse", "--token", '"index"', "--expect", str(TOKENS), "--seq", '"index":', "--done", "event: done"]
-    command = [path, "-c", str(concurrency), "-d", str(TIMES.measure_s), "-w", str(TIMES.warmup_s), "-B", body]
-    command += [*(checks if is_stream else ["--must", "usage"]), f"{stack.url}/v1/generate"]
-    run = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout)
-    return _measured(run["req_s"], run["lg_cpu_frac"], run["bad"])
+    run = loadgen.run(
+        path,
+        stack.url,
+        concurrency=concurrency,
+        tokens=TOKENS,
+        is_stream=is_stream,
+        measure_s=TIMES.measure_s,
+        warmup_s=TIMES.warmup_s,
+    )
+    return _measured(run["requests_per_s"], run["generator_cpu"][0], run["failed"])
 
 
 def _measured(requests_per_s: float, cpu: float, num_failed: int) -> Measured:
     return {"requests_per_s": requests_per_s, "cpu": cpu, "per_core_s": requests_per_s / cpu, "failed": num_failed}
 
 
-def measure(rounds: int, loadgen: str | None) -> list[dict[str, Any]]:
+def measure(rounds: int, path: str | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"form": form, "is_stream": is_stream, "ours": [], "theirs": []} for form, _, _, is_stream in FORMS
     ]
@@ -57,8 +60,8 @@ def measure(rounds: int, loadgen: str | None) -> list[dict[str, Any]]:
         for into, (form, step_ms, concurrency, is_stream) in zip(found, FORMS, strict=True):
             with running(["bare"], step_ms) as stacks:
                 into["ours"].append(ours(stacks["bare"], concurrency, is_stream))
-                if loadgen:
-                    into["theirs"].append(theirs(loadgen, stacks["bare"], concurrency, is_stream))
+                if path:
+                    into["theirs"].append(theirs(path, stacks["bare"], concurrency, is_stream))
             print(f"  {form:30} {into['ours'][-1]}", into["theirs"][-1:], flush=True)
     return found
 

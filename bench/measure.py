@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import loadgen
 from bench.cells import Cell
 from bench.stacks import TICKS, Stack, launch, running
 
@@ -38,7 +40,10 @@ class Times:
 
 def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
     """`penstock bench` on a stack; its JSON, and the CPU seconds that the stack used meanwhile."""
-    before, others, begun_at = stack.cpu_s(), _others_cpu_s(), time.monotonic()
+    return _watched(stack, lambda: _ours(stack, times, *flags))
+
+
+def _ours(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
     done = subprocess.run(
         [*_command(stack), f"--duration={times.measure_s}", f"--warmup={times.warmup_s}", *flags],
         capture_output=True,
@@ -49,6 +54,26 @@ def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
         raise RuntimeError(f"{stack.name}: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     found.pop("timeline")
+    return found
+
+
+def _theirs(path: str, stack: Stack, times: Times, cell: Cell) -> dict[str, Any]:
+    return loadgen.run(
+        path,
+        stack.url,
+        concurrency=cell.concurrency,
+        tokens=cell.tokens,
+        is_stream=cell.is_stream,
+        measure_s=times.measure_s,
+        warmup_s=times.warmup_s,
+        rate=cell.rate,
+    )
+
+
+def _watched(stack: Stack, drive: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `drive` says, and the CPU seconds that the stack and others used meanwhile."""
+    before, others, begun_at = stack.cpu_s(), _others_cpu_s(), time.monotonic()
+    found = drive()
     used = stack.cpu_s() - before
     foreign = (_others_cpu_s() - others - used) / (time.monotonic() - begun_at)
     return {**found, "cpu_s": used, "foreign_cores": round(max(0.0, foreign), 3)}
@@ -65,13 +90,19 @@ def _command(stack: Stack) -> list[str]:
     return [sys.executable, "-m", "penstock", "bench", "--json", "--url", stack.url, "--timeout=30"]
 
 
-def measure_cell(cell: Cell, stacks: dict[str, Stack], times: Times, first: int, say: Say) -> dict[str, Any]:
+def measure_cell(
+    cell: Cell, stacks: dict[str, Stack], times: Times, first: int, say: Say, generator: str | None
+) -> dict[str, Any]:
     """The cell on each of its systems; `first` says who begins, so that no system always does."""
     found = {}
     names = cell.systems[first % len(cell.systems) :] + cell.systems[: first % len(cell.systems)]
     for name in names:
+        own = times.stretched(cell.stretch)
         flags = [f"--concurrency={cell.concurrency}", f"--rate={cell.rate}", f"--output-tokens={cell.tokens}"]
-        run = load(stacks[name], times.stretched(cell.stretch), *flags, *([] if cell.is_stream else ["--no-stream"]))
+        if generator:
+            run = _watched(stacks[name], partial(_theirs, generator, stacks[name], own, cell))
+        else:
+            run = load(stacks[name], own, *flags, *([] if cell.is_stream else ["--no-stream"]))
         found[name] = run
         ttft = f", first token {run['ttft_ms']['p50']:.1f} / {run['ttft_ms']['p99']:.1f} ms" if run["ttft_ms"] else ""
         busy = " (generator busy)" if max(run["generator_cpu"]) > 0.85 else ""
@@ -82,8 +113,10 @@ def measure_cell(cell: Cell, stacks: dict[str, Stack], times: Times, first: int,
     return found
 
 
-def measure_round(cells: Sequence[Cell], times: Times, number: int, say: Say, *, are_held: bool) -> dict[str, Any]:
-    """All cells once, and the probes; that of held streams takes ten seconds."""
+def measure_round(
+    cells: Sequence[Cell], times: Times, number: int, say: Say, *, are_held: bool, generator: str | None = None
+) -> dict[str, Any]:
+    """All cells once, and the probes; that of held streams takes ten seconds. `generator`: see `bench/loadgen.py`."""
     found: dict[str, Any] = {"probes": {"penstock": {"cold_start_s": cold_start()}}}
     for step_ms in sorted({cell.step_ms for cell in cells}):
         mine = [cell for cell in cells if cell.step_ms == step_ms]
@@ -94,7 +127,7 @@ def measure_round(cells: Sequence[Cell], times: Times, number: int, say: Say, *,
                 if are_held:  # before any load: memory that a load leaves free would be used again
                     found["probes"]["penstock"].update(hold(stacks["penstock"]))
             for cell in mine:
-                found[cell.name] = measure_cell(cell, stacks, times, number, say)
+                found[cell.name] = measure_cell(cell, stacks, times, number, say, generator)
     say(f"  probes       penstock  {found['probes']['penstock']}")
     return found
 

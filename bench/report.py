@@ -23,6 +23,8 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- bench: written by `make bench` from the newest file in bench/results -->\n"
 END = "<!-- /bench -->\n"
+LOADGEN_BEGIN = "<!-- loadgen: written by `python -m bench --loadgen PATH` -->\n"
+LOADGEN_END = "<!-- /loadgen -->\n"
 LIMIT_BEGIN = "<!-- limit: written by `python -m bench.limit` -->\n"
 LIMIT_END = "<!-- /limit -->\n"
 PACKAGES = ("penstock", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "redis", "hiredis", "msgspec")
@@ -167,6 +169,18 @@ def render_section(found: dict[str, Any], cells: Sequence[Cell]) -> str:
 def render_page(found: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The page with its section written anew. Raises `ValueError` when it has no markers."""
     return between(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{render_section(found, cells)}\n")
+
+
+def render_loadgen(found: dict[str, Any]) -> str:
+    """The page with what another load generator found, written anew."""
+    at = found["about"]
+    num = sum(goal["is_reached"] for goal in found["goals"])
+    text = (
+        f"\n{at['date']}, `{at['command']}`: {at['rounds']} rounds of {at['measure_s']:g} s a cell and system on the "
+        f"machine above. Meanwhile other programs used {foreign_cores(found['rounds']):.2f} cores. "
+        f"{num} of {len(found['goals'])} are reached.\n\n{table(found['goals'])}\n"
+    )
+    return between(PAGE.read_text(encoding="utf-8"), LOADGEN_BEGIN, LOADGEN_END, text)
 
 
 def between(page: str, begin: str, end: str, text: str) -> str:

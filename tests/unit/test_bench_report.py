@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from bench import loadgen
 from bench.__main__ import gates
 from bench.cells import CELLS, GOALS, Goal
 from bench.limit import render as render_limit
-from bench.report import BEGIN, END, LIMIT_BEGIN, LIMIT_END, PAGE, RESULTS, between, judge, newest, render_page, table
+from bench.report import (
+    BEGIN,
+    END,
+    LIMIT_BEGIN,
+    LIMIT_END,
+    PAGE,
+    RESULTS,
+    between,
+    judge,
+    newest,
+    render_loadgen,
+    render_page,
+    table,
+)
 
 LEAST = Goal("x", "speed", lambda seen: float(seen["cell"]["penstock"]["speed"]), 10, True, 4)
 MOST = Goal("y", "time", lambda seen: float(seen["cell"]["penstock"]["time"]), 5, False, unit="ms")
@@ -63,3 +79,46 @@ def test_the_page_shows_the_newest_limits_of_the_generator() -> None:
     if files:
         found = json.loads(files[-1].read_text(encoding="utf-8"))
         assert page == between(page, LIMIT_BEGIN, LIMIT_END, render_limit(found))
+
+
+def test_the_page_shows_the_newest_results_of_another_generator() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    files = sorted(RESULTS.glob("loadgen-*.json"))
+    if files:
+        assert page == render_loadgen(json.loads(files[-1].read_text(encoding="utf-8")))
+
+
+FOREIGN = """#!{python}
+import json, sys
+print(json.dumps({{
+    "tok_s": 640.0, "req_s": 10.0, "tok_all": 900, "req_all": 15, "ttft_ms": {{"p50": 1.5, "p99": 2.5}},
+    "bad": 1, "conn_err": 2, "timeouts": 3, "why": "order", "lg_cpu_frac": 0.25, "command": sys.argv[1:],
+}}))
+sys.stderr.write(" ".join(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_another_generator_speaks_in_our_words(tmp_path: Path, is_stream: bool) -> None:
+    program = tmp_path / "loadgen"
+    program.write_text(FOREIGN.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    times = {"measure_s": 1.0, "warmup_s": 0.5}
+    found = loadgen.run(str(program), "http://x", concurrency=9, tokens=64, is_stream=is_stream, **times)
+    assert found["tokens_per_s"] == 640.0
+    assert found["tokens_with_warmup"] == (900 if is_stream else 15 * 64)
+    assert (found["requests_per_s"], found["failed"], found["errors"]) == (10.0, 6, {"order": 1})
+    assert found["ttft_ms"] == ({"p50": 1.5, "p99": 2.5} if is_stream else {})
+    assert found["generator_cpu"] == [0.25]
+    cell = next(cell for cell in CELLS if cell.name == ("stream 256" if is_stream else "json 256"))
+    seen = {cell.name: {"penstock": found, "naive": {**found, "requests_per_s": 1.0, "tokens_per_s": 64.0}}}
+    judged = judge([seen], [goal for goal in GOALS if "c=256, to naive" in goal.says])
+    assert [goal["median"] for goal in judged] == [10.0]
+
+
+def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+    program = tmp_path / "loadgen"
+    program.write_text("#!/bin/sh\necho no such flag >&2\nexit 2\n", encoding="utf-8")
+    program.chmod(0o755)
+    with pytest.raises(RuntimeError, match="no such flag"):
+        loadgen.run(str(program), "http://x", concurrency=1, tokens=1, is_stream=True, measure_s=1.0, warmup_s=0.0)
