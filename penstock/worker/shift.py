@@ -180,6 +180,7 @@ class Shift:
         await self._enter([job_id for job_id in taken if job_id != moved])
 
     async def _enter(self, fresh: list[str]) -> None:
+        """Claim these, and let them wait for their batch."""
         if not fresh or self._lost.is_set():
             return
         self._fault("after_pop")
