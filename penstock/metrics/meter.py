@@ -57,7 +57,7 @@ class Series:
     a tenth of the cost, for `flush`."""
 
     __slots__ = (
-        "_outcomes", "_relayed", "_running", "ended", "family", "gaps", "label", "num_relayed", "num_running",
+        "_outcomes", "_relayed", "_running", "family", "gaps", "label", "num_relayed", "num_running",
         "queue_wait", "ttft", "whole",
     )  # fmt: skip
 
@@ -72,10 +72,17 @@ class Series:
         self.whole = spread("e2e_seconds")
         self.gaps = spread("inter_token_latency_seconds")
         self.num_relayed = self.num_running = 0
-        self.ended: dict[tuple[str, str], int] = {}  # endpoint and outcome
         self._running = family.gauge("running").labels(label)
         self._relayed = family.counter("relayed_tokens_total").labels(label)
         self._outcomes: dict[tuple[str, str], Counter] = {}
+
+    def ended(self, endpoint: str, outcome: str) -> None:
+        """At once: of a process that is killed every request that it answered has been counted."""
+        series = self._outcomes.get((endpoint, outcome))
+        if series is None:
+            series = self.family.counter("requests_total").labels(self.label, endpoint, outcome)
+            self._outcomes[endpoint, outcome] = series
+        series.inc()
 
     def flush(self) -> None:
         """Add what was counted since. In the thread that counts: its numbers have no lock."""
@@ -85,12 +92,6 @@ class Series:
         if self.num_relayed:
             self._relayed.inc(self.num_relayed)
             self.num_relayed = 0
-        for key, count in self.ended.items():
-            series = self._outcomes.get(key)
-            if series is None:
-                series = self._outcomes[key] = self.family.counter("requests_total").labels(self.label, *key)
-            series.inc(count)
-        self.ended.clear()
 
 
 class Meter:
@@ -169,8 +170,7 @@ class Meter:
     def _finish(self, outcome: str, now: float) -> None:
         self._is_over = True
         series = self._series
-        key = self._endpoint, outcome
-        series.ended[key] = series.ended.get(key, 0) + 1
+        series.ended(self._endpoint, outcome)
         if outcome == "ok":
             series.whole.add(now - self._began)
         elif outcome == "cancelled":
