@@ -53,7 +53,7 @@ class Spread:
 
 
 class Series:
-    """The series of one model, looked up once. What is counted for every request or token waits in plain numbers, at
+    """The series of one model, looked up once. What is measured of every request and token waits in plain numbers, at
     a tenth of the cost, for `flush`."""
 
     __slots__ = (
