@@ -8,9 +8,9 @@ job, and nothing comes after it. Knows nothing of how events travel.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, from_code
 from penstock.piece import Token, join_text
@@ -30,7 +30,7 @@ class Usage(Struct, frozen=True):
 class _Event(Struct, frozen=True, gc=False, tag_field="kind"):
     job_id: str = field(name="id")
     attempt: int
-    seq: int
+    seq: Annotated[int, Meta(ge=0)]
 
     @property
     def end(self) -> int:

@@ -54,6 +54,21 @@ class bind_request:
         request_id.reset(self._token)
 
 
+class Seldom:
+    """Lets one line through every `every_s` seconds, for what a peer can cause at any rate."""
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s = every_s
+        self._next_at = float("-inf")
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_at:
+            return False
+        self._next_at = now + self._every_s
+        return True
+
+
 def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[str] | None = None) -> None:
     """Send every logger's lines, uvicorn's and warnings among them, to `stream` (stderr) in one form.
 

@@ -1,7 +1,8 @@
 """Jobs and events to bytes and back: the only serialiser. Versioned; JSON; no I/O.
 
-An event's bytes are the frame that `docs/protocol.md` describes. A field that this version does not know is ignored,
-so that a newer peer may add one; an unknown `kind` or a newer job version is a `WireError`, never a guess.
+An event's bytes are the frame that `docs/protocol.md` describes. So that a newer peer may add something, a reader is
+tolerant in three places: a field that it does not know is ignored, a `finish_reason` that it does not know counts as
+`stop`, and a `kind` that it does not know counts as `tokens`. Anything else is a `WireError`, never a guess.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ from typing import Any
 
 import msgspec
 
-from penstock.event import Event
+from penstock.event import Done, Event, Failed, FinishReason, Started, Tokens
 from penstock.job import Job
 
 WIRE_VERSION = 1
+UNKNOWN_FINISH_REASON: FinishReason = "stop"
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_KINDS = frozenset(event.__struct_config__.tag for event in (Started, Tokens, Done, Failed))
 
 
 class WireError(ValueError):
-    """Bytes that are not a frame, or not of a version that this process speaks."""
+    """Bytes that are not a frame, or not a job."""
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class NewerJob(WireError):
+    """A job of a version that this process does not speak: for another worker, not for its client."""
+
+
+class _Version(msgspec.Struct, frozen=True):
     v: int
+
+
+class _Envelope(_Version, frozen=True):
     job: Job
 
 
@@ -34,10 +46,33 @@ encode_json = _encoder.encode
 
 
 def decode_event(data: bytes) -> Event:
+    """A frame as any peer may have written it."""
     try:
         return event_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
+        return _of_a_newer_peer(data, error)
+
+
+def check_event(data: bytes) -> None:
+    """`WireError` unless this is a frame as this version writes them."""
+    try:
+        event_decoder.decode(data)
+    except UNREADABLE as error:
         raise WireError(f"not a frame: {error}") from error
+
+
+def _of_a_newer_peer(data: bytes, error: Exception) -> Event:
+    """The frame, read with the fallbacks of the closed enums; `WireError` with the first `error` if it is none."""
+    try:
+        frame = msgspec.json.decode(data, type=dict[str, Any])
+        if frame["kind"] == "done" and isinstance(frame["finish_reason"], str):
+            frame["finish_reason"] = UNKNOWN_FINISH_REASON
+        elif isinstance(frame["kind"], str) and frame["kind"] not in _KINDS:
+            frame["kind"] = "tokens"
+        event: Event = msgspec.convert(frame, Event)
+    except (*UNREADABLE, KeyError, TypeError):
+        raise WireError(f"not a frame: {error}") from error
+    return event
 
 
 def encode_job(job: Job) -> bytes:
@@ -45,12 +80,18 @@ def encode_job(job: Job) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
+    """`NewerJob` where the version says so, whatever else is there: the fields may be others by then."""
     try:
-        envelope = _job_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"not a job: {error}") from error
-    if envelope.v > WIRE_VERSION:
-        raise WireError(f"job version {envelope.v} is newer than this process speaks ({WIRE_VERSION})")
+        envelope: _Version = _job_decoder.decode(data)
+    except UNREADABLE as error:
+        try:
+            envelope = msgspec.json.decode(data, type=_Version)
+        except UNREADABLE:
+            envelope = _Version(0)
+        if envelope.v <= WIRE_VERSION:
+            raise WireError(f"not a job: {error}") from error
+    if envelope.v > WIRE_VERSION or not isinstance(envelope, _Envelope):
+        raise NewerJob(f"the job's version is {envelope.v}; this process speaks versions up to {WIRE_VERSION}")
     return envelope.job
 
 
@@ -58,5 +99,5 @@ def decode_json(data: bytes, kind: type[Any]) -> Any:
     """Decode one of our own small JSON objects (a worker's `about`) into `kind`."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"not a {kind.__name__}: {error}") from error

@@ -20,7 +20,7 @@ from penstock.api.answer import beside, usage
 from penstock.api.edge import Call, call_of
 from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
 from penstock.api.openapi import ErrorDetail, error_responses
-from penstock.errors import InvalidRequest, RequestNotFound
+from penstock.errors import InternalError, InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.piece import join
 from penstock.transports.base import Record
@@ -93,7 +93,7 @@ class RequestsAPI:
         """Your newest requests, the newest first, without their texts."""
         caller = await self.gateway.welcome(request, call_of(request))
         ids = await self.gateway.transport.requests_of(caller.id, limit)
-        records = await asyncio.gather(*(self.gateway.transport.read(job_id) for job_id in ids))
+        records = await asyncio.gather(*(self._read(job_id) for job_id in ids))
         waiting = await self.gateway.transport.waiting()
         shown = [self._shown(record, waiting) for record in records if record is not None]
         for one in shown:
@@ -127,6 +127,13 @@ class RequestsAPI:
             raise
         call.fields["model"] = record.job.model
         return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
+
+    async def _read(self, request_id: str) -> Record | None:
+        """For a list: one request that cannot be read is left out of it."""
+        try:
+            return await self.gateway.transport.read(request_id)
+        except InternalError:  # the transport has logged it
+            return None
 
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.errors import InternalError, StoreUnavailable
+from penstock.errors import InternalError, PenstockError, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.job import Job
 from penstock.relay.stream import Stream
@@ -100,10 +100,14 @@ class Mender:
                 await self._resubmit(stream)
             else:
                 self.catch_up(stream, record)
-                if stream.end is None and not stream.is_restoring:
+                if stream.end is not None and record.state != "done":  # by a frame that cannot be read: it still runs
+                    await self._transport.cancel(stream.job.id, "operator", self._gateway_id)
+                elif stream.end is None and not stream.is_restoring:
                     await self._judge(stream, record)
         except StoreUnavailable:
             stream.is_trusted = False  # silence asks again
+        except PenstockError as error:  # the store holds what this gateway cannot read: asking again changes nothing
+            self._end(stream, error)
         finally:
             waiting, stream.waiting_frames = stream.waiting_frames or (), None
             for event in waiting:
@@ -114,14 +118,19 @@ class Mender:
         if record.state == "done":
             await self._accept_end(stream)
             if stream.end is None:
-                stream.fail(InternalError("The end of this request is missing from its log."), time.monotonic())
-                stream.is_ended = True
-                self._on_end(stream)
+                self._end(stream, InternalError("The end of this request is missing from its log."))
         elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
             await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
         elif self._is_stranded(stream, record):
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
             await self._transport.ensure(stream.job.id)
+
+    def _end(self, stream: Stream, error: PenstockError) -> None:
+        """What was to come will never be known: say so now."""
+        if stream.end is None:
+            stream.fail(error, time.monotonic())
+            stream.is_ended = True
+            self._on_end(stream)
 
     async def _resubmit(self, stream: Stream) -> None:
         """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""

@@ -10,7 +10,7 @@ from penstock.errors import BackendError, PenstockError
 from penstock.event import Failed, Terminal, Tokens
 from penstock.job import Batch, Claim
 from penstock.piece import Piece, Token
-from penstock.wire import decode_event, encode_event
+from penstock.wire import check_event, encode_event
 
 UNWRITABLE = "The model's backend failed, with a message that is no text."
 
@@ -18,7 +18,7 @@ UNWRITABLE = "The model's backend failed, with a message that is no text."
 def is_writable(event: Terminal | Tokens) -> bool:
     """Whether what a backend says is what its types say. Checked before the log sees it: afterwards is too late."""
     try:
-        decode_event(encode_event(event))
+        check_event(encode_event(event))
     except (TypeError, ValueError):  # of the encoder, of Unicode, of the wire
         return False
     return True

@@ -218,7 +218,7 @@ async def test_what_is_not_a_frame_is_counted_and_the_next_is_heard(real: RedisS
     transport = RedisTransport(real.url, metrics=noted)
     ear = await Ear().listen(transport)
     good = b'{"kind":"started","id":"g1.1","attempt":1,"seq":0}'
-    for frame in (b"not json", b'{"kind":"new","id":"g1.1","attempt":1,"seq":0}', good.replace(b"g1.1", b"g1.2"), good):
+    for frame in (b"not json", b'{"kind":"tokens","id":"g1.1","attempt":1}', good.replace(b"g1.1", b"g1.2"), good):
         client.publish("inference:response:g1.1", frame)
     await wait_until(lambda: ear.events, "the good one")
     assert noted.errors == ["message"] * 3

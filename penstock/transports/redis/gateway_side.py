@@ -11,18 +11,28 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from penstock.errors import QueueFull, StoreUnavailable
-from penstock.event import Event
+from penstock.errors import InternalError, QueueFull, StoreUnavailable
+from penstock.event import Event, Failed
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Job
 from penstock.limit import Limit
+from penstock.logs import Seldom
 from penstock.piece import Token
 from penstock.transports.base import CancelOutcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Refused, Store, error_of
-from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_job, encode_json, event_decoder
+from penstock.wire import (
+    UNREADABLE,
+    WireError,
+    decode_event,
+    decode_job,
+    decode_json,
+    encode_job,
+    encode_json,
+    event_decoder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +63,26 @@ class GatewaySide(ObjectSide):
     _store: Store
     _terms: Terms
     _listens_to: str = ""
+    _unreadable_frames: Seldom
+    _unreadable_workers: Seldom
 
     async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
         def hear(channel: bytes, message: bytes) -> None:
-            event: Event = decode(message)
-            if event.job_id.encode() != channel[_PREFIX:]:
-                raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
+            try:
+                try:
+                    event: Event = decode(message)
+                except UNREADABLE:
+                    event = decode_event(message)
+                if event.job_id.encode() != channel[_PREFIX:]:
+                    raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
+            except WireError as error:  # whatever it should have been: the log has it, and silence asks for it
+                self._store.metrics.store_error("message")
+                if self._unreadable_frames.is_due():
+                    log.warning("a message on %s cannot be read: %s", channel.decode(errors="replace"), error)
+                return
             on_event(event)
 
-        decode = event_decoder.decode  # what it raises is said like any other bad message
+        decode = event_decoder.decode
         self._hear = hear
         self._listens_to = keys.pattern(gateway_id)
         await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
@@ -104,15 +125,22 @@ class GatewaySide(ObjectSide):
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
         start = "-" if after is None else f"({after[0]}-{after[1]}"
-        return await self._read(job_id, command("XRANGE", keys.log(job_id), start, "+"))
+        return await self._read(job_id, command("XRANGE", keys.log(job_id), start, "+"), after[1] if after else 0)
 
     async def glance(self, job_id: str) -> Record | None:
         return await self._read(job_id, command("XREVRANGE", keys.log(job_id), "+", "-", "COUNT", 1))
 
-    async def _read(self, job_id: str, look: scripts.Command) -> Record | None:
+    async def _read(self, job_id: str, look: scripts.Command, num_known: int = 0) -> Record | None:
+        """`InternalError` for a job that this version cannot read: the store has it, and nothing else can be said."""
         state = command("HMGET", keys.job(job_id), *FIELDS), command("TIME")
         hash_, now, entries = await self._store.run("read", keys.job(job_id), *state, look)
-        return _record(hash_, now, entries) if hash_[0] is not None else None
+        if hash_[0] is None:
+            return None
+        try:
+            return _record(hash_, now, _events(job_id, entries, num_known))
+        except ValueError as error:  # of the wire, of a number, of Unicode
+            log.error("the request cannot be read: %s", error, extra={"request_id": job_id})
+            raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
 
     async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
         reply = await self._store.ask("cancel", keys.job(job_id), scripts.cancel(job_id, reason, owner))
@@ -141,7 +169,7 @@ class GatewaySide(ObjectSide):
             await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid.decode()) for wid in dead_workers))
         return Pool(
             depth=depth,
-            workers=tuple(info for info in map(_worker_info, about) if info is not None),
+            workers=tuple(info for info in map(self._worker_info, about) if info is not None),
             num_taken=taken,
             dead_gateways=tuple(gid.decode() for gid in dead_gateways),
         )
@@ -153,6 +181,15 @@ class GatewaySide(ObjectSide):
         return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _worker_info(self, about: bytes) -> WorkerInfo | None:
+        try:
+            info: WorkerInfo = decode_json(about, WorkerInfo)
+        except WireError as error:  # it may serve, but not what this gateway could name
+            if self._unreadable_workers.is_due():
+                log.warning("a worker announces what this version cannot read: %s", error)
+            return None
+        return info
 
     def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int]:
         """What create and restore write into a new hash."""
@@ -197,16 +234,23 @@ def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _worker_info(about: bytes) -> WorkerInfo | None:
-    try:
-        info: WorkerInfo = decode_json(about, WorkerInfo)
-    except WireError as error:  # a worker of another version: it serves, but not what this gateway can name
-        log.warning("a worker announces what this version cannot read: %s", error)
-        return None
-    return info
+def _events(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ...]:
+    """The frames of a log, or of its part after `num_tokens`. One that cannot be read ends it, with an error that says
+    so: what was to be relayed there will never be known."""
+    events: list[Event] = []
+    for entry, fields in entries:
+        try:
+            events.append(decode_event(fields[1]))
+        except WireError as error:
+            log.error("entry %s of the log cannot be read: %s", entry.decode(), error, extra={"request_id": job_id})
+            unreadable = InternalError("A part of this request's log cannot be read.")
+            attempt = int(entry.partition(b"-")[0])
+            events.append(Failed.of(job_id, attempt, events[-1].end if events else num_tokens, unreadable))
+            break
+    return tuple(events)
 
 
-def _record(hash_: list[bytes | None], now: list[bytes], entries: list[Any]) -> Record:
+def _record(hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
     job, state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended = hash_
     known_state: Any = (state or b"").decode()
     return Record(
@@ -223,5 +267,5 @@ def _record(hash_: list[bytes | None], now: list[bytes], entries: list[Any]) -> 
         first_token_at=int(first or 0) / 1000,
         ended_at=int(ended or 0) / 1000,
         now=int(now[0]) + int(now[1]) / 1e6,
-        events=tuple(decode_event(fields[1]) for _, fields in entries),
+        events=events,
     )
