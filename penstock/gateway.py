@@ -27,7 +27,7 @@ from penstock.api.sweep import Sweep
 from penstock.api.table import apis_of
 from penstock.errors import ConfigError, Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
-from penstock.keys import KeyRing
+from penstock.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.metrics import Metrics
 from penstock.ops import routes as ops_routes
 from penstock.ops import watch_lag
@@ -61,9 +61,10 @@ class Gateway:
         self.transport = transport
         self.metrics = metrics
         self.id = new_process_id("g")
+        self.keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
         self.admission = Admission(
             transport,
-            keys=KeyRing(settings.api_keys_file) if settings.api_keys_file else None,
+            keys=self.keys,
             rate_limit=RateLimit(settings.rate_limit_rpm, settings.rate_limit_burst)
             if settings.rate_limit_rpm
             else None,
@@ -94,7 +95,10 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to connect, to tick and to watch. Answers 503 until the store is there."""
-        for work in (self._keep_ticking(), self.relay.watch(), self.sweep.run(), watch_lag(self.metrics)):
+        works = [self._keep_ticking(), self.relay.watch(), self.sweep.run(), watch_lag(self.metrics)]
+        if self.keys is not None:
+            works.append(self._watch_keys(self.keys))
+        for work in works:
             task = asyncio.get_running_loop().create_task(work)
             task.add_done_callback(self._on_end)
             self._tasks.append(task)
@@ -148,6 +152,13 @@ class Gateway:
                 await self._look_at_queue()
             self.metrics.pool(pool.depth, len(pool.workers), pool.models)
             await self._rest(TICK_S if pool.workers else TICK_S / 5)
+
+    async def _watch_keys(self, keys: KeyRing) -> None:
+        """Also while no request comes: an operator who has revoked a key looks at the metric."""
+        while True:
+            keys.refresh()
+            self.metrics.keys_stale(keys.stale_s)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _rest(self, timeout_s: float) -> None:
         """Until the next tick is due, or somebody new wants to know its place."""

@@ -177,6 +177,7 @@ async def examine(gateway: Gateway) -> dict[str, Any]:
             advice="Until that is mended it answers 503." if reasons else "",
         )
     )
+    findings.append(_examine_keys(gateway))
     if all(finding.name != "workers" for finding in findings):  # a store of one process leaves that to us
         pool = gateway.admission.pool
         age_s = await _age_s(gateway, await gateway.transport.overview())
@@ -192,6 +193,18 @@ async def examine(gateway: Gateway) -> dict[str, Any]:
         ]
     findings = worst_first(findings)
     return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+
+
+def _examine_keys(gateway: Gateway) -> Finding:
+    keys, name = gateway.keys, "API keys"
+    if keys is None:
+        return Finding(name=name, level="ok", value="off: everyone who can reach this gateway may use it")
+    if keys.trouble:
+        value = f"the keys read {keys.stale_s:.0f} s ago are in force, revoked ones too: {keys.trouble}"
+        return Finding(name=name, level="error", value=value, advice="Make the file readable for this gateway's user.")
+    if keys.exposure:
+        return Finding(name=name, level="warning", value=keys.exposure)
+    return Finding(name=name, level="ok", value=f"{len(keys)} in force")
 
 
 async def _age_s(gateway: Gateway, seen: Overview) -> float | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock import keys as store
-from penstock.cli.flags import ends
+from penstock.cli.flags import complain, ends
 from penstock.errors import ConfigError
 from penstock.settings import load_settings
 
@@ -109,6 +109,8 @@ def _path(file: Path | None) -> Path:
     path = file or load_settings().api_keys_file
     if path is None:
         raise ConfigError("which file? Give --file keys.toml or set PENSTOCK_API_KEYS_FILE")
+    if exposure := store.exposure(path):
+        complain(exposure)
     return path
 
 

@@ -119,6 +119,9 @@ class Metrics:
         self.gauge("workers_alive").set(workers_alive)
         self.know(models)
 
+    def keys_stale(self, seconds: float) -> None:
+        self.gauge("keys_stale_seconds").set(seconds)
+
     def stream_opened(self) -> None:
         self._num_open = (self._num_open or 0) + 1
 

@@ -222,6 +222,44 @@ async def test_with_keys_on_only_administrators_get_in(tmp_path: Path) -> None:
         await site.http.aclose()
 
 
+async def test_a_file_of_keys_that_cannot_be_read_again_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.gateway.CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("penstock.keys.ring.CHECK_INTERVAL_S", 0.01)
+    path = tmp_path / "keys.toml"
+    _, admin = create_key(path, name="admin", admin=True)
+    site = Site(api_keys_file=path)
+    site.http.headers["x-api-key"] = admin
+
+    async def finding() -> tuple[str, str]:
+        found = {one["name"]: one for one in (await site.get("/doctor"))["findings"]}["API keys"]
+        return found["level"], found["value"]
+
+    def stale_s() -> float:
+        shown = site.gateway.metrics.expose()[0].decode()
+        return float(shown.partition("\npenstock_keys_stale_seconds ")[2].partition("\n")[0] or "nan")
+
+    site.gateway.start()
+    try:
+        await wait_until(lambda: stale_s() == 0, "the gauge is there")
+        assert await finding() == ("ok", "1 in force")
+        path.rename(tmp_path / "elsewhere.toml")
+        await wait_until(lambda: stale_s() > 0, "the metric says so, without a request")
+        level, value = await finding()
+        assert level == "error"
+        assert "No such file" in value
+        (tmp_path / "elsewhere.toml").rename(path)
+        path.chmod(0o666)
+        await wait_until(lambda: stale_s() == 0, "the metric says that it is over")
+        level, value = await finding()
+        assert level == "warning"
+        assert "others than its owner may write" in value
+    finally:
+        await site.http.aclose()
+        await site.gateway.stop()
+
+
 def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
     seen = {
         "queue_depth": 3,

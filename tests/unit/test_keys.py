@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import logging
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from penstock.keys import (
     Key,
     KeyRing,
     create_key,
+    exposure,
     hash_secret,
     read_keys,
     retire_old_secret,
@@ -45,6 +49,7 @@ def test_a_created_key_is_verified_and_nothing_else_is(path: Path) -> None:
     assert len(ring) == 2
     assert ring.verify(text) == key
     assert (key.name, key.rpm, key.burst, key.models, key.admin) == ("Ada", 60, 5, ("m",), True)
+    assert (key.metrics, other.metrics) == (False, False)
     key_id, _, secret = text.partition(".")
     for wrong in (
         "",
@@ -139,6 +144,151 @@ def test_a_file_that_breaks_keeps_the_old_keys_and_is_logged_once(path: Path, ca
     assert len(ring) == 2
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_revocation_that_could_not_be_read_is_read_as_soon_as_it_can_be(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    clock = Clock()
+    key, text = create_key(path, "Ada")
+    ring = KeyRing(path, clock)
+    revoke_key(path, key.id)
+
+    def fails(*args: object, **kwargs: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails)
+        for _ in range(150):
+            clock.now += 1
+            assert ring.verify(text) is not None
+    assert (ring.stale_s, ring.is_live(key.id)) == (149.0, True)
+    assert os.strerror(number) in ring.trouble
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [words.partition(" s now")[0].rpartition(" ")[2] for words in errors] == ["0", "60", "120"]
+    clock.now += 1
+    assert ring.verify(text) is None
+    assert (ring.stale_s, ring.trouble, ring.is_live(key.id)) == (0.0, "", False)
+
+
+def test_a_file_that_keeps_its_time_and_size_is_read_again_all_the_same(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "keys.json"
+    _, text = create_key(path, "Ada")
+    ring = KeyRing(path, clock)
+    before = path.stat()
+    path.write_text(path.read_text().replace("sha256:", "sha256:", 1).replace('"pk_', '"pk-'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    clock.now += 1
+    assert ring.verify(text) is None
+
+
+def test_a_file_that_was_replaced_behind_a_mount_is_reported(tmp_path: Path) -> None:
+    """What a container sees of a mounted file that was replaced outside: the old one, without a name."""
+    clock, path = Clock(), tmp_path / "keys.toml"
+    _, text = create_key(path, "Ada")
+    with path.open() as mounted:
+        ring = KeyRing(Path(f"/proc/self/fd/{mounted.fileno()}"), clock)
+        clock.now += 1
+        assert ring.verify(text) is not None
+        assert ring.trouble == ""
+        create_key(path, "Bob")
+        clock.now += 1
+        assert ring.verify(text) is not None
+        assert "mount its folder" in ring.trouble
+
+
+COMMANDS: list[Callable[[Path, str], object]] = [
+    lambda path, key_id: create_key(path, "Bob"),
+    rotate_key,
+    retire_old_secret,
+    revoke_key,
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_file_keeps_its_owner_and_mode(path: Path, command: Callable[[Path, str], object]) -> None:
+    key, _ = create_key(path, "Ada")
+    path.chmod(0o640)
+    if os.geteuid() == 0:  # as an administrator does for a gateway that runs as another user
+        os.chown(path, 65534, 65533)
+    before, inode = path.stat(), path.stat().st_ino
+    command(path, key.id)
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert after.st_ino != inode
+
+
+def test_a_file_whose_owner_could_not_be_kept_stays_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, text = create_key(path, "Ada")
+
+    def may_not(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", may_not)
+    with pytest.raises(ConfigError, match=r"belongs to user .* run this as that user, or as root"):
+        revoke_key(path, key.id)
+    assert KeyRing(path).verify(text) is not None
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_link_stays_a_link_and_the_file_behind_it_changes(path: Path, command: Callable[[Path, str], object]) -> None:
+    (path.parent / "real").mkdir()
+    there = path.parent / "real" / path.name
+    key, _ = create_key(there, "Ada")
+    rotate_key(there, key.id)
+    path.symlink_to(f"real/{path.name}")
+    before = read_keys(there)
+    command(path, key.id)
+    assert path.is_symlink()
+    assert read_keys(there) == read_keys(path) != before
+
+
+def test_a_link_to_nothing_is_where_the_first_key_is_written(path: Path) -> None:
+    path.symlink_to(path.with_name(f"other{path.suffix}"))
+    key, _ = create_key(path, "Ada")
+    assert read_keys(path.with_name(f"other{path.suffix}")) == (key,)
+
+
+def test_names_that_would_keep_the_old_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    key, text = create_key(path, "Ada")
+    os.link(path, tmp_path / "second.toml")
+    with pytest.raises(ConfigError, match="2 names"):
+        revoke_key(path, key.id)
+    (tmp_path / "keys.json").symlink_to("keys.toml")
+    with pytest.raises(ConfigError, match=r"both must end in \.toml"):
+        write_keys(tmp_path / "keys.json", [key])
+    assert KeyRing(path).verify(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder", "words"),
+    [
+        (0o600, 0o755, ""),
+        (0o640, 0o755, ""),
+        (0o644, 0o755, "every user of this machine may read"),
+        (0o620, 0o755, "others than its owner may write"),
+        (0o666, 0o755, "others than its owner may write"),
+        (0o600, 0o777, "every user may replace"),
+        (0o600, 0o1777, ""),
+    ],
+)
+def test_a_file_that_others_can_reach_is_pointed_out(
+    path: Path, caplog: pytest.LogCaptureFixture, mode: int, folder: int, words: str
+) -> None:
+    create_key(path, "Ada")
+    path.chmod(mode)
+    path.parent.chmod(folder)
+    said = exposure(path)
+    assert words in said
+    assert bool(said) == bool(words)
+    assert (KeyRing(path).exposure, [record.getMessage() for record in caplog.records]) == (
+        said,
+        [said] if said else [],
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -181,6 +331,7 @@ keys = st.builds(
     burst=optional,
     models=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=3).map(tuple),
     admin=st.booleans(),
+    metrics=st.booleans(),
     revoked=st.booleans(),
 )
 
