@@ -16,7 +16,11 @@ Round = Mapping[str, Mapping[str, Run]]  # cell → system → run
 
 @dataclass(frozen=True)
 class Cell:
-    """One load on several systems. `rate` 0: closed loop of `concurrency`."""
+    """One load on several systems. `rate` 0: closed loop of `concurrency`.
+
+    `is_burst`: instead, `concurrency` new connections with one request each, all at the same moment; the median of
+    `BURSTS` such bursts.
+    """
 
     name: str
     step_ms: float
@@ -26,9 +30,11 @@ class Cell:
     rate: float = 0.0
     is_stream: bool = True
     is_in_ci: bool = False
+    is_burst: bool = False
     stretch: float = 1.0  # longer by this, where the naive form's answers take seconds
 
 
+# `defaults`: as `penstock`, with the worker's own numbers of batches and slots.
 THREE = ("bare", "penstock", "naive")
 CELLS = (
     Cell("stream 32", 0.0, (*THREE, "embedded"), 32, is_in_ci=True),
@@ -41,7 +47,9 @@ CELLS = (
     Cell("paced 256", STEP_MS, THREE, 256, is_in_ci=True),
     Cell("paced 512", STEP_MS, ("bare", "penstock"), 512),
     Cell("open 400", STEP_MS, ("bare", "penstock"), 10_000, rate=400.0),
+    Cell("burst 256", STEP_MS, ("bare", "penstock", "defaults"), 256, is_burst=True, is_in_ci=True),
 )
+BURSTS = 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,12 @@ def efficiency(cell: str, concurrency: int) -> Callable[[Round], float]:
     return value
 
 
+def burst(cell: str, system: str) -> Callable[[Round], float]:
+    """How long the whole burst took, as a share of what its steps alone take."""
+    tokens = next(one.tokens for one in CELLS if one.name == cell)
+    return lambda seen: 100 * tokens * STEP_MS / float(seen[cell][system]["e2e_ms"]["max"])
+
+
 def cpu_per_token(run: Run) -> float:
     return float(run["cpu_s"]) / max(1, int(run["tokens_with_warmup"])) * 1000
 
@@ -138,6 +152,8 @@ GOALS = (
     Goal("d", "efficiency at 5 ms a step, c=32", efficiency("paced 32", 32), 94, True, unit="%"),
     Goal("d", "efficiency at 5 ms a step, c=256", efficiency("paced 256", 256), 92, True, 37, "%"),
     Goal("d", "efficiency at 5 ms a step, c=512", efficiency("paced 512", 512), 80, True, unit="%"),
+    Goal("d", "256 new connections at once: efficiency", burst("burst 256", "penstock"), 80, True, 30, "%"),
+    Goal("d", "the same, worker's defaults (4 × 64 places)", burst("burst 256", "defaults"), 65, True, 25, "%"),
     Goal("e", "CPU per token over bare, 5 ms a step, c=256", cpu_ratio("paced 256"), 1.8, False, 4.5),
     Goal("f", "idle, Redis included: share of a core", probe("idle_cpu_percent"), 1, False, 5, "%"),
     Goal("f", "idle: memory of three processes", probe("idle_mb"), 130, False, 325, "MB"),

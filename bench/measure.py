@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import loadgen
-from bench.cells import Cell
+from bench.cells import BURSTS, Cell
 from bench.stacks import TICKS, Stack, launch, running
 
 NUM_HELD = 1000
@@ -44,8 +44,13 @@ def load(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
 
 
 def _ours(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
+    span = (
+        ["--warmup=0"]
+        if "--no-preconnect" in flags
+        else [f"--duration={times.measure_s}", f"--warmup={times.warmup_s}"]
+    )
     done = subprocess.run(
-        [*_command(stack), f"--duration={times.measure_s}", f"--warmup={times.warmup_s}", *flags],
+        [*_command(stack), *span, *flags],
         capture_output=True,
         text=True,
         timeout=times.measure_s + times.warmup_s + 120,
@@ -55,6 +60,15 @@ def _ours(stack: Stack, times: Times, *flags: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     found.pop("timeline")
     return found
+
+
+def _burst(stack: Stack, times: Times, cell: Cell) -> dict[str, Any]:
+    """`BURSTS` bursts one after another: the run whose last answer came at the median time, and the CPU of all."""
+    flags = ("--no-preconnect", f"--requests={cell.concurrency}", f"--concurrency={cell.concurrency}")
+    runs = [load(stack, times, *flags, f"--output-tokens={cell.tokens}") for _ in range(BURSTS)]
+    runs.sort(key=lambda run: float(run["e2e_ms"]["max"]))
+    failed = sum(run["failed"] for run in runs)
+    return {**runs[BURSTS // 2], "failed": failed, "bursts_ms": [run["e2e_ms"]["max"] for run in runs]}
 
 
 def _theirs(path: str, stack: Stack, times: Times, cell: Cell) -> dict[str, Any]:
@@ -99,7 +113,9 @@ def measure_cell(
     for name in names:
         own = times.stretched(cell.stretch)
         flags = [f"--concurrency={cell.concurrency}", f"--rate={cell.rate}", f"--output-tokens={cell.tokens}"]
-        if generator:
+        if cell.is_burst:
+            run = _burst(stacks[name], own, cell)
+        elif generator:
             run = _watched(stacks[name], partial(_theirs, generator, stacks[name], own, cell))
         else:
             run = load(stacks[name], own, *flags, *([] if cell.is_stream else ["--no-stream"]))
@@ -107,6 +123,7 @@ def measure_cell(
         ttft = f", first token {run['ttft_ms']['p50']:.1f} / {run['ttft_ms']['p99']:.1f} ms" if run["ttft_ms"] else ""
         busy = " (generator busy)" if max(run["generator_cpu"]) > 0.85 else ""
         busy += f" (others use {run['foreign_cores']:.1f} cores)" if run["foreign_cores"] > DISTURBED else ""
+        ttft += f", last answer after {run['e2e_ms']['max']:.0f} ms" if cell.is_burst else ""
         wrong = f", {run['failed']} FAILED {run['errors']}" if run["failed"] else ""
         speed = f"{run['tokens_per_s']:>10,.0f} tokens/s {run['requests_per_s']:>9,.1f} requests/s"
         say(f"  {cell.name:12} {name:9} {speed}{ttft}{wrong}{busy}")

@@ -154,12 +154,13 @@ def launch(name: str, step_ms: float) -> Stack:
         return Stack(name, port, [Program("penstock", "serve", f"--port={port}", *model, *WORKER, *GATEWAY)], None)
     redis = start_server()
     store = ["--redis-url", redis.url]
-    if name == "penstock":
+    if name in ("penstock", "defaults"):
+        places = WORKER if name == "penstock" else []
         programs = [
             Program("penstock", "gateway", f"--port={port}", *store, *GATEWAY),
             # Its parent would be a fourth process, and the one that is measured; it does nothing while nothing dies.
             Program(
-                "penstock", "worker", "--no-supervised", "--metrics-port=0", *store, *model, "--model", SLOW, *WORKER
+                "penstock", "worker", "--no-supervised", "--metrics-port=0", *store, *model, "--model", SLOW, *places
             ),
         ]
     elif name == "naive":

@@ -3,8 +3,9 @@
 Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
 has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
 keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
-While most places are free a window in which nobody joins any more closes early. After a death, suspects are batched
-only among themselves; after a second one, alone. Knows nothing of engines.
+While most places are free a window that no claim joins any more closes early. The last two free places are worth
+more: they wait until arrivals pause, so that a burst is not left waiting behind small batches for a whole generation.
+After a death, suspects are batched only among themselves; after a second one, alone. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from collections import deque
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import Literal
 
 from penstock.job import Batch, Claim
 
-QUIET_SHARE = 0.25  # of the window: when nobody has come for so long, nobody more is expected; see docs/performance.md
+QUIET_SHARE = 0.25  # of the window: after so long without an arrival none is expected; see docs/performance.md
+LAST_PLACES = 2  # of the free ones, and at most half of all: these wait for a pause of one window; see bench/places.py
+MAX_LULL_WINDOWS = 10  # and at most for so many
+
+Closing = Literal["early", "whole", "lull"]
 
 
 @dataclass(slots=True, eq=False)
@@ -30,22 +36,27 @@ class _Waiting:
 class _Group:
     """Claims that may share a batch, oldest first. The first `room` of them are the next batch, the rest come after.
 
-    From `quiet_at` on nobody more is expected.
+    `newest_at` is when its newest claim came; from `quiet_at` on no more are expected.
     """
 
     room: int
     window_s: float
     is_continuous: bool
     quiet_at: float = inf
+    newest_at: float = -inf
     queue: deque[_Waiting] = field(default_factory=deque)
 
-    def sealed_at(self, closes_early: bool) -> float:
+    def sealed_at(self, closing: Closing) -> float:
         """The time from which its first batch may go."""
         first = self.queue[0]
         if len(self.queue) >= self.room:
             return first.since
         window_ends_at = first.since + self.window_s
-        return min(window_ends_at, self.quiet_at) if closes_early else window_ends_at
+        if closing == "early":
+            return min(window_ends_at, self.quiet_at)
+        if closing == "lull":
+            return min(self.newest_at + self.window_s, first.since + MAX_LULL_WINDOWS * self.window_s)
+        return window_ends_at
 
     def seal(self) -> Batch:
         return Batch(tuple(self.queue.popleft().claim for _ in range(min(self.room, len(self.queue)))))
@@ -55,9 +66,11 @@ class Batcher:
     """Times are monotonic seconds, given by the caller and never decreasing.
 
     `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
-    Of `num_places` for batches, while more than half and more than one are free, a window ends when nobody has come for
-    `QUIET_SHARE` of it; with fewer a small batch would take from others what they need. 0: it never ends early. Models
-    in `continuous` need neither window nor place: their backends take jobs in at any step.
+    Of `num_places` for batches, while more than half and more than one are free, a window ends after `QUIET_SHARE` of
+    it without an arrival; with fewer a small batch would take from others what they need. One of the `LAST_PLACES`
+    goes to a batch that no claim has joined for a whole window, or that is full, or after `MAX_LULL_WINDOWS`. With
+    `num_places` 0 every window has its whole length. Models in `continuous` need neither window nor place: their
+    backends take jobs in at any step.
     """
 
     def __init__(
@@ -97,11 +110,12 @@ class Batcher:
         self._keys[job.id] = key
         self._turn += 1
         group.queue.append(_Waiting(claim, now, self._turn))
+        group.newest_at = now
         if self._num_places and not group.is_continuous:
             group.quiet_at = self.quiet_at(job.model, group.window_s, now)
 
     def quiet_at(self, model: str, window_s: float, now: float) -> float:
-        """A claim has just come: from when on, if no other does, nobody more is expected."""
+        """A claim has just come: from when on, if no other does, no more are expected."""
         return now + QUIET_SHARE * window_s
 
     def ready(self, now: float, free: int) -> list[Batch]:
@@ -111,7 +125,7 @@ class Batcher:
             sealed = [
                 (group.queue[0].turn, key, group)
                 for key, group in self._groups.items()
-                if (free > 0 or group.is_continuous) and group.sealed_at(self._closes_early(free)) <= now
+                if (free > 0 or group.is_continuous) and group.sealed_at(self._closing(free)) <= now
             ]
             if not sealed:
                 return batches
@@ -127,11 +141,13 @@ class Batcher:
 
     def next_deadline(self, free: int = 1) -> float | None:
         """From when on `ready`, given so many free places, returns something; None while nothing waits."""
-        closes_early = self._closes_early(free)
-        return min((group.sealed_at(closes_early) for group in self._groups.values()), default=None)
+        closing = self._closing(free)
+        return min((group.sealed_at(closing) for group in self._groups.values()), default=None)
 
-    def _closes_early(self, free: int) -> bool:
-        return 0 < self._num_places < 2 * free and free > 1
+    def _closing(self, free: int) -> Closing:
+        if 0 < free <= LAST_PLACES and 2 * free <= self._num_places:
+            return "lull"
+        return "early" if 0 < self._num_places < 2 * free and free > 1 else "whole"
 
     def discard(self, job_id: str) -> Claim | None:
         """Take one waiting claim out, wherever it stands; None if it does not wait here."""

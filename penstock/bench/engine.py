@@ -20,7 +20,7 @@ from penstock.bench.tally import Tally
 TICK_S = 0.25
 CONNECT_TIMEOUT_S = 10.0
 PAUSE_S = 0.1  # a connection whose request failed waits this long, so that a refusing server is not hammered
-MAX_DIALS = 64  # connections being opened at once
+MAX_DIALS = 64  # connections being opened at once; all of them without preconnect
 UNREACHABLE_S = 2.0  # nobody could connect for this long since the start: give up
 
 
@@ -39,7 +39,7 @@ class Load:
         self.has_connected = False
         self.is_stopping = False
         self.over = asyncio.Event()
-        self.dials = asyncio.Semaphore(MAX_DIALS)
+        self.dials = asyncio.Semaphore(MAX_DIALS if plan.preconnect else plan.concurrency)
         self.tasks: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.slo_ns = {name: round(value * 1e9) for name, value in plan.slo.items()}
@@ -53,6 +53,7 @@ class Load:
         """
         plan = self.plan
         wanted = min(plan.concurrency, round(plan.rate) + MAX_DIALS) if plan.rate else plan.concurrency
+        wanted = wanted if plan.preconnect else 0
         await asyncio.gather(*(self._open_line() for _ in range(wanted)))
 
     async def run(self, start_at: float, progress: Any) -> None:

@@ -32,7 +32,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Closed loop with `rate` 0: `concurrency` connections, each asks again when it has its answer. Open loop otherwise:
     Poisson arrivals of `rate` a second over at most `concurrency` connections. `requests` 0: until `duration_s` is
-    over. A closed loop's connections begin spread over `ramp_s`.
+    over. A closed loop's connections begin spread over `ramp_s`; without `preconnect` they are opened with their first
+    requests, all at the same moment: a fleet of clients that arrives at once.
     """
 
     url: str
@@ -46,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     warmup_s: float = 0.0
     ramp_s: float = 0.0
+    preconnect: bool = True
     timeout_s: float = 60.0
     slo: dict[str, float] = {}
     seed: int = 0

@@ -51,7 +51,7 @@ class Result:
             "plan": {
                 **{name: getattr(plan, name) for name in ("url", "api", "concurrency", "rate", "duration_s")},
                 **{name: getattr(plan, name) for name in ("requests", "warmup_s", "ramp_s", "timeout_s")},
-                **{name: getattr(plan, name) for name in ("processes", "seed")},
+                **{name: getattr(plan, name) for name in ("preconnect", "processes", "seed")},
                 "stream": plan.is_stream,
                 "max_tokens": sorted({one.max_tokens for one in plan.prepared})[:16],
                 "slo_ms": {name: value * 1000 for name, value in plan.slo.items()},

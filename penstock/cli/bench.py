@@ -56,6 +56,15 @@ Warmup = Annotated[float, _option(_LOAD, "Seconds of load before measuring.", mi
 Ramp = Annotated[
     float | None, _option(_LOAD, "Seconds over which connections begin (default: the warm-up); 0: in step.", min=0.0)
 ]
+Preconnect = Annotated[
+    bool,
+    typer.Option(
+        "--preconnect/--no-preconnect",
+        help="Open the connections before the load. Without: each with its first request, all at the same moment, "
+        "as a fleet of clients does after a gateway has died.",
+        rich_help_panel=_LOAD,
+    ),
+]
 Processes = Annotated[int, _option(_LOAD, "Processes that make the load.", min=1, max=64)]
 Seed = Annotated[int, _option(_LOAD, "Of prompts and arrivals.")]
 InputTokens = Annotated[int, _option(_PROMPTS, "Words of a made-up prompt.", min=1, max=1_000_000)]
@@ -83,6 +92,7 @@ def bench(
     requests: Requests = None,
     warmup: Warmup = 1.0,
     ramp: Ramp = None,
+    preconnect: Preconnect = True,
     processes: Processes = 1,
     seed: Seed = 0,
     input_tokens: InputTokens = 32,
@@ -96,10 +106,7 @@ def bench(
     html: Html = None,
 ) -> int:
     """Put load on a running server and check every answer. Status 1: an answer was wrong, or none was right."""
-    if requests is not None and duration is not None:
-        raise ConfigError("either --duration or --requests, not both")
-    if ramp is not None and (rate or ramp > warmup):
-        raise ConfigError("--ramp is of a closed loop, and within its --warmup")
+    _check_span(requests, duration, rate, warmup, ramp, preconnect)
     more = _extra(extra, model)
     plan = Plan(
         url=url,
@@ -113,6 +120,7 @@ def bench(
         requests=requests or 0,
         warmup_s=warmup,
         ramp_s=warmup if ramp is None else ramp,
+        preconnect=preconnect,
         timeout_s=timeout,
         slo=parse_slo(slo),
         seed=seed,
@@ -132,6 +140,17 @@ def bench(
     else:
         Console(highlight=False).print(render_table(result))
     return 1 if result.is_failure else 0
+
+
+def _check_span(
+    requests: int | None, duration: float | None, rate: float, warmup: float, ramp: float | None, preconnect: bool
+) -> None:
+    if requests is not None and duration is not None:
+        raise ConfigError("either --duration or --requests, not both")
+    if ramp is not None and (rate or ramp > warmup):
+        raise ConfigError("--ramp is of a closed loop, and within its --warmup")
+    if not preconnect and (rate or ramp):
+        raise ConfigError("--no-preconnect begins all requests at once: it does not go with --rate or --ramp")
 
 
 def _key(api_key: str | None) -> str:

@@ -165,8 +165,9 @@ class Settings(BaseModel):
     batch_window_early: Annotated[
         bool,
         About(
-            "Begin a batch before its window has passed when nobody has joined it for a quarter of that and most "
-            "places are free.",
+            "Adapt the batch window. While most places for batches are free, a batch begins after a quarter of the "
+            "window without an arrival. The last two free places wait until no request has arrived for a whole window, "
+            "at most ten windows. With `no` every window has its whole length.",
             ENGINE,
             allowed="yes or no",
         ),

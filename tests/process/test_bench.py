@@ -190,6 +190,17 @@ async def test_a_closed_loop_begins_over_its_warm_up() -> None:
     assert spreads[0] > 0.2
 
 
+async def test_all_connections_at_once(served: Site) -> None:
+    status, found, _ = await bench(
+        served.gateways[0], "--no-preconnect", "--concurrency=100", "--requests=100", "--warmup=0", "--output-tokens=4"
+    )
+    assert (status, found["ok"], found["failed"]) == (0, 100, 0)
+    assert found["plan"]["preconnect"] is False
+    status, _, errors = await bench(served.gateways[0], "--no-preconnect", "--rate=5")
+    assert status == 2
+    assert "--no-preconnect" in errors
+
+
 @pytest.mark.parametrize("flags", [("--ramp=2", "--warmup=1"), ("--ramp=1", "--rate=5")])
 async def test_a_ramp_that_means_nothing_is_refused(flags: tuple[str, ...]) -> None:
     status, _, errors = await bench("http://127.0.0.1:9", *flags)

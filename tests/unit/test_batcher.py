@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batcher import QUIET_SHARE, Batcher
+from penstock.batcher import LAST_PLACES, MAX_LULL_WINDOWS, QUIET_SHARE, Batcher
 from penstock.job import Batch, Claim, Job, Sampling
 
 WINDOW_S = 0.010
@@ -55,11 +55,40 @@ def test_a_window_closes_early_when_nobody_comes() -> None:
 
 
 def test_where_places_are_few_a_window_is_whole() -> None:
-    batcher = Batcher(8, WINDOW_S, num_places=4)
+    batcher = Batcher(8, WINDOW_S, num_places=6)
     batcher.add(claim("a"), 0.0)
-    assert [batcher.next_deadline(free) for free in (4, 3, 2, 1)] == [QUIET_SHARE * WINDOW_S] * 2 + [WINDOW_S] * 2
-    assert batcher.ready(WINDOW_S * 0.9, 2) == []
-    assert ids(batcher.ready(WINDOW_S * 0.9, 3)) == [["a"]]
+    assert [batcher.next_deadline(free) for free in (5, 4, 3, 2, 1)] == [QUIET_SHARE * WINDOW_S] * 2 + [WINDOW_S] * 3
+    assert batcher.ready(WINDOW_S * 0.9, 3) == []
+    assert ids(batcher.ready(WINDOW_S * 0.9, 4)) == [["a"]]
+
+
+@pytest.mark.parametrize("free", [1, 2])
+def test_the_last_free_places_wait_until_arrivals_pause(free: int) -> None:
+    batcher = Batcher(100, WINDOW_S, num_places=4)
+    now = 0.0
+    for number in range(20):  # a burst that lasts four windows
+        now = number * WINDOW_S / 5
+        batcher.add(claim(str(number)), now)
+        assert batcher.ready(now, free) == [], "more are coming, and places are few"
+    assert batcher.next_deadline(free) == now + WINDOW_S
+    assert len(batcher.ready(now + WINDOW_S, free)[0]) == 20
+
+
+def test_the_last_free_place_does_not_wait_for_a_pause_that_never_comes() -> None:
+    batcher = Batcher(1000, WINDOW_S, num_places=4)
+    number = 0
+    while not (batches := batcher.ready(now := number * WINDOW_S / 5, 1)):
+        batcher.add(claim(str(number)), now)
+        number += 1
+    assert now == pytest.approx(MAX_LULL_WINDOWS * WINDOW_S)
+    assert len(batches[0]) == number
+
+
+def test_the_last_free_place_goes_to_a_full_batch_at_once() -> None:
+    batcher = Batcher(2, WINDOW_S, num_places=4)
+    batcher.add(claim("a"), 0.0)
+    batcher.add(claim("b"), WINDOW_S / 2)
+    assert ids(batcher.ready(WINDOW_S / 2, 1)) == [["a", "b"]]
 
 
 def test_whoever_keeps_coming_cannot_stretch_a_window() -> None:
@@ -179,8 +208,11 @@ def test_whatever_comes(steps: list[Step], max_batch_size: int, num_places: int)
             assert len(batch) == 1 or batch.claims[0].num_deaths < 2
             started += [c.job.id for c in batch.claims]
         if len(batches) < step.free:
-            late = [id for id in added if id not in started + discarded and added[id][1] + WINDOW_S <= now]
-            assert not late, "no wait beyond the window while a place is free"
+            left = step.free - len(batches)
+            is_lull = left <= LAST_PLACES and 2 * left <= num_places
+            patience_s = MAX_LULL_WINDOWS * WINDOW_S if is_lull else WINDOW_S
+            late = [id for id in added if id not in started + discarded and added[id][1] + patience_s <= now]
+            assert not late, "no wait beyond the window while places are free, nor beyond ten while few are"
     rest = [c.job.id for c in batcher.drain()]
     assert rest == sorted(rest, key=int)
     assert sorted(started + discarded + rest, key=int) == list(added), "nothing lost, nothing twice"

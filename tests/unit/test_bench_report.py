@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loadgen
+from bench import loadgen, places
 from bench.__main__ import gates
 from bench.cells import CELLS, GOALS, Goal
 from bench.limit import render as render_limit
@@ -122,3 +122,9 @@ def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None
     program.chmod(0o755)
     with pytest.raises(RuntimeError, match="no such flag"):
         loadgen.run(str(program), "http://x", concurrency=1, tokens=1, is_stream=True, measure_s=1.0, warmup_s=0.0)
+
+
+@pytest.mark.timeout(60)
+def test_the_table_of_the_last_places_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    places.main()
+    assert capsys.readouterr().out in PAGE.read_text(encoding="utf-8")
