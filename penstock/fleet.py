@@ -24,6 +24,18 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     embeds: bool = False
     max_tokens: int | None = None
 
+    def shared(self, other: Capabilities) -> Capabilities:
+        """What both can do."""
+        limits = [one.max_tokens for one in (self, other) if one.max_tokens is not None]
+        return Capabilities(
+            accepts=tuple(name for name in self.accepts if name in other.accepts),
+            continuous=self.continuous and other.continuous,
+            resumes=self.resumes and other.resumes,
+            generates=self.generates and other.generates,
+            embeds=self.embeds and other.embeds,
+            max_tokens=min(limits, default=None),
+        )
+
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
     """What a worker says of itself when it enlists and whenever it renews its lease."""
@@ -40,16 +52,24 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 class Pool(Struct, frozen=True, kw_only=True):
     """One look at the queue and those who serve it. Times are seconds.
 
-    `num_taken` counts every id that workers ever took; its rate is the drain rate. `dead_gateways` have let their
-    lease lapse; what they own may have no reader.
+    `num_taken` counts every id that workers ever took; its rate is the drain rate.
     """
 
     depth: int
     workers: tuple[WorkerInfo, ...] = ()
     num_taken: int = 0
-    dead_gateways: tuple[str, ...] = ()
 
     @property
     def models(self) -> dict[str, Capabilities]:
-        """Every model that some live worker serves, in the order announced. Workers of one pool agree on it."""
-        return {name: can for worker in self.workers for name, can in worker.models.items()}
+        """Every model that some live worker serves, in the order announced, with what every one of them can do.
+
+        Any of them may get a request. They agree on the names; while a release is rolled out the newer ones may be able
+        to do more.
+        """
+        found: dict[str, Capabilities] = {}
+        for worker in self.workers:
+            for name, can in worker.models.items():
+                known = found.setdefault(name, can)
+                if known != can:
+                    found[name] = known.shared(can)
+        return found

@@ -270,7 +270,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def tick(self, gateway_id: str) -> Pool:
-        """Renew this gateway's lease and look at the pool."""
+        """Renew this gateway's lease and look at the pool. `ConfigError` if the pool speaks another protocol."""
 
     @abstractmethod
     async def charge(self, key: str, limit: RateLimit) -> Verdict:
@@ -280,7 +280,9 @@ class Transport(ABC):
 
     @abstractmethod
     async def enlist(self, info: WorkerInfo) -> None:
-        """Take a lease under a new id. `ConfigError` if live workers of the pool serve other models."""
+        """Take a lease under a new id. `ConfigError` if live workers of the pool serve other models, by name, or if the
+        pool speaks another protocol.
+        """
 
     @abstractmethod
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:

@@ -233,7 +233,6 @@ class MemoryTransport(Transport):
                 lease.info for wid, lease in self._workers.items() if lease.info is not None and self._is_live(wid)
             ),
             num_taken=self._num_taken,
-            dead_gateways=tuple(gid for gid, at in self._gateways.items() if at < now and now > self._amnesty_until),
         )
 
     async def follow(self, job_id: str) -> None:
@@ -313,10 +312,11 @@ class MemoryTransport(Transport):
     async def enlist(self, info: WorkerInfo) -> None:
         self._beat()
         for wid, lease in self._workers.items():
-            if lease.info is not None and self._is_live(wid) and lease.info.models != info.models:
+            if lease.info is not None and self._is_live(wid) and lease.info.models.keys() != info.models.keys():
+                others, own = (", ".join(sorted(one.models)) for one in (lease.info, info))
                 raise ConfigError(
-                    f"worker {wid} of this pool serves {sorted(lease.info.models)} and this one would serve "
-                    f"{sorted(info.models)} (or the same with other abilities): workers of one pool must agree"
+                    f"Worker {wid} of this pool serves {others} and this one would serve {own}: workers of one pool "
+                    "must agree on their models, or have pools of their own (PENSTOCK_POOL)."
                 )
         self._workers[info.id] = _Lease(info, self._now() + self._lease_s)
 

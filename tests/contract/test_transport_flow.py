@@ -230,7 +230,7 @@ async def test_a_tick_sees_the_pool(store: Store) -> None:
     for _ in range(3):
         await transport.submit(new_job(), "g1", 0)
     pool = await transport.tick("g1")
-    assert (pool.depth, pool.num_taken, pool.workers, pool.dead_gateways) == (3, 0, (info,), ())
+    assert (pool.depth, pool.num_taken, pool.workers) == (3, 0, (info,))
     assert pool.models == info.models
     await transport.take("w1", 2)
     pool = await transport.tick("g1")
@@ -244,8 +244,21 @@ async def test_workers_of_a_pool_must_agree(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"w[12] of this pool serves"):
         await transport.enlist(new_worker("w3", models={"n": Capabilities()}))
     with pytest.raises(ConfigError, match="must agree"):
-        await transport.enlist(new_worker("w4", models={"m": Capabilities(accepts=("seed",), max_tokens=101)}))
+        await transport.enlist(new_worker("w4", models={"m": Capabilities(), "n": Capabilities()}))
     assert {info.id for info in (await transport.tick("g1")).workers} == {"w1", "w2"}
+
+
+async def test_a_pool_can_do_what_each_of_its_workers_can(store: Store) -> None:
+    """So that a release with more abilities is rolled out one process after the other."""
+    transport = await store.transport()
+    old = Capabilities(accepts=("stop", "seed"), resumes=True)
+    new = Capabilities(accepts=("seed", "tools"), resumes=True, embeds=True, max_tokens=100)
+    await transport.enlist(new_worker("w1", models={"m": old}))
+    await transport.enlist(new_worker("w2", models={"m": new}))
+    pool = await transport.tick("g1")
+    assert pool.models == {"m": Capabilities(accepts=("seed",), resumes=True, max_tokens=100)}
+    await transport.leave("w1")
+    assert (await transport.tick("g1")).models == {"m": new}
 
 
 async def test_a_worker_that_leaves_is_not_seen_any_more(transport: Transport) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import pytest
 import redis
 
-from penstock.errors import InternalError
+from penstock.errors import ConfigError, InternalError
 from penstock.event import Done, Failed, Tokens
+from penstock.fleet import Capabilities
 from penstock.relay import Reader, Relay
-from penstock.transports import Transport
-from penstock.transports.redis import keys
-from tests.contract.stores import RedisStore, new_job, new_worker, run_one
+from penstock.transports import Transport, memory
+from penstock.transports.base import LEASE_S, MAX_DEATHS, MAX_DEATHS_IN_A_ROW
+from penstock.transports.redis import RedisTransport, keys
+from penstock.transports.redis.scripts import Script
+from penstock.wire import encode_json
+from tests.contract.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one
 from tests.waiting import wait_until
 
 END = "18446744073709551615"
@@ -138,3 +143,121 @@ async def test_rubbish_on_the_channel_alone_harms_nothing(
         await wait_until(lambda: reader.stream.end is not None, "the stream to end")
         assert isinstance(reader.stream.end, Done)
         assert sum("cannot be read" in line for line in caplog.messages) == 1
+
+
+# ── what workers say of themselves ───────────────────────────────────────────────────────────────────────────────────
+
+POOL = keys.PoolKeys()
+
+
+@pytest.mark.parametrize("about", ["x", "[]", "{}", '{"id":"other","models":7}', '{"id":"w9","models":{"m":{}}}'])
+async def test_what_no_gateway_could_read_is_refused_and_harms_no_other_worker(
+    real: RedisStore, client: redis.Redis, about: str
+) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    on: tuple[str, ...] = (POOL.workers, POOL.about, POOL.clock, POOL.worker("w1"), POOL.gateways)
+    with pytest.raises(redis.ResponseError, match="says of itself must be"):
+        client.eval(Script("renew").source.decode(), len(on), *on, "w1", about)
+    on = (POOL.workers, POOL.about, POOL.clock, POOL.gateways)
+    refusal: Any = client.eval(Script("enlist").source.decode(), len(on), *on, "w9", about)
+    assert "must be a JSON object with its `id`, `models`" in refusal
+    client.hset(POOL.about, "w1", about)  # by a worker of another release, say
+    await transport.enlist(new_worker("w2"))
+    await transport.enlist(new_worker("w3"))
+    assert [worker.id for worker in (await transport.tick("g1")).workers] == ["w2", "w3"]
+    with pytest.raises(ConfigError, match=r"w[23] of this pool serves m and this one would serve n"):
+        await transport.enlist(new_worker("w4", models={"n": Capabilities()}))
+
+
+async def test_only_the_names_of_models_must_agree(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    for number, can in enumerate(("{}", '{"accepts":["stop","seed"]}', '{"tools":true,"max_tokens":null}')):
+        about = f'{{"id":"f{number}","models":{{"m":{can}}},"num_slots":1,"num_free":1,"more":[1]}}'
+        on = (POOL.workers, POOL.about, POOL.clock, POOL.gateways)
+        assert client.eval(Script("enlist").source.decode(), len(on), *on, f"f{number}", about) == ""
+    pool = await transport.tick("g1")
+    assert [worker.id for worker in pool.workers] == ["f0", "f1", "f2", "w1"]
+    assert pool.models == {"m": Capabilities(max_tokens=100)}
+
+
+async def test_workers_that_cannot_be_read_are_logged_seldom(
+    real: RedisStore, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    client.hset(POOL.about, "w1", '{"id":"w1"}')
+    for _ in range(5):
+        assert (await transport.tick("g1")).workers == ()
+    assert sum("a worker announces" in line for line in caplog.messages) == 1
+
+
+# ── which protocol a pool speaks ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_process_of_another_protocol_waits_until_the_pool_is_empty(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await real.transport(SHORT_LEASE_S)
+    await transport.tick("g1")
+    await transport.enlist(new_worker("w1"))
+    assert client.hget(POOL.clock, "protocol") == "1"
+    client.hset(POOL.clock, "protocol", "2")  # as if those were of a release to come
+    with pytest.raises(ConfigError, match="speaks protocol 2 and this worker protocol 1: stop the other"):
+        await transport.enlist(new_worker("w2"))
+    with pytest.raises(ConfigError, match="speaks protocol 2 and this gateway protocol 1: stop the other"):
+        await transport.tick("g2")
+    assert client.zrange(POOL.workers, 0, -1) == ["w1"]
+    assert client.zrange(POOL.gateways, 0, -1) == ["g1"]
+
+    async def has_come() -> bool:
+        try:
+            await transport.enlist(new_worker("w2"))
+        except ConfigError:
+            return False
+        return True
+
+    await real.until(has_come, "the others' leases to lapse")
+    assert client.hget(POOL.clock, "protocol") == "1"
+    await transport.tick("g2")
+
+
+async def test_a_pool_without_a_number_takes_ours(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    client.hdel(POOL.clock, "protocol")  # of the release before numbers, or a Redis that has forgotten it
+    await transport.tick("g1")
+    assert client.hget(POOL.clock, "protocol") == "1"
+    await transport.enlist(new_worker("w2"))
+
+
+async def test_workers_go_by_what_gateways_say_of_the_time_they_may_be_away(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    worker = await real.transport()
+    gateway = RedisTransport(real.url, resume_window_s=12.5)
+    await gateway.tick("g1")
+    assert client.hget(POOL.clock, "away") == "12500"
+    await gateway.close()
+    await worker.enlist(new_worker("w1"))
+    on = (POOL.workers, POOL.about, POOL.clock, POOL.worker("w1"), POOL.gateways)
+    about = encode_json(new_worker("w1"))
+    for ago_ms, away in ((12_000, []), (13_000, ["g1"])):
+        seconds, micros = client.time()
+        client.zadd(POOL.gateways, {"g1": seconds * 1000 + micros // 1000 - ago_ms})
+        client.hset(POOL.clock, "amnesty", 0)
+        renewal: Any = client.eval(Script("renew").source.decode(), len(on), *on, "w1", about)
+        assert renewal[3] == away
+
+
+def test_the_scripts_agree_on_their_numbers() -> None:
+    """Each stands in the script that goes by it, so that no caller need know it."""
+    sources = {name: Script(name).source.decode() for name in ("enlist", "renew", "tick", "claim")}
+    for name in ("enlist", "renew", "tick"):
+        ((names, values),) = re.findall(r"^local ([A-Z_, ]+) = ([\d', ]+)$", sources[name], re.M)
+        numbers = dict(zip(names.split(", "), values.split(", "), strict=True))
+        assert float(numbers["LEASE_MS"]) / 1000 == LEASE_S
+        assert float(numbers["GAP_MS"]) / 1000 == memory._PULSE_GAP_S
+        assert numbers.get("PROTOCOL", "'1'") == "'1'"
+    assert f"local MAX_DEATHS_IN_A_ROW, MAX_DEATHS = {MAX_DEATHS_IN_A_ROW}, {MAX_DEATHS}\n" in sources["claim"]

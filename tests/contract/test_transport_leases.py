@@ -169,18 +169,6 @@ async def test_a_duplicate_id_steals_nothing(store: Store) -> None:
     assert await one.take("w1", 0) == [job.id]
 
 
-async def test_a_gateway_that_stays_away_is_named(store: Store) -> None:
-    doomed = await store.transport(SHORT_LEASE_S)
-    assert (await doomed.tick("g1")).dead_gateways == ()
-
-    async def g1_is_dead() -> bool:
-        return (await doomed.tick("g2")).dead_gateways == ("g1",)
-
-    await store.until(g1_is_dead, "g2 to see that g1 is dead")
-    await doomed.tick("g1")
-    assert (await doomed.tick("g2")).dead_gateways == ()
-
-
 async def test_what_a_live_worker_runs_is_not_ended_by_anothers_claim(store: Store) -> None:
     one, two = await store.transport(), await store.transport()
     await one.enlist(new_worker("w1"))

@@ -11,14 +11,14 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from penstock.errors import InternalError, QueueFull, StoreUnavailable
+from penstock.errors import ConfigError, InternalError, QueueFull, StoreUnavailable
 from penstock.event import Event, Failed
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Job
 from penstock.limit import Limit
 from penstock.logs import Seldom
 from penstock.piece import Token
-from penstock.transports.base import CancelOutcome, RateLimit, Record, Verdict
+from penstock.transports.base import LEASE_S, CancelOutcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.scripts import command
@@ -37,7 +37,6 @@ from penstock.wire import (
 log = logging.getLogger(__name__)
 
 SUBMIT_WITHIN_S = 2.0
-PULSE_GAP_MS = 1500
 MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 
 _PREFIX = len(keys.RESPONSE)
@@ -50,11 +49,15 @@ FIELDS = (
 
 @dataclass(slots=True, frozen=True)
 class Terms:
-    """How long things last, in ms."""
+    """How long things last, in ms. A lease that is not what the scripts have it for is for tests."""
 
     lease_ms: int
     retention_ms: int
     resume_window_ms: int
+
+    @property
+    def lease(self) -> tuple[int, ...]:
+        return () if self.lease_ms == round(LEASE_S * 1000) else (self.lease_ms,)
 
 
 class GatewaySide(ObjectSide):
@@ -163,15 +166,17 @@ class GatewaySide(ObjectSide):
 
     async def tick(self, gateway_id: str) -> Pool:
         pool = self._store.pool
-        tick = scripts.tick(pool, gateway_id, self._terms.lease_ms, PULSE_GAP_MS)
-        depth, taken, about, dead_workers, dead_gateways = await self._store.ask("tick", pool.queue, tick)
+        tick = scripts.tick(pool, gateway_id, self._terms.resume_window_ms, self._terms.lease)
+        depth, *seen = await self._store.ask("tick", pool.queue, tick)
+        if depth < 0:
+            raise ConfigError(seen[0].decode())
+        taken, about, dead_workers = seen
         if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
             await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid.decode()) for wid in dead_workers))
         return Pool(
             depth=depth,
             workers=tuple(info for info in map(self._worker_info, about) if info is not None),
             num_taken=taken,
-            dead_gateways=tuple(gid.decode() for gid in dead_gateways),
         )
 
     async def charge(self, key: str, limit: RateLimit) -> Verdict:

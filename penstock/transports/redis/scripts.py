@@ -14,7 +14,7 @@ from typing import Literal
 from hiredis import pack_command
 
 from penstock.job import CancelReason
-from penstock.transports.base import MAX_DEATHS, MAX_DEATHS_IN_A_ROW, RateLimit
+from penstock.transports.base import RateLimit
 from penstock.transports.redis import keys
 from penstock.transports.redis.keys import PoolKeys
 
@@ -119,7 +119,7 @@ def discard(job_id: str) -> Command:
 
 
 def claim(job_id: str, worker_id: str, take_from: str) -> Command:
-    return _claim(_request(job_id), job_id, worker_id, take_from, MAX_DEATHS_IN_A_ROW, MAX_DEATHS)
+    return _claim(_request(job_id), job_id, worker_id, take_from)
 
 
 def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) -> Command:
@@ -171,13 +171,16 @@ def hand_back(pool: PoolKeys, worker_id: str, job_ids: Iterable[str]) -> Command
     return _hand_back((pool.queue, pool.worker(worker_id), pool.clock), *job_ids)
 
 
-def enlist(pool: PoolKeys, worker_id: str, lease_ms: int, about: bytes, gap_ms: int) -> Command:
-    return _enlist((pool.workers, pool.about, pool.clock), worker_id, lease_ms, about, gap_ms)
+# What `lease` holds is empty outside tests: how long a lease lasts stands in the scripts, the same for everybody.
 
 
-def renew(pool: PoolKeys, worker_id: str, lease_ms: int, about: bytes, gap_ms: int, away_ms: int) -> Command:
+def enlist(pool: PoolKeys, worker_id: str, about: bytes, lease: Sequence[int]) -> Command:
+    return _enlist((pool.workers, pool.about, pool.clock, pool.gateways), worker_id, about, *lease)
+
+
+def renew(pool: PoolKeys, worker_id: str, about: bytes, lease: Sequence[int]) -> Command:
     on = (pool.workers, pool.about, pool.clock, pool.worker(worker_id), pool.gateways)
-    return _renew(on, worker_id, lease_ms, about, gap_ms, away_ms)
+    return _renew(on, worker_id, about, *lease)
 
 
 def reap(pool: PoolKeys, worker_id: str, *, is_leaving: bool = False) -> Command:
@@ -185,8 +188,8 @@ def reap(pool: PoolKeys, worker_id: str, *, is_leaving: bool = False) -> Command
     return _reap(on, worker_id, "leave" if is_leaving else "reap")
 
 
-def tick(pool: PoolKeys, gateway_id: str, lease_ms: int, gap_ms: int) -> Command:
-    return _tick((pool.gateways, pool.workers, pool.about, pool.clock, pool.queue), gateway_id, lease_ms, gap_ms)
+def tick(pool: PoolKeys, gateway_id: str, away_ms: int, lease: Sequence[int]) -> Command:
+    return _tick((pool.gateways, pool.workers, pool.about, pool.clock, pool.queue), gateway_id, away_ms, *lease)
 
 
 def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:

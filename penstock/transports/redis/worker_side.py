@@ -19,7 +19,7 @@ from penstock.transports.base import Renewal, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
 from penstock.transports.redis.emitting import Emitter
-from penstock.transports.redis.gateway_side import PULSE_GAP_MS, Terms
+from penstock.transports.redis.gateway_side import Terms
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import MISSED, Store, error_of, is_out_of_memory
 from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_json
@@ -44,18 +44,14 @@ class WorkerSide(Transport):
 
     async def enlist(self, info: WorkerInfo) -> None:
         pool = self._store.pool
-        enlist = scripts.enlist(pool, info.id, self._terms.lease_ms, encode_json(info), PULSE_GAP_MS)
-        about = await self._store.ask("enlist", pool.queue, enlist)
-        if about:
-            other: WorkerInfo = decode_json(about, WorkerInfo)
-            raise ConfigError(
-                f"worker {other.id} of this pool serves {sorted(other.models)} and this one would serve "
-                f"{sorted(info.models)} (or the same with other abilities): workers of one pool must agree"
-            )
+        enlist = scripts.enlist(pool, info.id, encode_json(info), self._terms.lease)
+        refusal = await self._store.ask("enlist", pool.queue, enlist)
+        if refusal:
+            raise ConfigError(refusal.decode())
 
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
-        terms, pool = self._terms, self._store.pool
-        renew = scripts.renew(pool, info.id, terms.lease_ms, encode_json(info), PULSE_GAP_MS, terms.resume_window_ms)
+        pool = self._store.pool
+        renew = scripts.renew(pool, info.id, encode_json(info), self._terms.lease)
         lease, *states = await self._store.run_each(
             "renew", [(pool.queue, renew), *((keys.job(job_id), _look(job_id)) for job_id in running)], may_miss=True
         )

@@ -4,9 +4,9 @@
 -- worker gets the job again, under a higher attempt, and no death is counted.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 worker id   3 the worker that it may be taken from, "" for none
---       4 most deaths in a row   5 most deaths in all
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
 --         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
+local MAX_DEATHS_IN_A_ROW, MAX_DEATHS = 3, 10
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'cancel', 'deadline', 'created', 'deaths',
   'all_deaths', 'tokens', 'retention', 'model', 'job', 'claims', 'started')
 local state, holder, cancel = hash[1], hash[3], hash[4]
@@ -55,7 +55,7 @@ local deaths, all_deaths = tonumber(hash[7] or 0), tonumber(hash[8] or 0)
 if is_death then
   if tokens > tonumber(hash[9] or 0) then deaths = 0 else deaths = deaths + 1 end
   all_deaths = all_deaths + 1
-  if deaths >= tonumber(ARGV[4]) or all_deaths >= tonumber(ARGV[5]) then
+  if deaths >= MAX_DEATHS_IN_A_ROW or all_deaths >= MAX_DEATHS then
     finish('"failed"', string.format(',"code":"request_poisoned",'
       .. '"message":"The request ended %d workers and will not be tried again."', all_deaths))
     redis.call('HSET', KEYS[1], 'deaths', deaths, 'all_deaths', all_deaths)

@@ -1,28 +1,60 @@
 #!lua flags=allow-oom
--- enlist: take a lease under a new worker id, if every live worker of the pool serves the same models.
--- KEYS  1 {Q}:workers   2 {Q}:about   3 {Q}:clock
--- ARGV  1 worker id   2 lease, ms   3 what the worker says of itself, JSON with `models`   4 longest gap in the pulse, ms
--- Returns "" or, when refused, the JSON of a live worker that differs.
+-- enlist: take a lease under a new worker id, if the live processes of the pool speak this protocol, and its live
+-- workers serve the same models, by name: what a model can do may differ while a release is rolled out.
+-- KEYS  1 {Q}:workers   2 {Q}:about   3 {Q}:clock   4 {Q}:gateways
+-- ARGV  1 worker id   2 what the worker says of itself, JSON   3 lease, ms (may be missing: 2,500; other values for tests)
+-- Returns "" | a sentence that says why it is refused
+local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local clock = redis.call('HMGET', KEYS[3], 'pulse', 'amnesty')
-local amnesty = tonumber(clock[2] or 0)
-if now - tonumber(clock[1] or 0) > tonumber(ARGV[4]) then amnesty = now + ARGV[2] end
+local lease = tonumber(ARGV[3] or LEASE_MS)
+local clock = redis.call('HMGET', KEYS[3], 'pulse', 'amnesty', 'protocol')
+local amnesty = tonumber(clock[2] or 0) or 0
+if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written here, or not a number
+if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lease end
+local live = now < amnesty and '-inf' or '(' .. now
 
-local function is_same(a, b)
-  if type(a) ~= 'table' or type(b) ~= 'table' then return a == b end
-  for key, value in pairs(a) do if not is_same(value, b[key]) then return false end end
-  for key in pairs(b) do if a[key] == nil then return false end end
-  return true
+local function refuse(...) -- the pulse all the same: an amnesty must end where only refused workers come
+  redis.call('HSET', KEYS[3], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty))
+  redis.call('PEXPIRE', KEYS[3], 604800000)
+  return string.format(...)
 end
-local models = cjson.decode(ARGV[3])['models']
-for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now < amnesty and '-inf' or '(' .. now, '+inf')) do
-  local about = wid ~= ARGV[1] and redis.call('HGET', KEYS[2], wid)
-  if about and not is_same(cjson.decode(about)['models'], models) then return about end
+local function names(models) -- sorted; nil for what is not an object of objects
+  local found = {}
+  for name, can in pairs(models) do
+    if type(name) ~= 'string' or type(can) ~= 'table' then return nil end
+    found[#found + 1] = name
+  end
+  table.sort(found)
+  return table.concat(found, ', ')
+end
+local function read(about) -- nil for what no gateway could read
+  local is_json, says = pcall(cjson.decode, about or '')
+  if is_json and type(says) == 'table' and type(says.id) == 'string' and type(says.models) == 'table'
+    and type(says.num_slots) == 'number' and type(says.num_free) == 'number' then return names(says.models), says.id end
 end
 
-redis.call('HSET', KEYS[3], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty))
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+local own, id = read(ARGV[2])
+if not own or id ~= ARGV[1] then
+  return refuse('What worker %s says of itself must be a JSON object with its `id`, `models` (name: object), `num_slots` '
+    .. 'and `num_free`.', ARGV[1])
+end
+if clock[3] and clock[3] ~= PROTOCOL and (redis.call('ZCOUNT', KEYS[1], live, '+inf') > 0
+  or redis.call('ZCOUNT', KEYS[4], live, '+inf') > 0) then
+  return refuse('This pool speaks protocol %s and this worker protocol %s: stop the other processes first, or use another '
+    .. 'pool (PENSTOCK_POOL).', clock[3], PROTOCOL)
+end
+for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], live, '+inf')) do
+  local others = wid ~= ARGV[1] and read(redis.call('HGET', KEYS[2], wid))
+  if others and others ~= own then
+    return refuse('Worker %s of this pool serves %s and this one would serve %s: workers of one pool must agree on their '
+      .. 'models, or have pools of their own (PENSTOCK_POOL).', wid, others, own)
+  end
+end
+
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
+redis.call('HSET', KEYS[3], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),
+  'protocol', PROTOCOL)
 for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], 604800000) end
 return ''

@@ -1,32 +1,50 @@
 #!lua flags=allow-oom
--- tick: a gateway lives, and looks at its pool.
+-- tick: a gateway lives, and looks at its pool. Refused if the other live processes of the pool speak another protocol.
 -- KEYS  1 {Q}:gateways   2 {Q}:workers   3 {Q}:about   4 {Q}:clock   5 Q
--- ARGV  1 gateway id   2 lease, ms   3 longest gap in the pulse, ms
--- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped}, {dead gateways}}
+-- ARGV  1 gateway id   2 how long a gateway may be away before its work is cancelled, ms: all gateways of a pool say the same
+--       3 lease, ms (may be missing: 2,500; other values for tests)
+-- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped}} |
+--         {-1, a sentence that says why it is refused}
+local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local clock = redis.call('HMGET', KEYS[4], 'pulse', 'amnesty', 'pushed', 'taken')
-local amnesty = tonumber(clock[2] or 0)
-if now - tonumber(clock[1] or 0) > tonumber(ARGV[3]) then amnesty = now + ARGV[2] end
+local lease = tonumber(ARGV[3] or LEASE_MS)
+local clock = redis.call('HMGET', KEYS[4], 'pulse', 'amnesty', 'pushed', 'taken', 'protocol')
+local amnesty = tonumber(clock[2] or 0) or 0
+if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written here, or not a number
+if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lease end
+local alive = now < amnesty and '-inf' or '(' .. now
+
+if clock[5] and clock[5] ~= PROTOCOL then
+  local num_others = redis.call('ZCOUNT', KEYS[1], alive, '+inf') + redis.call('ZCOUNT', KEYS[2], alive, '+inf')
+  local own = redis.call('ZSCORE', KEYS[1], ARGV[1])
+  if own and (now < amnesty or tonumber(own) > now) then num_others = num_others - 1 end
+  if num_others > 0 then
+    redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty))
+    redis.call('PEXPIRE', KEYS[4], 604800000)
+    return {-1, string.format('This pool speaks protocol %s and this gateway protocol %s: stop the other processes first, '
+      .. 'or use another pool (PENSTOCK_POOL).', clock[5], PROTOCOL)}
+  end
+end
 
 -- Everything pushed has been taken or waits. A foreign RPUSH is not counted as pushed: never let the number fall.
 local depth = redis.call('LLEN', KEYS[5])
-local taken = math.max(tonumber(clock[4] or 0), tonumber(clock[3] or 0) - depth)
+local taken = math.max(tonumber(clock[4] or 0) or 0, (tonumber(clock[3] or 0) or 0) - depth)
+if not (taken < 1e15) then taken = 0 end
+-- The pulse after the lease: where leases cannot be written nobody seems to live, and nobody is declared dead for it.
+redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
 redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),
-  'taken', string.format('%.0f', taken))
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+  'taken', string.format('%.0f', taken), 'protocol', PROTOCOL, 'away', ARGV[2])
 
-local dead_workers, dead_gateways = {}, {}
+local dead = {}
 if now >= amnesty then
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 600000)
-  dead_workers = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)
-  dead_gateways = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+  dead = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)
 end
-local live = redis.call('ZRANGEBYSCORE', KEYS[2], now < amnesty and '-inf' or '(' .. now, '+inf')
 local about = {}
-for _, wid in ipairs(live) do
+for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], alive, '+inf')) do
   local says = redis.call('HGET', KEYS[3], wid)
   if says then about[#about + 1] = says end
 end
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
-return {depth, taken, about, dead_workers, dead_gateways}
+return {depth, taken, about, dead}
