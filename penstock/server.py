@@ -20,7 +20,7 @@ from contextlib import AbstractAsyncContextManager
 import uvicorn
 import uvloop
 
-from penstock import __version__, ops
+from penstock import __version__, ops, stdio
 from penstock.api.connection import limited
 from penstock.errors import ConfigError
 from penstock.gateway import Gateway, create_app
@@ -109,13 +109,12 @@ def _announce(settings: Settings, listener: socket.socket, serves: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - compared, not bound
     store = settings.shown("redis_url") or "memory"
-    print(  # noqa: T201 - the start-up lines, to stdout: stderr is the log's
+    stdio.writer(1).put(  # stderr is the log's
         f"Penstock {__version__} listens on http://{shown}:{port} (API page: /docs, metrics: /metrics)\n"
         f"  models: {serves}\n"
         f"  store:  {store}\n"
         f"  try:    curl -N http://{shown}:{port}/v1/generate -H 'content-type: application/json' "
-        """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'""",
-        flush=True,
+        """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'\n"""
     )
 
 

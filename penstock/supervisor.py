@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import ParamSpec
 
+from penstock import stdio
+
 P = ParamSpec("P")
 
 LIFELINE = "PENSTOCK_LIFELINE_FD"
@@ -213,5 +215,5 @@ def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, 
 
 def _hold(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns only at end of file: nobody ever writes
-    sys.stderr.write("penstock: the supervising process is gone; leaving\n")
+    stdio.say(sys.stderr, "penstock: the supervising process is gone; leaving\n")
     os._exit(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from penstock import stdio
+
 PROCESSES = ("serve", "gateway", "worker")
 
 
@@ -12,6 +14,7 @@ def main() -> None:
 
     A process that stays imports no command but its own kind: an HTTP client and progress bars would cost it 6 MB.
     """
+    stdio.open_missing()
     if sys.argv[1:2] and sys.argv[1] in PROCESSES:
         from penstock.cli.processes import app
     else:

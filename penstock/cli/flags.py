@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, get_args, get_origin
 
 import typer
 
+from penstock import stdio
 from penstock.errors import ConfigError
 from penstock.settings import About, Command, Settings, load_settings
 from penstock.settings.about import default_text, env_name, flag_name, negated
@@ -29,7 +31,7 @@ def new_app() -> typer.Typer:
 
 
 def complain(text: str) -> None:
-    typer.echo(f"penstock: {text}", err=True)
+    stdio.say(sys.stderr, f"penstock: {text}\n")
 
 
 def ends(run: Callable[P, int]) -> Callable[P, None]:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
+from penstock import logs
 from penstock.errors import CODES
 from penstock.metrics.meter import OTHER, Meter, Series
 from penstock.metrics.processes import MULTIPROCESS_DIR, adopt, merged
@@ -40,6 +41,7 @@ class Metrics:
         self._series: dict[str, Series] = {}
         self._verbs: dict[str, Histogram] = {}
         self._learned: dict[str, set[str]] = {}
+        self._num_dropped = 0
         self._num_open: int | None = None  # where nothing is opened, nothing is said
         self._generated: dict[str, tuple[Counter, Counter]] = {}
         for short, spec in TABLE.items():
@@ -189,6 +191,9 @@ class Metrics:
         """Add what was counted in bulk. In the thread that observes, as its lists have no lock."""
         for series in self._series.values():
             series.flush()
+        if (num := logs.num_dropped()) > self._num_dropped:
+            self.counter("log_lines_dropped_total").inc(num - self._num_dropped)
+            self._num_dropped = num
         if self._num_open is not None:
             self.gauge("open_streams").set(self._num_open)
 

@@ -110,6 +110,8 @@ _SPECS = (
          "Round trips to Redis that failed, and writes that it refused, by kind."),
     Spec("penstock_event_loop_lag_seconds", "seconds", (), _EVERY,
          "How much later than asked the event loop woke a timer; it is blocked that long.", _LAG_S),
+    Spec("penstock_log_lines_dropped_total", "lines", (), _EVERY,
+         "Log lines that were dropped because stderr was full, closed or failed."),
     Spec("penstock_build_info", "1", ("version", "python"), _EVERY,
          "Always 1; its labels say what runs.", merge="livemax"),
 )

@@ -7,11 +7,10 @@ import gc
 import logging
 import os
 import signal
-import sys
 
 import uvloop
 
-from penstock import __version__
+from penstock import __version__, stdio
 from penstock.backends import Backend, build_backend
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.logs import configure as configure_logs
@@ -122,11 +121,9 @@ def _announce(settings: Settings, ops: OpsServer) -> None:
     host = f"[{ops.host}]" if ":" in ops.host else ops.host
     models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
     queue = f"inference:queue:{settings.pool}" if settings.pool else "inference:queue"
-    # To stdout: stderr is the log's.
-    sys.stdout.write(
+    stdio.writer(1).put(  # stderr is the log's
         f"Penstock {__version__} worker\n"
         f"  models:  {models}\n"
         f"  store:   {settings.shown('redis_url')}, queue {queue}\n"
         f"  metrics: http://{host}:{ops.port}/metrics\n"
     )
-    sys.stdout.flush()

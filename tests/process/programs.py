@@ -28,7 +28,13 @@ def free_port() -> int:
 class Program:
     """One running `penstock` command; its output is kept for the report of a failing test."""
 
-    def __init__(self, *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stderr: int = subprocess.STDOUT,
+    ) -> None:
         self.args = args
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
@@ -38,7 +44,7 @@ class Program:
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
         )
 
     @property

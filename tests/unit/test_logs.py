@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from penstock import logs
+from penstock.log_format import JsonFormatter, TextFormatter
 
 logger = logging.getLogger("penstock.test")
 UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -176,11 +177,11 @@ _ANYTHING = st.recursive(
 @given(st.text(st.characters(exclude_categories=[])), _ANYTHING)
 def test_nothing_breaks_a_line(message: str, value: Any) -> None:
     record = logging.makeLogRecord({"name": "x", "msg": message, "levelname": "INFO", "field": value})
-    line = logs.JsonFormatter().format(record)
+    line = JsonFormatter().format(record)
     assert len(line.splitlines()) == 1
     assert line.encode("utf-8")
     assert json.loads(line)["level"] == "info"
-    text = logs.TextFormatter().format(record)
+    text = TextFormatter().format(record)
     assert len(text.splitlines()) == 1
     assert "\x1b" not in text
 
@@ -207,7 +208,7 @@ def test_a_field_cannot_pose_as_another(lines: Lines) -> None:
 
 def test_a_wrong_format_string_is_still_a_line() -> None:
     record = logging.makeLogRecord({"msg": "%d of %d", "args": ("x",)})
-    assert json.loads(logs.JsonFormatter().format(record))["message"] == "%d of %d ('x',)"
+    assert json.loads(JsonFormatter().format(record))["message"] == "%d of %d ('x',)"
 
 
 def test_a_huge_field_is_cut(lines: Lines) -> None:
