@@ -23,8 +23,10 @@ from penstock.api.connection import header
 from penstock.api.docs_page import docs_routes
 from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.openapi import describe
+from penstock.api.places import Places
 from penstock.api.sweep import Sweep
 from penstock.api.table import apis_of
+from penstock.api.turns import Turns
 from penstock.errors import ConfigError, Draining, PenstockError, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import CHECK_INTERVAL_S, KeyRing
@@ -89,7 +91,8 @@ class Gateway:
         self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)
         self._watching: set[Reader] = set()
         self._nudge = asyncio.Event()
-        self.positions: dict[str, int] = {}
+        self.places = Places(transport)
+        self.turns = Turns()
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,7 +219,7 @@ class Gateway:
             raise
 
     def watch_queue(self, reader: Reader) -> None:
-        """Keep `positions` fresh, and wake this reader when it may have moved."""
+        """Keep `places` fresh, and wake this reader when it may have moved."""
         if reader not in self._watching:
             self._watching.add(reader)
             self._nudge.set()
@@ -226,10 +229,9 @@ class Gateway:
 
     async def _look_at_queue(self) -> None:
         try:
-            waiting = await self.transport.waiting()
+            await self.places.look()
         except StoreUnavailable:
             return  # the next tick says so, loudly
-        self.positions = {job_id: position for position, job_id in enumerate(waiting, 1)}
         for reader in self._watching:
             reader.wake()
 

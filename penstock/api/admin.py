@@ -5,7 +5,6 @@ With API keys on, only keys with `admin` get in; without keys the gateway is ope
 
 from __future__ import annotations
 
-import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
 from penstock.api.requests import ID
 from penstock.errors import Forbidden, RequestNotFound
-from penstock.transports.base import DeadJob, Finding, Overview, Record, worst_first
+from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -68,7 +67,7 @@ class AdminAPI:
         seen = await transport.overview()
         held = ((holding.worker, job_id) for holding in seen.workers for job_id in holding.held)
         shown = list(islice(held, MAX_SHOWN))
-        records = await asyncio.gather(*(transport.glance(job_id) for _, job_id in shown))
+        glances = await transport.glance([job_id for _, job_id in shown])
         return _json(
             {
                 "queue_depth": seen.depth,
@@ -91,9 +90,7 @@ class AdminAPI:
                     }
                     for holding in seen.workers
                 ],
-                "running": [
-                    _running(worker, record) for (worker, _), record in zip(shown, records, strict=True) if record
-                ],
+                "running": [_running(worker, job) for (worker, _), job in zip(shown, glances, strict=True) if job],
             }
         )
 
@@ -111,16 +108,16 @@ class AdminAPI:
         """What is known of one: never its prompt."""
         await self._admit(request)
         job = await self._find_dead(request_id)
-        record = await self.gateway.transport.glance(request_id)
-        known = {} if record is None else {"attempts": record.num_claims, "created_at": record.created_at}
-        return _json({**msgspec.to_builtins(job), **known, "can_redrive": record is not None})
+        (seen,) = await self.gateway.transport.glance([request_id])
+        known = {} if seen is None else {"attempts": seen.num_claims, "created_at": seen.created_at}
+        return _json({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
 
     async def redrive(self, request: Request, request_id: str) -> Response:
         """Run it once more, under a new id, in the background; it leaves the list."""
         call = call_of(request)
         caller = await self._admit(request)
         await self._find_dead(request_id)
-        record = await self.gateway.transport.glance(request_id)
+        record = await self.gateway.transport.read(request_id)
         if record is None:
             raise RequestNotFound("The store has forgotten this request; it cannot be run again.", param="request_id")
         settings = self.gateway.settings
@@ -209,20 +206,20 @@ def _examine_keys(gateway: Gateway) -> Finding:
 
 async def _age_s(gateway: Gateway, seen: Overview) -> float | None:
     """How long the next one in the queue waits already."""
-    record = await gateway.transport.glance(seen.oldest) if seen.oldest else None
-    return None if record is None else round(record.now - record.created_at, 1)
+    (oldest,) = await gateway.transport.glance([seen.oldest]) if seen.oldest else (None,)
+    return None if oldest is None else round(oldest.now - oldest.created_at, 1)
 
 
-def _running(worker: str, record: Record) -> dict[str, Any]:
+def _running(worker: str, job: Glance) -> dict[str, Any]:
     return {
-        "id": record.job.id,
-        "model": record.job.model,
-        "caller": record.job.caller,
-        "state": record.state,
+        "id": job.id,
+        "model": job.model,
+        "caller": job.caller,
+        "state": job.state,
         "worker": worker,
-        "attempts": record.num_claims,
-        "tokens": max((event.end for event in record.events), default=0),
-        "age_s": round(record.now - record.created_at, 1),
+        "attempts": job.num_claims,
+        "tokens": job.num_tokens,
+        "age_s": round(job.now - job.created_at, 1),
     }
 
 

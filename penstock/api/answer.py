@@ -256,7 +256,7 @@ class Answer(Response):
         if self.queue_events is False or stream.is_started or stream.end is not None:
             return 0
         self.gateway.watch_queue(self.reader)
-        position = self.gateway.positions.get(stream.job.id, 0)
+        position = self.gateway.places.known.get(stream.job.id, 0)
         return position if position != self._position else 0
 
     def _queue_news(self) -> bytes:

@@ -20,10 +20,10 @@ from penstock.api.answer import beside, usage
 from penstock.api.edge import Call, call_of
 from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
 from penstock.api.openapi import ErrorDetail, error_responses
-from penstock.errors import InternalError, InvalidRequest, RequestNotFound
+from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.piece import join
-from penstock.transports.base import Record
+from penstock.transports.base import Glance, Record
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -92,25 +92,21 @@ class RequestsAPI:
     async def index(self, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20) -> Response:
         """Your newest requests, the newest first, without their texts."""
         caller = await self.gateway.welcome(request, call_of(request))
-        ids = await self.gateway.transport.requests_of(caller.id, limit)
-        records = await asyncio.gather(*(self._read(job_id) for job_id in ids))
-        waiting = await self.gateway.transport.waiting()
-        shown = [self._shown(record, waiting) for record in records if record is not None]
-        for one in shown:
-            one["text"] = None
-            for name in ("reasoning", "tool_calls", "logprobs"):
-                one.pop(name, None)
-        return _json({"data": shown})
+        async with self.gateway.turns.of(caller.rate_key):
+            ids = await self.gateway.transport.requests_of(caller.id, limit)
+            seen = [one for one in await self.gateway.transport.glance(ids) if one is not None]
+            places = await self.gateway.places.look() if any(one.state == "queued" for one in seen) else {}
+        return _json({"data": [self._shown(one, places) for one in seen]})
 
     async def show(self, request: Request, request_id: str) -> Response:
         """State, place in the queue, timings, and the answer when it is there."""
         record = await self._find(request, call_of(request), request_id)
-        return _json(self._shown(record, await self.gateway.transport.waiting()))
+        return _json(self._whole(record, await self.gateway.places.look() if record.state == "queued" else {}))
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
         record = await cancelled(self.gateway, await self._find(request, call_of(request), request_id))
-        return _json(self._shown(record, []))
+        return _json(self._whole(record, {}))
 
     async def events(self, request: Request, request_id: str) -> Response:
         """The stream, from its start or after `Last-Event-ID`, from any gateway, also while it runs."""
@@ -128,13 +124,6 @@ class RequestsAPI:
         call.fields["model"] = record.job.model
         return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
 
-    async def _read(self, request_id: str) -> Record | None:
-        """For a list: one request that cannot be read is left out of it."""
-        try:
-            return await self.gateway.transport.read(request_id)
-        except InternalError:  # the transport has logged it
-            return None
-
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)
         if record is None:
@@ -142,39 +131,48 @@ class RequestsAPI:
         call.fields["subject"] = request_id
         return record
 
-    def _shown(self, record: Record, waiting: list[str]) -> dict[str, Any]:
-        folded = fold(record.events)
-        end, whole = folded.end, join(folded.tokens)
-        position = waiting.index(record.job.id) + 1 if record.state == "queued" and record.job.id in waiting else None
+    def _shown(self, seen: Glance, places: dict[str, int]) -> dict[str, Any]:
+        """`places`: of the requests that wait. The answer's text is not in it."""
+        end = seen.end
+        position = places.get(seen.id) if seen.state == "queued" else None
         wait_s = None if position is None else self.gateway.admission.drain_rate.wait_s(position)
-        is_complete = isinstance(end, Done) and end.finish_reason != "cancelled"
         return {
-            "request_id": record.job.id,
-            "model": record.job.model,
-            "state": _state(record, end),
-            "created_at": record.created_at,
-            "deadline_at": record.deadline_at,
-            "attempts": record.num_claims,
+            "request_id": seen.id,
+            "model": seen.model,
+            "state": _state(seen),
+            "created_at": seen.created_at,
+            "deadline_at": seen.deadline_at,
+            "attempts": seen.num_claims,
             "position": position,
             "estimated_wait_s": None if wait_s is None else round(wait_s, 1),
             "timings": {
-                "queue_ms": _ms(record.created_at, record.started_at),
-                "ttft_ms": _ms(record.created_at, record.first_token_at),
-                "total_ms": _ms(record.created_at, record.ended_at),
+                "queue_ms": _ms(seen.created_at, seen.started_at),
+                "ttft_ms": _ms(seen.created_at, seen.first_token_at),
+                "total_ms": _ms(seen.created_at, seen.ended_at),
             },
             "usage": usage(end) if isinstance(end, Done) else None,
             "finish_reason": end.finish_reason if isinstance(end, Done) else None,
-            "text": whole.text if is_complete else None,
-            **(beside(whole) if is_complete else {}),
+            "text": None,
             "error": end.error().envelope()["error"] if isinstance(end, Failed) else None,
-            "metadata": record.job.metadata,
-            "user": record.job.user or None,
+            "metadata": seen.metadata,
+            "user": seen.user or None,
         }
+
+    def _whole(self, record: Record, places: dict[str, int]) -> dict[str, Any]:
+        """With the answer, where it is complete."""
+        shown, folded = self._shown(Glance.of(record), places), fold(record.events)
+        if isinstance(folded.end, Done) and folded.end.finish_reason != "cancelled":
+            whole = join(folded.tokens)
+            shown |= {"text": whole.text, **beside(whole)}
+        return shown
 
 
 async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | None:
-    """The caller's own request; an administrator's, anybody's."""
-    record = await gateway.transport.read(request_id) if ID.fullmatch(request_id) else None
+    """The caller's own request; an administrator's, anybody's. It is read whole, and takes its turn."""
+    if not ID.fullmatch(request_id):
+        return None
+    async with gateway.turns.of(caller.rate_key):
+        record = await gateway.transport.read(request_id)
     is_admin = caller.key is not None and caller.key.admin
     return None if record is None or (record.job.caller != caller.id and not is_admin) else record
 
@@ -185,18 +183,19 @@ async def cancelled(gateway: Gateway, record: Record) -> Record:
     await gateway.transport.cancel(request_id, "client")
     loop = asyncio.get_running_loop()
     until = loop.time() + CANCEL_WAIT_S
-    while record.state != "done" and loop.time() < until:
+    seen: Glance | None = Glance.of(record)
+    while seen is not None and seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
-        record = await gateway.transport.read(request_id) or record
-    return record
+        (seen,) = await gateway.transport.glance([request_id])
+    return await gateway.transport.read(request_id, job=record.job) or record
 
 
-def _state(record: Record, end: Done | Failed | None) -> State:
-    if isinstance(end, Failed):
+def _state(seen: Glance) -> State:
+    if isinstance(seen.end, Failed):
         return "failed"
-    if isinstance(end, Done):
-        return "cancelled" if end.finish_reason == "cancelled" else "completed"
-    return "queued" if record.state == "queued" else "running"
+    if isinstance(seen.end, Done):
+        return "cancelled" if seen.end.finish_reason == "cancelled" else "completed"
+    return "queued" if seen.state == "queued" else "running"
 
 
 def _ms(start: float, end: float) -> float | None:

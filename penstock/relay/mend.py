@@ -94,7 +94,7 @@ class Mender:
     async def _mend(self, stream: Stream) -> None:
         try:
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
-            record = await self._transport.read(stream.job.id, after)
+            record = await self._transport.read(stream.job.id, after, job=stream.job)
             stream.is_trusted = True
             if record is None:
                 await self._resubmit(stream)
@@ -157,7 +157,7 @@ class Mender:
 
     async def _accept_end(self, stream: Stream) -> None:
         """An attempt that is not believed has ended unfenced: its end counts if its log says what was relayed."""
-        record = await self._transport.read(stream.job.id)
+        record = await self._transport.read(stream.job.id, job=stream.job)
         if record is not None and stream.end is None:
             said = fold(record.events)
             if said.end is not None and list(said.tokens[: len(stream.tokens)]) == stream.tokens:

@@ -105,6 +105,7 @@ class Relay:
         stream.is_followed = job_id.partition(".")[0] != self.gateway_id
         stream.is_trusted = False
         stream.left_at = time.monotonic()
+        self._mender.catch_up(stream, record)  # so that only what came since is read once more
         with _Hold(self, stream):
             if stream.is_followed:
                 await self._transport.follow(job_id)

@@ -25,7 +25,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from penstock.event import Event
+from penstock.event import Done, Event, Failed, Terminal
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
 from penstock.piece import Token
@@ -61,6 +61,56 @@ class Record(Struct, frozen=True, kw_only=True):
     ended_at: float = 0.0
     now: float = 0.0
     events: tuple[Event, ...] = ()
+
+
+class Glance(Struct, frozen=True, kw_only=True):
+    """What a list shows of one job: small fields only, never its prompt, its messages or its answer.
+
+    `num_tokens`: how many tokens the log has; 0 where `end` says it. `end`: the terminal event without its tokens.
+    """
+
+    id: str
+    model: str
+    caller: str = ""
+    user: str = ""
+    metadata: dict[str, str] = {}
+    state: State
+    worker: str = ""
+    num_claims: int = 0
+    num_deaths: int = 0
+    created_at: float
+    deadline_at: float
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    ended_at: float = 0.0
+    now: float = 0.0
+    num_tokens: int = 0
+    end: Terminal | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> Glance:
+        """The same, of a record that was read whole."""
+        job, last = record.job, record.events[-1] if record.events else None
+        end = msgspec.structs.replace(last, tokens=()) if isinstance(last, Done | Failed) else None
+        return cls(
+            id=job.id,
+            model=job.model,
+            caller=job.caller,
+            user=job.user,
+            metadata=job.metadata,
+            state=record.state,
+            worker=record.worker,
+            num_claims=record.num_claims,
+            num_deaths=record.num_deaths,
+            created_at=record.created_at,
+            deadline_at=record.deadline_at,
+            started_at=record.started_at,
+            first_token_at=record.first_token_at,
+            ended_at=record.ended_at,
+            now=record.now,
+            num_tokens=last.end if last is not None and end is None else 0,
+            end=end,
+        )
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
@@ -189,13 +239,20 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
-        """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job."""
+    async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
+        """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job.
 
-    async def glance(self, job_id: str) -> Record | None:
-        """As `read`, with no event but the last one of the log: what it costs does not grow with the answer."""
-        record = await self.read(job_id)
-        return record and msgspec.structs.replace(record, events=record.events[-1:])
+        `job`: what the caller already has of it, so that it need not be read again. Without it the whole job is read,
+        which may be as large as a body: that never delays the verbs that requests wait for.
+        """
+
+    async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
+        """What a list shows of each job, None for one that the store does not have.
+
+        What it costs does not grow with a job or its answer. A store that cannot read parts reads all.
+        """
+        records = [await self.read(job_id) for job_id in job_ids]
+        return [None if record is None else Glance.of(record) for record in records]
 
     @abstractmethod
     async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:

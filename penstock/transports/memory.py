@@ -159,7 +159,7 @@ class MemoryTransport(Transport):
         self._push(job.id, front=True)
         return True
 
-    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
+    async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         self._sweep()
         entry = self._jobs.get(job_id)
         if entry is None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 
-from penstock.errors import ConfigError, StoreUnavailable
-from penstock.event import Tokens
+from penstock.errors import BackendError, ConfigError, StoreUnavailable
+from penstock.event import Done, Failed, Tokens, Usage
 from penstock.transports import Transport
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Glance
 from penstock.transports.redis import RedisTransport, keys, rights
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.conftest import REAL
@@ -59,24 +61,98 @@ async def test_an_overview_tells_who_is_dead_and_not_who_has_left(store: Store) 
     assert (await doomed.overview()).num_taken == 1
 
 
-async def test_a_glance_is_a_read_with_the_last_event_only(store: Store) -> None:
+async def _glances(transport: Transport, *job_ids: str) -> list[Glance]:
+    found = [one for one in await transport.glance(job_ids) if one is not None]
+    assert len(found) == len(job_ids)
+    return found
+
+
+async def test_a_glance_is_what_a_read_says_but_for_what_is_large(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job(caller="me", user="ann", metadata={"case": "ACME 4711"}, prompt="x" * 10_000)
+    assert await transport.glance([job.id]) == [None]
+    await transport.submit(job, "g1", 0)
+    (queued,) = await _glances(transport, job.id)
+    assert (queued.id, queued.model, queued.caller, queued.user, queued.metadata) == (
+        *(job.id, "m", "me", "ann"),
+        {"case": "ACME 4711"},
+    )
+    assert (queued.state, queued.num_claims, queued.num_tokens, queued.end) == ("queued", 0, 0, None)
+    claim = await run_one(transport, "w1", job.id)
+    await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=("a", "b"))])
+    (running,) = await _glances(transport, job.id)
+    assert (running.state, running.num_claims, running.num_tokens, running.worker) == ("running", 1, 2, "w1")
+    usage = Usage(3, 1002)
+    many = tuple(f'"finish_reason":"{number}],' for number in range(1000))
+    await transport.emit("w1", [Done(job.id, claim.attempt, 2, tokens=many, finish_reason="length", usage=usage)])
+    assert await transport.glance(["g1.none"]) == [None]
+    record = await transport.read(job.id)
+    assert record is not None
+    (ended,) = await _glances(transport, job.id)
+    assert (ended.state, ended.created_at, ended.ended_at) == ("done", record.created_at, record.ended_at)
+    assert ended.end == Done(job.id, claim.attempt, 2, finish_reason="length", usage=usage)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_a_glance_says_how_it_failed(store: Store, size: int) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job()
-    assert await transport.glance(job.id) is None
     await transport.submit(job, "g1", 0)
-    queued = await transport.glance(job.id)
-    assert queued is not None
-    assert (queued.state, queued.events) == ("queued", ())
     claim = await run_one(transport, "w1", job.id)
-    await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=("a", "b"))])
-    await transport.emit("w1", [Tokens(job.id, claim.attempt, 2, tokens=("c",))])
-    seen, whole = await transport.glance(job.id), await transport.read(job.id)
-    assert seen is not None
-    assert whole is not None
-    assert len(whole.events) == 3
-    assert seen.events == whole.events[-1:]
-    assert (seen.job, seen.state, seen.num_claims) == (job, "running", 1)
+    end = Failed.of(job.id, claim.attempt, 0, BackendError("It fell."), tokens=("x" * size,))
+    await transport.emit("w1", [end])
+    (seen,) = await _glances(transport, job.id)
+    assert seen.end == msgspec.structs.replace(end, tokens=())
+
+
+async def test_a_glance_at_a_long_frame_of_another_order(real: RedisStore, client: redis.Redis) -> None:
+    """A worker in another language may write the fields of a frame in any order."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    frame = {"finish_reason": "stop", "tokens": ["x" * 10_000], "seq": 0, "attempt": claim.attempt}
+    frame |= {"id": job.id, "kind": "done", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    lua = (LUA / "finish.lua").read_text()
+    assert client.eval(lua, 2, keys.job(job.id), keys.log(job.id), job.id, claim.attempt, 0, json.dumps(frame)) == "ok"
+    (seen,) = await _glances(transport, job.id)
+    assert seen.end == Done(job.id, claim.attempt, 0, finish_reason="stop", usage=Usage(1, 1))
+
+
+async def test_one_broken_request_does_not_take_a_list_with_it(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    jobs = [new_job() for _ in range(4)]
+    for job in jobs:
+        await transport.submit(job, "g1", 0)
+    client.hset(keys.job(jobs[0].id), "created", "nan")
+    client.hset(keys.job(jobs[1].id), "about", "{")
+    client.delete(keys.job(jobs[2].id))
+    client.set(keys.job(jobs[2].id), "a string", px=60_000)
+    seen = await transport.glance([job.id for job in jobs])
+    assert [one and one.id for one in seen] == [None, None, None, jobs[3].id]
+
+
+async def test_what_is_large_is_read_on_a_connection_of_its_own(real: RedisStore, client: redis.Redis) -> None:
+    """A whole job, a list, the queue: none of them stands in the way of the commands that requests wait for."""
+    transport = await real.transport()
+    job = new_job(prompt="x" * 500_000, caller="me")
+    await transport.submit(job, "g1", 0)
+
+    def sent() -> dict[str, int]:
+        return {one["name"]: int(one["tot-net-out"]) for one in client.client_list() if "tot-net-out" in one}
+
+    assert await transport.read(job.id, job=job)
+    assert await transport.requests_of("me", 10) == [job.id]
+    before = client.info("stats")["total_net_output_bytes"]
+    assert (await transport.glance([job.id]))[0] is not None
+    assert client.info("stats")["total_net_output_bytes"] - before < 10_000
+    assert await transport.read(job.id)
+    if client.client_list()[0].get("tot-net-out") is not None:
+        assert sent()["penstock"] < 100_000 < sent()["penstock-bulk"]
+    assert {"penstock", "penstock-bulk"} <= {one["name"] for one in client.client_list()}
 
 
 async def _poison(store: Store) -> str:

@@ -20,7 +20,7 @@ from penstock.logs import Seldom
 from penstock.piece import Token
 from penstock.transports.base import LEASE_S, CancelOutcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.object_side import ObjectSide
+from penstock.transports.redis.object_side import ObjectSide, about
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Refused, Store, error_of
 from penstock.wire import (
@@ -42,7 +42,7 @@ MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 _PREFIX = len(keys.RESPONSE)
 _EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
 FIELDS = (
-    *("job", "state", "attempt", "owner", "worker", "claims"),
+    *("state", "attempt", "owner", "worker", "claims"),
     *("all_deaths", "created", "deadline", "started", "first", "ended"),
 )
 
@@ -126,21 +126,21 @@ class GatewaySide(ObjectSide):
             await self._remember(job, self._retention_ms(job))
         return bool(outcome)
 
-    async def read(self, job_id: str, after: tuple[int, int] | None = None) -> Record | None:
-        start = "-" if after is None else f"({after[0]}-{after[1]}"
-        return await self._read(job_id, command("XRANGE", keys.log(job_id), start, "+"), after[1] if after else 0)
-
-    async def glance(self, job_id: str) -> Record | None:
-        return await self._read(job_id, command("XREVRANGE", keys.log(job_id), "+", "-", "COUNT", 1))
-
-    async def _read(self, job_id: str, look: scripts.Command, num_known: int = 0) -> Record | None:
+    async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         """`InternalError` for a job that this version cannot read: the store has it, and nothing else can be said."""
-        state = command("HMGET", keys.job(job_id), *FIELDS), command("TIME")
-        hash_, now, entries = await self._store.run("read", keys.job(job_id), *state, look)
+        start = "-" if after is None else f"({after[0]}-{after[1]}"
+        name, log_range = keys.job(job_id), command("XRANGE", keys.log(job_id), start, "+")
+        if job is None:
+            state = command("HMGET", name, *FIELDS, "job"), command("TIME")
+            hash_, now, entries = await self._store.run_bulk("read", name, *state, log_range)
+        else:
+            state = command("HMGET", name, *FIELDS), command("TIME")
+            hash_, now, entries = await self._store.run("read", name, *state, log_range)
         if hash_[0] is None:
             return None
         try:
-            return _record(hash_, now, _events(job_id, entries, num_known))
+            job = job or decode_job(hash_[-1] or b"")
+            return _record(job, hash_[: len(FIELDS)], now, _events(job_id, entries, after[1] if after else 0))
         except ValueError as error:  # of the wire, of a number, of Unicode
             log.error("the request cannot be read: %s", error, extra={"request_id": job_id})
             raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
@@ -196,11 +196,11 @@ class GatewaySide(ObjectSide):
             return None
         return info
 
-    def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int]:
+    def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int, bytes]:
         """What create and restore write into a new hash."""
         return (
             *(job.id, encode_job(job), job.model, job.on_disconnect, owner),
-            *(_ms(job.timeout_s), self._retention_ms(job)),
+            *(_ms(job.timeout_s), self._retention_ms(job), about(job)),
         )
 
     def _retention_ms(self, job: Job) -> int:
@@ -255,11 +255,11 @@ def _events(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ..
     return tuple(events)
 
 
-def _record(hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
-    job, state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended = hash_
+def _record(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
+    state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended = hash_
     known_state: Any = (state or b"").decode()
     return Record(
-        job=decode_job(job or b""),
+        job=job,
         state=known_state,
         attempt=int(attempt or 0),
         owner=(owner or b"").decode(),

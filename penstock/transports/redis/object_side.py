@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
-from penstock.errors import StoreUnavailable
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penstock.errors import InternalError, StoreUnavailable
+from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
-from penstock.transports.base import Transport
+from penstock.transports.base import Glance, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.subscription import OnMessage
+from penstock.wire import WireError, decode_event, decode_json, encode_json
 
 log = logging.getLogger(__name__)
+
+
+class About(Struct, frozen=True, omit_defaults=True):
+    """What lists show of a job besides its state: a small field of its own, so that no list reads a whole job."""
+
+    caller: str = ""
+    user: str = ""
+    metadata: dict[str, str] = {}
+
+
+def about(job: Job) -> bytes:
+    return encode_json(About(job.caller, job.user, job.metadata))
 
 
 class ObjectSide(Transport):
@@ -52,15 +71,20 @@ class ObjectSide(Transport):
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)
-        ids = await self._store.ask("requests_of", name, command("LRANGE", name, 0, -1))
+        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1))
         newest = dict.fromkeys(job_id.decode() for job_id in ids)  # one that was submitted again is there twice
         return list(newest)[: max(0, limit)]
+
+    async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
+        looks = [(keys.job(job_id), scripts.glance(job_id)) for job_id in job_ids]
+        replies = await self._store.run_each("glance", looks, is_bulk=True)
+        return [_glance(job_id, reply) if reply else None for job_id, reply in zip(job_ids, replies, strict=True)]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
         if limit < 1:
             return []
         queue = self._store.pool.queue
-        ids = await self._store.ask("waiting", queue, command("LRANGE", queue, 0, limit - 1))
+        (ids,) = await self._store.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1))
         return [job_id.decode() for job_id in ids]
 
     async def _remember(self, job: Job, retention_ms: int) -> None:
@@ -78,6 +102,49 @@ class ObjectSide(Transport):
                 await self._store.run("remember", name, *words)
             except StoreUnavailable as error:
                 log.warning("request %s is not in its caller's list: %s", job.id, error.message)
+
+
+def _glance(job_id: str, reply: list[Any]) -> Glance | None:
+    try:
+        return _glance_of(job_id, reply)
+    except ValueError as error:  # one request that somebody broke does not take the list with it
+        log.warning("request %s cannot be read: %s", job_id, error)
+        return None
+
+
+def _glance_of(job_id: str, reply: list[Any]) -> Glance:
+    *words, end = reply
+    model, said, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
+    known_state: Any = state.decode()
+    known = decode_json(said or b"{}", About)
+    return Glance(
+        id=job_id,
+        model=(model or b"").decode(),
+        caller=known.caller,
+        user=known.user,
+        metadata=known.metadata,
+        state=known_state,
+        worker=(worker or b"").decode(),
+        num_claims=int(claims or 0),
+        num_deaths=int(deaths or 0),
+        created_at=int(created or 0) / 1000,
+        deadline_at=int(deadline or 0) / 1000,
+        started_at=int(started or 0) / 1000,
+        first_token_at=int(first or 0) / 1000,
+        ended_at=int(ended or 0) / 1000,
+        now=int(now) / 1000,
+        num_tokens=int(num_tokens),
+        end=_end(job_id, end) if known_state == "done" else None,
+    )
+
+
+def _end(job_id: str, frame: bytes) -> Terminal:
+    """The terminal frame without its tokens; an error in place of one that cannot be read."""
+    try:
+        end: Any = replace(decode_event(frame), tokens=())
+    except WireError:
+        return Failed.of(job_id, 0, 0, InternalError("A part of this request's log cannot be read."))
+    return end if isinstance(end, Done | Failed) else Done(job_id, end.attempt, end.seq, finish_reason="stop")
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """Which connection a key's commands take: to the one server, to the master of the hour, or to a node of a cluster.
 
-Three connections for one server (commands, one that may block, ears); in a cluster the first two for each node that
-is used. Knows slots and addresses, not what commands mean.
+Four connections for one server (commands, one that may block, one for what is large, ears), each made at its first
+use; in a cluster the first three for each node that is used. Knows slots and addresses, not what commands mean.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Routes(Protocol):
 
     def blocking(self, key: str) -> Connection:
         """For commands on `key` that block. It needs no scripts."""
+
+    def bulk(self, key: str) -> Connection:
+        """For reads on `key` whose replies may be large: nothing else waits behind them."""
 
     @property
     def ears(self) -> Subscription: ...
@@ -57,6 +60,7 @@ class ServerRoutes:
     def __init__(self, locator: Locator, metrics: StoreMetrics) -> None:
         self._commands = ServerConnection(locator, "penstock", metrics, PRELOAD, self._moved)
         self._blocking = ServerConnection(locator, "penstock-blocking", metrics, (), self._moved)
+        self._bulk = ServerConnection(locator, "penstock-bulk", metrics, PRELOAD, self._moved)
         self._ears = Subscription(locator, "penstock-ears", metrics)
 
     def to(self, key: str) -> Connection:
@@ -64,6 +68,9 @@ class ServerRoutes:
 
     def blocking(self, key: str) -> Connection:
         return self._blocking
+
+    def bulk(self, key: str) -> Connection:
+        return self._bulk
 
     @property
     def ears(self) -> Subscription:
@@ -78,10 +85,11 @@ class ServerRoutes:
     async def close(self) -> None:
         await self._ears.close()
         await self._blocking.close()
+        await self._bulk.close()
         await self._commands.close()
 
     def _moved(self, to: Endpoint | None) -> None:
-        for way in (self._commands, self._blocking, self._ears):
+        for way in (self._commands, self._blocking, self._bulk, self._ears):
             way.redial("the server is not the one to write to any more", unless=to)
 
 
@@ -106,6 +114,7 @@ class ClusterRoutes:
         self._cluster = Cluster(deployment.known, metrics, self._changed)
         self._commands = Nodes(self._cluster, "penstock", metrics, PRELOAD)
         self._blocking = Nodes(self._cluster, "penstock-blocking", metrics)
+        self._bulk = Nodes(self._cluster, "penstock-bulk", metrics, PRELOAD)
         self._ears = Subscription(self._cluster, "penstock-ears", metrics)
 
     def to(self, key: str) -> Connection:
@@ -113,6 +122,9 @@ class ClusterRoutes:
 
     def blocking(self, key: str) -> Connection:
         return self._blocking.to(slot_of(key))
+
+    def bulk(self, key: str) -> Connection:
+        return self._bulk.to(slot_of(key))
 
     @property
     def ears(self) -> Subscription:
@@ -129,11 +141,13 @@ class ClusterRoutes:
         await self._ears.close()
         await self._cluster.close()
         await self._blocking.close()
+        await self._bulk.close()
         await self._commands.close()
 
     def _changed(self) -> None:
         masters = self._cluster.masters
         self._commands.keep(masters)
         self._blocking.keep(masters)
+        self._bulk.keep(masters)
         if self._ears.endpoint not in masters:
             self._ears.redial("the node is no master any more")

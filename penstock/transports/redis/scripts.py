@@ -68,6 +68,7 @@ _finish = Script("finish")
 _cancel = Script("cancel")
 _requeue = Script("requeue")
 _adopt = Script("adopt")
+_glance = Script("glance")
 _enqueue = Script("enqueue")
 _ensure = Script("ensure")
 _withdraw = Script("withdraw")
@@ -93,9 +94,18 @@ def _request(job_id: str) -> tuple[str, str]:
 
 
 def create(
-    job_id: str, job: bytes, model: str, disconnect: str, owner: str, timeout_ms: int, retention_ms: int, floor: int
+    job_id: str,
+    job: bytes,
+    model: str,
+    disconnect: str,
+    owner: str,
+    timeout_ms: int,
+    retention_ms: int,
+    about: bytes,
+    floor: int,
 ) -> Command:
-    return _create(_request(job_id), job, model, disconnect, owner, timeout_ms, retention_ms, floor)
+    """`about`: what lists show of it, JSON."""
+    return _create(_request(job_id), job, model, disconnect, owner, timeout_ms, retention_ms, floor, about)
 
 
 def restore(
@@ -106,11 +116,12 @@ def restore(
     owner: str,
     timeout_ms: int,
     retention_ms: int,
+    about: bytes,
     attempt: int,
     tokens: Iterable[bytes],
 ) -> Command:
     """`tokens`: each one as a JSON string."""
-    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id)
+    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id, about)
     return _restore(_request(job_id), *head, *tokens)
 
 
@@ -138,6 +149,10 @@ def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:
 
 def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
     return _requeue((keys.job(job_id),), attempt, worker_id)
+
+
+def glance(job_id: str) -> Command:
+    return _glance(_request(job_id))
 
 
 def adopt(job_id: str, gateway_id: str) -> Command:

@@ -47,7 +47,7 @@ def is_out_of_memory(reply: Reply) -> bool:
 
 
 class Store:
-    """The connections of one transport: commands (joined writes), ears, and one that may block."""
+    """The connections of one transport: commands (joined writes), ears, one that may block, one for bulk reads."""
 
     def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
         self.pool = pool
@@ -93,6 +93,10 @@ class Store:
         """Run commands of one server in one pipeline; the first error reply is raised."""
         return await self._run(verb, self.conn(key), commands)
 
+    async def run_bulk(self, verb: str, key: str, *commands: Command) -> list[Reply]:
+        """The same for what may be large, on a connection of its own: what requests wait for is never behind it."""
+        return await self._run(verb, self._routes.bulk(key), commands)
+
     async def _run(self, verb: str, conn: Connection, commands: Sequence[Command]) -> list[Reply]:
         replies = await self.exchange(verb, conn, commands)
         for reply in replies:
@@ -102,17 +106,17 @@ class Store:
         return replies
 
     async def run_each(
-        self, verb: str, commands: Iterable[tuple[str, Command]], *, may_miss: bool = False
+        self, verb: str, commands: Iterable[tuple[str, Command]], *, may_miss: bool = False, is_bulk: bool = False
     ) -> list[Reply]:
         """Run commands of many slots: one pipeline for each server, side by side; replies in the order of the commands.
 
         `may_miss`: of several servers, those that do not answer in time cost their own replies only, which are
-        `MISSED`: the work of a node that lives must not wait for one that is dead.
+        `MISSED`: the work of a node that lives must not wait for one that is dead. `is_bulk`: as `run_bulk`.
         """
         pairs = list(commands)
         groups: dict[Connection, list[int]] = {}
         for index, (key, _) in enumerate(pairs):
-            groups.setdefault(self.conn(key), []).append(index)
+            groups.setdefault(self._routes.bulk(key) if is_bulk else self.conn(key), []).append(index)
         replies: list[Reply] = [MISSED] * len(pairs)
         limit_s = MISS_AFTER_S if may_miss and len(groups) > 1 else None
 

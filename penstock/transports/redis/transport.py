@@ -16,7 +16,7 @@ from penstock.transports.redis.worker_side import WorkerSide
 
 
 class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
-    """One process' way to the store at `url`: at most three connections, however many requests there are.
+    """One process' way to the store at `url`: at most four connections, however many requests there are.
 
     `pool`: which queue. `retention_s`: how long a job that this process creates is kept after its end.
     `resume_window_s`: how long a gateway may be away before the work that it owns is cancelled; workers go by what the

@@ -15,11 +15,32 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then tokens = tonumber(string.match(last[1], '-(%d+)$')) end
 if tokens < tonumber(ARGV[3]) then return 'gap' end
 
+-- A long frame is also kept without its tokens, so that a list need not read it whole. JSON has no bare quote inside a
+-- text: what is found stands where a field begins.
+local bare
+if #ARGV[4] > 4096 then
+  local from = string.find(ARGV[4], ',"tokens":[', 1, true)
+  local to = string.find(ARGV[4], '],"finish_reason":"', 1, true) or string.find(ARGV[4], '],"code":"', 1, true)
+  if from and to and from < to then
+    bare = string.sub(ARGV[4], 1, from - 1) .. string.sub(ARGV[4], to + 1)
+  else
+    local is_json, frame = pcall(cjson.decode, ARGV[4])
+    if is_json and type(frame) == 'table' then
+      frame['tokens'] = nil
+      bare = cjson.encode(frame)
+    end
+  end
+end
+
 local t = redis.call('TIME')
 redis.call('XADD', KEYS[2], ARGV[2] .. '-18446744073709551615', 'f', ARGV[4])
 redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
 local changed = {'state', 'done', 'ended', t[1] .. string.format('%03d', math.floor(t[2] / 1000))}
 if not hash[4] and tonumber(ARGV[5] or 0) > 0 then changed[5], changed[6] = 'first', ARGV[5] end
+if bare then
+  changed[#changed + 1] = 'end'
+  changed[#changed + 1] = bare
+end
 redis.call('HSET', KEYS[1], unpack(changed))
 redis.call('PEXPIRE', KEYS[1], hash[3] or 60000)
 redis.call('PEXPIRE', KEYS[2], hash[3] or 60000)

@@ -4,7 +4,8 @@
 -- tokens, from the first: where the short attempt went on meanwhile, the log is no longer what was relayed.
 -- The caller pushes the id at the head afterwards. Not published: who asks has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
--- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9… every token relayed, each as a JSON string
+-- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON
+--       10… every token relayed, each as a JSON string
 -- Returns 1, 2 if it made the job, or 3 if this very call did it before and nobody has claimed the job since (then the
 -- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
 -- than ARGV 7.
@@ -23,13 +24,13 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^(%d+)-'))) end
 attempt = math.max(attempt + 1, seen + 1, now)
 
-local tokens = #ARGV - 8
+local tokens = #ARGV - 9
 local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":0,"tokens":[%s]}',
-  ARGV[8], int(attempt), table.concat(ARGV, ',', 9))
+  ARGV[8], int(attempt), table.concat(ARGV, ',', 10))
 redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens), 'f', frame)
 if not hash[1] then
   redis.call('HSET', KEYS[1],
-    'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3],
+    'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3], 'about', ARGV[9],
     'created', int(now), 'deadline', int(now + ARGV[5]), 'retention', ARGV[6])
   redis.call('PEXPIRE', KEYS[1], int(ARGV[5] + ARGV[6]))
 end
