@@ -25,6 +25,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from penstock.errors import ConfigError, NotFound, Unavailable
+from penstock.http1 import Http1Connection
+from penstock.listener import State
 from penstock.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         self._ending = asyncio.Event()
         super().__init__(config)
+        self.server_state = State()
 
     @property
     def should_exit(self) -> bool:
@@ -159,6 +162,10 @@ class Server(uvicorn.Server):
         yield
 
 
+class _Connection(Http1Connection):
+    max_connections = 256
+
+
 class OpsServer:
     """A running server; `port` is the one it got."""
 
@@ -179,6 +186,7 @@ async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer
     listener = _listen(host, port, must)
     config = uvicorn.Config(
         app,
+        http=_Connection,
         log_config=None,
         access_log=False,
         lifespan="off",

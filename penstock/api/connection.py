@@ -1,8 +1,8 @@
-"""One client connection: uvicorn's HTTP protocol with the limits that a server in the open needs.
+"""One client connection of a gateway: HTTP/1.1 as `penstock.http1` reads it, and how streams are written cheaply.
 
-Adds what uvicorn leaves out: a cap on connections, a deadline and a size limit for a request's head, a small write
-buffer (so that a client that reads nothing costs little). Joins an answer's head with its first bytes. Through the
-scope it tells what no message says: that a body has arrived whole, that the client has gone; and lets go of a client.
+A small write buffer (so that a client that reads nothing costs little), and an answer's head joined with its first
+bytes. Through the scope a route learns what no message says: that a body has arrived whole, that the client has gone;
+and may let go of a client.
 """
 
 from __future__ import annotations
@@ -11,126 +11,38 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-import msgspec
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from penstock.errors import InvalidRequest, PenstockError, SlowBody, Unavailable
+from penstock.http1 import WHOLE, Http1Connection
 
-MAX_HEAD_BYTES = 64 * 1024
+__all__ = ["CLIENT", "WHOLE", "Client", "Connection", "Departure", "header", "limited"]
+
 WRITE_BUFFER_BYTES = 32 * 1024
 CLIENT = "penstock.client"  # in the scope: a `Client`
-WHOLE = "penstock.whole"  # in the scope once the whole request has arrived
-
-_PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
 
 
-class Connection(HttpToolsProtocol):
-    """See the head of this file. `header_timeout_s` and `max_connections` are set by `limited`."""
-
-    header_timeout_s = 10.0
-    max_connections = 10_000
-
-    _head_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+class Connection(Http1Connection):
+    """See the head of this file. Its limits are set by `limited`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
+        self._watchers: set[Callable[[], None]] = set()
         super().connection_made(transport)
         light: Any = _Event(is_set=True)
         self.flow._is_writable_event = light
         queue: Any = _Queue()
         self.pipeline = queue
-        self._watchers: set[Callable[[], None]] = set()
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        if len(self.connections) > self.max_connections:
-            self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
-        else:
-            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
         super().connection_lost(exc)
         for on_gone in list(self._watchers):
             on_gone()
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        super().data_received(data)
-        # Most heads come in one piece, and need no timer.
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest(msg))
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._head_bytes += len(url)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._head_bytes += len(name) + len(value)  # not by a call: there are many of them in every request
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        if not self.transport.is_closing():
-            super().on_headers_complete()
-            cycle: Any = self.cycle
-            if cycle is not None:
-                cycle.message_event = _Event(is_set=cycle.message_event.is_set())
-                cycle.transport = _Head(cycle, self.transport, self.loop)
-                cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
-
-    def on_body(self, body: bytes) -> None:
-        if self.cycle is not None and not self.transport.is_closing():
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self.cycle is not None and not self.transport.is_closing():
-            cast(dict[str, Any], self.scope)[WHOLE] = True
-            super().on_message_complete()
-
-    def _refuse_head(self) -> None:
-        if not self.transport.is_closing():
-            self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
-
-    def _await_head(self) -> None:
-        if not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _too_slow(self) -> None:
-        self._head_timer = None
-        if not self.transport.is_closing():
-            self._refuse(SlowBody(f"The request's head did not arrive within {self.header_timeout_s:g} s."))
-
-    def _refuse(self, error: PenstockError) -> None:
-        """Answer before there is a request, in the one envelope, and close."""
-        body = msgspec.json.encode(error.envelope())
-        lines = [
-            b"HTTP/1.1 %d %s" % (error.status, _PHRASES.get(error.status, b"Error")),
-            b"content-type: application/json",
-            b"content-length: %d" % len(body),
-            b"connection: close",
-        ]
-        if error.retry_after_s is not None:
-            lines.append(b"retry-after: %d" % error.retry_after_s)
-        self._stop_timer()
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
-        self.transport.close()
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        cycle.message_event = _Event(is_set=cycle.message_event.is_set())
+        cycle.transport = _Head(cycle, self.transport, self.loop)
+        cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
+        super()._start_asgi_task(cycle, app)
 
 
 class Client:
