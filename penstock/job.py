@@ -7,6 +7,7 @@ Knows nothing of HTTP, Redis or engines.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -166,6 +167,10 @@ class Batch:
         return len(self.claims)
 
 
+# A request's id: its gateway's id, a dot, and what makes it one. Any producer may have made it; ours are the gateway's
+# id and a ULID. It stands in keys, patterns, frames, paths and log lines, and means nothing in any of them.
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9._-]{1,128}")
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _OF_BYTE = "".join(_CROCKFORD[byte & 31] for byte in range(256)).encode()  # any five bits of a byte as a letter
 
@@ -181,9 +186,12 @@ def _stamp(milliseconds: int) -> str:
 
 
 def minted_at(job_id: str) -> int:
-    """When a request's id was made: whole seconds since 1970 on its gateway's clock. `ValueError` for no such id."""
+    """When a request's id was made: whole seconds since 1970 on its gateway's clock; 0 where the id does not tell."""
+    ulid = job_id.rpartition(".")[2]
+    if len(ulid) != 26 or not set(ulid) <= set(_CROCKFORD):
+        return 0
     milliseconds = 0
-    for letter in job_id.rpartition(".")[2][:10]:
+    for letter in ulid[:10]:
         milliseconds = milliseconds << 5 | _CROCKFORD.index(letter)
     return milliseconds // 1000
 

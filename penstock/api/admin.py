@@ -16,8 +16,8 @@ from penstock import errors
 from penstock.admission import Caller
 from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
-from penstock.api.requests import ID
 from penstock.errors import Forbidden, RequestNotFound
+from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class AdminAPI:
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel anybody's request."""
         await self._admit(request)
-        is_id = ID.fullmatch(request_id)
+        is_id = JOB_ID.fullmatch(request_id)
         outcome = await self.gateway.transport.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")

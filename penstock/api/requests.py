@@ -22,6 +22,7 @@ from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
 from penstock.api.openapi import ErrorDetail, error_responses
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
+from penstock.job import JOB_ID
 from penstock.piece import join
 from penstock.transports.base import Glance, Record
 
@@ -34,7 +35,6 @@ EVENTS = ONE + "/events"
 CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
-ID = re.compile(r"[a-z0-9]+\.[0-9A-Z]{26}")
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 
@@ -169,7 +169,7 @@ class RequestsAPI:
 
 async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | None:
     """The caller's own request; an administrator's, anybody's. It is read whole, and takes its turn."""
-    if not ID.fullmatch(request_id):
+    if not JOB_ID.fullmatch(request_id):
         return None
     async with gateway.turns.of(caller.rate_key):
         record = await gateway.transport.read(request_id)

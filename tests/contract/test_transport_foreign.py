@@ -20,7 +20,7 @@ from penstock.transports import Transport, memory
 from penstock.transports.base import LEASE_S, MAX_DEATHS, MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
 from penstock.transports.redis.scripts import Script
-from penstock.wire import encode_json
+from penstock.wire import encode_job, encode_json
 from tests.contract.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one
 from tests.waiting import wait_until
 
@@ -264,3 +264,71 @@ def test_the_scripts_agree_on_their_numbers() -> None:
         assert float(numbers["GAP_MS"]) / 1000 == memory._PULSE_GAP_S
         assert numbers.get("PROTOCOL", "'1'") == "'1'"
     assert f"local MAX_DEATHS_IN_A_ROW, MAX_DEATHS = {MAX_DEATHS_IN_A_ROW}, {MAX_DEATHS}\n" in sources["claim"]
+
+
+# ── requests that this release cannot run ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("envelope", ['{"v":2,"job":%s}', '{ "v" : 2, "job": {"id": 1}}', '{"job":%s,"v":2}'])
+async def test_a_request_of_a_newer_version_goes_to_a_newer_worker(
+    real: RedisStore, client: redis.Redis, envelope: str
+) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    newer, known, later = new_job(), new_job(), new_job()
+    for job in (newer, known):
+        await transport.submit(job, "g1", 0)
+    text = json.dumps({"id": newer.id, "model": "m"})
+    client.hset(keys.job(newer.id), "job", envelope % text if "%s" in envelope else envelope)
+    held = await transport.take("w1", 2)
+    assert [claim.job.id for claim in await transport.claim("w1", held)] == [known.id]
+    assert client.lrange(POOL.worker("w1"), 0, -1) == [known.id]
+    assert await transport.waiting() == [newer.id]
+    state: Any = client.hmget(keys.job(newer.id), "state", "deaths")
+    assert state == ["queued", None]
+    # For a moment this worker takes nothing, then it goes on; what came meanwhile is in front.
+    await transport.submit(later, "g1", 0, front=True)
+    assert await transport.take("w1", 8) == [known.id]
+    assert await transport.wait("w1", 0.01) is None
+    await real.until(lambda: _takes(transport, later.id), "the worker to go on")
+    # A worker of that release takes it.
+    source = Script("claim").source.decode()
+    assert "JOB_VERSION = 1 " in source
+    client.lrem(POOL.worker("w1"), 0, newer.id)
+    on = (keys.job(newer.id), keys.log(newer.id))
+    reply: Any = client.eval(source.replace("JOB_VERSION = 1 ", "JOB_VERSION = 2 "), len(on), *on, newer.id, "w2", "")
+    assert reply[0] == "claimed"
+
+
+async def _takes(transport: Transport, job_id: str) -> bool:
+    return job_id in await transport.take("w1", 1)
+
+
+async def test_a_newer_request_that_is_late_or_unwanted_is_ended_by_any_worker(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    late, unwanted = new_job(), new_job()
+    for job in (late, unwanted):
+        await transport.submit(job, "g1", 0)
+        client.hset(keys.job(job.id), "job", '{"v":2,"job":{}}')
+    client.hset(keys.job(late.id), "deadline", 1)
+    client.hset(keys.job(unwanted.id), "cancel", "client")
+    assert await transport.claim("w1", await transport.take("w1", 2)) == []
+    assert await transport.waiting() == []
+    assert client.hget(keys.job(late.id), "state") == client.hget(keys.job(unwanted.id), "state") == "done"
+
+
+async def test_a_request_whose_json_is_anothers_ends_at_once(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    async with asked(transport) as (_, reader, _):
+        other = new_job()
+        await transport.submit(other, "g1", 0)
+        client.hset(keys.job(other.id), "job", encode_job(reader.stream.job))
+        assert await transport.claim("w1", [other.id]) == []
+        entries: Any = client.xrange(keys.log(other.id))
+        frames = [json.loads(entry["f"]) for _, entry in entries]
+        assert [frame["kind"] for frame in frames] == ["started", "failed"]
+        assert frames[1]["code"] == "internal_error"
+        assert other.id not in client.lrange(POOL.worker("w1"), 0, -1)

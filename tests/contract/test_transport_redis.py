@@ -182,19 +182,6 @@ async def test_a_full_redis_takes_no_new_work_and_finishes_the_old(real: RedisSt
     assert fold(record.events).tokens == ("a", "b", "z")
 
 
-async def test_a_job_of_a_newer_version_is_answered(real: RedisStore, client: redis.Redis) -> None:
-    transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    client.hset(f"{{inference:response:{job.id}}}:job", "job", '{"v":99,"job":{"id":"x","model":"m"}}')
-    await transport.take("w1", 1)
-    assert await transport.claim("w1", [job.id]) == []
-    assert await transport.take("w1", 0) == []
-    log: Any = client.xrevrange(f"{{inference:response:{job.id}}}:log")
-    assert json.loads(log[0][1]["f"])["code"] == "internal_error"
-
-
 async def test_a_key_of_the_wrong_type_is_our_fault(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     client.set("inference:queue", "x", px=10_000)

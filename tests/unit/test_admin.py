@@ -6,18 +6,20 @@ import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
 from rich.console import Console
 from starlette.requests import Request
 
+from penstock.api.openai.responses import request_id_of
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
 from penstock.event import Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway import Gateway, create_app
-from penstock.job import Job, new_ulid
+from penstock.job import JOB_ID, Job, minted_at, new_ulid
 from penstock.keys import create_key
 from penstock.metrics import Metrics
 from penstock.settings import Settings
@@ -105,6 +107,26 @@ async def test_the_overview_shows_who_holds_what(site: Site) -> None:
         "tokens": 0,
     }
     assert seen["oldest_waiting_s"] >= 0, waiting
+
+
+@pytest.mark.parametrize("job_id", ["docs.1", "ng-7.52906a2ceb0d", "G_2.a.b", "p." + "x" * 128])
+async def test_ids_that_another_producer_made_are_ids(site: Site, job_id: str) -> None:
+    assert JOB_ID.fullmatch(job_id)
+    assert minted_at(job_id) == 0
+    await site.submit(id=job_id)
+    response = await site.http.get(f"http://gateway/v1/requests/{job_id}")
+    assert (response.status_code, response.json()["state"]) == (200, "queued")
+    assert request_id_of(f"resp_{job_id}") == job_id
+    assert (await site.ask("DELETE", f"/requests/{job_id}"))["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "job_id", ["docs", ".1", "docs.", "a b.1", "a.*", "a.{x}", "a.1|", 'a."', "a.\\", "é.1", "p." + "x" * 129]
+)
+async def test_what_could_break_a_key_or_a_pattern_is_not_an_id(site: Site, job_id: str) -> None:
+    assert not JOB_ID.fullmatch(job_id)
+    response = await site.http.get(f"http://gateway/v1/requests/{quote(job_id)}")
+    assert response.status_code == 404
 
 
 async def test_the_overview_is_bounded(site: Site) -> None:

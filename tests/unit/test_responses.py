@@ -169,7 +169,7 @@ def test_a_job_tells_what_was_asked() -> None:
 
 
 def test_ids_of_responses() -> None:
-    assert [request_id_of(name) for name in ("", "resp_", JOB_ID, f"resp_{JOB_ID}x", "resp_*")] == [None] * 5
+    assert [request_id_of(name) for name in ("", "resp_", JOB_ID, f"resp_{JOB_ID}|", "resp_*")] == [None] * 5
 
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,10 +23,10 @@ from penstock.api.openai.fields import (
 )
 from penstock.api.openai.responses_input import Input, messages_of
 from penstock.errors import InvalidRequest
-from penstock.job import Job, Message, minted_at
+from penstock.job import JOB_ID, Job, Message, minted_at
 
 PREFIX = "resp_"
-_NAME = re.compile(r"resp_([a-z0-9]+\.[0-9A-Z]{26})")
+_NAME = re.compile(rf"{PREFIX}({JOB_ID.pattern})")
 
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {

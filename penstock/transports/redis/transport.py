@@ -39,7 +39,7 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
         self._terms = Terms(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
         self._store = Store(parse(url), PoolKeys(pool), metrics)
         self._emitter = Emitter(self._store)
-        self._unreadable_frames, self._unreadable_workers = Seldom(), Seldom()
+        self._unreadable_frames, self._unreadable_workers, self._newer_jobs = Seldom(), Seldom(), Seldom()
 
     async def open(self) -> None:
         await self._store.open()

@@ -15,6 +15,7 @@ from penstock.errors import ConfigError, InternalError, StoreUnavailable
 from penstock.event import Event, Failed, fold
 from penstock.fleet import WorkerInfo
 from penstock.job import CancelReason, Claim
+from penstock.logs import Seldom
 from penstock.transports.base import Renewal, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
@@ -22,11 +23,12 @@ from penstock.transports.redis.emitting import Emitter
 from penstock.transports.redis.gateway_side import Terms
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import MISSED, Store, error_of, is_out_of_memory
-from penstock.wire import WireError, decode_event, decode_job, decode_json, encode_json
+from penstock.wire import NewerJob, WireError, decode_event, decode_job, decode_json, encode_json
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+NEWER_REST_S = 1.0
 MAX_CLAIM_ROUNDS = 4
 
 
@@ -41,6 +43,8 @@ class WorkerSide(Transport):
     _store: Store
     _terms: Terms
     _emitter: Emitter
+    _rests_until: float = 0.0
+    _newer_jobs: Seldom
 
     async def enlist(self, info: WorkerInfo) -> None:
         pool = self._store.pool
@@ -91,6 +95,9 @@ class WorkerSide(Transport):
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""
         timeout_s = max(timeout_s, 0.01)  # 0 would be for ever
+        if self._rest_s > 0:
+            await asyncio.sleep(min(timeout_s, self._rest_s))
+            return None
         pool = self._store.pool
         move = command("BLMOVE", pool.queue, pool.worker(worker_id), "LEFT", "RIGHT", f"{timeout_s:.3f}")
         (reply,) = await self._store.blocking.execute(move.packed, 1, timeout_s + COMMAND_TIMEOUT_S)
@@ -103,12 +110,14 @@ class WorkerSide(Transport):
 
     async def take(self, worker_id: str, want: int) -> list[str]:
         pool = self._store.pool
+        want = 0 if self._rest_s > 0 else want
         held = await self._store.ask("take", pool.queue, scripts.take(pool, worker_id, want))
         return [id_.decode() for id_ in held]
 
     async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         claims: dict[str, Claim] = {}
         over: list[scripts.Command] = []
+        newer: list[str] = []
         todo = [(job_id, "") for job_id in dict.fromkeys(ids)]
         for _ in range(MAX_CLAIM_ROUNDS):
             if not todo:
@@ -121,9 +130,17 @@ class WorkerSide(Transport):
                     continue
                 outcome = reply[0]
                 if outcome == b"claimed":
-                    claim = await self._open(worker_id, job_id, reply)
+                    try:
+                        claim = await self._open(worker_id, job_id, reply)
+                    except NewerJob:  # its version does not come first, where the script looks for it
+                        requeue = scripts.requeue(job_id, reply[1], worker_id)
+                        await self._store.ask("requeue", keys.job(job_id), requeue)
+                        newer.append(job_id)
+                        continue
                     if claim is not None:
                         claims[job_id] = claim
+                elif outcome == b"newer":
+                    newer.append(job_id)
                 elif outcome == b"busy":
                     busy.append((job_id, reply[1].decode()))
                 else:  # missing, done, ended, poisoned
@@ -133,6 +150,8 @@ class WorkerSide(Transport):
             todo = await self._settle(worker_id, busy)
         if over:
             await self._store.run("drop", self._store.pool.queue, *over)
+        if newer:
+            await self._pass_on(worker_id, newer)
         return [claims[job_id] for job_id in dict.fromkeys(ids) if job_id in claims]
 
     async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
@@ -173,13 +192,34 @@ class WorkerSide(Transport):
         settled = await self._store.run("settle", pool.queue, *asked)
         return [pair for pair, is_settled in zip(busy, settled, strict=True) if not is_settled]
 
+    @property
+    def _rest_s(self) -> float:
+        return self._rests_until - time.monotonic()
+
+    async def _pass_on(self, worker_id: str, ids: Sequence[str]) -> None:
+        """Requests of a release to come: to the tail of the queue, for a worker of that release.
+
+        This worker takes nothing for a moment, so that they do not come round again at once.
+        """
+        self._rests_until = time.monotonic() + NEWER_REST_S
+        if self._newer_jobs.is_due():
+            log.warning("requests of a newer version are in the queue; this worker leaves them to newer workers")
+        pool = self._store.pool
+        for job_id in ids:
+            back = scripts.enqueue(pool, job_id, 0, "tail", is_again=False)
+            await self._store.run("pass_on", pool.queue, back, scripts.drop(pool, worker_id, job_id))
+
     async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
-        """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client."""
+        """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client. `NewerJob`."""
         _, attempt, now, deadline, created, deaths, job, frames = reply
         self._emitter.claimed(job_id, now)
         try:
             decoded = decode_job(job)
+            if decoded.id != job_id:
+                raise WireError(f"its JSON is of the request {decoded.id!r}")
             tokens = fold(map(decode_event, frames)).tokens if frames else ()
+        except NewerJob:
+            raise
         except WireError as error:
             log.error("job %s cannot be read: %s", job_id, error)
             unread = InternalError("The request could not be read by the worker that took it.")

@@ -5,8 +5,10 @@
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 worker id   3 the worker that it may be taken from, "" for none
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
+--         {"newer", version} (of a release to come: nothing is done, it goes to the tail of the queue for another worker) |
 --         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
 local MAX_DEATHS_IN_A_ROW, MAX_DEATHS = 3, 10
+local JOB_VERSION = 1 -- the highest `v` of a job that this release can read
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'cancel', 'deadline', 'created', 'deaths',
   'all_deaths', 'tokens', 'retention', 'model', 'job', 'claims', 'started')
 local state, holder, cancel = hash[1], hash[3], hash[4]
@@ -50,6 +52,9 @@ if cancel or now >= deadline then
   finish('"failed"', ',"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."')
   return {'ended'}
 end
+
+local version = tonumber(string.match(hash[12] or '', '^%s*{%s*"v"%s*:%s*(%d+)') or 0) -- `v` comes first in the JSON
+if version > JOB_VERSION then return {'newer', version} end
 
 local deaths, all_deaths = tonumber(hash[7] or 0), tonumber(hash[8] or 0)
 if is_death then
