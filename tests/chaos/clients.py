@@ -123,6 +123,44 @@ async def _nobody_returns(run: Run, window_s: float) -> None:
     run.bound("stopped without a client", time.monotonic() - began, window_s + 3.0)
 
 
+NUM_FLEET = 2000
+RETURNED = Target(says="0 lost or repeated; p99 ≤ 2.0 s at 2,000", p99_ms=2000, counts="resumed")
+
+
+@scenario(RETURNED, seconds=4)
+async def fleet_returns(run: Run) -> None:
+    """kill -9 of a gateway with 2,000 streams: all its clients come back to another gateway in the same instant."""
+    habits = Habits(comes_back=True, whole_share=0.0)
+    await run.build(
+        workers=1,
+        gateways=2,
+        habits=habits,
+        worker_args=("--model", "mock=mock:step_ms=500,chain=true", "--max-batch-size", "64", "--max-batches", "64"),
+        gateway_args=("--max-queue-depth", "5000"),
+    )
+    killed, other = run.plant.gateways
+    run.load.doors = lambda: [killed]
+    for num in range(0, NUM_FLEET, 100):  # not all at once: it is their return that is looked at
+        for _ in range(100):
+            run.load.send(max_tokens=60)
+        await run.until_streaming(num + 100, timeout_s=30)
+    run.load.doors = lambda: [other]
+    run.inject(f"kill -9 gateway with {NUM_FLEET} streams")
+    killed.kill()
+    await killed.ended()
+    run.plant.forget(killed)
+    num = sum(entry.num_resumed > 0 for entry in await _ended(run))
+    run.check(num == NUM_FLEET, f"{num} of {NUM_FLEET} clients came back")
+
+
+async def _ended(run: Run) -> list[Entry]:
+    async def is_over() -> bool:
+        return not run.load.open_entries
+
+    await run.until(is_over, "all streams end", timeout_s=90)
+    return [entry for entry in run.load.entries if entry.prompt != "warm"]
+
+
 @scenario(Target(says="others unaffected; ≤ 64 KiB a stream", p99_ms=500), seconds=7)
 async def slow_readers(run: Run) -> None:
     """300 streams (2,000 in a long run), a tenth of which read nothing: the others do not notice."""
