@@ -25,7 +25,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", "penstock", *args], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-P", "-m", "penstock", *args], stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

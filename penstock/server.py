@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import math
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -28,8 +28,11 @@ from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
 from penstock.settings import Settings
 from penstock.settings.export import to_environ
-from penstock.supervisor import Supervisor, die_with_parent, once_each
+from penstock.stand_in import Refuser
+from penstock.supervisor import Death, Supervisor, die_with_parent, once_each, program
 from penstock.transports import Transport, make_transport
+
+logger = logging.getLogger(__name__)
 
 LISTENER = "PENSTOCK_LISTENER_FD"
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
@@ -150,15 +153,22 @@ def run_gateway(settings: Settings) -> int:
     listener = bind(settings)
     if settings.processes == 1:
         return run(settings, listener)
+    configure_logs(settings.log_format, settings.log_level)
     listener.set_inheritable(True)
     with tempfile.TemporaryDirectory(prefix="penstock-metrics-") as directory:
         prepare_multiprocess(directory)
         environ = {**os.environ, **to_environ(settings), LISTENER: str(listener.fileno())}
-        command = [sys.executable, "-m", "penstock", "gateway"]
+
+        def on_death(death: Death) -> None:
+            if death.status != 0:
+                logger.error("a gateway process died", extra={"pid": death.pid, "status": death.status})
+            mark_dead(death.pid, directory)
+
         return Supervisor(
-            command,
+            program("penstock", "gateway"),
             num=settings.processes,
             environ=environ,
             pass_fds=[listener.fileno()],
-            on_death=lambda death: mark_dead(death.pid, directory),
+            on_death=on_death,
+            stand_in=Refuser(listener),
         ).run()

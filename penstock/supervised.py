@@ -11,7 +11,6 @@ import asyncio
 import importlib
 import logging
 import os
-import sys
 import threading
 
 from penstock.errors import PenstockError
@@ -19,7 +18,7 @@ from penstock.logs import configure as configure_logs
 from penstock.settings import Settings
 from penstock.settings.about import env_name
 from penstock.settings.export import to_environ
-from penstock.supervisor import Death, Supervisor
+from penstock.supervisor import Death, Supervisor, program
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def run_supervised(settings: Settings) -> int:
 
     # What a report needs takes a quarter of a second to import: now, while the child starts, not when it counts.
     threading.Thread(target=importlib.import_module, args=(_TRANSPORT,), daemon=True, name="import").start()
-    return Supervisor([sys.executable, "-m", "penstock", "worker"], environ=environ, on_death=on_death).run()
+    return Supervisor(program("penstock", "worker"), environ=environ, on_death=on_death).run()
 
 
 def _report(settings: Settings, worker_id: str) -> None:

@@ -1,13 +1,16 @@
 """A small parent: keeps child processes running, and never leaves one behind.
 
-Used by `penstock gateway --processes N` and by a supervised worker. A child that dies is started again with back-off;
-SIGTERM and SIGINT go to every child, and the parent leaves when the last one has. Children share its process group,
-and each watches a pipe whose other end only the parent holds: if the parent is killed, they end too. By another a
-child may tell its parent one line, such as its name; the last one comes with its death. Knows nothing of what they do.
+Used by `penstock gateway --processes N` and by a supervised worker. A child that ends, with whatever status but 2, is
+started again with back-off; SIGTERM and SIGINT go to every child, and the parent leaves when the last one has. Children
+share its process group, and each watches a pipe whose other end only the parent holds: if the parent is killed, they
+end too. By another a child may tell its parent one line, such as its name; the last one comes with its death. Knows
+nothing of what they do.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import selectors
 import signal
@@ -18,17 +21,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import ParamSpec
+from typing import ParamSpec, Protocol
 
 from penstock import stdio
 
 P = ParamSpec("P")
+
+logger = logging.getLogger(__name__)
 
 LIFELINE = "PENSTOCK_LIFELINE_FD"
 MOUTH = "PENSTOCK_MOUTH_FD"
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
+_STAND_IN_S = 0.1  # what comes in a shorter pause waits for the next child
 _LISTEN_EVERY_S = 1.0
 _MAX_LINE = 4096
 _REFUSED = 2  # the exit status of a process that was told something wrong: starting it again helps nobody
@@ -44,8 +50,28 @@ class Death:
     said: str = ""
 
 
+def program(module: str, *args: str) -> list[str]:
+    """The command that runs `module` of this installation. -P: a file in the working directory replaces no module."""
+    return [sys.executable, "-P", "-m", module, *args]
+
+
+class StandIn(Protocol):
+    """What answers in the parent while none of its children runs."""
+
+    def fileno(self) -> int:
+        """Readable when something waits for an answer."""
+        ...
+
+    def answer(self) -> None:
+        """Answer what waits; must not block."""
+        ...
+
+
 class Supervisor:
-    """`num` children of one command. `on_death` is told of every child that ends, before another is started."""
+    """`num` children of one command. `on_death` is told of every child that ends, before another is started.
+
+    `stand_in` answers while no child runs, except in the first, short pause.
+    """
 
     def __init__(
         self,
@@ -55,13 +81,16 @@ class Supervisor:
         environ: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         on_death: Callable[[Death], None] = lambda death: None,
+        stand_in: StandIn | None = None,
     ) -> None:
         self._command = list(command)
         self._num = num
         self._environ = dict(os.environ if environ is None else environ)
         self._pass_fds = tuple(pass_fds)
         self._on_death = on_death
+        self._stand_in = stand_in
         self._children: dict[int, _Child] = {}
+        self._due: list[float] = []  # when each of the missing children is to be started, monotonic; sorted
         self._failures = 0
         self._is_stopping = False
         self._wake_in, self._wake_out = os.pipe()
@@ -77,24 +106,35 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         status = 0
         try:
-            for _ in range(self._num):
-                self._start(lifeline)
-            while self._children:
-                self._sleep(_LISTEN_EVERY_S)
+            self._due = [time.monotonic()] * self._num
+            while self._children or (self._due and not self._is_stopping):
+                self._start_due(lifeline)
+                self._sleep()
                 for code in self._reap():
                     if code == _REFUSED and not self._is_any_healthy():
                         status = _REFUSED
                         self._stop(signal.SIGTERM)
                     elif self._is_stopping and code not in _STOPPED:
                         status = max(status, code if code > 0 else 128 - code)
-                while not self._is_stopping and len(self._children) < self._num:
-                    self._sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
-                    if not self._is_stopping:
-                        self._start(lifeline)
         finally:
             signal.set_wakeup_fd(-1)
             os.close(held)
         return status
+
+    def _start_due(self, lifeline: int) -> None:
+        while self._due and self._due[0] <= time.monotonic() and not self._is_stopping:
+            del self._due[0]
+            try:
+                self._start(lifeline)
+            except OSError:  # no memory, no process, no descriptor left: no reason to take the others down
+                logger.exception("a child process could not be started")
+                self._failed()
+
+    def _failed(self) -> None:
+        """One more child is missing: another is due, the later the more of them died young."""
+        self._due.append(time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
+        self._due.sort()
+        self._failures += 1
 
     def _start(self, lifeline: int) -> None:
         ear, mouth = os.pipe()
@@ -102,6 +142,9 @@ class Supervisor:
         try:
             environ = {**self._environ, MOUTH: str(mouth)}
             process = subprocess.Popen(self._command, env=environ, pass_fds=(*self._pass_fds, lifeline, mouth))
+        except OSError:
+            os.close(ear)
+            raise
         finally:
             os.close(mouth)
         self._children[process.pid] = _Child(process, ear)
@@ -116,8 +159,12 @@ class Supervisor:
             if code is not None:
                 del self._children[pid]
                 os.close(child.ear)
-                self._failures = 0 if child.is_healthy else self._failures + 1
-                self._on_death(Death(pid, code, child.said))
+                self._failures = 0 if child.is_healthy else self._failures
+                self._failed()
+                try:
+                    self._on_death(Death(pid, code, child.said))
+                except Exception:  # the other children need their parent
+                    logger.exception("a child's death could not be dealt with")
                 codes.append(code)
         return codes
 
@@ -133,12 +180,19 @@ class Supervisor:
         for child in list(self._children.values()):
             child.process.send_signal(number)
 
-    def _sleep(self, timeout_s: float) -> None:
-        """Until a signal (a child's death is one) or the timeout."""
+    def _sleep(self) -> None:
+        """Until a signal (a child's death is one), until a child is due, or for a moment."""
+        due_s = math.inf if self._is_stopping or not self._due else max(0.0, self._due[0] - time.monotonic())
+        stand_in = None if self._children or due_s < _STAND_IN_S else self._stand_in
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_in, selectors.EVENT_READ)
-            if selector.select(timeout_s):
-                os.read(self._wake_in, 4096)
+            if stand_in is not None:
+                selector.register(stand_in.fileno(), selectors.EVENT_READ)
+            for key, _ in selector.select(min(due_s, _LISTEN_EVERY_S)):
+                if key.fd == self._wake_in:
+                    os.read(self._wake_in, 4096)
+                elif stand_in is not None:
+                    stand_in.answer()
 
 
 class _Child:

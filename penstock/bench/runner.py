@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import msgspec
 from penstock.bench.plan import Plan, target_of
 from penstock.bench.result import Result, add_up
 from penstock.errors import InternalError
+from penstock.supervisor import program
 
 READY_S = 30.0
 START_IN_S = 0.1
@@ -47,7 +47,7 @@ class _Child:
         pipe = asyncio.subprocess.PIPE
         # A session of its own: Ctrl-C is the parent's, which then asks its children for what they have.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "penstock.bench"),
+            *program("penstock.bench"),
             stdin=pipe,
             stdout=pipe,
             limit=_LINE_BYTES,

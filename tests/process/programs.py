@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import httpx2
 
-READY_S = 20.0
+READY_S = 60.0  # on a machine that is busy with other things
 
 
 def free_port() -> int:
@@ -34,12 +34,13 @@ class Program:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stderr: int = subprocess.STDOUT,
+        python: Sequence[str] = (),
     ) -> None:
         self.args = args
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "penstock", *args],
+            [sys.executable, *python, "-m", "penstock", *args],
             env={**clean, **(env or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,

@@ -176,6 +176,60 @@ async def test_a_wrong_setting_is_not_tried_for_ever(redis_url: str) -> None:
         assert program.output().count("no_such_option") >= 1
 
 
+async def test_gateway_processes_are_started_again_and_refused_for_meanwhile(
+    redis_url: str, http: httpx2.AsyncClient
+) -> None:
+    """While all of them keep dying, a client reads so at once: its connection does not wait in the backlog."""
+    with site(redis_url) as fleet:
+        fleet.worker()
+        program = fleet.gateway("--processes", "2")
+        url = fleet.gateways[0]
+        os.kill(_children(program.pid)[0], signal.SIGABRT)
+        await wait_until(lambda: f'"status":{-signal.SIGABRT}' in program.output(), "the parent says so")
+        body = {"prompt": "x", "max_tokens": 2}
+
+        async def is_refused() -> bool:
+            for child in _children(program.pid):
+                os.kill(child, signal.SIGKILL)
+            try:
+                answer = await http.post(f"{url}/v1/generate", json=body, timeout=2.0)
+            except httpx2.TransportError:
+                return False  # a child had it
+            if answer.status_code != 503 or "No process" not in answer.text:
+                return False
+            assert answer.json()["error"]["code"] == "unavailable"
+            assert answer.headers["retry-after"] == "5"
+            return True
+
+        await wait_until_async(is_refused, "it is refused", timeout_s=40)
+        program.wait_for(f"{url}/readyz", timeout_s=30)
+        assert (await http.post(f"{url}/v1/generate", json=body, timeout=30)).status_code == 200
+        assert await asyncio.to_thread(program.stop) == 0
+
+
+@pytest.mark.parametrize("command", ["worker", "gateway --processes 2", "bench --requests 1 --processes 2"])
+async def test_the_working_directory_is_not_code(redis_url: str, tmp_path: Path, command: str) -> None:
+    for module in ("uvloop", "hiredis", "msgspec", "penstock", "asyncio"):
+        (tmp_path / f"{module}.py").write_text("open('it-ran', 'w')")
+    with site(redis_url) as fleet:
+        name, *flags = command.split()
+        port = free_port()
+        if name == "bench":
+            fleet.worker()
+            fleet.gateway()
+            flags += ["--url", fleet.gateways[0], "--warmup", "0"]
+        else:
+            flags += ["--redis-url", redis_url, "--metrics-port" if name == "worker" else "--port", str(port)]
+        # Without -P here it would be the test itself that puts the directory on the path.
+        program = Program(name, *flags, cwd=tmp_path, python=("-P",))
+        fleet.programs.append(program)
+        if name == "bench":
+            assert await asyncio.to_thread(program.wait, 40) == 0, program.output()
+        else:
+            program.wait_for(f"http://127.0.0.1:{port}/livez")
+        assert not (tmp_path / "it-ran").exists()
+
+
 @pytest.mark.parametrize("command", ["gateway", "worker"])
 async def test_only_the_parent_says_that_a_variable_is_unknown(redis_url: str, command: str) -> None:
     with site(redis_url) as fleet:

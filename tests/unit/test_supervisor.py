@@ -13,7 +13,7 @@ from typing import IO
 
 import pytest
 
-from penstock.supervisor import once_each, tell_parent
+from penstock.supervisor import Supervisor, once_each, tell_parent
 from tests.waiting import wait_until
 
 PARENT = """
@@ -37,9 +37,9 @@ WAIT = "\nos.write(1, f'up {os.getpid()}\\n'.encode())\nwhile True: time.sleep(6
 
 
 class Parent:
-    def __init__(self, child: str, num: int = 1) -> None:
+    def __init__(self, child: str, num: int = 1, program: str = PARENT) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
-        command = [sys.executable, "-u", "-c", PARENT, str(num), CHILD + child]
+        command = [sys.executable, "-u", "-c", program, str(num), CHILD + child]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
 
     def lines(self, first: str) -> list[str]:
@@ -120,6 +120,65 @@ async def test_what_was_told_something_wrong_is_not_started_again(parents: list[
     parents.append(parent := Parent("sys.exit(2)"))
     assert await parent.end() == 2
     assert parent.lines("death") == ["death 2 "]
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(0)", 0),
+        ("os._exit(1)", 1),
+        ("os._exit(70)", 70),
+        ("os._exit(255)", 255),
+        ("raise RuntimeError", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os.abort()", -signal.SIGABRT),
+    ],
+)
+async def test_whatever_else_a_child_ends_with_it_is_started_again(
+    parents: list[Parent], end: str, status: int
+) -> None:
+    parents.append(parent := Parent(end, num=2))
+    await wait_until(lambda: len(parent.lines("death")) >= 3, "both, and one of them again", timeout_s=8)
+    assert {line.split()[1] for line in parent.lines("death")} == {str(status)}
+    parent.process.terminate()
+    await parent.end()
+
+
+async def test_a_pause_is_not_cut_short_by_another_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    supervisor = Supervisor(["unused"], num=2)
+    for _ in range(3):
+        supervisor._failed()
+    assert supervisor._due == [100.05, 100.5, 101.0]
+
+
+async def test_a_child_that_cannot_be_started_or_mourned_takes_nothing_down(parents: list[Parent]) -> None:
+    code = """
+import subprocess, sys
+from penstock import supervisor
+start, num_tries = subprocess.Popen, 0
+
+def popen(*args, **more):
+    global num_tries
+    num_tries += 1
+    print("try", flush=True)
+    if num_tries % 2:
+        raise BlockingIOError("no process left")
+    return start(*args, **more)
+
+def on_death(death):
+    raise FileNotFoundError("the metrics of the dead")
+
+subprocess.Popen = popen
+command = [sys.executable, "-c", "pass"]
+sys.exit(supervisor.Supervisor(command, on_death=on_death).run())
+"""
+    parents.append(parent := Parent("", program=code))
+    await wait_until(lambda: len(parent.lines("try")) >= 4, "it goes on", timeout_s=8)
+    parent.process.terminate()
+    assert await parent.end() == 0
 
 
 async def test_children_die_with_a_parent_that_was_killed(parents: list[Parent]) -> None:
