@@ -100,7 +100,7 @@ class Stack:
     def answer(self) -> int:
         """The status of one small request; 0 when nobody listens."""
         body = b'{"prompt": "Hello", "max_tokens": 1}'
-        lines = ["POST /v1/generate HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
+        lines = ["POST /v1/generate HTTP/1.1", "host: localhost", "content-type: application/json", "connection: close"]
         head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=READY_S) as sock:

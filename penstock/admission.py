@@ -8,14 +8,13 @@ HTTP beyond header values; the pool it judges by is the last one that `look` was
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
+from penstock.callers import Caller as Caller  # it is what `admit` and `charge` are given
+from penstock.callers import Callers, Network
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,
@@ -25,33 +24,18 @@ from penstock.errors import (
     QueueFull,
     RateLimited,
     StoreUnavailable,
-    Unauthorized,
 )
 from penstock.fleet import Capabilities, Pool
-from penstock.keys import Key, KeyRing
+from penstock.keys import KeyRing
 from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.gcra import gcra
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 STORE_WAIT_S = 2.0
 _RATE_MEMORY_S = 10.0
 MIN_LOOK_S = 0.05
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. `id` is the verified key's, "" without keys; `address` is what limits count by then."""
-
-    id: str
-    address: str
-    key: Key | None = None
-
-    @property
-    def rate_key(self) -> str:
-        return f"key:{self.id}" if self.id else f"ip:{self.address}"
+MAX_NAMED = 20
 
 
 class DrainRate:
@@ -110,9 +94,8 @@ class Admission:
         max_waiting: int = 1000,
     ) -> None:
         self._transport = transport
-        self._keys = keys
         self._rate_limit = rate_limit
-        self._trusted = tuple(trusted_proxies)
+        self.identify = Callers(keys, trusted_proxies).identify
         self._grace_s = no_worker_grace_s
         self._max_waiting = max_waiting
         self._num_waiting = 0
@@ -135,36 +118,6 @@ class Admission:
             self._arrival.set()
         else:
             self._arrival.clear()
-
-    # ── who ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def identify(self, token: str | None, peer: str, forwarded: str | None) -> Caller:
-        """The caller of a request: `token` from its headers, its `peer` address, its X-Forwarded-For.
-
-        Without a keys file any token is accepted and means nothing. Raises `Unauthorized`.
-        """
-        address = self._address(peer, forwarded)
-        if self._keys is None:
-            return Caller("", address)
-        key = self._keys.verify(token) if token else None
-        if key is None:
-            raise Unauthorized("A valid API key is needed: Authorization: Bearer <key>, or X-API-Key.")
-        return Caller(key.id, address, key)
-
-    def _address(self, peer: str, forwarded: str | None) -> str:
-        """The nearest address that is not one of our own proxies, read from the right. IPv6 counts by /64."""
-        hops = [part.strip() for part in (forwarded or "").split(",") if part.strip()]
-        address = peer
-        while hops and self._is_trusted(address):
-            address = hops.pop()
-        return _counted_as(address)
-
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
 
     # ── how often ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -251,8 +204,10 @@ class Admission:
         if key is not None and not key.may_use(name):
             raise ModelNotAllowed(f"This key may not use the model {name!r}.", param="model")
         if name not in models:
-            served = ", ".join(sorted(models)) or "none"
-            raise ModelNotFound(f"There is no model {name!r}; served: {served}.", param="model")
+            served = sorted(model for model in models if key is None or key.may_use(model))
+            more = f" and {len(served) - MAX_NAMED} more" if len(served) > MAX_NAMED else ""
+            shown = ", ".join(served[:MAX_NAMED]) + more or "none"
+            raise ModelNotFound(f"There is no model {name!r}; served: {shown}.", param="model")
         return name, models[name]
 
     def judge_deadline(self, timeout_s: float) -> None:
@@ -270,17 +225,3 @@ class Admission:
         wait = self.drain_rate.wait_s(max(1, self.pool.depth // 10))
         wait = _MIN_RETRY_S if wait is None else min(max(wait, _MIN_RETRY_S), _MAX_RETRY_S)
         return wait * random.uniform(1.0, 1.3)
-
-
-@lru_cache(maxsize=4096)
-def _counted_as(address: str) -> str:
-    """An address as limits count it. Cached: the same clients come again and again."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)

@@ -14,13 +14,17 @@ the other end of a wire.
     |  +- BodyTooLarge
     |  |  body_too_large         413    no    invalid_request_error   more than the gateway takes
     |  +- UnsupportedMediaType
-    |     unsupported_media_type 415    no    invalid_request_error   not application/json
+    |  |  unsupported_media_type 415    no    invalid_request_error   not application/json
+    |  +- Misdirected
+    |     misdirected_request    421    no    invalid_request_error   the gateway does not answer for this Host
     +- Unauthorized
     |     invalid_api_key        401    no    authentication_error    no key, or an unknown or revoked one
     +- Forbidden
     |  |  forbidden              403    no    permission_error        only an administrator's key may do this
     |  +- ModelNotAllowed
-    |     model_not_allowed      403    no    permission_error        the key may not use this model
+    |  |  model_not_allowed      403    no    permission_error        the key may not use this model
+    |  +- OriginNotAllowed
+    |     origin_not_allowed     403    no    permission_error        web pages of this Origin may not call the gateway
     +- NotFound
     |  |  not_found              404    no    not_found_error         no such route
     |  +- ModelNotFound
@@ -110,6 +114,10 @@ class UnsupportedMediaType(InvalidRequest):
     code, status = "unsupported_media_type", 415
 
 
+class Misdirected(InvalidRequest):
+    code, status = "misdirected_request", 421
+
+
 class Unauthorized(PenstockError):
     code, status, type = "invalid_api_key", 401, "authentication_error"
 
@@ -120,6 +128,10 @@ class Forbidden(PenstockError):
 
 class ModelNotAllowed(Forbidden):
     code = "model_not_allowed"
+
+
+class OriginNotAllowed(Forbidden):
+    code = "origin_not_allowed"
 
 
 class NotFound(PenstockError):

@@ -1,37 +1,28 @@
 """The gateway process: HTTP in, jobs down, events up. Holds nothing that cannot be rebuilt from the store.
 
-`Gateway` is the process' parts tied together, `create_app` the HTTP face of it; `server.py` runs it.
+`Gateway` is the process' parts tied together; `app.py` is the HTTP face of it, `server.py` runs it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.requests import Request
 
-from penstock import __version__
 from penstock.admission import Admission, Caller
 from penstock.api.connection import header
-from penstock.api.docs_page import docs_routes
-from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
-from penstock.api.openapi import describe
+from penstock.api.door import Door
+from penstock.api.edge import Call, call_of
 from penstock.api.places import Places
 from penstock.api.sweep import Sweep
-from penstock.api.table import apis_of
 from penstock.api.turns import Turns
-from penstock.errors import ConfigError, Draining, PenstockError, QueueFull, StoreUnavailable
+from penstock.errors import ConfigError, Draining, Forbidden, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.metrics import Metrics
-from penstock.ops import routes as ops_routes
 from penstock.ops import watch_lag
 from penstock.relay import Reader, Relay
 from penstock.settings import Settings
@@ -39,17 +30,6 @@ from penstock.transports.base import TICK_S, RateLimit, Transport
 
 logger = logging.getLogger(__name__)
 
-EXPOSED = (
-    "idempotent-replayed",
-    "request-id",
-    "retry-after",
-    "retry-after-ms",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-reset-requests",
-    "x-request-id",
-    "x-should-retry",
-)
 _RETRY_CONNECT_S = 0.2
 _STALE_TICK_S = 3.0
 NUDGE_S = 0.02
@@ -58,8 +38,10 @@ NUDGE_S = 0.02
 class Gateway:
     """One gateway process: its id, its relay, its gate."""
 
-    def __init__(self, settings: Settings, transport: Transport, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, transport: Transport, metrics: Metrics, door: Door | None = None) -> None:
+        """`door`: of the listener that requests come through; None in one's own process, where all are answered."""
         self.settings = settings
+        self.door = door
         self.transport = transport
         self.metrics = metrics
         self.id = new_process_id("g")
@@ -203,11 +185,21 @@ class Gateway:
         token = header(request.scope, b"x-api-key")
         if token is None:
             scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
-            token = value.strip() if scheme.lower() == "bearer" else None
+            token = value if scheme.lower() == "bearer" else None
+        token = token and token.strip()
         peer = str((request.scope.get("client") or ("",))[0])
         # A proxy may add a line of its own instead of its part to the client's line: the rightmost counts, so take all.
         hops = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"x-forwarded-for"]
         return self.admission.identify(token, peer, ", ".join(hops))
+
+    def guard_metrics(self, request: Request) -> None:
+        """The metrics name every model and what all callers do. Raises `Unauthorized`, `Forbidden`."""
+        if self.keys is None or self.settings.metrics_public:
+            return
+        caller = self.identify(request)
+        call_of(request).caller = caller.id
+        if caller.key is not None and not (caller.key.admin or caller.key.metrics):
+            raise Forbidden("This needs a key for metrics (penstock keys create --metrics) or an administrator's.")
 
     async def submit(self, job: Job, endpoint: str) -> Reader:
         """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""
@@ -238,46 +230,3 @@ class Gateway:
     def count_refusal(self, call: Call) -> None:
         """What never became a stream is counted here; what did, by its meter."""
         self.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
-
-
-def create_app(gateway: Gateway) -> ASGIApp:
-    """The HTTP face of `gateway`. The caller starts and stops it, or lets `lifespan` do so."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        gateway.start()
-        try:
-            yield
-        finally:
-            await gateway.stop()
-
-    app = FastAPI(
-        title="Penstock",
-        version=__version__,
-        description="An LLM serving platform in which a request is a durable object.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
-    apis = apis_of(gateway)
-    for router in apis.routers:
-        app.include_router(router)
-    app.include_router(ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}))
-    app.include_router(docs_routes("/openapi.json"))
-    app.add_exception_handler(PenstockError, on_error)
-    app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_bad_query)
-    describe(app, apis.bodies)
-    edge = Edge(app, gateway.mint, gateway.count_refusal, apis.hot)
-    origins = gateway.settings.cors_origins
-    if not origins:
-        return edge
-    # Keys travel in headers of the page's own making, so there are no credentials to allow.
-    return CORSMiddleware(
-        edge,
-        allow_origins=origins,
-        allow_methods=("GET", "POST", "DELETE"),
-        allow_headers=("*",),
-        expose_headers=EXPOSED,
-    )

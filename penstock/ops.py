@@ -40,16 +40,21 @@ _NO_STORE = {"cache-control": "no-store"}
 
 Ready = Callable[[], list[str]]
 Info = Callable[[], dict[str, Any]]
+Guard = Callable[[Request], None]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Ops:
-    """The four handlers. `ready` gives the reasons why not; `info` a small JSON object about the process."""
+    """The four handlers. `ready` gives the reasons why not; `info` a small JSON object about the process.
 
-    def __init__(self, metrics: Metrics, ready: Ready, info: Info) -> None:
+    `guard` raises for a request that may not read the metrics.
+    """
+
+    def __init__(self, metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> None:
         self._metrics = metrics
         self._ready = ready
         self._info = info
+        self._guard = guard
 
     async def livez(self, request: Request) -> Response:
         """The process runs and its event loop turns."""
@@ -70,17 +75,18 @@ class Ops:
 
     async def metrics(self, request: Request) -> Response:
         """Every metric, in Prometheus' text form."""
+        self._guard(request)
         self._metrics.flush()
         # Writing them out takes milliseconds: off the loop, so that no token waits for it.
         body, content_type = await asyncio.to_thread(self._metrics.render, request.headers.get("accept", ""))
         return Response(body, headers=_NO_STORE | {"content-type": content_type})
 
 
-def routes(metrics: Metrics, ready: Ready, info: Info) -> APIRouter:
+def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> APIRouter:
     """The routes for a FastAPI app, with their place in its OpenAPI page."""
     from fastapi import APIRouter  # a worker's small app does without it
 
-    ops = Ops(metrics, ready, info)
+    ops = Ops(metrics, ready, info, guard)
     router = APIRouter(tags=["operations"])
     json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     not_ready: dict[str, Any] = json_answer | {"description": "It cannot serve; the message says why."}
@@ -192,6 +198,7 @@ async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer
         lifespan="off",
         ws="none",
         server_header=False,
+        headers=[("x-content-type-options", "nosniff")],
         timeout_graceful_shutdown=1,
     )
     server = Server(config)

@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -22,8 +23,10 @@ import uvloop
 
 from penstock import __version__, ops, stdio
 from penstock.api.connection import limited
+from penstock.api.door import Door, refuse_open
+from penstock.app import create_app
 from penstock.errors import ConfigError
-from penstock.gateway import Gateway, create_app
+from penstock.gateway import Gateway
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
 from penstock.settings import Settings
@@ -72,7 +75,8 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     """Run a gateway (and what runs `beside` it) on `listener` until a signal; returns the exit status."""
     metrics = Metrics()
     transport = make_transport(settings, metrics)
-    gateway = Gateway(settings, transport, metrics)
+    host, port = listener.getsockname()[:2]
+    gateway = Gateway(settings, transport, metrics, Door(settings, host))
     config = uvicorn.Config(
         create_app(gateway),
         http=limited(settings.header_timeout_s, settings.max_connections),
@@ -83,11 +87,12 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + 2,
         server_header=False,
+        headers=[("x-content-type-options", "nosniff")],
     )
     server = _Server(config, gateway)
     models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
     serves = "whatever live workers announce" if beside is _nothing else models
-    server.on_started = lambda: _announce(settings, listener, serves)
+    server.on_started = lambda: _announce(gateway, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serves)
     refusals: list[ConfigError] = []
 
     def refuse(error: ConfigError) -> None:
@@ -105,26 +110,36 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     return 0 if server.started else 1
 
 
-def _announce(settings: Settings, listener: socket.socket, serves: str) -> None:
+def _announce(gateway: Gateway, address: str, serves: str) -> None:
     gc.collect()
     gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
     gc.set_threshold(*GC_THRESHOLD)
-    host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - compared, not bound
-    store = settings.shown("redis_url") or "memory"
+    store = gateway.settings.shown("redis_url") or "memory"
+    here = re.sub(r"^(0\.0\.0\.0|\[::\])", "127.0.0.1", address)
+    key = "" if gateway.keys is None else "-H 'authorization: Bearer KEY' "
     stdio.writer(1).put(  # stderr is the log's
-        f"Penstock {__version__} listens on http://{shown}:{port} (API page: /docs, metrics: /metrics)\n"
-        f"  models: {serves}\n"
-        f"  store:  {store}\n"
-        f"  try:    curl -N http://{shown}:{port}/v1/generate -H 'content-type: application/json' "
+        f"Penstock {__version__} listens on http://{address} (API page: /docs, metrics: /metrics)\n"
+        f"  models:   {serves}\n"
+        f"  store:    {store}\n"
+        f"  API keys: {_who_may_call(gateway, address)}\n"
+        f"  try:      curl -N http://{here}/v1/generate {key}-H 'content-type: application/json' "
         """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'\n"""
     )
+
+
+def _who_may_call(gateway: Gateway, address: str) -> str:
+    if gateway.keys is not None:
+        return f"ON - {len(gateway.keys)} in {gateway.keys.path}"
+    off = "OFF - everyone who can reach {} may read and cancel every request{}"
+    is_local = gateway.door is not None and gateway.door.is_loopback
+    return off.format(address, "" if is_local else "; the operators' routes are off")
 
 
 def bind(settings: Settings) -> socket.socket:
     """The listening socket; binding it first makes a port that is taken a clear error."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        refuse_open(settings, str(address[0]))
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

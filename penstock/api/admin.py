@@ -1,6 +1,6 @@
 """What operators see and do: who is there, who runs what, the dead, a doctor's findings, cancelling anything.
 
-With API keys on, only keys with `admin` get in; without keys the gateway is open, here as everywhere. Never a prompt.
+With API keys on, only keys with `admin` get in; without keys only the programs of the same machine. Never a prompt.
 """
 
 from __future__ import annotations
@@ -151,6 +151,12 @@ class AdminAPI:
 
     async def _admit(self, request: Request) -> Caller:
         caller = await self.gateway.welcome(request, call_of(request))
+        door = self.gateway.door
+        if caller.key is None and door is not None and not door.is_loopback:
+            raise Forbidden(
+                "Without API keys the operators' routes answer on a loopback address only "
+                "(PENSTOCK_API_KEYS_FILE, PENSTOCK_HOST)."
+            )
         if caller.key is not None and not caller.key.admin:
             raise Forbidden("This needs an administrator's key (penstock keys create --admin).")
         return caller

@@ -40,7 +40,6 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 _SAFE = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
 

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.api.connection import CLIENT, header
+from penstock.api.door import Door
 from penstock.api.reading import ClientGone
 from penstock.errors import (
     BodyTooLarge,
@@ -99,7 +100,8 @@ class Edge:
 
     `on_refused` is told of each request that a route refused. `hot`: POST routes that are called from here, by path,
     without the framework's routing in between (a third of the gateway's time for a short answer); the framework
-    still knows and documents them.
+    still knows and documents them. `door`: judges a request by its head before anything else; None where all are
+    answered.
     """
 
     def __init__(
@@ -108,11 +110,13 @@ class Edge:
         mint: Callable[[], str],
         on_refused: Callable[[Call], None],
         hot: Mapping[str, Handler] = {},
+        door: Door | None = None,
     ) -> None:
         self.app = app
         self.mint = mint
         self.on_refused = on_refused
         self.hot = hot
+        self.door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,6 +134,8 @@ class Edge:
         handler = self.hot.get(scope["path"]) if scope["method"] == "POST" else None
         with bind_request(call.id):
             try:
+                if self.door is not None:
+                    self.door.judge(scope["headers"])
                 if handler is None:
                     await self.app(scope, receive, send_with_headers)
                 else:

@@ -38,10 +38,16 @@ def create(
         list[str] | None, typer.Option(help="A model that it may use; repeat for more. Default: all.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of others.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="May read /metrics, and nothing else: it may use no model.")
+    ] = False,
     file: File = None,
 ) -> int:
     """Make a key and print it, this once."""
-    key, text = store.create_key(_path(file), name, rpm=rpm, burst=burst, models=model or None, admin=admin)
+    if metrics and (model or admin):
+        raise ConfigError("--metrics makes a key for /metrics alone: leave out --model and --admin")
+    models = () if metrics else model or None
+    key, text = store.create_key(_path(file), name, rpm=rpm, burst=burst, models=models, admin=admin, metrics=metrics)
     _reveal(text, f"{key.id} is created. This is its only showing:")
     return 0
 
@@ -62,6 +68,7 @@ def list_keys(
                 "burst": key.burst,
                 "models": key.models,
                 "admin": key.admin,
+                "metrics": key.metrics,
                 "revoked": key.revoked,
                 "secrets": len(key.hashes),
             }
@@ -72,8 +79,8 @@ def list_keys(
     table = Table("id", "name", "rpm", "burst", "models", "secrets", "state", box=None, pad_edge=False)
     for key in found:
         limits = ["–" if limit is None else str(limit) for limit in (key.rpm, key.burst)]
-        state = "revoked" if key.revoked else "admin" if key.admin else "live"
-        models = "all" if key.models is None else ", ".join(key.models)
+        state = "revoked" if key.revoked else "admin" if key.admin else "metrics" if key.metrics else "live"
+        models = "all" if key.models is None else ", ".join(key.models) or "none"
         table.add_row(key.id, key.name, *limits, models, str(len(key.hashes)), state)
     Console(highlight=False, markup=False).print(table)
     return 0

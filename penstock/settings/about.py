@@ -19,13 +19,17 @@ EVERY: tuple[Command, ...] = ("serve", "gateway", "worker")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What people read about a setting. `allowed` and `default` are in words, where type and value do not say it."""
+    """What people read about a setting. `allowed` and `default` are in words, where type and value do not say it.
+
+    `guards`: without it everyone gets in, or gets more. An empty variable, which is most likely a mistake, is an error.
+    """
 
     says: str
     on: tuple[Command, ...] = EVERY
     unit: str = ""
     allowed: str = ""
     default: str = ""
+    guards: bool = False
 
     @classmethod
     def of(cls, info: FieldInfo) -> About:

@@ -6,7 +6,8 @@ Everything else follows from here: environment variables and flags by name, `--h
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ EDGE: tuple[Command, ...] = ("serve", "gateway")
 ENGINE: tuple[Command, ...] = ("serve", "worker")
 
 DAY_S = 86_400.0
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def _default_max_tokens(data: dict[str, Any]) -> int:
@@ -109,15 +113,31 @@ class Settings(BaseModel):
     api_keys_file: Annotated[
         Path | None,
         About(
-            "File of API keys (`penstock keys`); read again when it changes. Unset: no key is asked for.",
+            "File of API keys (`penstock keys`); read again when it changes. Unset: no key is asked for. Set and empty "
+            "is an error.",
             EDGE,
             allowed="path of a .toml or .json file",
+            guards=True,
         ),
     ] = None
+    metrics_public: Annotated[
+        bool,
+        About(
+            "A gateway with API keys answers `/metrics` without a key, too. Else it needs one of an administrator or "
+            "one for metrics alone (`penstock keys create --metrics`).",
+            EDGE,
+            allowed="yes or no",
+        ),
+    ] = False
     rate_limit_rpm: Annotated[
         int,
         Field(ge=0, le=10**9),
-        About("Sustained requests per caller, by API key or else by address. 0: no limit.", EDGE, "requests/min"),
+        About(
+            "Sustained requests per caller, by API key or else by address. 0: no limit.",
+            EDGE,
+            "requests/min",
+            guards=True,
+        ),
     ] = 0
     rate_limit_burst: Annotated[
         int,
@@ -129,6 +149,26 @@ class Settings(BaseModel):
             default="a sixth of the rate (ten seconds), at least 1",
         ),
     ] = Field(default_factory=_rate_limit_burst)
+    insecure: Annotated[
+        bool,
+        About(
+            "Listen without API keys on an address that other machines can reach. Everyone who reaches it may then "
+            "read and cancel every request. Without keys and without this such a gateway does not start.",
+            EDGE,
+            allowed="yes or no",
+        ),
+    ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        About(
+            "Names that requests may be addressed to, by their Host header; another is answered 421. A gateway on a "
+            "loopback address always answers for localhost, 127.0.0.1 and [::1], and needs the public name here where "
+            "a proxy on the same machine passes it on. On another address empty means every name, and an address "
+            "in place of a name is always answered.",
+            EDGE,
+            allowed="host names or addresses without a port, separated by commas, or *",
+        ),
+    ] = ()
     trusted_proxies: Annotated[
         tuple[Network, ...],
         About(
@@ -141,7 +181,8 @@ class Settings(BaseModel):
     cors_origins: Annotated[
         tuple[str, ...],
         About(
-            "Web pages that may call this gateway from a browser. Empty: none.",
+            "Web pages of other origins that may call this gateway from a browser. Empty: none. `*`: every web page "
+            "that a person who can reach the gateway looks at.",
             EDGE,
             allowed="origins (https://app.example.org), separated by commas, or *",
         ),
@@ -291,6 +332,18 @@ class Settings(BaseModel):
         items = value.split(",") if isinstance(value, str) else value
         return tuple(ip_network(item.strip() if isinstance(item, str) else item) for item in items if item != "")
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _read_hosts(cls, value: Any) -> tuple[str, ...]:
+        items = [str(item).strip() for item in (value.split(",") if isinstance(value, str) else value)]
+        for item in filter(None, items):
+            if not (item == "*" or _HOST_NAME.fullmatch(item)):
+                try:
+                    ip_address(item.removeprefix("[").removesuffix("]"))
+                except ValueError:
+                    raise ValueError(f"{item!r} is not a host name or an address (without scheme and port)") from None
+        return tuple(filter(None, items))
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _read_origins(cls, value: Any) -> tuple[str, ...]:
@@ -329,8 +382,10 @@ class Settings(BaseModel):
     @field_validator("api_keys_file")
     @classmethod
     def _is_keys_file(cls, value: Path | None) -> Path | None:
-        if value is None or value == Path():
+        if value is None:
             return None
+        if value == Path():
+            raise ValueError("is empty, which would let everyone in; leave it out to do so")
         if value.suffix not in (".toml", ".json"):
             raise ValueError("must end in .toml or .json")
         return value

@@ -20,7 +20,7 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 
 from penstock.errors import ConfigError
-from penstock.settings.about import PREFIX, allowed, env_name, flag_name, is_secret
+from penstock.settings.about import PREFIX, About, allowed, env_name, flag_name, is_secret
 from penstock.settings.declaration import Settings
 from penstock.settings.models import masked
 
@@ -50,7 +50,7 @@ def load_settings(
     """The effective settings. `flags`: by field name, None for "not given", and `config` for a TOML file.
 
     `environ` defaults to the process' own, `directory` (of `.env`) to the working directory. An empty variable counts
-    as unset. Raises `ConfigError` that names every bad value.
+    as unset, but is an error for what guards the door. Raises `ConfigError` that names every bad value.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     environ = os.environ if environ is None else environ
@@ -120,9 +120,10 @@ def _complain(name: str, label: str, value: Any, reason: str) -> str:
 
 def _from_variables(variables: Mapping[str, str], where: str, notes: list[str]) -> dict[str, Any]:
     known = {env_name(name): name for name in Settings.model_fields}
+    guards = {env_name(name) for name, info in Settings.model_fields.items() if About.of(info).guards}
     values: dict[str, Any] = {}
     for variable, text in variables.items():
-        if not variable.startswith(PREFIX) or not text.strip():
+        if not variable.startswith(PREFIX) or not (text.strip() or variable in guards):
             continue
         if variable in known:
             values[known[variable]] = text.strip()

@@ -19,8 +19,10 @@ Every setting is a flag, an environment variable, and a key of a TOML file. The 
 5. the default
 
 A bad value stops start-up; the message names the variable, the value and what is allowed, for every bad value at
-once. An empty variable counts as unset. An unknown variable that begins with `PENSTOCK_` is a warning, an unknown key
-of the TOML file an error. `penstock config` prints what is in force and where it came from, secrets hidden.
+once. An empty variable counts as unset, but for `PENSTOCK_API_KEYS_FILE` and `PENSTOCK_RATE_LIMIT_RPM`: without them
+everyone gets in, or gets more, so that an empty one is an error. An unknown variable that begins with `PENSTOCK_` is a
+warning, an unknown key of the TOML file an error. `penstock config` prints what is in force and where it came from,
+secrets hidden.
 
 | variable | flag | default | allowed | commands |
 |---|---|---|---|---|

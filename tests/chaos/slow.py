@@ -26,7 +26,12 @@ async def _idle(host: str, port: int, model: str, max_tokens: int, index: int) -
     await loop.sock_connect(client, (host, port))
     body = {"model": model, "prompt": f"idle {index}", "max_tokens": max_tokens, "stream": True}
     data = msgspec.json.encode(body)
-    head = ("POST /v1/generate HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(data)}")
+    head = (
+        "POST /v1/generate HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(data)}",
+    )
     await loop.sock_sendall(client, "\r\n".join([*head, "", ""]).encode() + data)
     return client
 

@@ -17,6 +17,7 @@ from typing import IO
 import httpx2
 
 READY_S = 60.0  # on a machine that is busy with other things
+RAW_HOST = "x"  # what tests that write their requests by hand send as Host
 
 
 def free_port() -> int:
@@ -41,7 +42,7 @@ class Program:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
         self.process = subprocess.Popen(
             [sys.executable, *python, "-m", "penstock", *args],
-            env={**clean, **(env or {})},
+            env={**clean, "PENSTOCK_ALLOWED_HOSTS": RAW_HOST, **(env or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=self.log,

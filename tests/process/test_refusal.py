@@ -1,12 +1,17 @@
-"""A store that would lose requests quietly is refused at start-up: a message, and exit status 2."""
+"""What is refused at start-up, with a message and exit status 2: a store that would lose requests, an open door."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx2
 import pytest
 
-from tests.process.programs import Program, free_port
+from penstock.keys import create_key
+from tests.process.programs import Program, free_port, site
 from tests.servers import start_server
 
 pytestmark = pytest.mark.timeout(90)
@@ -39,3 +44,85 @@ def test_an_evicting_server_is_refused(evicting: str, command: tuple[str, ...]) 
         assert "Traceback" not in program.output()
     finally:
         program.close()
+
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested is who can reach it
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "words"),
+    [
+        (("serve", "--host", EVERYWHERE), {}, "--insecure"),
+        (("serve", "--host", "::"), {}, "--insecure"),
+        (("gateway", "--host", EVERYWHERE, "--redis-url", "redis://127.0.0.1:1"), {}, "--insecure"),
+        (("gateway", "--processes", "2", "--host", EVERYWHERE, "--redis-url", "redis://127.0.0.1:1"), {}, "--insecure"),
+        (("serve", "--api-keys-file", ""), {}, "--api-keys-file (PENSTOCK_API_KEYS_FILE)=''"),
+        (("serve",), {"PENSTOCK_API_KEYS_FILE": ""}, "PENSTOCK_API_KEYS_FILE=''"),
+        (("serve", "--insecure"), {"PENSTOCK_API_KEYS_FILE": ""}, "PENSTOCK_API_KEYS_FILE=''"),
+        (("serve",), {"PENSTOCK_RATE_LIMIT_RPM": " "}, "PENSTOCK_RATE_LIMIT_RPM=''"),
+    ],
+)
+def test_a_door_that_stands_open_by_mistake_is_refused(
+    command: tuple[str, ...], env: dict[str, str], words: str
+) -> None:
+    program = Program(*command, "--port", str(free_port()), env=env)
+    try:
+        assert program.wait(60.0) == 2, program.output()
+        assert words in program.output()
+        assert "listens on" not in program.output()
+        assert "Traceback" not in program.output()
+    finally:
+        program.close()
+
+
+def test_start_up_says_who_may_call(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    _, text = create_key(path, "Ada")
+    with site() as built:
+        local = built.serve()
+        address = built.gateways[0].removeprefix("http://")
+        said = f"API keys: OFF - everyone who can reach {address} may read and cancel every request\n"
+        assert said in local.output()
+        everywhere = built.serve("--host", EVERYWHERE, "--insecure")
+        port = built.gateways[1].rpartition(":")[2]
+        assert f"listens on http://{EVERYWHERE}:{port} " in everywhere.output()
+        assert f"everyone who can reach {EVERYWHERE}:{port} may" in everywhere.output()
+        assert "operators' routes are off" in everywhere.output()
+        assert f"curl -N http://127.0.0.1:{port}/" in everywhere.output()
+        for url, status in zip(built.gateways, (200, 403), strict=True):
+            assert httpx2.get(f"{url}/v1/admin/overview").status_code == status
+        with_keys = built.serve("--api-keys-file", str(path), "--host", EVERYWHERE)
+        assert f"API keys: ON - 1 in {path}\n" in with_keys.output()
+        assert text not in with_keys.output()
+
+
+async def test_hosts_are_judged_as_they_come_over_the_wire() -> None:
+    async def ask(port: int, head: bytes) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.replace(b"\n", b"\r\n") + b"connection: close\r\n\r\n")
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        body = json.loads(answer.partition(b"\r\n\r\n")[2])
+        return int(answer.split(b" ", 2)[1]), body.get("error", {}).get("code", "")
+
+    with site() as built:
+        built.serve("--allowed-hosts", "gw.example.org")
+        port = int(built.gateways[0].rpartition(":")[2])
+        for head in (
+            b"GET /livez HTTP/1.1\nhost: localhost:%d\n" % port,
+            b"GET /livez HTTP/1.1\nhost: [::1]:%d\n" % port,
+            b"GET /livez HTTP/1.1\nHost: GW.example.org.\n",
+            b"GET /livez HTTP/1.0\n",
+            b"GET http://evil.example/livez HTTP/1.1\nhost: localhost\n",  # no browser sends this to a server
+        ):
+            assert await ask(port, head) == (200, ""), head
+        for head in (
+            b"GET /livez HTTP/1.1\nhost: evil.example\n",
+            b"GET /livez HTTP/1.0\nhost: evil.example\n",
+            b"GET http://localhost/livez HTTP/1.1\nhost: evil.example\n",
+            b"POST /v1/generate HTTP/1.1\nhost: evil.example:%d\ncontent-length: 0\n" % port,
+        ):
+            assert await ask(port, head) == (421, "misdirected_request"), head
+        foreign = b"GET /v1/requests HTTP/1.1\nhost: localhost\norigin: http://evil.example\n"
+        assert await ask(port, foreign) == (403, "origin_not_allowed")

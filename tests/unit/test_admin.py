@@ -13,12 +13,14 @@ import pytest
 from rich.console import Console
 from starlette.requests import Request
 
+from penstock.api.door import Door
 from penstock.api.openai.responses import request_id_of
+from penstock.app import create_app
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
 from penstock.event import Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
-from penstock.gateway import Gateway, create_app
+from penstock.gateway import Gateway
 from penstock.job import JOB_ID, Job, minted_at, new_ulid
 from penstock.keys import create_key
 from penstock.metrics import Metrics
@@ -359,6 +361,73 @@ async def test_a_bug_is_answered_in_the_one_envelope(
     assert answer.headers["x-request-id"]
     assert SECRET not in answer.text
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a bug in a route"]
+
+
+def _listening(address: str, **settings: Any) -> Gateway:
+    made = Settings(**settings)
+    return Gateway(made, MemoryTransport(), Metrics(), Door(made, address))
+
+
+async def _ask(gateway: Gateway, path: str, method: str = "GET", **headers: str) -> httpx2.Response:
+    transport = httpx2.ASGITransport(create_app(gateway))
+    sent = {name.replace("_", "-"): text for name, text in headers.items()}
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        return await http.request(method, path, headers=sent)
+
+
+async def test_a_request_for_another_host_or_of_a_foreign_page_is_answered_by_no_route() -> None:
+    gateway = _listening("127.0.0.1")
+    for method, path in (
+        *(("GET", "/v1/requests"), ("GET", "/v1/admin/overview"), ("GET", "/metrics"), ("GET", "/livez")),
+        *(("POST", "/v1/generate"), ("POST", "/v1/responses/x/cancel"), ("DELETE", "/v1/requests/x"), ("GET", "/x")),
+    ):
+        for headers, status, code in (
+            ({"host": "evil.example"}, 421, "misdirected_request"),
+            ({"origin": "http://evil.example"}, 403, "origin_not_allowed"),
+            ({"origin": "null"}, 403, "origin_not_allowed"),
+        ):
+            answer = await _ask(gateway, path, method, **headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+            assert answer.headers["x-request-id"]
+    assert (await _ask(gateway, "/livez", origin="http://localhost")).status_code == 200
+
+
+async def test_operators_routes_without_keys_are_for_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    _, admin = create_key(path, name="admin", admin=True)
+    local, public = _listening("127.0.0.1"), _listening("192.0.2.1", insecure=True)
+    with_keys = _listening("192.0.2.1", api_keys_file=path)
+    assert (await _ask(local, "/v1/admin/overview")).status_code == 200
+    refused = await _ask(public, "/v1/admin/overview")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert "PENSTOCK_API_KEYS_FILE" in refused.text
+    assert (await _ask(with_keys, "/v1/admin/overview", x_api_key=admin)).status_code == 200
+
+
+async def test_metrics_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    _, plain = create_key(path, name="plain")
+    _, admin = create_key(path, name="admin", admin=True)
+    _, metrics = create_key(path, name="prometheus", metrics=True, models=())
+    asked = _listening("127.0.0.1", api_keys_file=path)
+    nobody = await _ask(asked, "/metrics")
+    assert (nobody.status_code, nobody.headers["www-authenticate"]) == (401, 'Bearer realm="penstock"')
+    refused = await _ask(asked, "/metrics", x_api_key=plain)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    for key in (admin, metrics):
+        assert "penstock_build_info" in (await _ask(asked, "/metrics", authorization=f"Bearer {key}")).text
+        assert (await _ask(asked, "/metrics", x_api_key=f"{key} \t")).status_code == 200
+    for open_to_all in (_listening("127.0.0.1", api_keys_file=path, metrics_public=True), _listening("127.0.0.1")):
+        assert (await _ask(open_to_all, "/metrics")).status_code == 200
+    assert (await _ask(asked, "/v1/admin/overview", x_api_key=metrics)).status_code == 403
+
+
+async def test_a_slash_at_the_end_leads_nowhere() -> None:
+    gateway = _listening("127.0.0.1", allowed_hosts="*")
+    for method, path in (("GET", "/livez/"), ("GET", "/docs/"), ("POST", "/v1/generate/"), ("GET", "/v1/requests/")):
+        answer = await _ask(gateway, path, method, host="evil.example")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+        assert "location" not in answer.headers
 
 
 async def test_a_client_cannot_write_an_address_into_a_line_of_its_own() -> None:

@@ -66,6 +66,11 @@ def busy(depth: int, per_s: float) -> Admission:
         ("10.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1"),  # what the client itself wrote stands to the left
         ("10.0.0.1", "6.6.6.6, 198.51.100.1, 10.0.0.2", "198.51.100.1"),
         ("10.0.0.1", " , ", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1:4711", "198.51.100.1"),  # some proxies write the port as well
+        ("10.0.0.1", "6.6.6.6, 198.51.100.1:4711, 10.0.0.2:80", "198.51.100.1"),
+        ("10.0.0.1", "[2001:db8:1:2:ffff::1]:80", "2001:db8:1:2::/64"),
+        ("10.0.0.1", "[2001:db8:1:2:ffff::1]", "2001:db8:1:2::/64"),
+        ("10.0.0.1", "fe80::1%eth0", "fe80::/64"),
         ("10.0.0.1", "not an address", "unknown"),
         ("2001:db8:1:2:3:4:5:6", None, "2001:db8:1:2::/64"),
         ("10.0.0.1", "2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
@@ -90,8 +95,9 @@ def test_limits_count_by_a_key_that_was_verified(tmp_path: Path) -> None:
     admission = gate(keys=KeyRing(tmp_path / "keys.toml"))
     assert admission.identify(text, "203.0.113.7", None).rate_key == f"key:{key.id}"
     for wrong in (None, "", f"{key.id}.guessed", key.id):
-        with pytest.raises(Unauthorized):
+        with pytest.raises(Unauthorized) as refused:
             admission.identify(wrong, "203.0.113.7", None)
+        assert refused.value.headers == {"www-authenticate": 'Bearer realm="penstock"'}
 
 
 def test_without_keys_a_token_gives_no_identity() -> None:
@@ -185,6 +191,21 @@ def test_a_model_is_chosen_among_those_that_a_caller_may_use(tmp_path: Path) -> 
         admission.choose_model(None, Caller("C", "x", only_c))
     with pytest.raises(ModelNotFound, match="served: a, b"):
         admission.choose_model("zzz", anybody)
+
+
+def test_an_error_names_no_model_that_the_key_may_not_use(tmp_path: Path) -> None:
+    key, _ = create_key(tmp_path / "keys.toml", "B", models=["b", "gone"])
+    admission = gate()
+    admission.look(Pool(depth=0, workers=(WORKER,)))
+    with pytest.raises(ModelNotFound) as refused:
+        admission.choose_model("gone", Caller("B", "x", key))
+    assert refused.value.message == "There is no model 'gone'; served: b."
+    many = WorkerInfo(
+        id="w2", models={f"m{number:03}": Capabilities() for number in range(100)}, num_slots=1, num_free=1
+    )
+    admission.look(Pool(depth=0, workers=(many,)))
+    with pytest.raises(ModelNotFound, match=r"served: m000, m001, .*, m019 and 80 more\.$"):
+        admission.choose_model("zzz", Caller("", "x"))
 
 
 def test_what_a_backend_cannot_do_is_refused_by_name() -> None:

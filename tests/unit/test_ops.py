@@ -109,6 +109,15 @@ async def test_the_server_serves_and_ends() -> None:
         await asyncio.open_connection("127.0.0.1", server.port)
 
 
+async def test_every_answer_of_the_server_says_that_its_type_is_what_it_says() -> None:
+    server = await serve_ops(build_app(Metrics(), list, dict), "127.0.0.1", 0, must=True)
+    async with httpx2.AsyncClient() as client:
+        for path in ("/livez", "/metrics", "/nothing"):
+            answer = await client.get(f"http://127.0.0.1:{server.port}{path}")
+            assert answer.headers["x-content-type-options"] == "nosniff"
+    await server.close()
+
+
 async def test_a_taken_port_is_an_error_if_it_must_be_that_one(taken: int) -> None:
     with pytest.raises(ConfigError, match=str(taken)):
         await serve_ops(build_app(Metrics(), list, dict), "127.0.0.1", taken, must=True)
@@ -193,7 +202,6 @@ async def test_the_docs_page_needs_no_other_host(docs: httpx2.AsyncClient) -> No
         assert not re.match(r"[a-z]+:|//", link)
         answer = await docs.get(f"/{link}")
         assert answer.status_code == 200
-        assert answer.headers["x-content-type-options"] == "nosniff"
         assert "sourceMappingURL=" not in answer.text
 
 

@@ -220,6 +220,26 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
     assert not settings.is_set("port")
 
 
+@pytest.mark.parametrize("name", ["api_keys_file", "rate_limit_rpm"])
+def test_an_empty_value_of_what_guards_the_door_is_an_error(tmp_path: Path, name: str) -> None:
+    """As an unset variable of a compose file gives it: it must not open the door."""
+    for text in ("", " "):
+        assert f"{env_name(name)}=''" in refusal(tmp_path, None, **{name.upper(): text})
+    (tmp_path / ".env").write_text(f"{env_name(name)}=\n")
+    assert f"{env_name(name)} (.env)=''" in refusal(tmp_path)
+    (tmp_path / ".env").unlink()
+    assert flag_name(name) in refusal(tmp_path, {name: ""})
+    (tmp_path / "c.toml").write_text(f'{name} = ""\n')
+    assert "c.toml" in refusal(tmp_path, {"config": str(tmp_path / "c.toml")})
+
+
+def test_hosts_are_names_and_addresses(tmp_path: Path) -> None:
+    settings = load(tmp_path, ALLOWED_HOSTS="gw.example.org, 192.0.2.1,[::1],fe80::1,*,")
+    assert settings.allowed_hosts == ("gw.example.org", "192.0.2.1", "[::1]", "fe80::1", "*")
+    for wrong in ("http://gw.example.org", "gw.example.org:80", "a b", "gw/x", "[gw]", "*.example.org"):
+        assert "is not a host name or an address" in refusal(tmp_path, ALLOWED_HOSTS=wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -248,6 +268,8 @@ def test_a_flag_of_no_setting_is_refused(tmp_path: Path) -> None:
         redis_url=st.sampled_from([None, "redis://u:p@h:1/2", "unix:///run/redis.sock"]),
         pool=st.sampled_from(["", "blue-2"]),
         trusted_proxies=st.sampled_from([(), "10.0.0.0/8,::1", "192.168.1.1"]),
+        allowed_hosts=st.sampled_from([(), "*", "gw.example.org,[::1]"]),
+        insecure=st.booleans(),
         cors_origins=st.sampled_from([(), "*", "https://a.example,http://localhost:3000"]),
         rate_limit_rpm=st.integers(0, 10**9),
         log_format=st.sampled_from(["json", "text"]),
