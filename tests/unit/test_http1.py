@@ -251,6 +251,21 @@ async def test_a_client_that_half_closes_gets_all_its_answers(peer: Peer) -> Non
     assert peer.wire.is_closing()
 
 
+async def test_a_client_that_ended_its_side_is_probed_with_the_first_bytes_of_its_answer() -> None:
+    peer = Peer()
+    peer.gate.clear()
+    await peer.send([NEXT])
+    assert peer.protocol.eof_received()
+    assert peer.wire.sent == b"H"
+    await asyncio.sleep(0.05)
+    assert peer.wire.sent == b"HTTP/1.1 "[: len(peer.wire.sent)]
+    assert len(peer.wire.sent) >= 2
+    peer.gate.set()
+    await peer.rest()
+    assert peer.statuses == [200]
+    assert peer.wire.is_closing()
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", posts(b"", sized(b"abc"))[:-1]])
 async def test_a_client_that_closes_before_its_request_is_whole_is_gone(peer: Peer, sent: bytes) -> None:
     await peer.send([sent])
