@@ -26,7 +26,7 @@ from penstock.metrics import Metrics
 from penstock.ops import watch_lag
 from penstock.relay import Reader, Relay
 from penstock.settings import Settings
-from penstock.transports.base import TICK_S, RateLimit, Transport
+from penstock.transports.base import LEASE_S, TICK_S, RateLimit, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,12 @@ class Gateway:
             max_depth=settings.max_queue_depth,
             no_worker_grace_s=settings.no_worker_grace_s,
             resume_window_s=settings.resume_window_s,
+            retention_s=settings.retention_s,
             has_workers=lambda model: model in self.admission.models,
             is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
             queue_depth=lambda: self.admission.pool.depth,
             on_log_read=metrics.log_read,
+            has_lease=lambda: time.monotonic() - self._ticked_at < LEASE_S,
         )
         self.on_refusal: Callable[[ConfigError], None] = lambda error: None
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,6 +122,7 @@ class Gateway:
                     await self.transport.open()
                     await self.transport.check()
                     await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
+                    await self.transport.watch(self.id, self.relay.hinted)
                     is_open = True
                 pool = await self.transport.tick(self.id)
             except StoreUnavailable as error:
@@ -131,6 +134,8 @@ class Gateway:
             if is_away:
                 logger.info("the store answers again")
                 is_away = False
+            if pool.is_new and self._ticked_at:
+                self.relay.keeper.lose()
             self._ticked_at = time.monotonic()
             self.admission.look(pool)
             if self._watching:

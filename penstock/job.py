@@ -82,7 +82,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and
     `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
     reads them. `notes` are those of the API that made it: what it must say again of the request, and no other field
-    holds.
+    holds. `once`: the idempotency key that names it, as `<hash of the key> <hash of the body>`, so that a gateway that
+    gives the request back to a store gives its key back too.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     user: str = ""
     notes: dict[str, Any] = {}
+    once: str = ""
 
     @property
     def text(self) -> str:

@@ -144,7 +144,7 @@ class AdminAPI:
         """Cancel anybody's request."""
         await self._admit(request)
         is_id = JOB_ID.fullmatch(request_id)
-        outcome = await self.gateway.transport.cancel(request_id, "operator") if is_id else "gone"
+        outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
         return _json({"request_id": request_id, "outcome": _OUTCOMES[outcome]})

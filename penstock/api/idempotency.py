@@ -1,21 +1,26 @@
 """`Idempotency-Key`: the same POST twice is one request. The second attaches to the first, running or finished.
 
-Same caller only. The key is bound in the store before the request is submitted, and freed if that is refused.
+Same caller only. The key is bound in the store before the request is submitted, and freed if that is refused. What a
+key names is part of the request (`Job.once`), so a gateway that gives a request back to a store that has lost it binds
+its key again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
+from msgspec.structs import replace
 
 from penstock.api.connection import header
 from penstock.api.edge import Call
-from penstock.errors import IdempotencyConflict, InvalidRequest
+from penstock.errors import IdempotencyConflict, InvalidRequest, StoreUnavailable
 from penstock.event import Done, Failed, fold
 from penstock.job import Job
 from penstock.relay import Reader
@@ -25,7 +30,8 @@ if TYPE_CHECKING:
     from penstock.gateway import Gateway
 
 HEADER = b"idempotency-key"
-MAX_TRIES = 40
+PENDING_S = 3.0  # a gateway gives a submission up after 2 s
+MAX_WAIT_S = 8.0
 _TRY_S = 0.05
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -39,35 +45,55 @@ def idempotency_key(request: Request) -> str | None:
 
 
 async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key: str, body: dict[str, Any]) -> Reader:
-    """Submit `job`, or attach to the request that this key already names. Raises `IdempotencyConflict`."""
+    """Submit `job`, or attach to the request that this key already names. Raises `IdempotencyConflict`.
+
+    A key holds as long as its request: one whose request is forgotten, or was cancelled, is bound to `job` instead.
+    """
     body_hash = hashlib.sha256(json.dumps([endpoint, body], sort_keys=True).encode()).hexdigest()
-    keep_s = job.timeout_s + (job.retention_s or gateway.settings.retention_s)
-    job_id = ""
-    for _ in range(MAX_TRIES):
-        bound = await gateway.transport.once(job.caller, key, job.id, body_hash, keep_s)
-        if bound is None:
-            try:
-                return await gateway.submit(job, endpoint)
-            except BaseException:
-                await asyncio.shield(gateway.transport.unbind(job.caller, key, job.id))
-                raise
-        job_id, first_hash = bound
-        if first_hash != body_hash:
-            error = IdempotencyConflict("This idempotency key was used with another request body.")
-            error.headers = {"x-should-retry": "false"}
-            raise error
-        stream = await gateway.relay.find(job_id)
-        if stream is None and (record := await gateway.transport.read(job_id)) is not None:
-            if _is_worth_another(record):
-                await gateway.transport.unbind(job.caller, key, job_id)
-                continue
-            stream = await gateway.relay.attach(job_id, record)
-        if stream is not None:
+    job = replace(job, once=f"{hashlib.sha256(key.encode()).hexdigest()[:32]} {body_hash}")
+    relay = gateway.relay
+    keep_s = job.timeout_s + relay.keeper.retention_of(job)
+    until = time.monotonic() + MAX_WAIT_S
+    instead_of = ""
+    while time.monotonic() < until:
+        await relay.keeper.settle()
+        asked_at = time.monotonic()
+        bound = None
+        named = relay.named(job)
+        if not named or named == instead_of:
+            bound = await relay.keeper.bind(job, keep_s, instead_of)
+            named = "" if bound is None else bound.job_id
+        if not named:
+            reader = await _submit(gateway, job, endpoint)
+            if time.monotonic() - asked_at < PENDING_S / 2 or await relay.keeper.bind(job, keep_s) is None:
+                return reader
+            relay.leave(reader, is_delivered=False)  # it took so long that another client was given the key
+            relay.abandon(reader.stream)
+            instead_of = ""
+            continue
+        record = await relay.known(named) or await relay.look_up(named)
+        if record is not None and not _is_worth_another(record):
+            first_hash = record.job.once.partition(" ")[2] if bound is None else bound.body_hash
+            if first_hash != body_hash:
+                error = IdempotencyConflict("This idempotency key was used with another request body.")
+                error.headers = {"x-should-retry": "false"}
+                raise error
             call.headers["idempotent-replayed"] = "true"
-            return gateway.relay.read(stream)
-        await asyncio.sleep(_TRY_S)  # bound and not created yet: the first one is just being submitted
-    await gateway.transport.unbind(job.caller, key, job_id)  # its request is forgotten
-    return await gateway.submit(job, endpoint)
+            return relay.read(await relay.attach(named, record))
+        if record is None and bound is not None and bound.age_s < PENDING_S:
+            await asyncio.sleep(_TRY_S)  # bound, and not created yet: the first one is just being submitted
+        else:
+            instead_of = named
+    raise StoreUnavailable("The request of this idempotency key is not to be found just now.", retry_after_s=1.0)
+
+
+async def _submit(gateway: Gateway, job: Job, endpoint: str) -> Reader:
+    try:
+        return await gateway.submit(job, endpoint)
+    except BaseException:
+        with contextlib.suppress(StoreUnavailable):  # then the key is free as soon as its request is seen to be missing
+            await asyncio.shield(gateway.transport.unbind(job))
+        raise
 
 
 def _is_worth_another(record: Record) -> bool:

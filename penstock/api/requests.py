@@ -116,7 +116,7 @@ class RequestsAPI:
         caller = self.gateway.identify(request)
         permit = await self.gateway.admission.admit(caller, needs_worker=False)
         try:
-            stream = await self.gateway.relay.attach(request_id, record)
+            stream = await self.gateway.relay.attach(request_id, record, after)
             reader = self.gateway.relay.read(stream, after)
         except BaseException:
             permit.release()
@@ -168,11 +168,14 @@ class RequestsAPI:
 
 
 async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | None:
-    """The caller's own request; an administrator's, anybody's. It is read whole, and takes its turn."""
+    """The caller's own request; an administrator's, anybody's. It is read whole, and takes its turn.
+
+    Raises `StoreUnavailable` where it is not there and may yet be given back.
+    """
     if not JOB_ID.fullmatch(request_id):
         return None
     async with gateway.turns.of(caller.rate_key):
-        record = await gateway.transport.read(request_id)
+        record = await gateway.relay.look_up(request_id)
     is_admin = caller.key is not None and caller.key.admin
     return None if record is None or (record.job.caller != caller.id and not is_admin) else record
 
@@ -180,14 +183,14 @@ async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | No
 async def cancelled(gateway: Gateway, record: Record) -> Record:
     """Cancel it, and wait a moment for its end. One that has ended stays as it is."""
     request_id = record.job.id
-    await gateway.transport.cancel(request_id, "client")
+    await gateway.relay.cancel(request_id, "client")
     loop = asyncio.get_running_loop()
     until = loop.time() + CANCEL_WAIT_S
-    seen: Glance | None = Glance.of(record)
-    while seen is not None and seen.state != "done" and loop.time() < until:
+    seen = Glance.of(record)
+    while seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
-        (seen,) = await gateway.transport.glance([request_id])
-    return await gateway.transport.read(request_id, job=record.job) or record
+        seen = (await gateway.transport.glance([request_id]))[0] or seen
+    return await gateway.relay.look_up(request_id, job=record.job) or record
 
 
 def _state(seen: Glance) -> State:

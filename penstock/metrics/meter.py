@@ -167,6 +167,12 @@ class Meter:
         if not self._is_over:
             self._finish("cancelled", time.monotonic() if now is None else now)
 
+    def drop(self) -> None:
+        """The request was refused after all: it has no outcome of its own. Safe to repeat."""
+        if not self._is_over:
+            self._is_over = True
+            self._series.num_running -= self._is_running
+
     def _finish(self, outcome: str, now: float) -> None:
         self._is_over = True
         series = self._series

@@ -14,11 +14,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.errors import InternalError, PenstockError, StoreUnavailable
-from penstock.event import Done, Event, Failed, Started, Tokens, fold
+from penstock.errors import DeadlineExceeded, InternalError, PenstockError, StoreUnavailable
+from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.job import Job
+from penstock.relay.keeper import Keeper
+from penstock.relay.records import outcome_of
 from penstock.relay.stream import Stream
-from penstock.transports.base import Record, Transport
+from penstock.transports.base import LATE, EndReason, Record, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +39,18 @@ class Mender:
         self,
         gateway_id: str,
         transport: Transport,
+        keeper: Keeper,
         on_end: Callable[[Stream], None],
         is_stranded: Callable[[Stream, Record], bool],
         on_log_read: Callable[[str], None],
     ) -> None:
         self._gateway_id = gateway_id
         self._transport = transport
+        self._keeper = keeper
         self._on_end = on_end
         self._is_stranded = is_stranded
         self._on_log_read = on_log_read
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def see(self, stream: Stream, event: Event) -> None:
         """A published event: only what is surely next is believed; all else is looked up in the log."""
@@ -93,12 +97,15 @@ class Mender:
 
     async def _mend(self, stream: Stream) -> None:
         try:
+            if stream.is_followed and not stream.is_trusted:  # a store that went back may not know that we read it
+                await self._transport.adopt(stream.job.id, self._gateway_id)
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
             record = await self._transport.read(stream.job.id, after, job=stream.job)
             stream.is_trusted = True
             if record is None:
                 await self._resubmit(stream)
             else:
+                stream.cancel = stream.cancel or record.cancel or None
                 self.catch_up(stream, record)
                 if stream.end is not None and record.state != "done":  # by a frame that cannot be read: it still runs
                     await self._transport.cancel(stream.job.id, "operator", self._gateway_id)
@@ -119,6 +126,8 @@ class Mender:
             await self._accept_end(stream)
             if stream.end is None:
                 self._end(stream, InternalError("The end of this request is missing from its log."))
+        elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
+            await self._transport.cancel(stream.job.id, stream.cancel)
         elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
             await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
         elif self._is_stranded(stream, record):
@@ -134,13 +143,29 @@ class Mender:
 
     async def _resubmit(self, stream: Stream) -> None:
         """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
+        job = stream.job
         if stream.end is not None:
+            return
+        if job.once:
+            await self._keeper.bind(job, job.timeout_s + self._keeper.retention_of(job))
+        if stream.cancel is not None:
+            await self._end_cancelled(stream, stream.cancel)
             return
         logger.warning("resubmitted", extra={"request_id": stream.job.id, "num_tokens": len(stream.tokens)})
         if stream.tokens:
             await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
         else:
             await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+
+    async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
+        """Somebody had asked for its end, and the store has forgotten that with the request: it ends all the same."""
+        now = time.monotonic()
+        end: Terminal = Done(stream.job.id, stream.attempt, len(stream.tokens), finish_reason="cancelled")
+        if reason == "deadline":
+            end = Failed.of(stream.job.id, stream.attempt, len(stream.tokens), DeadlineExceeded(LATE))
+        outcome = outcome_of(stream, end, self._keeper.retention_of(stream.job), now)
+        if await self._transport.restore_end(outcome, self._gateway_id):
+            await self._accept_end(stream)
 
     async def _restore(self, stream: Stream, short_attempt: int) -> None:
         try:
@@ -166,17 +191,27 @@ class Mender:
 
     # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def unfollow(self, job_id: str) -> None:
+        """Hear a request of another gateway no more."""
+        self.spawn(self._unfollow(job_id))
+
+    async def _unfollow(self, job_id: str) -> None:
+        try:
+            await self._transport.unfollow(job_id)
+        except StoreUnavailable:
+            return  # a new subscription does not ask for it again
 
     async def drain(self, timeout_s: float = 2.0) -> None:
         """Wait for what is on its way."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a task of the relay failed", exc_info=task.exception())

@@ -2,40 +2,50 @@
 
 Pub/sub is the fast path and the log is the truth: `mend.py` says what of the channel is believed. Whole answers and
 streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
-one leaves is the job's `on_disconnect`. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
+one leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store
+may lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
-from penstock.errors import DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned, StoreUnavailable
+from penstock.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PenstockError,
+    QueueFull,
+    RequestPoisoned,
+)
 from penstock.event import Done, Event, Failed, Tokens
-from penstock.job import CancelReason, Job
+from penstock.job import Job
+from penstock.relay.keeper import Keeper
 from penstock.relay.mend import Mender
+from penstock.relay.patience import Patience
+from penstock.relay.records import num_tokens, record_of, stream_of
 from penstock.relay.stream import Meter, Reader, Stream, Turn
-from penstock.transports.base import LEASE_S, TICK_S, Record, Transport
+from penstock.relay.table import Budget, Table
+from penstock.relay.unwanted import Canceller
+from penstock.transports.base import (
+    LATE,
+    LATE_SLACK_S,
+    CancelOutcome,
+    EndReason,
+    Record,
+    Transport,
+)
 
-logger = logging.getLogger(__name__)
-
-RUNNING_SILENCE_S = 1.0
-QUEUED_SILENCE_S = (2.0, 4.0, 5.0)
-STRANDED_S = LEASE_S + TICK_S
-OVERTAKEN_S = 2.0
 WATCH_S = 0.25
 DELIVERED_RETENTION_S = 10.0
-MAX_PER_S = 10  # of each kind of repair that asks the store to change something
-_DEADLINE_SLACK_S = 5.0
-_CANCEL_TRIES, _LEFT_S = 20, 5.0
-_LATE = "The request did not finish within its timeout_s."
 
 
 class Relay:
-    """All open streams of one gateway. `deliver` and `distrust` are what its transport calls."""
+    """All open streams of one gateway. `deliver`, `distrust` and `hinted` are what its transport calls.
+
+    `has_lease()`: this gateway's lease holds, so that others take it for alive; without it nothing is given up.
+    """
 
     def __init__(
         self,
@@ -45,35 +55,65 @@ class Relay:
         max_depth: int,
         no_worker_grace_s: float = 10.0,
         resume_window_s: float = 30.0,
+        retention_s: float = 60.0,
         has_workers: Callable[[str], bool] = lambda model: True,
         is_live: Callable[[str], bool] = lambda worker_id: True,
         queue_depth: Callable[[], int] = lambda: 0,
         on_log_read: Callable[[str], None] = lambda reason: None,
+        has_lease: Callable[[], bool] = lambda: True,
     ) -> None:
         self.gateway_id = gateway_id
         self._transport = transport
         self._max_depth = max_depth
-        self._grace_s = no_worker_grace_s
-        self._resume_window_s = resume_window_s
-        self._has_workers = has_workers
-        self._is_live = is_live
-        self._queue_depth = queue_depth
-        self._mender = Mender(gateway_id, transport, self._ended, self._is_stranded, on_log_read)
+        self._has_lease = has_lease
+        self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
+        self._patience = Patience(
+            self, no_worker_grace_s, resume_window_s, has_workers, is_live, queue_depth, has_lease
+        )
+        self._mender = Mender(gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read)
+        self._canceller = Canceller(gateway_id, transport)
         self._turn = Turn()
-        self._streams: dict[str, Stream] = {}
-        self._opening: dict[str, asyncio.Event] = {}
-        self._left: OrderedDict[str, float] = OrderedDict()
-        self._newest_started_at = 0.0
-        self._budget: dict[str, tuple[int, int]] = {}
+        self._table = Table()
+        self._streams = self._table.streams
+        self.find = self._table.find
+        self.named = self._table.named
+        self.may = Budget().may
+        self.ask = self._mender.ask
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def find(self, job_id: str) -> Stream | None:
-        """The stream that is held here. One that is just being opened is waited for: it may yet come to nothing."""
-        while (opening := self._opening.get(job_id)) is not None:
-            await opening.wait()
-        return self._streams.get(job_id)
+    async def look_up(self, job_id: str, job: Job | None = None) -> Record | None:
+        """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
+
+        `job`: as for `Transport.read`. None if there is no such request. Raises `StoreUnavailable` where that is not
+        sure: the store has just lost data, and another gateway may be about to give the request back.
+        """
+        record = await self._transport.read(job_id, job=job)
+        if record is not None and record.state == "done":
+            return record
+        known = await self.known(job_id)
+        if known is not None and (record is None or known.state == "done"):
+            stream = self._streams.get(job_id)
+            if stream is not None and stream.end is None:
+                self._mender.ask(stream, "lookup")
+            else:
+                self._mender.spawn(self.keeper.check_one(job_id))
+            return known
+        if record is None:
+            await self.keeper.make_sure()
+        elif record.now >= record.deadline_at + LATE_SLACK_S:
+            await self._transport.cancel(job_id, "deadline")  # those who should have ended it are not there any more
+            return await self._transport.read(job_id, job=record.job) or record
+        return record
+
+    async def known(self, job_id: str) -> Record | None:
+        """What this gateway itself knows of a request that it holds, or that has ended here."""
+        stream = await self.find(job_id) or self.keeper.get(job_id)
+        is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # which says nothing
+        if stream is None or is_own_word:
+            return None
+        return record_of(stream, self.gateway_id, time.monotonic(), time.time())
 
     # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,23 +122,28 @@ class Relay:
         stream = Stream(job, meter, time.monotonic())
         reader = self.read(stream)
         try:
-            with _Hold(self, stream):
+            with self._table.hold(stream):
                 await self._transport.submit(job, self.gateway_id, self._max_depth)
         except BaseException as error:
             if not isinstance(error, QueueFull):  # its outcome is unknown: it may wait there for nobody
-                self._mender.spawn(self._cancel(job.id, "client"))
+                self._mender.spawn(self._canceller.cancel(job.id, "client"))
             raise
         return reader
 
-    async def attach(self, job_id: str, record: Record) -> Stream:
+    async def attach(self, job_id: str, record: Record, after: int = 0) -> Stream:
         """The stream of a request that this gateway may not hold yet: subscribe, adopt, read, in this order (rule 11).
 
-        `record` is what the caller has read of it, to judge whether it may be seen.
+        `record` is what the caller has read of it, to judge whether it may be seen. `after`: the tokens that its
+        client has; `InvalidRequest` if there have never been so many.
         """
         held = await self.find(job_id)
+        if after > (num := num_tokens(record, held)):
+            await self.keeper.make_sure()
+            message = f"This position is behind {after} tokens, and the request has {num} so far."
+            raise InvalidRequest(message, param="Last-Event-ID")
         if held is not None:
             return held
-        stream = _from_record(record)
+        stream = stream_of(record)
         if record.state == "done":
             self._mender.catch_up(stream, record)
             return stream
@@ -106,7 +151,7 @@ class Relay:
         stream.is_trusted = False
         stream.left_at = time.monotonic()
         self._mender.catch_up(stream, record)  # so that only what came since is read once more
-        with _Hold(self, stream):
+        with self._table.hold(stream):
             if stream.is_followed:
                 await self._transport.follow(job_id)
             await self._transport.adopt(job_id, self.gateway_id)
@@ -133,10 +178,29 @@ class Relay:
             is_dead = isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
             if is_delivered and stream.job.retention_s is None and not is_dead:
                 self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
+                self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
         elif stream.job.on_disconnect == "cancel":
-            self._abandon(stream)
+            self.abandon(stream)
+        elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
+            self._remove(stream)
         else:
             stream.left_at = time.monotonic()
+
+    def abandon(self, stream: Stream) -> None:
+        """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
+        self._remove(stream)
+        self._mender.spawn(self._canceller.cancel(stream.job.id, "client"))
+
+    async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
+        """Somebody wants it to end, wherever it is held. What the store loses of that its owner asks for again."""
+        stream = self._streams.get(job_id)
+        outcome = await self._transport.cancel(job_id, reason)
+        if stream is not None and stream.end is None:
+            self.hinted(job_id, reason)
+            if outcome == "gone":
+                self._mender.ask(stream, "cancel")
+                return "marked"
+        return outcome
 
     # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
 
@@ -144,18 +208,32 @@ class Relay:
         """A published event."""
         stream = self._streams.get(event.job_id)
         if stream is not None:
-            if type(event) is not Tokens or not stream.take(event):
+            if type(event) is Tokens and stream.take(event):
+                return
+            if not stream.is_ended:
                 self._mender.see(stream, event)
-        elif not isinstance(event, Done | Failed):
-            self._disown(event.job_id)
+                return
+        if not isinstance(event, Done | Failed):
+            self._see_late(event.job_id)
 
     def distrust(self) -> None:
-        """The subscription is a new one: frames may be missing from every stream (rule 4)."""
+        """The subscription is a new one: frames may be missing from every stream (rule 4), and data from the store."""
+        self._read_again("subscription")
+        self._mender.spawn(self.keeper.doubt())
+
+    def hinted(self, job_id: str, reason: EndReason) -> None:
+        """The store has been asked to end a request of this gateway, maybe through another one."""
+        stream = self._streams.get(job_id)
+        if stream is not None and stream.end is None:
+            stream.cancel = stream.cancel or reason
+
+    def _read_again(self, reason: str) -> None:
         for stream in self._streams.values():
             stream.is_trusted = False
-            self._mender.ask(stream, "subscription")
+            self._mender.ask(stream, reason)
+        self._mender.spawn(self.keeper.check())
 
-    # ── what time brings ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:
         """Ask for streams that are silent, and end those whose time is up (rule 15). Runs for ever."""
@@ -165,13 +243,9 @@ class Relay:
 
     def look(self, now: float) -> None:
         """One round of `watch`."""
-        for stream in list(self._streams.values()):
-            if stream.end is None:
-                self._look_at(stream, now)
-            if stream.is_started:
-                self._newest_started_at = max(self._newest_started_at, stream.submitted_at)
-        while self._left and next(iter(self._left.values())) < now - _LEFT_S:
-            self._left.popitem(last=False)
+        self._patience.look(list(self._streams.values()), now)
+        if self.keeper.expire(now):
+            self._table.expire(self.keeper.ended.ids(now))
 
     def fail_all(self, error: PenstockError) -> None:
         """Nothing more will come through this gateway: end every stream that is read here, in the open."""
@@ -183,118 +257,41 @@ class Relay:
         """Wait for cancels and the like that are on their way."""
         await self._mender.drain()
 
-    def _look_at(self, stream: Stream, now: float) -> None:
-        if now >= stream.deadline_at:
-            self._end_late(stream, now)
-            return
-        is_left = stream.left_at and not stream.readers and stream.job.on_disconnect == "resume"
-        if is_left and now - stream.left_at >= self._resume_window_s:
-            self._abandon(stream)
-            return
-        waited_s = 0.0 if stream.is_started or stream.verdict is not None else now - stream.submitted_at
-        if waited_s >= self._grace_s and not self._has_workers(stream.job.model):
-            stream.verdict = NoWorkers("No worker is there to run this.", retry_after_s=self._grace_s)
-            self._mender.spawn(self._cancel(stream.job.id, "client"))
-        patience = RUNNING_SILENCE_S if stream.is_started else QUEUED_SILENCE_S[min(stream.num_asked, 2)]
-        if now - stream.asked_at >= patience:
-            stream.asked_at = now
-            stream.num_asked += 1
-            self._mender.ask(stream, "silence")
+    def give_up(self, stream: Stream, reason: EndReason) -> None:
+        """Its time is up: what the store says of that is its end."""
+        self._mender.spawn(self._give_up(stream, reason))
 
-    def _end_late(self, stream: Stream, now: float) -> None:
-        if now >= stream.deadline_at + _DEADLINE_SLACK_S:  # the store does not answer
-            stream.fail(DeadlineExceeded(_LATE), now)
-            if not stream.readers:
-                self._remove(stream)
-        elif stream.verdict is None:
-            stream.verdict = DeadlineExceeded(_LATE)
-            self._mender.spawn(self._cancel(stream.job.id, "deadline"))
+    async def _give_up(self, stream: Stream, reason: EndReason) -> None:
+        if await self._canceller.cancel(stream.job.id, reason) == "running":  # a worker has come in the meantime
+            stream.verdict = None
 
-    def _is_stranded(self, stream: Stream, record: Record) -> bool:
-        """A queued job that is silent while the queue is empty, or while later ones have started (rule 8).
-
-        Also one that is said to run at a worker that is not there: who took its id from the queue may have lost it,
-        or a store that forgot everything does not know whose list to give back.
-        """
-        if time.monotonic() - stream.heard_at < STRANDED_S:
-            return False
-        if record.state == "running":
-            return not self._is_live(record.worker) and self._may("ensure")
-        is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
-        return (self._queue_depth() == 0 or is_overtaken) and self._may("ensure")
-
-    # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
+    def fail_late(self, stream: Stream, now: float) -> None:
+        """The store has not said that it ended, long after its deadline: its client hears it from here."""
+        stream.fail(DeadlineExceeded(LATE), now)
+        if not stream.readers:
+            self._remove(stream)
+        self._mender.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
 
     def _ended(self, stream: Stream) -> None:
+        job = stream.job
+        keep_s = self.keeper.retention_of(job)
+        self.keeper.ended.keep(stream, time.monotonic() + keep_s)
+        if job.once:
+            self._mender.spawn(self.keeper.keep_bound(job))
         if not stream.readers:
             self._remove(stream)
 
-    def _abandon(self, stream: Stream) -> None:
-        """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
-        self._remove(stream)
-        if stream.meter is not None:
-            stream.meter.leave()
-        self._mender.spawn(self._cancel(stream.job.id, "client"))
-
     def _remove(self, stream: Stream) -> None:
-        if self._streams.pop(stream.job.id, None) is not None and stream.is_followed:
-            self._mender.spawn(self._unfollow(stream.job.id))
+        if self._table.remove(stream) and stream.is_followed:
+            self._mender.unfollow(stream.job.id)
 
-    def _disown(self, job_id: str) -> None:
-        """A frame of a request that nobody here wants: its worker works for nobody (rule 18)."""
-        is_ours = job_id.partition(".")[0] == self.gateway_id
-        if is_ours and job_id not in self._left and self._may("disown"):
-            self._mender.spawn(self._cancel(job_id, "client"))
+    def _see_late(self, job_id: str) -> None:
+        """A worker runs what is over here: it has ended and the store has gone back, or it was cancelled (rule 18).
 
-    def _may(self, kind: str) -> bool:
-        """At most `MAX_PER_S` repairs of a kind in a second."""
-        second = int(time.monotonic())
-        began, used = self._budget.get(kind, (second, 0))
-        used = used if began == second else 0
-        self._budget[kind] = (second, used + 1)
-        return used < MAX_PER_S
-
-    async def _cancel(self, job_id: str, reason: CancelReason) -> None:
-        self._left[job_id] = time.monotonic()
-        for _ in range(_CANCEL_TRIES):
-            try:
-                await self._transport.cancel(job_id, reason, self.gateway_id)
-                return
-            except StoreUnavailable:
-                await asyncio.sleep(0.5)
-        logger.warning("could not cancel; the worker will, when it renews", extra={"request_id": job_id})
-
-    async def _unfollow(self, job_id: str) -> None:
-        try:
-            await self._transport.unfollow(job_id)
-        except StoreUnavailable:
-            return  # a new subscription does not ask for it again
-
-
-class _Hold:
-    """Around what opens a stream: it is heard from the start, and read by others once the block has gone well."""
-
-    __slots__ = ("_opened", "_relay", "_stream")
-
-    def __init__(self, relay: Relay, stream: Stream) -> None:
-        self._relay, self._stream, self._opened = relay, stream, asyncio.Event()
-        relay._streams[stream.job.id], relay._opening[stream.job.id] = stream, self._opened
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if kind is not None:
-            self._relay._remove(self._stream)
-        del self._relay._opening[self._stream.job.id]
-        self._opened.set()
-
-
-def _from_record(record: Record) -> Stream:
-    """A stream as the store knows it; its times on this process' clock."""
-    shift = time.monotonic() - record.now
-    stream = Stream(record.job, None, record.created_at + shift)
-    stream.deadline_at = record.deadline_at + shift
-    stream.heard_at = stream.asked_at = record.now + shift
-    stream.started_at = record.started_at + shift if record.started_at else 0.0
-    return stream
+        Of what is neither nothing is known: an id alone does not say that its client has left.
+        """
+        if self.keeper.get(job_id) is not None:
+            if self.may("check"):
+                self._mender.spawn(self.keeper.check_one(job_id))
+        elif self._has_lease() and (reason := self._canceller.why_again(job_id)) is not None and self.may("disown"):
+            self._mender.spawn(self._canceller.cancel(job_id, reason))

@@ -13,6 +13,7 @@ from penstock.errors import PenstockError
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 from penstock.piece import Token
+from penstock.transports.base import EndReason
 
 MAX_SERVED = 32
 
@@ -24,16 +25,19 @@ class Meter(Protocol):
 
     def leave(self) -> None: ...
 
+    def drop(self) -> None: ...
+
 
 class Stream:
     """The tokens relayed so far and, at last, the end. Any number of `Reader`s; all times are monotonic seconds.
 
     `is_ended` says that the store knows the end too; `end` alone may be this gateway's own word (it is shutting down).
     `verdict`: what to say instead when a cancellation of ours comes back. `followed`: another gateway minted the id.
+    `cancel`: the reason for which somebody has asked the store to end it, which the store may lose.
     """
 
     __slots__ = (
-        "asked_at", "attempt", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
+        "asked_at", "attempt", "cancel", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
         "is_followed", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at",
         "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
@@ -47,6 +51,7 @@ class Stream:
         self.is_ended = False
         self.is_followed = self.is_restoring = False
         self.verdict: PenstockError | None = None
+        self.cancel: EndReason | None = None
         self.submitted_at = self.heard_at = self.asked_at = now
         self.started_at = self.first_token_at = self.ended_at = self.left_at = 0.0
         self.deadline_at = now + job.timeout_s
@@ -95,7 +100,7 @@ class Stream:
                 self.first_token_at = self.first_token_at or now
                 self.tokens.extend(new)
             if isinstance(event, Done | Failed):
-                if self.verdict is not None and isinstance(event, Done) and event.finish_reason == "cancelled":
+                if self.verdict is not None and _is_ours(event, self.verdict):
                     event = Failed.of(event.job_id, event.attempt, event.seq, self.verdict, event.tokens)
                 self.end = event
                 self.ended_at = now
@@ -116,6 +121,11 @@ class Stream:
                 self.meter.observe(self.end, now)
             for reader in self.readers:
                 reader.wake()
+
+
+def _is_ours(end: Terminal, verdict: PenstockError) -> bool:
+    """This end is what became of the verdict that this gateway has told the store."""
+    return end.code == verdict.code if isinstance(end, Failed) else end.finish_reason == "cancelled"
 
 
 class Turn:

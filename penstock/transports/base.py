@@ -32,19 +32,24 @@ from penstock.piece import Token
 
 State = Literal["queued", "running", "done"]
 Level = Literal["ok", "warning", "error"]
-CancelOutcome = Literal["ended", "marked", "done", "gone", "owned"]
+EndReason = Literal[CancelReason, "no_workers"]
+CancelOutcome = Literal["ended", "marked", "done", "gone", "owned", "running"]
 
 LEASE_S = 2.5
 RENEW_S = 0.5
 TICK_S = 0.5
 MAX_DEATHS_IN_A_ROW = 3
 MAX_DEATHS = 10
+LATE_SLACK_S = 4.0  # a worker that lives has ended what is late by then; from then on a gateway may
+LATE = "The request did not finish within its timeout_s."
+NO_WORKERS = "No worker is there to run this."
 
 
 class Record(Struct, frozen=True, kw_only=True):
     """What the store knows of one job: its state and (a part of) its log.
 
     `first_token_at` is told with the job's end, so it is 0 until then, and where the worker that knew it has died.
+    `cancel`: the reason for which its worker has been asked to end it, "" for none.
     """
 
     job: Job
@@ -60,6 +65,7 @@ class Record(Struct, frozen=True, kw_only=True):
     first_token_at: float = 0.0
     ended_at: float = 0.0
     now: float = 0.0
+    cancel: EndReason | Literal[""] = ""
     events: tuple[Event, ...] = ()
 
 
@@ -111,6 +117,32 @@ class Glance(Struct, frozen=True, kw_only=True):
             num_tokens=last.end if last is not None and end is None else 0,
             end=end,
         )
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How a request ended, as its gateway knows it: all that is needed to make a store know it again.
+
+    `attempt`: the highest that was seen. `end` carries no tokens: `tokens` are all of them. Ages in seconds, None for
+    what did not happen. `keep_s`: how much longer it is to be kept.
+    """
+
+    job: Job
+    attempt: int
+    tokens: Sequence[Token]
+    end: Terminal
+    keep_s: float
+    created_ago_s: float
+    started_ago_s: float | None = None
+    first_token_ago_s: float | None = None
+    ended_ago_s: float = 0.0
+
+
+class Bound(Struct, frozen=True, kw_only=True):
+    """The request that an idempotency key names. `age_s`: since it was bound, on the store's clock."""
+
+    job_id: str
+    body_hash: str
+    age_s: float
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
@@ -239,6 +271,22 @@ class Transport(ABC):
         """
 
     @abstractmethod
+    async def restore_end(self, outcome: Outcome, owner: str) -> bool:
+        """The request has ended so, and the store may have lost that: it is `done` again, with its whole log.
+
+        Fenced like `restore`: a worker that runs it once more is refused from here on. The terminal event is
+        published. False, and nothing done, if the job is done. Safe to repeat.
+        """
+
+    @abstractmethod
+    async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
+        """The state of each job that the store has: for many at once, at the cost of one word each."""
+
+    @abstractmethod
+    async def knows(self, gateway_id: str) -> bool:
+        """The store has the lease of this gateway, lapsed or not. False for one that has ticked: data has been lost."""
+
+    @abstractmethod
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job.
 
@@ -255,8 +303,11 @@ class Transport(ABC):
         return [None if record is None else Glance.of(record) for record in records]
 
     @abstractmethod
-    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
-        """End a queued job at once, with its terminal event; mark a running one and hint to its worker.
+    async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
+        """End a queued job at once, with its terminal event; mark a running one and hint to its worker and owner.
+
+        A running job whose deadline has passed `LATE_SLACK_S` ago is ended as well: its worker is dead, or will be
+        refused. "no_workers" ends a queued job only; one that runs by now is left alone ("running").
 
         With an `owner`, a job that another gateway has adopted is left alone ("owned"), and so is, when a client
         leaves, one that another gateway reads too: only the last reader's leaving counts.
@@ -286,15 +337,16 @@ class Transport(ABC):
         """Hear them no more."""
 
     @abstractmethod
-    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
-        """Bind an idempotency key of `caller` to `job_id`, for `keep_s`.
+    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+        """Bind the idempotency key `job.once` of its caller to `job`, for `keep_s` from now.
 
-        None if it was free and now is ours, or was ours before; else the request id and body hash that it is bound to.
+        None if the key was free, bound to this job already, or bound to `instead_of`, and is the job's now; else what
+        it is bound to. Of several that ask at once, one gets it.
         """
 
     @abstractmethod
-    async def unbind(self, caller: str, key: str, job_id: str) -> None:
-        """Free an idempotency key whose request was never admitted; nothing if it is bound to another."""
+    async def unbind(self, job: Job) -> None:
+        """Free the idempotency key of a job that was never admitted; nothing if it is bound to another."""
 
     @abstractmethod
     async def requests_of(self, caller: str, limit: int) -> list[str]:
@@ -346,8 +398,11 @@ class Transport(ABC):
         """Renew the lease; ask which of the `running` jobs are still wanted."""
 
     @abstractmethod
-    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
-        """Hear hints that a job is cancelled. They may be lost: `renew` says the same a little later."""
+    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        """Hear hints that a job which this worker runs, or this gateway owns, is cancelled.
+
+        They may be lost: to a worker `renew` says the same a little later, to a gateway `read`.
+        """
 
     @abstractmethod
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:

@@ -16,19 +16,27 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeGuard
 
-from penstock.errors import ConfigError, DeadlineExceeded, QueueFull, RequestPoisoned
+import msgspec
+
+from penstock.errors import ConfigError, DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
 from penstock.piece import Token
 from penstock.transports.base import (
+    LATE,
+    LATE_SLACK_S,
     LEASE_S,
     MAX_DEATHS,
     MAX_DEATHS_IN_A_ROW,
+    NO_WORKERS,
+    Bound,
     CancelOutcome,
     DeadJob,
+    EndReason,
     Finding,
     Holding,
+    Outcome,
     Overview,
     RateLimit,
     Record,
@@ -49,7 +57,6 @@ _MAX_LISTED = 1000
 # travels together. What was published has been published: nothing waits in order to be joined. Without it an engine
 # that needs no time would have every token written alone (c=32, no compute: 26 k against 55 k tokens/s).
 _READERS_TURNS = 4
-LATE = "The request did not finish within its timeout_s."
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +83,16 @@ class _Entry:
     restored: tuple[int, int] = (-1, -1)  # from which attempt to which
     num_tokens: int = 0
     log: list[Event] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Bound:
+    """An idempotency key's entry."""
+
+    job_id: str
+    body_hash: str
+    bound_at: float
+    expires_at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +125,7 @@ class MemoryTransport(Transport):
         self._num_taken = 0
         self._pulse_at = now()
         self._amnesty_until = 0.0
-        self._bound: dict[tuple[str, str], tuple[str, str, float]] = {}
+        self._bound: dict[tuple[str, str], _Bound] = {}
         self._dead: deque[DeadJob] = deque(maxlen=_MAX_DEAD)
 
     async def open(self) -> None:
@@ -159,6 +176,36 @@ class MemoryTransport(Transport):
         self._push(job.id, front=True)
         return True
 
+    async def restore_end(self, outcome: Outcome, owner: str) -> bool:
+        now = self._sweep()
+        job, entry = outcome.job, self._jobs.get(outcome.job.id)
+        if entry is not None and entry.state == "done":
+            return False
+        if entry is None:
+            created_at = now - outcome.created_ago_s
+            entry = _Entry(job, owner, created_at, created_at + job.timeout_s, now + outcome.keep_s)
+            entry.num_claims = 1
+            self._jobs[job.id] = entry
+        self._raise_attempt(entry, outcome.attempt)
+        self._unqueue(job.id)
+        entry.worker = ""
+        entry.started_at = entry.started_at or _ago(now, outcome.started_ago_s)
+        entry.first_token_at = entry.first_token_at or _ago(now, outcome.first_token_ago_s)
+        if outcome.tokens:
+            self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(outcome.tokens)), publish=False)
+        num = len(outcome.tokens)
+        self._finish(entry, msgspec.structs.replace(outcome.end, attempt=entry.attempt, seq=num, tokens=()))
+        entry.ended_at = now - outcome.ended_ago_s
+        self._expire_at(entry, now + outcome.keep_s)
+        return True
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
+        self._sweep()
+        return {job_id: entry.state for job_id in job_ids if (entry := self._jobs.get(job_id)) is not None}
+
+    async def knows(self, gateway_id: str) -> bool:
+        return gateway_id in self._gateways
+
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         self._sweep()
         entry = self._jobs.get(job_id)
@@ -179,10 +226,11 @@ class MemoryTransport(Transport):
             first_token_at=entry.first_token_at,
             ended_at=entry.ended_at,
             now=self._now(),
+            cancel=entry.cancel or "",
             events=tuple(log),
         )
 
-    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
+    async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
         entry = self._jobs.get(job_id)
         if entry is None:
             return "gone"
@@ -195,14 +243,17 @@ class MemoryTransport(Transport):
                 return "owned"
         elif owner is not None and owner != entry.owner:
             return "owned"
-        if entry.state == "queued":
+        is_overdue = reason == "deadline" and self._now() >= entry.deadline_at + LATE_SLACK_S
+        if entry.state == "queued" or is_overdue:
             self._end(entry, reason)
             self._unqueue(job_id)
             return "ended"
+        if reason == "no_workers":
+            return "running"
         entry.cancel = entry.cancel or reason
-        hint = self._hints.get(entry.worker)
-        if hint is not None:
-            asyncio.get_running_loop().call_soon(hint, job_id, entry.cancel)
+        for process in (entry.worker, entry.owner):
+            if (hint := self._hints.get(process)) is not None:
+                asyncio.get_running_loop().call_soon(hint, job_id, entry.cancel)
         return "marked"
 
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
@@ -223,6 +274,7 @@ class MemoryTransport(Transport):
 
     async def tick(self, gateway_id: str) -> Pool:
         now = self._beat()
+        is_new = gateway_id not in self._gateways
         self._gateways[gateway_id] = now + self._lease_s
         for gid, lapses_at in list(self._gateways.items()):
             if now - lapses_at > _FORGET_GATEWAY_S:
@@ -233,6 +285,7 @@ class MemoryTransport(Transport):
                 lease.info for wid, lease in self._workers.items() if lease.info is not None and self._is_live(wid)
             ),
             num_taken=self._num_taken,
+            is_new=is_new,
         )
 
     async def follow(self, job_id: str) -> None:
@@ -241,18 +294,21 @@ class MemoryTransport(Transport):
     async def unfollow(self, job_id: str) -> None:
         """Nothing was followed."""
 
-    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
+    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         now = self._sweep()
-        bound = self._bound.get((caller, key))
-        if bound is not None and bound[2] > now:
-            return None if bound[0] == job_id else bound[:2]  # ours already: asked again
-        self._bound = {name: kept for name, kept in self._bound.items() if kept[2] > now}
-        self._bound[caller, key] = (job_id, body_hash, now + keep_s)
+        key, _, body_hash = job.once.partition(" ")
+        bound = self._bound.get((job.caller, key))
+        if bound is not None and bound.expires_at > now and bound.job_id not in (job.id, instead_of):
+            return Bound(job_id=bound.job_id, body_hash=bound.body_hash, age_s=now - bound.bound_at)
+        bound_at = bound.bound_at if bound is not None and bound.job_id == job.id else now
+        self._bound = {name: kept for name, kept in self._bound.items() if kept.expires_at > now}
+        self._bound[job.caller, key] = _Bound(job.id, body_hash, bound_at, now + keep_s)
         return None
 
-    async def unbind(self, caller: str, key: str, job_id: str) -> None:
-        if self._bound.get((caller, key), ("",))[0] == job_id:
-            del self._bound[caller, key]
+    async def unbind(self, job: Job) -> None:
+        name = job.caller, job.once.partition(" ")[0]
+        if (bound := self._bound.get(name)) is not None and bound.job_id == job.id:
+            del self._bound[name]
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         self._sweep()
@@ -344,8 +400,8 @@ class MemoryTransport(Transport):
             gone=tuple(gone),
         )
 
-    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
-        self._hints[worker_id] = on_cancel
+    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        self._hints[process_id] = on_cancel
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         if not self._queue:
@@ -470,12 +526,16 @@ class MemoryTransport(Transport):
         self._append(entry, event)
         self._expire_at(entry, entry.ended_at + self._retention_of(entry.job))
 
-    def _end(self, entry: _Entry, reason: CancelReason) -> None:
+    def _end(self, entry: _Entry, reason: EndReason) -> None:
         """End a job that no worker runs, fenced first so that none can write behind the end."""
         self._raise_attempt(entry)
+        error: PenstockError | None = None
         if reason == "deadline":
-            late = DeadlineExceeded(LATE)
-            self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, late))
+            error = DeadlineExceeded(LATE)
+        elif reason == "no_workers":
+            error = NoWorkers(NO_WORKERS)
+        if error is not None:
+            self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, error))
         else:
             self._finish(entry, Done(entry.job.id, entry.attempt, entry.num_tokens, finish_reason="cancelled"))
 
@@ -549,6 +609,10 @@ class MemoryTransport(Transport):
             if entry is not None and entry.expires_at <= now:
                 del self._jobs[job_id]
         return now
+
+
+def _ago(now: float, seconds: float | None) -> float:
+    return 0.0 if seconds is None else now - seconds
 
 
 def _ends(event: Event) -> TypeGuard[Terminal]:

@@ -15,8 +15,8 @@ import redis
 
 from penstock.event import Done, Event, Failed, Tokens, fold
 from penstock.job import Claim, Job
-from penstock.relay import Relay, Stream
-from penstock.relay import relay as relay_module
+from penstock.relay import Relay, Stream, patience
+from penstock.relay.table import MAX_PER_S
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
@@ -93,12 +93,12 @@ async def gateway_of(store: RedisStore) -> Gateway:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Rules 8 and 15 with short times: a gateway asks soon, and soon takes a silent job for lost."""
-    usual = relay_module.STRANDED_S, relay_module.QUEUED_SILENCE_S
-    relay_module.STRANDED_S, relay_module.QUEUED_SILENCE_S = 0.1, (0.05, 0.05, 0.05)
+    usual = patience.STRANDED_S, patience.QUEUED_SILENCE_S
+    patience.STRANDED_S, patience.QUEUED_SILENCE_S = 0.1, (0.05, 0.05, 0.05)
     try:
         yield
     finally:
-        relay_module.STRANDED_S, relay_module.QUEUED_SILENCE_S = usual
+        patience.STRANDED_S, patience.QUEUED_SILENCE_S = usual
 
 
 # ── 1: the attempt is a fencing number, not a count ──────────────────────────────────────────────────────────────────
@@ -349,7 +349,7 @@ async def at_most_ten_are_pushed_again_in_a_second(store: RedisStore, client: re
         await wait_until(all_have_asked, "every stream has asked several times")
         await gateway.relay.drain()
         seconds = int(time.monotonic()) - int(began) + 1
-        assert 0 < client.llen(QUEUE) <= relay_module.MAX_PER_S * seconds < len(streams)
+        assert 0 < client.llen(QUEUE) <= MAX_PER_S * seconds < len(streams)
 
 
 # ── 9: deaths count in a row ─────────────────────────────────────────────────────────────────────────────────────────

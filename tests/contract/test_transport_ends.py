@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from penstock.event import Done, Failed, Started, Tokens, fold
-from penstock.job import CancelReason
+import msgspec
+
+from penstock.event import Done, Failed, Started, Terminal, Tokens, Usage, fold
+from penstock.job import CancelReason, Job
+from penstock.piece import Piece
 from penstock.transports import Transport
+from penstock.transports.base import Outcome
 from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
 from tests.waiting import wait_until
 
@@ -229,3 +233,130 @@ async def test_restore_may_be_repeated(transport: Transport) -> None:
     assert not await transport.restore(job, "g1", ["a", "b"], short.attempt)  # too late: it runs again
     await transport.hand_back("w1", [claim])
     assert not await transport.restore(job, "g1", ["a", "b"], short.attempt)
+
+
+def _outcome(job: Job, attempt: int, *texts: str, end: Terminal | None = None, keep_s: float = 60.0) -> Outcome:
+    end = end or Done(job.id, attempt, len(texts), finish_reason="stop", usage=Usage(3, len(texts)))
+    return Outcome(
+        job=job,
+        attempt=attempt,
+        tokens=texts,
+        end=end,
+        keep_s=keep_s,
+        created_ago_s=2.0,
+        started_ago_s=1.5,
+        first_token_ago_s=1.0,
+        ended_ago_s=0.5,
+    )
+
+
+async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(store: Store) -> None:
+    transport = await store.transport()
+    ear = await Ear().listen(transport)
+    job = new_job(caller="me", retention_s=600.0)
+    piece = Piece("b", reasoning='\u00e4 "quoted" \n')
+    outcome = msgspec.structs.replace(_outcome(job, 7, "a"), tokens=["a", piece])
+    assert await transport.restore_end(outcome, "g1")
+    assert not await transport.restore_end(outcome, "g1")  # the reply had been lost
+    record = await transport.read(job.id)
+    assert record is not None
+    assert (record.state, record.owner, record.job) == ("done", "g1", job)
+    assert record.attempt > 7
+    folded = fold(record.events)
+    assert folded.tokens == ("a", piece)
+    assert folded.end == Done(job.id, record.attempt, 2, finish_reason="stop", usage=Usage(3, 1))
+    assert 1.4 < record.now - record.created_at < 32.0
+    ages = [record.now - at for at in (record.created_at, record.started_at, record.first_token_at, record.ended_at)]
+    assert ages == sorted(ages, reverse=True)
+    assert await transport.requests_of("me", 9) == [job.id]
+    assert await transport.states([job.id, "g1.none"]) == {job.id: "done"}
+    await wait_until(lambda: ear.events == [folded.end], "its end to be heard")
+
+
+async def test_an_end_is_given_back_to_a_store_in_which_the_request_runs_again(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    waiting, running = new_job(), new_job()
+    await transport.submit(running, "g1", 0)
+    claim = await run_one(transport, "w1", running.id)
+    await transport.emit("w1", [tokens(claim, 0, "other")])
+    await transport.submit(waiting, "g1", 0)
+    assert await transport.states([running.id, waiting.id]) == {running.id: "running", waiting.id: "queued"}
+    failed = Failed(waiting.id, 3, 0, code="backend_error", message='It "failed".', param="prompt")
+    assert await transport.restore_end(_outcome(running, 3, "a", "b"), "g1")
+    assert await transport.restore_end(_outcome(waiting, 3, end=failed), "g1")
+    assert await transport.waiting() == []
+    assert await transport.emit("w1", [tokens(claim, 1, "more")]) == {running.id}
+    for job, texts in ((running, ("a", "b")), (waiting, ())):
+        record = await transport.read(job.id)
+        assert record is not None
+        assert record.state == "done"
+        folded = fold(record.events)
+        assert folded.tokens == texts
+        assert record.attempt == folded.attempt
+        if job is waiting:
+            assert folded.end == msgspec.structs.replace(failed, attempt=record.attempt)
+
+
+async def test_what_is_done_stays_as_it_is(transport: Transport) -> None:
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    assert await transport.cancel(job.id, "client") == "ended"
+    before = await transport.read(job.id)
+    assert not await transport.restore_end(_outcome(job, 2**53, "a"), "g1")
+    after = await transport.read(job.id)
+    assert before is not None
+    assert after is not None
+    assert before.events == after.events
+
+
+async def test_what_is_given_back_is_kept_as_long_as_it_says(store: Store) -> None:
+    transport = await store.transport()
+    job = new_job()
+    assert await transport.restore_end(_outcome(job, 1, "a", keep_s=0.05), "g1")
+
+    async def is_gone() -> bool:
+        return await transport.read(job.id) is None
+
+    await store.until(is_gone, "it is forgotten")
+
+
+async def test_a_request_without_workers_ends_so_while_it_waits_only(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1"))
+    runs, waits = new_job(), new_job()
+    await transport.submit(runs, "g1", 0)
+    await run_one(transport, "w1", runs.id)
+    await transport.submit(waits, "g1", 0)
+    assert await transport.cancel(runs.id, "no_workers", "g1") == "running"
+    assert (await transport.renew(new_worker("w1"), [runs.id])).cancelled == {}
+    assert await transport.cancel(waits.id, "no_workers", "g1") == "ended"
+    record = await transport.read(waits.id)
+    assert record is not None
+    (end,) = record.events
+    assert isinstance(end, Failed)
+    assert end.code == "no_workers"
+    assert await transport.waiting() == []
+
+
+async def test_the_owner_hears_of_a_cancel_too_and_a_reader_sees_it(store: Store) -> None:
+    here, there = await store.transport(), await store.transport()
+    hints: list[tuple[str, CancelReason]] = []
+    await here.watch("g1", lambda job_id, reason: hints.append((job_id, reason)))
+    await here.enlist(new_worker("w1"))
+    job = new_job()
+    await here.submit(job, "g1", 0)
+    await run_one(here, "w1", job.id)
+    assert await there.cancel(job.id, "client") == "marked"
+    await wait_until(lambda: hints == [(job.id, "client")], "the owner has heard of it")
+    record = await here.read(job.id)
+    assert record is not None
+    assert record.cancel == "client"
+
+
+async def test_a_store_knows_the_gateways_that_have_ticked(store: Store) -> None:
+    transport = await store.transport()
+    assert not await transport.knows("g1")
+    assert (await transport.tick("g1")).is_new
+    assert not (await transport.tick("g1")).is_new
+    assert await transport.knows("g1")
+    assert not await transport.knows("g2")

@@ -12,9 +12,9 @@ import redis
 
 from penstock.errors import InternalError, StoreUnavailable
 from penstock.event import Done, Event, Failed, fold
-from penstock.transports.base import RateLimit
+from penstock.transports.base import LATE_SLACK_S, Outcome, RateLimit
 from penstock.transports.gcra import gcra
-from penstock.transports.redis import RedisTransport
+from penstock.transports.redis import RedisTransport, keys
 from tests.contract.stores import SHORT_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.waiting import wait_until, wait_until_async
 
@@ -139,14 +139,15 @@ async def test_a_callers_list_is_bounded_and_outlives_its_longest_request(
     assert left > 5_000_000
 
 
-async def test_an_idempotency_key_is_no_text_of_the_client(real: RedisStore, client: redis.Redis) -> None:
+async def test_what_an_idempotency_key_is_in_redis(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
-    assert await transport.once("me", "a {secret} key", "g1.A", "hash", 60.0) is None
+    job = new_job(caller="me", once="0123abcd hash")
+    assert await transport.once(job, 60.0) is None
     names: Any = client.keys("inference:once:*")
     (name,) = names
-    assert name.startswith("inference:once:me:")
-    assert "secret" not in name
-    assert client.get(name) == "g1.A hash"
+    assert name == "inference:once:me:0123abcd"
+    value: Any = client.get(name)
+    assert value.startswith(f"{job.id} hash ")
     left: Any = client.pttl(name)
     assert 0 < left <= 60_000
 
@@ -256,3 +257,45 @@ async def test_the_clocks_of_processes_do_not_matter(
     assert record is not None
     assert abs(record.created_at - true_time) < 60
     assert 0 <= record.now - record.created_at < 60
+
+
+async def test_what_runs_long_past_its_deadline_is_ended_by_a_gateway(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    assert await transport.cancel(job.id, "deadline", "g1") == "marked"
+    client.hincrby(keys.job(job.id), "deadline", -round((job.timeout_s + LATE_SLACK_S) * 1000))
+    assert await transport.cancel(job.id, "deadline", "g1") == "ended"
+    assert await transport.emit("w1", [tokens(claim, 0, "late")]) == {job.id}
+    record = await transport.read(job.id)
+    assert record is not None
+    end = record.events[-1]
+    assert isinstance(end, Failed)
+    assert end.code == "deadline_exceeded"
+
+
+async def test_half_an_end_is_completed(real: RedisStore, client: redis.Redis) -> None:
+    """A script that was stopped between the terminal frame and the state."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    for verb in ("cancel", "restore", "restore_end"):
+        job = new_job()
+        await transport.submit(job, "g1", 0)
+        claim = await run_one(transport, "w1", job.id)
+        await transport.emit("w1", [tokens(claim, 0, "a"), Done(job.id, claim.attempt, 1, finish_reason="stop")])
+        client.hset(keys.job(job.id), "state", "queued")
+        before = await transport.read(job.id)
+        assert before is not None
+        if verb == "cancel":
+            assert await transport.cancel(job.id, "client") == "done"
+        elif verb == "restore":
+            assert not await transport.restore(job, "g1", ["a"], claim.attempt)
+        else:
+            end = Done(job.id, 1, 1, finish_reason="stop")
+            outcome = Outcome(job=job, attempt=1, tokens=["a"], end=end, keep_s=60.0, created_ago_s=1.0)
+            assert await transport.restore_end(outcome, "g1")
+        after = await transport.read(job.id)
+        assert after is not None
+        assert (after.state, after.events) == ("done", before.events)

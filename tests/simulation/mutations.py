@@ -16,8 +16,9 @@ import pytest
 from penstock.errors import StoreUnavailable
 from penstock.event import Event, Tokens
 from penstock.job import Claim
-from penstock.relay import relay as relay_module
+from penstock.relay import patience
 from penstock.relay.mend import Mender
+from penstock.relay.patience import Patience
 from penstock.relay.relay import Relay
 from penstock.relay.stream import Stream
 from penstock.transports.base import Record, Renewal
@@ -82,7 +83,7 @@ def whatever_is_heard_is_believed(patch: pytest.MonkeyPatch) -> None:
 def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
     """4, 15: neither a new subscription nor silence makes a gateway read the log."""
     patch.setattr(Relay, "distrust", lambda self: None)
-    patch.setattr(relay_module, "RUNNING_SILENCE_S", 1e9)
+    patch.setattr(patience, "RUNNING_SILENCE_S", 1e9)
 
 
 def nothing_is_restored(patch: pytest.MonkeyPatch) -> None:
@@ -144,17 +145,17 @@ def a_duplicate_steals(patch: pytest.MonkeyPatch) -> None:
 
 def a_lost_id_stays_lost(patch: pytest.MonkeyPatch) -> None:
     """8: nobody pushes again what is in no list."""
-    patch.setattr(Relay, "_is_stranded", lambda self, stream, record: False)
+    patch.setattr(Patience, "is_stranded", lambda self, stream, record: False)
 
 
 def only_queued_jobs_are_looked_for(patch: pytest.MonkeyPatch) -> None:
     """8: a job that runs at a worker that is not there waits for ever."""
-    is_stranded = Relay._is_stranded
+    is_stranded = Patience.is_stranded
 
-    def judge(self: Relay, stream: Stream, record: Record) -> bool:
+    def judge(self: Patience, stream: Stream, record: Record) -> bool:
         return record.state == "queued" and is_stranded(self, stream, record)
 
-    patch.setattr(Relay, "_is_stranded", judge)
+    patch.setattr(Patience, "is_stranded", judge)
 
 
 def deaths_are_not_counted(patch: pytest.MonkeyPatch) -> None:

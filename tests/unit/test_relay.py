@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_job
 
-from penstock.errors import QueueFull, StoreUnavailable
-from penstock.event import Done, Event, Failed, Started, Tokens
+from penstock.errors import InvalidRequest, QueueFull, StoreUnavailable
+from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Claim, Job, OnDisconnect, Sampling
-from penstock.relay import Reader, Relay, Stream
-from penstock.relay import relay as relay_module
+from penstock.metrics import Metrics
+from penstock.piece import text_of
+from penstock.relay import Reader, Relay, Stream, patience, unwanted
 from penstock.relay.stream import MAX_SERVED
-from penstock.transports.memory import MemoryTransport
+from penstock.transports import memory
+from penstock.transports.memory import MemoryTransport, _Entry
 from tests.waiting import wait_until, wait_until_async
 
 WORKER = WorkerInfo(id="w1", models={"mock": Capabilities()}, num_slots=8, num_free=8)
@@ -28,12 +33,15 @@ class Rig:
         self.transport = MemoryTransport()
         self.is_cut = False
         self.reads: list[str] = []
-        self.has_workers = True
+        self.has_workers = self.has_lease = True
+        self.once = ""
+        self.retention_s: float | None = None
         self.relay = Relay(
             "g1",
             self.transport,
             max_depth=2,
             has_workers=lambda model: self.has_workers,
+            has_lease=lambda: self.has_lease,
             on_log_read=self.reads.append,
             no_worker_grace_s=0.05,
             resume_window_s=1.0,
@@ -48,6 +56,7 @@ class Rig:
     async def start(self) -> None:
         await self.transport.listen("g1", self.deliver, self.relay.distrust)
         await self.transport.enlist(WORKER)
+        await self.transport.tick("g1")
 
     async def open(self, timeout_s: float = 60.0) -> Stream:
         self.num += 1
@@ -58,6 +67,8 @@ class Rig:
             sampling=Sampling(max_tokens=8),
             timeout_s=timeout_s,
             on_disconnect=self.on_disconnect,
+            retention_s=self.retention_s,
+            once=self.once,
         )
         self.reader = await self.relay.open(job)
         return self.reader.stream
@@ -110,7 +121,7 @@ async def test_a_lost_frame_is_read_from_the_log(rig: Rig) -> None:
 
 
 async def test_a_lost_end_is_found_by_asking(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "RUNNING_SILENCE_S", 0.05)
+    monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 0.05)
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
@@ -172,7 +183,7 @@ async def test_frames_that_come_while_the_log_is_read_are_kept(rig: Rig) -> None
 
 
 async def test_a_forgotten_request_is_submitted_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "RUNNING_SILENCE_S", 0.05)
+    monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 0.05)
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a", "b")
@@ -455,10 +466,13 @@ async def test_who_finds_a_stream_that_could_not_be_submitted_finds_none(
     assert await finding is None
 
 
-async def test_frames_that_nobody_wants_stop_their_worker(rig: Rig) -> None:
+async def test_a_frame_of_what_was_cancelled_cancels_it_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unwanted, "HEARD_WITHIN_S", 0.0)
     stream = await rig.open()
     claim = await rig.claim()
-    rig.relay._streams.clear()
+    rig.relay.leave(rig.reader, is_delivered=False)
+    await rig.relay.drain()
+    rig.transport._jobs[stream.job.id].cancel = None  # the store has gone back to before its client left
     await rig.tokens(claim, 0, "a")
 
     async def is_marked() -> bool:
@@ -467,9 +481,214 @@ async def test_frames_that_nobody_wants_stop_their_worker(rig: Rig) -> None:
     await wait_until_async(is_marked, "it was cancelled")
 
 
+async def test_a_frame_of_an_unknown_request_cancels_nothing(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay._streams.clear()  # it has ended long ago, say, and the store has gone back
+    await rig.tokens(claim, 0, "a")
+    await rig.relay.drain()
+    assert (await rig.transport.renew(WORKER, [stream.job.id])).cancelled == {}
+
+
+async def ended(rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = "") -> tuple[Stream, Claim, _Entry]:
+    """A request that has ended, and an older state of it: running, without its last token and its end."""
+    rig.on_disconnect, rig.once = on_disconnect, once
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    entry = rig.transport._jobs[stream.job.id]
+    older = replace(entry, log=list(entry.log))
+    await rig.tokens(claim, 1, "b")
+    await rig.done(claim, 2)
+    rig.relay.leave(rig.reader, is_delivered=True)
+    assert entry.state == "done"
+    return stream, claim, older
+
+
+async def said(rig: Rig, stream: Stream) -> tuple[str, tuple[str, ...], str]:
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    folded = fold(record.events)
+    return record.state, tuple(map(text_of, folded.tokens)), getattr(folded.end, "finish_reason", "")
+
+
+@pytest.mark.parametrize("on_disconnect", ["continue", "cancel", "resume"])
+async def test_what_has_ended_is_given_back_when_a_worker_runs_it_again(rig: Rig, on_disconnect: OnDisconnect) -> None:
+    stream, claim, older = await ended(rig, on_disconnect)
+    rig.transport._jobs[stream.job.id] = older  # a restart from an older state, in which a worker goes on with it
+    await rig.tokens(claim, 1, "other")
+
+    async def is_done() -> bool:
+        return (await said(rig, stream))[0] == "done"
+
+    await wait_until_async(is_done, "its end is given back")
+    assert await said(rig, stream) == ("done", ("a", "b"), "stop")
+    assert await rig.transport.emit("w1", [Tokens(claim.job.id, claim.attempt, 2, tokens=("more",))]) == {claim.job.id}
+
+
+@pytest.mark.parametrize("on_disconnect", ["continue", "resume"])
+async def test_a_result_that_the_store_has_forgotten_is_given_back(rig: Rig, on_disconnect: OnDisconnect) -> None:
+    rig.retention_s = 300.0
+    stream, _, older = await ended(rig, on_disconnect)
+    rig.transport._jobs.clear()
+    rig.transport._gateways.clear()
+    rig.relay.distrust()
+
+    async def is_there() -> bool:
+        return await rig.transport.read(stream.job.id) is not None
+
+    await wait_until_async(is_there, "it is there again")
+    assert await said(rig, stream) == ("done", ("a", "b"), "stop")
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    assert abs(record.created_at - older.created_at) < 5.0
+    assert record.started_at
+    left_s = rig.transport._jobs[stream.job.id].expires_at - record.now
+    assert 290.0 < left_s <= 300.0
+
+
+async def test_an_answer_that_was_delivered_is_not_given_back_to_a_store_that_forgot_it(rig: Rig) -> None:
+    stream, _, _ = await ended(rig, "cancel")
+    rig.transport._jobs.clear()
+    await rig.relay.keeper.check()
+    assert await rig.transport.read(stream.job.id) is None
+
+
+async def test_the_gateway_that_holds_a_request_answers_for_it(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    rig.transport._jobs.clear()
+    rig.transport._lists.clear()
+    record = await rig.relay.look_up(stream.job.id)
+    assert record is not None
+    assert (record.state, fold(record.events).tokens) == ("running", ("a",))
+    await wait_until(lambda: list(rig.transport._queue) == [stream.job.id], "it was submitted again at once")
+
+
+async def test_what_has_ended_here_is_never_unknown_nor_running_again(rig: Rig) -> None:
+    rig.retention_s = 60.0
+    stream, _, older = await ended(rig)
+    for entry in (None, older):
+        rig.transport._jobs.clear()
+        if entry is not None:
+            rig.transport._jobs[stream.job.id] = entry
+        record = await rig.relay.look_up(stream.job.id)
+        assert record is not None
+        assert (record.state, fold(record.events).tokens) == ("done", ("a", "b"))
+        await rig.relay.drain()
+        assert (await said(rig, stream))[0] == "done"
+
+
+async def test_another_gateway_is_not_sure_of_what_a_store_does_not_have_that_has_lost_data(rig: Rig) -> None:
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.tick("g2")
+    assert await other.look_up("g1.nothing") is None
+    rig.transport._gateways.clear()
+    with pytest.raises(StoreUnavailable):
+        await other.look_up("g1.nothing")
+
+
+async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 0.05)
+    rig.once = "key hash"
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    for name in ("_jobs", "_lists", "_bound"):
+        getattr(rig.transport, name).clear()  # what FLUSHALL does
+    await wait_until(lambda: len(rig.transport._queue) == 1, "it was pushed again")
+    bound = await rig.transport.once(replace_job(stream.job, id="g2.1"), 60.0)
+    assert bound is not None
+    assert bound.job_id == stream.job.id
+
+
+async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Rig) -> None:
+    rig.on_disconnect = "continue"
+    await rig.transport.watch("g1", rig.relay.hinted)
+    stream = await rig.open()
+    await rig.claim()
+    assert await rig.transport.cancel(stream.job.id, "client") == "marked"
+    await wait_until(lambda: stream.cancel == "client", "its owner has heard of it")
+    rig.transport._jobs.clear()
+    rig.transport._lists.clear()
+    rig.relay.distrust()
+    await wait_until(lambda: stream.end is not None, "it ends")
+    assert isinstance(stream.end, Done)
+    assert (await said(rig, stream))[2] == "cancelled"
+
+
+async def test_a_submit_of_unknown_outcome_leaves_no_gauge_behind(rig: Rig) -> None:
+    meters = Metrics(models=["mock"])
+    meter = meters.meter("mock", "/v1/generate")
+    submit = rig.transport.submit
+
+    async def lost(*args: Any, **kwargs: Any) -> int:
+        await submit(*args, **kwargs)
+        await rig.claim()  # it has started by the time that the gateway gives up
+        raise StoreUnavailable("the reply was lost")
+
+    rig.transport.submit = lost  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await rig.relay.open(Job(id="g1.lost", model="mock", prompt="x"), meter)
+    assert meters._series["mock"].num_running == 0
+
+
+async def test_a_running_request_past_its_deadline_ends_without_a_worker(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "DEADLINE_SLACK_S", 0.1)
+    monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
+    stream = await rig.open(timeout_s=0.2)
+    await rig.claim()  # and its worker is never heard of again
+    await wait_until(lambda: stream.end is not None, "the deadline ends it")
+    assert isinstance(stream.end, Failed)
+    assert stream.end.code == "deadline_exceeded"
+
+    async def is_done() -> bool:
+        return (await said(rig, stream))[0] == "done"
+
+    await wait_until_async(is_done, "the store knows it")
+
+
+async def test_without_workers_the_store_is_told_why(rig: Rig) -> None:
+    rig.has_workers = False
+    stream = await rig.open()
+    await wait_until(lambda: stream.end is not None, "the grace is over")
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    end = fold(record.events).end
+    assert isinstance(end, Failed)
+    assert end.code == "no_workers"
+
+
+async def test_a_position_that_was_never_reached_is_refused(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    assert await rig.relay.attach(stream.job.id, record, 1) is stream
+    with pytest.raises(InvalidRequest) as refused:
+        await rig.relay.attach(stream.job.id, record, 2)
+    assert refused.value.param == "Last-Event-ID"
+
+
+async def test_a_gateway_without_its_lease_gives_nothing_up(rig: Rig) -> None:
+    rig.on_disconnect, rig.has_lease = "resume", False
+    stream = await rig.open()
+    rig.relay.leave(rig.reader, is_delivered=False)
+    rig.relay.look(stream.submitted_at + 1.5)
+    rig.relay.look(stream.submitted_at + 3.0)
+    assert len(rig.relay) == 1
+    rig.has_lease = True
+    rig.relay.look(stream.submitted_at + 3.5)
+    assert len(rig.relay) == 0
+
+
 async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "QUEUED_SILENCE_S", (0.05, 0.05, 0.05))
-    monkeypatch.setattr(relay_module, "STRANDED_S", 0.1)
+    monkeypatch.setattr(patience, "QUEUED_SILENCE_S", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(patience, "STRANDED_S", 0.1)
     stream = await rig.open()
     await rig.transport.take("w1", 1)
     rig.transport._lists.clear()  # what a bare BLPOP leaves behind

@@ -14,11 +14,11 @@ from hiredis import ReplyError
 from penstock.errors import ConfigError, InternalError, QueueFull, StoreUnavailable
 from penstock.event import Event, Failed
 from penstock.fleet import Pool, WorkerInfo
-from penstock.job import CancelReason, Job
+from penstock.job import Job
 from penstock.limit import Limit
 from penstock.logs import Seldom
 from penstock.piece import Token
-from penstock.transports.base import LEASE_S, CancelOutcome, RateLimit, Record, Verdict
+from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide, about
 from penstock.transports.redis.scripts import command
@@ -43,7 +43,7 @@ _PREFIX = len(keys.RESPONSE)
 _EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
 FIELDS = (
     *("state", "attempt", "owner", "worker", "claims"),
-    *("all_deaths", "created", "deadline", "started", "first", "ended"),
+    *("all_deaths", "created", "deadline", "started", "first", "ended", "cancel"),
 )
 
 
@@ -126,6 +126,23 @@ class GatewaySide(ObjectSide):
             await self._remember(job, self._retention_ms(job))
         return bool(outcome)
 
+    async def restore_end(self, outcome: Outcome, owner: str) -> bool:
+        job, pool = outcome.job, self._store.pool
+        ages = outcome.created_ago_s, outcome.started_ago_s, outcome.first_token_ago_s, outcome.ended_ago_s
+        restore = scripts.restore_end(
+            *self._birth(job, owner),
+            outcome.attempt,
+            (_ms(outcome.keep_s), *(-1 if age_s is None else _ms(age_s) for age_s in ages)),
+            outcome.end,
+            map(encode_json, outcome.tokens),
+        )
+        restored = await self._store.ask("restore_end", keys.job(job.id), restore)
+        if restored:
+            await self._store.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
+        if restored == MADE_AGAIN:
+            await self._remember(job, _ms(outcome.keep_s))
+        return bool(restored)
+
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         """`InternalError` for a job that this version cannot read: the store has it, and nothing else can be said."""
         start = "-" if after is None else f"({after[0]}-{after[1]}"
@@ -145,7 +162,7 @@ class GatewaySide(ObjectSide):
             log.error("the request cannot be read: %s", error, extra={"request_id": job_id})
             raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
 
-    async def cancel(self, job_id: str, reason: CancelReason, owner: str | None = None) -> CancelOutcome:
+    async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
         reply = await self._store.ask("cancel", keys.job(job_id), scripts.cancel(job_id, reason, owner))
         outcome: CancelOutcome = reply.decode()
         if outcome == "ended":
@@ -170,13 +187,14 @@ class GatewaySide(ObjectSide):
         depth, *seen = await self._store.ask("tick", pool.queue, tick)
         if depth < 0:
             raise ConfigError(seen[0].decode())
-        taken, about, dead_workers = seen
+        taken, about, dead_workers, is_new = seen
         if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
             await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid.decode()) for wid in dead_workers))
         return Pool(
             depth=depth,
             workers=tuple(info for info in map(self._worker_info, about) if info is not None),
             num_taken=taken,
+            is_new=bool(is_new),
         )
 
     async def charge(self, key: str, limit: RateLimit) -> Verdict:
@@ -256,8 +274,9 @@ def _events(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ..
 
 
 def _record(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
-    state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended = hash_
+    state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended, cancel = hash_
     known_state: Any = (state or b"").decode()
+    reason: Any = (cancel or b"").decode()
     return Record(
         job=job,
         state=known_state,
@@ -272,5 +291,6 @@ def _record(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple
         first_token_at=int(first or 0) / 1000,
         ended_at=int(ended or 0) / 1000,
         now=int(now[0]) + int(now[1]) / 1e6,
+        cancel=reason,
         events=events,
     )

@@ -17,7 +17,7 @@
     inference:once:<caller>:<hash>     string    once, unbind                            as long as the request
     inference:caller:{<caller>}        list      submit, restore                         as long as its requests; 1,000
     inference:response:<id>            channel   whoever writes the log
-    inference:control:<wid>            channel   cancel
+    inference:control:<wid or gid>     channel   cancel
 """
 
 from __future__ import annotations

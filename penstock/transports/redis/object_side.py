@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from penstock.errors import InternalError, StoreUnavailable
 from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
-from penstock.transports.base import Glance, Transport
+from penstock.transports.base import Bound, Glance, State, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
@@ -56,18 +55,28 @@ class ObjectSide(Transport):
     async def unfollow(self, job_id: str) -> None:
         self._store.ears.unsubscribe(keys.channel(job_id))
 
-    async def once(self, caller: str, key: str, job_id: str, body_hash: str, keep_s: float) -> tuple[str, str] | None:
-        name = keys.once(caller, _digest(key))
-        bind = command("SET", name, f"{job_id} {body_hash}", "NX", "GET", "PX", max(1, round(keep_s * 1000)))
-        bound = await self._store.ask("once", name, bind)
-        if bound is None:
-            return None
-        first_id, _, first_hash = bound.decode().partition(" ")
-        return None if first_id == job_id else (first_id, first_hash)  # ours already: the reply had been lost
+    async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
+        names = [keys.job(job_id) for job_id in job_ids]
+        found = await self._store.run_each("states", [(name, command("HGET", name, "state")) for name in names])
+        return {job_id: state.decode() for job_id, state in zip(job_ids, found, strict=True) if state is not None}
 
-    async def unbind(self, caller: str, key: str, job_id: str) -> None:
-        name = keys.once(caller, _digest(key))
-        await self._store.ask("unbind", name, scripts.unbind(name, job_id))
+    async def knows(self, gateway_id: str) -> bool:
+        gateways = self._store.pool.gateways
+        return await self._store.ask("knows", gateways, command("ZSCORE", gateways, gateway_id)) is not None
+
+    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+        key, _, body_hash = job.once.partition(" ")
+        name = keys.once(job.caller, key)
+        bind = scripts.once(name, job.id, body_hash, max(1, round(keep_s * 1000)), instead_of)
+        bound = await self._store.ask("once", name, bind)
+        if not bound:
+            return None
+        first_id, first_hash, age_ms = bound
+        return Bound(job_id=first_id.decode(), body_hash=first_hash.decode(), age_s=age_ms / 1000)
+
+    async def unbind(self, job: Job) -> None:
+        name = keys.once(job.caller, job.once.partition(" ")[0])
+        await self._store.ask("unbind", name, scripts.unbind(name, job.id))
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)
@@ -155,7 +164,3 @@ def _bounds(name: str, life_ms: int) -> tuple[Command, ...]:
         command("PEXPIRE", name, life_ms, "NX"),
         command("PEXPIRE", name, life_ms, "GT"),
     )
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -58,7 +58,7 @@ _COMMANDS = """
     GET R
     SET R x PX 1
     GET O
-    SET O x NX GET PX 1
+    SET O x PX 1
     DEL O
     LPUSH M x
     LRANGE M 0 1

@@ -12,11 +12,13 @@ from importlib import resources
 from typing import Literal
 
 from hiredis import pack_command
+from msgspec.structs import replace
 
-from penstock.job import CancelReason
-from penstock.transports.base import RateLimit
+from penstock.event import Done, Terminal
+from penstock.transports.base import EndReason, RateLimit
 from penstock.transports.redis import keys
 from penstock.transports.redis.keys import PoolKeys
+from penstock.wire import encode_event
 
 Argument = str | bytes | int
 
@@ -61,6 +63,7 @@ class Script:
 
 _create = Script("create")
 _restore = Script("restore")
+_restore_end = Script("restore_end")
 _discard = Script("discard")
 _claim = Script("claim")
 _append = Script("append")
@@ -80,6 +83,7 @@ _renew = Script("renew")
 _reap = Script("reap")
 _tick = Script("tick")
 _charge = Script("charge")
+_once = Script("once")
 _unbind = Script("unbind")
 
 SCRIPTS: tuple[Script, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Script))
@@ -125,6 +129,27 @@ def restore(
     return _restore(_request(job_id), *head, *tokens)
 
 
+def restore_end(
+    job_id: str,
+    job: bytes,
+    model: str,
+    disconnect: str,
+    owner: str,
+    timeout_ms: int,
+    retention_ms: int,
+    about: bytes,
+    attempt: int,
+    times_ms: Sequence[int],
+    end: Terminal,
+    tokens: Iterable[bytes],
+) -> Command:
+    """`times_ms`: the arguments 10 to 14. Of `end` the script says attempt and `seq`; its tokens are among `tokens`."""
+    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id, about)
+    kind = "done" if isinstance(end, Done) else "failed"
+    rest = encode_event(replace(end, attempt=0, seq=0, tokens=())).partition(b',"seq":0')[2]
+    return _restore_end(_request(job_id), *head, *times_ms, kind, rest, *tokens)
+
+
 def discard(job_id: str) -> Command:
     return _discard(_request(job_id))
 
@@ -143,7 +168,7 @@ def finish(job_id: str, attempt: int, seq: int, frame: bytes, first_ms: int) -> 
     return _finish(_request(job_id), job_id, attempt, seq, frame, first_ms)
 
 
-def cancel(job_id: str, reason: CancelReason, owner: str | None) -> Command:
+def cancel(job_id: str, reason: EndReason, owner: str | None) -> Command:
     return _cancel(_request(job_id), job_id, reason, owner or "")
 
 
@@ -226,6 +251,10 @@ def bury(pool: PoolKeys, entry: bytes) -> list[Command]:
 
 def charge(key: str, limit: RateLimit) -> Command:
     return _charge((keys.rate(key),), limit.rpm, limit.burst)
+
+
+def once(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:
+    return _once((name,), job_id, body_hash, keep_ms, instead_of)
 
 
 def unbind(name: str, job_id: str) -> Command:

@@ -85,12 +85,12 @@ class WorkerSide(Transport):
             gone=tuple(gone),
         )
 
-    async def watch(self, worker_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
         def hear(_channel: bytes, message: bytes) -> None:
             hint: _Hint = decode_json(message, _Hint)
             on_cancel(hint.id, hint.reason)
 
-        await self._store.ears.subscribe(keys.control(worker_id), hear)
+        await self._store.ears.subscribe(keys.control(process_id), hear)
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""

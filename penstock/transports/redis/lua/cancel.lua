@@ -1,12 +1,16 @@
 #!lua flags=allow-oom
 -- cancel: end a queued job at once, with its terminal frame, the attempt raised first so that nobody can write behind
--- it; mark a running one and hint to its worker, which ends it (or whoever claims it next does).
+-- it; mark a running one and hint to its worker, which ends it (or the next claim does), and to its owner, which asks
+-- again if the store loses that. A running job that is 4 s past its deadline is ended as well: its worker is dead, or
+-- will be refused. With the reason no_workers only a queued job is ended: one that runs has a worker.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
--- ARGV  1 request id   2 reason: client, deadline or operator   3 owner: only if this gateway owns the job; "" anyway
+-- ARGV  1 request id   2 reason: client, deadline, operator or no_workers
+--       3 owner: only if this gateway owns the job; "" anyway
 -- With the reason client and an owner, a job that another gateway reads too is left to that one: only the last
 -- reader's leaving counts.
--- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked"
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers')
+-- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked" |
+--         "running" (no_workers: left alone)
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers', 'deadline')
 if not hash[1] then return 'gone' end
 if hash[1] == 'done' then return 'done' end
 if ARGV[3] ~= '' and ARGV[2] == 'client' and hash[6] then
@@ -23,32 +27,43 @@ elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
   return 'owned'
 end
 
-if hash[1] == 'running' then
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+if hash[1] == 'running' and not (ARGV[2] == 'deadline' and now >= tonumber(hash[7] or 0) + 4000) then
+  if ARGV[2] == 'no_workers' then return 'running' end
   redis.call('HSETNX', KEYS[1], 'cancel', ARGV[2])
-  redis.call('PUBLISH', 'inference:control:' .. hash[3], string.format('{"id":"%s","reason":"%s"}', ARGV[1], ARGV[2]))
+  local hint = string.format('{"id":"%s","reason":"%s"}', ARGV[1], ARGV[2])
+  redis.call('PUBLISH', 'inference:control:' .. hash[3], hint)
+  redis.call('PUBLISH', 'inference:control:' .. hash[4], hint)
   return 'marked'
 end
 
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function int(number) return string.format('%.0f', number) end
 local attempt, tokens = tonumber(hash[2]), 0
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, count = string.match(last[1], '^(%d+)-(%d+)$')
   attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
+  if count == '18446744073709551615' then -- a script that ended it was stopped halfway: only the state is missing
+    redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
+    redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)
+    redis.call('PEXPIRE', KEYS[2], hash[5] or 60000)
+    return 'done'
+  end
 end
 attempt = math.max(attempt + 1, now)
 
 local kind, tail = 'done', '"finish_reason":"cancelled"'
 if ARGV[2] == 'deadline' then
   kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."'
+elseif ARGV[2] == 'no_workers' then
+  kind, tail = 'failed', '"code":"no_workers","message":"No worker is there to run this."'
 end
 local frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}',
   kind, ARGV[1], int(attempt), int(tokens), tail)
 redis.call('XADD', KEYS[2], int(attempt) .. '-18446744073709551615', 'f', frame)
-redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now), 'cancel', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)
 redis.call('PEXPIRE', KEYS[2], hash[5] or 60000)
+redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 return 'ended'

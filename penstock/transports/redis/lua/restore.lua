@@ -8,7 +8,7 @@
 --       10… every token relayed, each as a JSON string
 -- Returns 1, 2 if it made the job, or 3 if this very call did it before and nobody has claimed the job since (then the
 -- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
--- than ARGV 7.
+-- than ARGV 7. A job whose log has an end is done: a script that ended it was stopped halfway.
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored')
 local seen = tonumber(ARGV[7])
 local attempt = tonumber(hash[2] or 0)
@@ -21,7 +21,14 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function int(number) return string.format('%.0f', number) end
 
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^(%d+)-'))) end
+if last then
+  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
+  attempt = math.max(attempt, tonumber(written))
+  if count == '18446744073709551615' then
+    redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
+    return 0
+  end
+end
 attempt = math.max(attempt + 1, seen + 1, now)
 
 local tokens = #ARGV - 9

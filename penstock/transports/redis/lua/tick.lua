@@ -3,7 +3,8 @@
 -- KEYS  1 {Q}:gateways   2 {Q}:workers   3 {Q}:about   4 {Q}:clock   5 Q
 -- ARGV  1 gateway id   2 how long a gateway may be away before its work is cancelled, ms: all gateways of a pool say the same
 --       3 lease, ms (may be missing: 2,500; other values for tests)
--- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped}} |
+-- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped},
+--          1 if this gateway was unknown: of one that has ticked before, data has been lost} |
 --         {-1, a sentence that says why it is refused}
 local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
@@ -32,7 +33,7 @@ local depth = redis.call('LLEN', KEYS[5])
 local taken = math.max(tonumber(clock[4] or 0) or 0, (tonumber(clock[3] or 0) or 0) - depth)
 if not (taken < 1e15) then taken = 0 end
 -- The pulse after the lease: where leases cannot be written nobody seems to live, and nobody is declared dead for it.
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
+local is_new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
 redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),
   'taken', string.format('%.0f', taken), 'protocol', PROTOCOL, 'away', ARGV[2])
 
@@ -47,4 +48,4 @@ for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], alive, '+inf')) do
   if says then about[#about + 1] = says end
 end
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
-return {depth, taken, about, dead}
+return {depth, taken, about, dead, is_new}

@@ -1,0 +1,160 @@
+"""What has ended stays ended: this gateway remembers it, and gives it back to a store that has lost it.
+
+The same for idempotency keys: a key is bound again with the request that it names. Knows which data may be missing
+from the store just now, because it has come back or does not know this gateway any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from penstock.errors import StoreUnavailable
+from penstock.job import Job
+from penstock.relay.ended import Ended
+from penstock.relay.records import outcome_of
+from penstock.relay.stream import Stream
+from penstock.transports.base import LEASE_S, Bound, Transport
+
+logger = logging.getLogger(__name__)
+
+UNSURE_S = LEASE_S  # a gateway that lives has looked at the store by then, and given back what it holds
+SETTLED_S = 1.5
+LOST_ONCE_S = 1.0
+KEY_SLACK_S = 30.0
+EXPIRE_S = 5.0
+_TRIES, _AGAIN_S, _AT_ONCE = 40, 0.25, 256
+
+
+class Keeper:
+    """The memory of one gateway. `retention_s`: how long a request is kept that does not say so itself.
+
+    `on_loss()`: the store has lost data, not the last moment only.
+    """
+
+    def __init__(self, gateway_id: str, transport: Transport, retention_s: float, on_loss: Callable[[], None]) -> None:
+        self.ended = Ended()
+        self._gateway_id = gateway_id
+        self._transport = transport
+        self._retention_s = retention_s
+        self._on_loss = on_loss
+        self._expired_at = 0.0
+        self._lost_at = self._doubted_at = float("-inf")
+        self._is_checking = self._must_check = False
+
+    # ── what has ended ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def retention_of(self, job: Job) -> float:
+        return self._retention_s if job.retention_s is None else job.retention_s
+
+    def get(self, job_id: str) -> Stream | None:
+        """How a request ended here, if that is remembered."""
+        return self.ended.get(job_id, time.monotonic())
+
+    def expire(self, now: float) -> bool:
+        """Forget what the store has forgotten as well; False if it is not yet time to look."""
+        if now - self._expired_at < EXPIRE_S:
+            return False
+        self._expired_at = now
+        self.ended.expire(now)
+        return True
+
+    async def check(self) -> None:
+        """Ask the store for everything that is remembered, and give back what it has lost, the newest first."""
+        self._must_check = True
+        if self._is_checking:
+            return
+        self._is_checking = True
+        try:
+            while self._must_check:
+                self._must_check = False
+                ids = self.ended.ids(time.monotonic())
+                for first in range(0, len(ids), _AT_ONCE):
+                    await self._check(ids[first : first + _AT_ONCE])
+        finally:
+            self._is_checking = False
+
+    async def _check(self, ids: list[str]) -> None:
+        for _ in range(_TRIES):
+            try:
+                states = await self._transport.states(ids)
+                for job_id in ids:
+                    await self._give_back(job_id, states.get(job_id))
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(_AGAIN_S)
+
+    async def check_one(self, job_id: str) -> None:
+        """A worker has been heard that runs it, or somebody asks for it."""
+        try:
+            states = await self._transport.states([job_id])
+            await self._give_back(job_id, states.get(job_id))
+        except StoreUnavailable:
+            return  # the next frame asks again, and so does the next subscription
+
+    async def _give_back(self, job_id: str, state: str | None) -> None:
+        now = time.monotonic()
+        stream, keep_s = self.ended.get(job_id, now), self.ended.keep_s(job_id, now)
+        # What its client has had, and no store knows any more, nobody will ask for.
+        if (
+            state == "done"
+            or stream is None
+            or stream.end is None
+            or (state is None and (keep_s < 1.0 or self.ended.is_delivered(job_id)))
+        ):
+            return
+        if stream.job.once:
+            await self.bind(stream.job, keep_s)
+        if await self._transport.restore_end(outcome_of(stream, stream.end, keep_s, now), self._gateway_id):
+            logger.warning("given back: the store had lost its end", extra={"request_id": job_id})
+
+    # ── idempotency keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def bind(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+        """The key of a job names it, for a little longer than it is kept; else what the key names."""
+        return await self._transport.once(job, keep_s + KEY_SLACK_S, instead_of)
+
+    async def keep_bound(self, job: Job) -> None:
+        """The job has ended: from here on its key lives as long as the answer."""
+        try:
+            await self.bind(job, self.retention_of(job))
+        except StoreUnavailable:
+            return  # it has the time from its submission; a store that has lost it is given both back
+
+    # ── what the store may have lost ─────────────────────────────────────────────────────────────────────────────
+
+    async def doubt(self) -> None:
+        """The store may have come back without its last moments, or empty."""
+        self._doubted_at = time.monotonic()
+        try:
+            await self._look_for_loss()
+        except StoreUnavailable:
+            return  # the next tick says it
+
+    def lose(self) -> None:
+        """The store has lost data, as a tick or a look has shown."""
+        now = time.monotonic()
+        was_known = now - self._lost_at < LOST_ONCE_S
+        self._lost_at = now
+        if not was_known:
+            self._on_loss()
+
+    async def make_sure(self) -> None:
+        """The store does not have what it was asked for. Raises `StoreUnavailable` if it may yet be given back."""
+        await self._look_for_loss()
+        if time.monotonic() - max(self._lost_at, self._doubted_at) < UNSURE_S:
+            message = "Redis has just come back or lost data; the request may be there again in a moment."
+            raise StoreUnavailable(message, retry_after_s=1.0)
+
+    async def settle(self) -> None:
+        """Wait until other gateways have had the time to give back what the store has lost."""
+        left_s = self._lost_at + SETTLED_S - time.monotonic()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+
+    async def _look_for_loss(self) -> None:
+        """A store that does not know this gateway, which has ticked, has lost its data."""
+        if not await self._transport.knows(self._gateway_id):
+            self.lose()

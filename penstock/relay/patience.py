@@ -1,0 +1,96 @@
+"""What time brings to a stream: silence, a deadline, a client that does not come back, a job that is in no list.
+
+Knows when; what is to be done about it is the relay's. Rule numbers are those of `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from penstock.errors import DeadlineExceeded, NoWorkers
+from penstock.relay.stream import Stream
+from penstock.transports.base import LATE, LATE_SLACK_S, LEASE_S, NO_WORKERS, TICK_S, Record
+
+if TYPE_CHECKING:
+    from penstock.relay.relay import Relay
+
+RUNNING_SILENCE_S = 1.0
+QUEUED_SILENCE_S = (2.0, 4.0, 5.0)
+STRANDED_S = LEASE_S + TICK_S
+OVERTAKEN_S = 2.0
+DEADLINE_SLACK_S = LATE_SLACK_S + 1.0
+
+
+class Patience:
+    """Looks at the streams of one relay. What the callables mean stands at `Relay`."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        grace_s: float,
+        resume_window_s: float,
+        has_workers: Callable[[str], bool],
+        is_live: Callable[[str], bool],
+        queue_depth: Callable[[], int],
+        has_lease: Callable[[], bool],
+    ) -> None:
+        self._relay = relay
+        self._grace_s = grace_s
+        self._resume_window_s = resume_window_s
+        self._has_workers = has_workers
+        self._is_live = is_live
+        self._queue_depth = queue_depth
+        self._has_lease = has_lease
+        self._newest_started_at = self._looked_at = 0.0
+
+    def look(self, streams: Sequence[Stream], now: float) -> None:
+        """One round over all streams."""
+        gap_s = now - self._looked_at if self._looked_at else 0.0
+        self._looked_at = now
+        for stream in streams:
+            if gap_s > LEASE_S and stream.left_at:  # this process stood still: its client could not come back to it
+                stream.left_at += gap_s
+            if stream.end is None:
+                self._look_at(stream, now)
+            if stream.is_started:
+                self._newest_started_at = max(self._newest_started_at, stream.submitted_at)
+
+    def _look_at(self, stream: Stream, now: float) -> None:
+        if now >= stream.deadline_at:
+            self._end_late(stream, now)
+            return
+        is_left = stream.left_at and not stream.readers and stream.job.on_disconnect == "resume"
+        if is_left and now - stream.left_at >= self._resume_window_s and self._has_lease():
+            self._relay.abandon(stream)
+            return
+        waited_s = 0.0 if stream.is_started or stream.verdict is not None else now - stream.submitted_at
+        if waited_s >= self._grace_s and not self._has_workers(stream.job.model) and self._has_lease():
+            stream.verdict = NoWorkers(NO_WORKERS, retry_after_s=self._grace_s)
+            self._relay.give_up(stream, "no_workers")
+        patience = RUNNING_SILENCE_S if stream.is_started else QUEUED_SILENCE_S[min(stream.num_asked, 2)]
+        if now - stream.asked_at >= patience:
+            stream.asked_at = now
+            stream.num_asked += 1
+            self._relay.ask(stream, "silence")
+
+    def _end_late(self, stream: Stream, now: float) -> None:
+        if now >= stream.deadline_at + DEADLINE_SLACK_S:
+            self._relay.fail_late(stream, now)
+        elif not isinstance(stream.verdict, DeadlineExceeded):
+            stream.verdict = DeadlineExceeded(LATE)
+            self._relay.give_up(stream, "deadline")
+
+    def is_stranded(self, stream: Stream, record: Record) -> bool:
+        """A queued job that is silent while the queue is empty, or while later ones have started (rule 8).
+
+        Also one that is said to run at a worker that is not there: who took its id from the queue may have lost it,
+        or a store that forgot everything does not know whose list to give back.
+        """
+        if time.monotonic() - stream.heard_at < STRANDED_S:
+            return False
+        if record.state == "running":
+            return not self._is_live(record.worker) and self._relay.may("ensure")
+        is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
+        return (self._queue_depth() == 0 or is_overtaken) and self._relay.may("ensure")

@@ -1,0 +1,83 @@
+"""The streams that a gateway holds, by id and by idempotency key, those among them that are just being opened."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from penstock.job import Job
+from penstock.relay.stream import Stream
+
+MAX_PER_S = 10  # of each kind of repair that asks the store to change something
+
+
+class Table:
+    """`streams` is for its relay alone to read; what enters does so by `hold`, and leaves by `remove`."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, Stream] = {}
+        self._opening: dict[str, asyncio.Event] = {}
+        self._named: dict[tuple[str, str], str] = {}
+
+    async def find(self, job_id: str) -> Stream | None:
+        """The stream of this id. One that is just being opened is waited for: it may yet come to nothing."""
+        while (opening := self._opening.get(job_id)) is not None:
+            await opening.wait()
+        return self.streams.get(job_id)
+
+    def named(self, job: Job) -> str:
+        """The request that the idempotency key of `job` names, as far as this gateway knows; "" for none."""
+        return self._named.get(_key_of(job), "")
+
+    @contextmanager
+    def hold(self, stream: Stream) -> Iterator[None]:
+        """Around what opens a stream: it is heard from the start, and read by others once the block has gone well."""
+        job = stream.job
+        opened = self._opening[job.id] = asyncio.Event()
+        self.streams[job.id] = stream
+        if job.once:
+            self._named[_key_of(job)] = job.id
+        try:
+            yield
+        except BaseException:
+            if stream.meter is not None:
+                stream.meter.drop()
+            self.remove(stream)
+            raise
+        finally:
+            del self._opening[job.id]
+            opened.set()
+
+    def remove(self, stream: Stream) -> bool:
+        """It is held no more, nor measured. False if it was not held."""
+        if stream.meter is not None:
+            stream.meter.leave()
+        if self.streams.get(stream.job.id) is not stream:
+            return False
+        del self.streams[stream.job.id]
+        return True
+
+    def expire(self, remembered: Collection[str]) -> None:
+        """Forget the keys of requests that are neither held nor `remembered`."""
+        known = self.streams.keys() | remembered
+        self._named = {key: job_id for key, job_id in self._named.items() if job_id in known}
+
+
+class Budget:
+    """At most `MAX_PER_S` of each kind in a second."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, tuple[int, int]] = {}
+
+    def may(self, kind: str) -> bool:
+        second = int(time.monotonic())
+        began, used = self._used.get(kind, (second, 0))
+        used = used if began == second else 0
+        self._used[kind] = (second, used + 1)
+        return used < MAX_PER_S
+
+
+def _key_of(job: Job) -> tuple[str, str]:
+    return job.caller, job.once.partition(" ")[0]
