@@ -16,6 +16,7 @@ from penstock.admission import Admission, Caller
 from penstock.api.connection import header
 from penstock.api.door import Door
 from penstock.api.edge import Call, call_of
+from penstock.api.large import LargeBodies
 from penstock.api.places import Places
 from penstock.api.sweep import Sweep
 from penstock.api.turns import Turns
@@ -70,6 +71,7 @@ class Gateway:
             has_lease=lambda: time.monotonic() - self._ticked_at < LEASE_S,
         )
         self.on_refusal: Callable[[ConfigError], None] = lambda error: None
+        self.large_bodies = LargeBodies()
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
         self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)

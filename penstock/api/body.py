@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +19,8 @@ from penstock.api.plain import NAME, Path, describe
 from penstock.errors import InvalidRequest
 
 MAX_DEPTH = 32
+MAX_VALUES = 50_000  # keys do not count; an empty array or object counts as two
+MAX_KEYS = 1000
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
 MAX_SHOWN_NAME = 64
 
@@ -35,10 +38,11 @@ def parse_json(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """The JSON object in `data`. Anything but strict JSON in UTF-8 is an `InvalidRequest`.
 
     Refused too: duplicate keys, numbers that are not finite, integers beyond 64 bits, strings with NUL or with
-    surrogates that stand alone, and more than `max_depth` levels (counted before anything is parsed).
+    surrogates that stand alone, more than `MAX_KEYS` keys in one object, and more than `MAX_VALUES` values or
+    `max_depth` levels (both counted before anything is parsed).
     """
     text = _decode(data)
-    _check_depth(data, max_depth)
+    _check_shape(data, max_depth)
     try:
         value = _STRICT.decode(text)
     except _Refused as refusal:
@@ -68,22 +72,34 @@ def _decode(data: bytes) -> str:
     return text
 
 
-# A string, closed or not, is one match, and nothing is tried twice: linear whatever the bytes are.
-_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+def num_marks(data: bytes) -> int:
+    """What is at least the number of values in `data`: every value but the first stands behind one of these bytes."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
-def _check_depth(data: bytes, max_depth: int) -> None:
-    if data.count(b"[") + data.count(b"{") <= max_depth:
+# One match for each bracket and comma outside strings, and what stands in front of it, so that Python looks at no
+# string, closed or not. Nothing is tried twice and the end matches too: linear whatever the bytes are.
+_TO_NEXT_MARK = re.compile(rb'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{},]++)*+([\[\]{},]|\Z)', re.DOTALL)
+
+
+def _check_shape(data: bytes, max_depth: int) -> None:
+    """At most `max_depth` levels and `MAX_VALUES` values; looks closer only where there may be more."""
+    if data.count(b"[") + data.count(b"{") <= max_depth and num_marks(data) < MAX_VALUES:
         return
     depth = 0
-    for match in _STRING_OR_BRACKET.finditer(data):
-        first = data[match.start()]
-        if first in b"[{":
+    num = 1
+    for match in _TO_NEXT_MARK.finditer(data):
+        mark = match[1]
+        if mark in b"]}":  # also the end, which is empty
+            depth -= 1
+            continue
+        num += 1
+        if num > MAX_VALUES:
+            raise InvalidRequest(f"The body contains more than {MAX_VALUES} values (MAX_VALUES).")
+        if mark != b",":
             depth += 1
             if depth > max_depth:
                 raise InvalidRequest(f"The body is nested more than {max_depth} levels deep.")
-        elif first in b"]}":
-            depth -= 1
 
 
 def _integer(digits: str) -> int:
@@ -111,9 +127,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise _Refused("is given twice")
+    if len(value) > MAX_KEYS:
+        raise _Refused(_TOO_WIDE)
     return value
 
 
+_TOO_WIDE = f"has more than {MAX_KEYS} keys (MAX_KEYS)"
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant)
 
 
@@ -172,6 +191,8 @@ def _find_fault(value: Any, path: Path) -> tuple[Path, str] | None:
     if isinstance(value, dict):
         if isinstance(value, _Twice) and value.key is not None:
             return (*path, value.key), "is given twice"
+        if len(value) > MAX_KEYS:
+            return path, _TOO_WIDE
         for key, item in value.items():
             if problem := _text_problem(key):
                 return path, f"has a key that {problem}"
@@ -199,14 +220,28 @@ def _text_problem(text: str) -> str:
 
 def validate(model: type[Model], data: dict[str, Any]) -> Model:
     """An instance of `model`, or one `InvalidRequest` whose `param` is the dotted name of the field at fault."""
+    unknown = data.keys() - _fields_of(model)
+    if unknown:  # one error instead of one for each
+        name = next(name for name in data if name in unknown)
+        raise _described((name,), f"Unknown field {NAME}.")
     try:
         return model.model_validate(data)
     except ValidationError as error:
         path, problem = describe(error, model, data)
+    raise _described(path, problem)
+
+
+@lru_cache(maxsize=64)
+def _fields_of(model: type[BaseModel]) -> frozenset[str]:
+    """The names that a client may give at the top of `model`, which ignores and allows no others."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
+def _described(path: Path, problem: str) -> InvalidRequest:
     param = dotted(path)
     if param is None:
         problem = problem.replace(f"field {NAME}", "field")
-    raise InvalidRequest(problem.replace(NAME, _name(path)), param=param)
+    return InvalidRequest(problem.replace(NAME, _name(path)), param=param)
 
 
 def _name(path: Path) -> str:

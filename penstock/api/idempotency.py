@@ -44,12 +44,16 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key: str, body: dict[str, Any]) -> Reader:
+def hash_of(endpoint: str, body: dict[str, Any]) -> str:
+    """What makes two POSTs the same: the route and the JSON, in any order of its keys."""
+    return hashlib.sha256(json.dumps([endpoint, body], sort_keys=True).encode()).hexdigest()
+
+
+async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key: str, body_hash: str) -> Reader:
     """Submit `job`, or attach to the request that this key already names. Raises `IdempotencyConflict`.
 
     A key holds as long as its request: one whose request is forgotten, or was cancelled, is bound to `job` instead.
     """
-    body_hash = hashlib.sha256(json.dumps([endpoint, body], sort_keys=True).encode()).hexdigest()
     job = replace(job, once=f"{hashlib.sha256(key.encode()).hexdigest()[:32]} {body_hash}")
     relay = gateway.relay
     keep_s = job.timeout_s + relay.keeper.retention_of(job)

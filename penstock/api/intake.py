@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -16,7 +17,8 @@ from pydantic import BaseModel
 from penstock.admission import Caller, Permit
 from penstock.api.body import parse_json, validate
 from penstock.api.edge import Call
-from penstock.api.idempotency import idempotency_key, submit_once
+from penstock.api.idempotency import hash_of, idempotency_key, submit_once
+from penstock.api.large import LargeBodies, is_large
 from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from penstock.gateway import Gateway
 
 Body = TypeVar("Body", bound=BaseModel)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,9 +63,16 @@ class Received(Generic[Body]):
     """One valid body, who sent it, and the idempotency key that came with it."""
 
     body: Body
-    data: dict[str, Any]
     caller: Caller
     key: str | None
+    body_hash: str
+    _large: LargeBodies | None
+
+    async def into(self, translate: Callable[Concatenate[Body, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `translate` makes of the body; of a large one in the thread, as it takes as long as to parse it."""
+        if self._large is None:
+            return translate(self.body, *args, **kwargs)
+        return await self._large.run(self.caller.rate_key, partial(translate, self.body, *args, **kwargs))
 
 
 async def receive(
@@ -73,12 +84,20 @@ async def receive(
 ) -> Received[Body]:
     """Who is it, and what do they want? `prepare` sees the JSON before `body` does.
 
-    Raises what `read_body`, `parse_json` and `Gateway.welcome` raise.
+    Raises what `read_body`, `parse_json`, `LargeBodies.run` and `Gateway.welcome` raise.
     """
     caller = await gateway.welcome(request, call)
     settings = gateway.settings
-    data = parse_json(await read_body(request, settings.max_body_bytes, settings.body_timeout_s))
-    return Received(validate(body, prepare(data)), data, caller, idempotency_key(request))
+    raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+    key = idempotency_key(request)
+
+    def read() -> tuple[Body, str]:
+        data = parse_json(raw)
+        return validate(body, prepare(data)), "" if key is None else hash_of(call.endpoint, data)
+
+    large = gateway.large_bodies if is_large(raw) else None
+    parsed, body_hash = read() if large is None else await large.run(caller.rate_key, read)
+    return Received(parsed, caller, key, body_hash, large)
 
 
 async def enter(
@@ -98,7 +117,7 @@ async def enter(
                 readers.append(await gateway.submit(job, call.endpoint))
             else:
                 own = key if not number else f"{key}\t{number}"  # a client's own key holds no tab
-                readers.append(await submit_once(gateway, call, job, call.endpoint, own, received.data))
+                readers.append(await submit_once(gateway, call, job, call.endpoint, own, received.body_hash))
     except BaseException:
         for reader in readers:
             gateway.relay.leave(reader, is_delivered=False)

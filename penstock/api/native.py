@@ -49,13 +49,13 @@ class GenerateBody(BaseModel):
 
     prompt: str | None = Field(None, min_length=1, description="The text to go on from.")
     messages: list[MessageBody] | None = Field(
-        None, min_length=1, max_length=MAX_MESSAGES, description="A conversation, instead of `prompt`."
+        None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="A conversation, instead of `prompt`."
     )
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy. Default: the backend's.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling. Default: the backend's.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
         None, description=f"Up to {MAX_STOPS} strings that end the answer; they are not part of it."
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
@@ -224,7 +224,7 @@ class NativeAPI:
         call.endpoint = ENDPOINT
         received = await receive(gateway, request, call, self.body)
         body = received.body
-        (reader,), permit = await enter(gateway, call, received, [draft_of(body)])
+        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of)])
         if body.background:
             permit.release()
             gateway.relay.leave(reader, is_delivered=False)

@@ -47,6 +47,7 @@ SUBMIT_ERRORS = error_responses(
     errors.SlowBody,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
+    errors.Overloaded,
     errors.RateLimited,
     errors.QueueFull,
     errors.DeadlineUnreachable,

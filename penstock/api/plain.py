@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 Path = tuple[str | int, ...]
 
 NAME = "{name}"  # stands in a sentence for the name of the field
+MAX_FAULTS = 100  # of one body that are looked at: it may have thousands, and pydantic makes an object of each
 
 _NOUNS = {
     "string_type": "a string",
@@ -59,6 +60,10 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple
 
     A field that may have several types has an error for each; those that got furthest are joined into one sentence.
     """
+    if error.error_count() > MAX_FAULTS:
+        path, error = _first_field(error, model, data)
+        if error.error_count() > MAX_FAULTS:
+            return path, f"{NAME} has more than {MAX_FAULTS} faults."
     faults = [(_path(details, data), details) for details in error.errors(include_url=False, include_input=False)]
     first = faults[0][0][:1]
     faults = [fault for fault in faults if fault[0][:1] == first]
@@ -66,6 +71,17 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple
     here = [details for place, details in faults if place == path]
     here = [details for details in here if details["type"] not in _NOUNS] or here
     return path, _sentence(path, here, model)
+
+
+def _first_field(error: ValidationError, model: type[BaseModel], data: Any) -> tuple[Path, ValidationError]:
+    """The first field with faults, and these alone. A `ValidationError` cannot say where its first one is."""
+    blank = model.model_construct()
+    for name, value in data.items():
+        try:
+            model.__pydantic_validator__.validate_assignment(blank, name, value)
+        except ValidationError as faults:
+            return (name,), faults
+    return (), error
 
 
 def _path(details: ErrorDetails, data: Any) -> Path:

@@ -40,6 +40,7 @@ _TRIGGER: Final = re.compile(r"\[\[(fail|hang|block|crash)(?:_after=(\d{1,6}))?\
 
 
 _ACCEPTS: Final = ("temperature", "top_p", "stop", "seed", "logprobs")
+_LONG_PROMPT: Final = 64 * 1024
 _TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 
 
@@ -78,7 +79,11 @@ class MockBackend(Backend):
         return [token_of(index) for index in range(job.sampling.max_tokens if num is None else num)]
 
     async def generate(self, batch: Batch) -> AsyncIterator[Event]:
-        live = [_Sequence(claim, self) for claim in batch.claims]
+        live = []
+        for claim in batch.claims:
+            live.append(_Sequence(claim, self))
+            if claim.job.prompt and len(claim.job.prompt) > _LONG_PROMPT:  # milliseconds each, and there may be many
+                await asyncio.sleep(0)
         due = time.monotonic() + self._prefill_s * sum(sequence.num_prompt_tokens for sequence in live)
         while live:
             due += self._step_s + self._step_s_per_seq * len(live)

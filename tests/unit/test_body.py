@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.types import Message
 
-from penstock.api.body import parse_json, validate
+from penstock.api.body import MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
 from penstock.api.connection import WHOLE
+from penstock.api.plain import MAX_FAULTS
 from penstock.api.reading import ClientGone, read_body
 from penstock.errors import BodyTooLarge, InvalidRequest, PenstockError, SlowBody, UnsupportedMediaType
 from tests.hostile import BAD_FIELDS, ODD_BUT_RIGHT, PARSER, Case
@@ -152,6 +153,40 @@ def test_a_bad_value_is_found_where_it_is() -> None:
     assert caught.value.message == "'a.b.2.c' is NaN, which is not JSON."
 
 
+@pytest.mark.parametrize("item", [b"0", b"{}", b"[]", b'""', b'{"a":1}'])
+def test_values_are_counted_before_they_are_parsed(item: bytes) -> None:
+    marks = num_marks(item) + 1
+    most = (MAX_VALUES - 2) // marks
+    assert len(parse_json(b'{"a":[' + b",".join([item] * most) + b"]}")["a"]) == most
+    with pytest.raises(InvalidRequest, match="more than 50000 values"):
+        parse_json(b'{"a":[' + b",".join([item] * (most + 2)))
+
+
+@given(_VALUES)
+def test_never_are_there_more_values_than_marks(value: Any) -> None:
+    def count(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(count(each) for each in inner)
+
+    assert count(value) <= num_marks(json.dumps(value).encode()) + 1
+
+
+def test_commas_in_a_text_are_no_values() -> None:
+    text = '[{, "\\' * MAX_VALUES
+    assert parse_json(json.dumps({"a": text}).encode()) == {"a": text}
+
+
+@pytest.mark.parametrize("where", ["", "a", "a.0.b"])
+def test_an_object_of_too_many_keys_is_named(where: str) -> None:
+    value: Any = {f"k{number}": number for number in range(MAX_KEYS)}
+    wrapped = {"": value, "a": {"a": value}, "a.0.b": {"a": [{"b": value}]}}[where]
+    assert parse_json(json.dumps(wrapped).encode()) == wrapped
+    value["one more"] = 1
+    with pytest.raises(InvalidRequest, match="has more than 1000 keys") as caught:
+        parse_json(json.dumps(wrapped).encode())
+    assert caught.value.param == (where or None)
+
+
 # ── validate ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -203,6 +238,19 @@ def test_a_refusal_names_the_field_and_what_is_allowed(more: dict[str, Any], par
 def test_a_refusal_names_the_place(messages: list[Any], param: str, message: str) -> None:
     error = refusal({"messages": messages})
     assert (error.param, error.message) == (param, message)
+
+
+def test_of_many_faults_the_field_is_named_and_no_more() -> None:
+    turn: dict[str, Any] = {"role": "user", "content": SECRET}
+    error = refusal({"messages": [turn | {f"k{number}": 1 for number in range(MAX_FAULTS + 1)}]})
+    assert (error.param, error.message) == ("messages", "'messages' has more than 100 faults.")
+    error = refusal({"n": 5, "messages": [turn | {f"k{number}": 1 for number in range(MAX_FAULTS + 1)}]})
+    assert (error.param, error.message) == ("n", "'n' must be at most 1.")
+
+
+def test_unknown_fields_are_one_error() -> None:
+    error = refusal({f"k{number}": 1 for number in range(MAX_KEYS)} | {"n": 5})
+    assert (error.param, error.message) == ("k0", "Unknown field 'k0'.")
 
 
 def test_a_rule_over_several_fields_has_no_one_field() -> None:

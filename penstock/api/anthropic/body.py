@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, Stop, Strict
+from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, PAUSE, Stop, Strict
 from penstock.errors import InvalidRequest
 from penstock.job import Message
 from penstock.piece import ToolCall
@@ -80,7 +80,7 @@ class ToolUseBlock(Strict):
 class ToolResultBlock(Strict):
     type: Literal["tool_result"]
     tool_use_id: Id
-    content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
+    content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
     is_error: bool | None = Field(None, description="The model reads `Error: ` before the content.")
     cache_control: CacheControl | None = None
 
@@ -98,7 +98,10 @@ Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | Thin
 
 class MessageParam(Strict):
     role: Literal["user", "assistant"]
-    content: Annotated[str, Field(min_length=1)] | Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS)]
+    content: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS, fail_fast=True)]
+    )
 
 
 class CustomTool(Strict):
@@ -124,15 +127,15 @@ class MessagesBody(Strict):
     """A conversation to answer. Form: https://docs.anthropic.com/en/api/messages."""
 
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
-    messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Annotated[MessageParam, PAUSE]] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int = Field(ge=1)
     cache_control: CacheControl | None = None
-    system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS)] | None = None
-    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     temperature: float | None = Field(None, ge=0, le=1)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
-    tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: MessagesToolChoice | None = None
     metadata: MessagesMetadata | None = None
     stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")

@@ -74,7 +74,7 @@ class AnthropicAPI:
         call.endpoint = MESSAGES
         call.dialect = ANTHROPIC
         received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
-        (reader,), permit = await enter(gateway, call, received, [draft_of(received.body)])
+        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of)])
         return MessageStream(gateway, call, reader, permit, is_stream=bool(received.body.stream))
 
 

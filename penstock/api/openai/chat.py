@@ -14,11 +14,13 @@ from penstock.api.intake import Draft
 from penstock.api.openai.fields import (
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
+    PAUSE,
     ChoiceFields,
     Metadata,
     Strict,
     choice_sampling,
     copies,
+    given,
 )
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
@@ -79,9 +81,9 @@ class ChatMessage(Strict):
     """The null fields are those of an assistant's message as it was answered, given back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)] | None = None
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = Field(None, min_length=1, max_length=200)
-    tool_calls: Annotated[list[ToolCallBody], Field(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[ToolCallBody], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = Field(None, min_length=1, max_length=200)
     refusal: None = None
     audio: None = None
@@ -118,11 +120,11 @@ class ResponseFormat(Strict):
 class ChatBody(ChoiceFields):
     """A conversation to answer. Form: https://platform.openai.com/docs/api-reference/chat/create."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Annotated[ChatMessage, PAUSE]] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of `max_tokens`.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -143,10 +145,10 @@ def drafts_of(body: ChatBody) -> list[Draft]:
     format_ = body.response_format
     sampling = choice_sampling(body) | {
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
-        "tools": tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+        "tools": tuple({"type": tool.type, "function": given(tool.function)} for tool in body.tools or ()),
         "tool_choice": chosen.model_dump() if isinstance(chosen, ToolChoice) else chosen,
         "parallel_tool_calls": body.parallel_tool_calls,
-        "response_format": None if format_ is None or format_.type == "text" else format_.model_dump(exclude_none=True),
+        "response_format": None if format_ is None or format_.type == "text" else given(format_),
         "reasoning_effort": body.reasoning_effort,
     }
     names = {"logprobs": "top_logprobs" if body.top_logprobs else "logprobs"}
@@ -183,7 +185,7 @@ def _message(index: int, message: ChatMessage) -> Message:
         if any(isinstance(part, ImagePart) for part in content):
             if message.role != "user":
                 raise fault("content", "may hold images in a user's message only")
-            parts = tuple(part.model_dump(exclude_none=True) for part in content)
+            parts = tuple(map(_part, content))
         content = "\n".join(part.text for part in content if isinstance(part, TextPart))
     calls = enumerate(message.tool_calls or ())
     return Message(
@@ -194,6 +196,10 @@ def _message(index: int, message: ChatMessage) -> Message:
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
     )
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return given(part) if isinstance(part, TextPart) else {"type": part.type, "image_url": given(part.image_url)}
 
 
 # ── what comes back ──────────────────────────────────────────────────────────────────────────────────────────────

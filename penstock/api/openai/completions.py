@@ -26,7 +26,7 @@ Prompt = Annotated[str, Field(min_length=1)]
 class CompletionBody(ChoiceFields):
     """A text to go on from. Form: https://platform.openai.com/docs/api-reference/completions/create."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)] = Field(
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] = Field(
         description="A text, or several; each is a request of its own. Token ids are not taken."
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -24,7 +24,7 @@ Input = Annotated[str, Field(min_length=1)]
 class EmbeddingBody(Strict):
     """Texts to embed. Form: https://platform.openai.com/docs/api-reference/embeddings/create."""
 
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)] = Field(
+    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)] = Field(
         description=f"A text, or up to {MAX_INPUTS}. Token ids are not taken."
     )
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from penstock.api.intake import Draft
 from penstock.errors import UnsupportedParameter
@@ -26,8 +26,25 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_META
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
+def _pause(value: Any) -> Any:
+    return value
+
+
+# On each item of a long list: pydantic holds the interpreter from the first item to the last, and lets go of it only
+# where it calls Python. Without this the event loop would stand still while another thread validates a large body.
+PAUSE = BeforeValidator(_pause)
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def given(model: BaseModel) -> dict[str, Any]:
+    """The fields of `model` that are not null, with their values as they came.
+
+    `model_dump` copies a tool's whole schema, holding the interpreter, and with it the event loop, all the while.
+    """
+    return {name: value for name, value in vars(model).items() if value is not None}
 
 
 class StreamOptions(Strict):
@@ -55,7 +72,7 @@ class ChoiceFields(SamplingFields):
 
     max_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="How many answers; each is a request of its own.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)

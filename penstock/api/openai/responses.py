@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Struct
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import (
@@ -20,6 +20,7 @@ from penstock.api.openai.fields import (
     Metadata,
     SamplingFields,
     Strict,
+    given,
 )
 from penstock.api.openai.responses_input import Input, messages_of
 from penstock.errors import InvalidRequest
@@ -71,8 +72,6 @@ class SchemaFormat(Strict):
     description: str | None = None
     strict: bool | None = None
 
-    model_config = ConfigDict(extra="forbid", strict=True, serialize_by_alias=True)
-
 
 class TextFields(Strict):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
@@ -96,12 +95,12 @@ class ResponseBody(SamplingFields):
     instructions: str | None = Field(None, min_length=1, description="A system message before everything else.")
     max_output_tokens: int | None = Field(None, ge=1)
     previous_response_id: str | None = Field(None, description="Go on from a stored response of yours.")
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextFields | None = None
     reasoning: ReasoningFields | None = None
-    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1)] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1, fail_fast=True)] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     metadata: Metadata | None = None
     store: bool | None = Field(None, description="It can be retrieved after its end. Default: true.")
@@ -189,7 +188,7 @@ def _check(body: ResponseBody) -> None:
 
 
 def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"type"})}
+    return {"type": "function", "function": _but_type(given(tool))}
 
 
 def _chat_choice(choice: FunctionChoice) -> dict[str, Any]:
@@ -201,7 +200,12 @@ def _chat_format(text: TextFields | None) -> dict[str, Any] | None:
         return None
     if isinstance(text.format, PlainFormat):
         return {"type": text.format.type}
-    return {"type": "json_schema", "json_schema": text.format.model_dump(exclude_none=True, exclude={"type"})}
+    schema = _but_type(given(text.format))
+    return {"type": "json_schema", "json_schema": {name.removesuffix("_"): value for name, value in schema.items()}}
+
+
+def _but_type(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "type"}
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class MessageItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
+    content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
     id: Id | None = None
     status: Status | None = None
     phase: None = None
@@ -73,7 +73,7 @@ class FunctionCallOutput(Strict):
 
     type: Literal["function_call_output"]
     call_id: Id
-    output: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
+    output: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
     id: Id | None = None
     status: Status | None = None
 
@@ -103,7 +103,10 @@ Item = Annotated[
     Discriminator(_kind),
 ]
 
-Input = Annotated[str, Field(min_length=1)] | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+Input = (
+    Annotated[str, Field(min_length=1)]
+    | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+)
 
 
 def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) -> tuple[Message, ...]:

@@ -102,7 +102,7 @@ class ResponsesAPI:
         received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
         body = received.body
         before = await self._conversation(received.caller, body.previous_response_id)
-        (reader,), permit = await enter(gateway, call, received, [draft_of(body, before)])
+        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of, before)])
         if body.background and not body.stream:
             permit.release()
             gateway.relay.leave(reader, is_delivered=False)

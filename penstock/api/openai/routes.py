@@ -90,7 +90,7 @@ class OpenAIAPI:
             self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
         )
         body = received.body
-        readers, permit = await enter(self.gateway, call, received, chat.drafts_of(body))
+        readers, permit = await enter(self.gateway, call, received, await received.into(chat.drafts_of))
         form = chat.ChatForm(call.id, readers[0].stream.job.model, int(time.time()), includes_usage=body.includes_usage)
         return self._answer(call, readers, permit, form, is_stream=bool(body.stream))
 
@@ -102,7 +102,7 @@ class OpenAIAPI:
             self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
         )
         body = received.body
-        readers, permit = await enter(self.gateway, call, received, completions.drafts_of(body))
+        readers, permit = await enter(self.gateway, call, received, await received.into(completions.drafts_of))
         model = readers[0].stream.job.model
         form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
         num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
@@ -112,7 +112,7 @@ class OpenAIAPI:
         """Vectors of texts."""
         call = begin(request, EMBEDDINGS)
         received = await receive(self.gateway, request, call, EmbeddingBody)
-        (reader,), permit = await enter(self.gateway, call, received, [draft_of(received.body)])
+        (reader,), permit = await enter(self.gateway, call, received, [await received.into(draft_of)])
         answer = EmbeddingAnswer(self.gateway, call, reader, permit, is_stream=False)
         answer.is_base64 = received.body.encoding_format == "base64"
         return answer
