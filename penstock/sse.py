@@ -5,6 +5,7 @@ The format is that of the HTML Living Standard, section 9.2. `Decoder` accepts a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -23,6 +24,17 @@ class ServerEvent:
     event: str
     data: str
     id: str = ""
+
+
+# JSON does not escape these, and clients that split lines as Python's `str.splitlines` does would cut an event at them.
+_BREAKS = re.compile(b"\xc2\x85|\xe2\x80[\xa8\xa9]")
+
+
+def unbroken(frames: bytes) -> bytes:
+    """The same events, with U+0085, U+2028 and U+2029 escaped: in an event they stand only in strings of JSON."""
+    if frames.isascii() or (b"\xe2\x80" not in frames and b"\xc2\x85" not in frames):
+        return frames
+    return _BREAKS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), frames)
 
 
 def frame(event: str, data: bytes, event_id: str = "") -> bytes:

@@ -16,6 +16,7 @@ from penstock import errors
 from penstock.admission import Caller
 from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
+from penstock.api.reading import check_bodiless
 from penstock.errors import Forbidden, RequestNotFound
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
@@ -46,7 +47,8 @@ class AdminAPI:
             **error_responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable),
         }
         of_one = {**said, **error_responses(errors.RequestNotFound)}
-        redriven = {**of_one, **error_responses(errors.QueueFull, errors.DeadlineUnreachable, errors.Draining)}
+        refusals = (errors.QueueFull, errors.DeadlineUnreachable, errors.Draining, errors.UnsupportedMediaType)
+        redriven = {**of_one, **error_responses(*refusals)}
 
         def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:
             router.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
@@ -116,6 +118,7 @@ class AdminAPI:
         """Run it once more, under a new id, in the background; it leaves the list."""
         call = call_of(request)
         caller = await self._admit(request)
+        check_bodiless(request)
         await self._find_dead(request_id)
         record = await self.gateway.transport.read(request_id)
         if record is None:

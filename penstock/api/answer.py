@@ -24,7 +24,7 @@ from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.piece import Piece, Token, Whole
 from penstock.relay import Reader, Stream
-from penstock.sse import KEEPALIVE
+from penstock.sse import KEEPALIVE, unbroken
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -201,6 +201,7 @@ class Answer(Response):
                     continue
                 body = KEEPALIVE
             pulse.is_due = False
+            body = unbroken(body)
             if end is None and client.takes_more:
                 client.write(body)
             else:
@@ -225,7 +226,7 @@ class Answer(Response):
             reader.num_sent = first = first + len(fresh)
             frames = self.token_frames(first - len(fresh), fresh)
             if body := frames[0] if len(frames) == 1 else b"".join(frames):
-                client.write(body)
+                client.write(unbroken(body))
                 pulse.num_sent += 1
         return True
 

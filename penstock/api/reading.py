@@ -16,6 +16,7 @@ from penstock.errors import BodyTooLarge, Cancelled, SlowBody, UnsupportedMediaT
 
 MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 DISCARD_S = 1.0
+_BLANK = b" \t"
 GONE = "The client left before its request had arrived."
 
 
@@ -80,16 +81,36 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
 
 def check_media_type(request: Request) -> None:
     """`UnsupportedMediaType` unless the body says that it is JSON in UTF-8, as it is."""
-    given = [value for name, value in request.scope["headers"] if name in (b"content-type", b"content-encoding")]
-    if given == [b"application/json"]:
-        return
-    given = request.headers.getlist("content-type")
-    kind, _, parameters = (given[0] if len(given) == 1 else "").partition(";")
-    if kind.strip().lower() != "application/json":
-        raise UnsupportedMediaType("The content type must be application/json.")
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset" and value.strip().strip('"').lower() not in ("utf-8", "utf8"):
-            raise UnsupportedMediaType("The charset must be utf-8.")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    kinds: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            kinds.append(value)
+        elif name == b"content-encoding":
+            codings += value.split(b",")
+    if kinds != [b"application/json"]:
+        _check_kind(kinds)
+    if any(coding.strip(_BLANK).lower() not in (b"", b"identity") for coding in codings):
         raise UnsupportedMediaType("The body must not be compressed.")
+
+
+def check_bodiless(request: Request) -> None:
+    """The same rule for a POST without a body: `UnsupportedMediaType` for what any web page may send to any server.
+
+    A page can send neither JSON nor a key across sites unless the server has allowed it. With a key the content type
+    may be absent, as some clients name one only with a body.
+    """
+    names = {name for name, _ in request.scope["headers"]}
+    if b"content-type" in names or names.isdisjoint((b"authorization", b"x-api-key")):
+        check_media_type(request)
+
+
+def _check_kind(kinds: list[bytes]) -> None:
+    kind, *parameters = (kinds[0] if len(kinds) == 1 else b"").split(b";")
+    if kind.strip(_BLANK).lower() != b"application/json":
+        raise UnsupportedMediaType("The content type must be application/json.")
+    for parameter in parameters:
+        name, _, value = parameter.partition(b"=")
+        is_charset = name.strip(_BLANK).lower() == b"charset"
+        if is_charset and value.strip(_BLANK).strip(b'"').lower() not in (b"utf-8", b"utf8"):
+            raise UnsupportedMediaType("The charset must be utf-8.")

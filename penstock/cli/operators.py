@@ -73,7 +73,9 @@ def _call(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
 def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
     where = url.strip().rstrip("/")
     try:
-        headers = {"x-api-key": api_key.encode("ascii").decode()} if api_key else {}
+        headers = {"content-type": "application/json"}  # without it, or a key, a gateway takes no POST
+        if api_key:
+            headers["x-api-key"] = api_key.encode("ascii").decode()
         answer = httpx2.request(method, f"{where}/v1/admin{path}", headers=headers, timeout=TIMEOUT_S)
     except UnicodeEncodeError:
         raise ConfigError("the API key holds characters that no key has") from None

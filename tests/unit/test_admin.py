@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from rich.console import Console
 from starlette.requests import Request
 
 from penstock.api.door import Door
 from penstock.api.openai.responses import request_id_of
+from penstock.api.table import apis_of
 from penstock.app import create_app
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
@@ -40,7 +43,8 @@ class Site:
         self.store = MemoryTransport()
         self.gateway = Gateway(Settings(**settings), self.store, Metrics())
         transport = httpx2.ASGITransport(create_app(self.gateway))
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://gateway/v1/admin")
+        json = {"content-type": "application/json"}
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://gateway/v1/admin", headers=json)
 
     async def enlist(self, worker_id: str = "w1") -> WorkerInfo:
         info = WorkerInfo(id=worker_id, models={"mock": Capabilities()}, num_slots=8, num_free=8, host="h", pid=7)
@@ -244,6 +248,22 @@ async def test_with_keys_on_only_administrators_get_in(tmp_path: Path) -> None:
             assert answer.status_code in (200, 404)
     finally:
         await site.http.aclose()
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+async def test_what_a_web_page_may_send_to_any_server_changes_nothing(site: Site, kind: str | None) -> None:
+    """Across sites a page can send POSTs of these content types, or of none, and nothing else that changes anything."""
+    app = FastAPI()
+    for router in apis_of(site.gateway).routers:
+        app.include_router(router)
+    routes = [(path, method) for path, methods in app.openapi()["paths"].items() for method in methods]
+    assert {method for _, method in routes} <= {"get", "post", "delete"}
+    posts = [re.sub(r"{\w+}", KNOWN, path) for path, method in routes if method == "post"]
+    assert len(posts) >= 8
+    headers = {"host": "gateway"} if kind is None else {"host": "gateway", "content-type": kind}
+    for path in posts:
+        answer = await site.http.send(httpx2.Request("POST", f"http://gateway{path}", headers=headers, content=b"{}"))
+        assert (path, answer.status_code, answer.json()["error"]["code"]) == (path, 415, "unsupported_media_type")
 
 
 async def test_a_file_of_keys_that_cannot_be_read_again_is_reported(

@@ -18,7 +18,7 @@ from starlette.types import Message
 from penstock.api.body import MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
 from penstock.api.connection import WHOLE
 from penstock.api.plain import MAX_FAULTS
-from penstock.api.reading import ClientGone, read_body
+from penstock.api.reading import ClientGone, check_bodiless, check_media_type, read_body
 from penstock.errors import BodyTooLarge, InvalidRequest, PenstockError, SlowBody, UnsupportedMediaType
 from tests.hostile import BAD_FIELDS, ODD_BUT_RIGHT, PARSER, Case
 
@@ -349,11 +349,86 @@ async def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
         await read_body(request_of([part(b"{}", False)], headers), 100, 1.0)
 
 
+def with_headers(*headers: tuple[str, str]) -> Request:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+
+
+JSON = "application/json"
+
+
 @pytest.mark.parametrize(
-    "media_type", ["application/json", "Application/JSON", 'application/json; charset="UTF-8"', "application/json;"]
+    "headers",
+    [
+        [("content-encoding", JSON)],
+        [("content-encoding", JSON), ("content-encoding", "identity")],
+        [("content-type", JSON), ("content-encoding", JSON)],
+        [("content-type", JSON), ("content-encoding", "identity"), ("content-encoding", "gzip")],
+        [("content-type", JSON), ("content-encoding", "identity, gzip")],
+        [("content-type", JSON), ("content-encoding", "GZIP")],
+        [("content-type", JSON), ("content-type", JSON)],
+        [("content-type", JSON), ("content-type", "text/plain")],
+        [("content-type", "text/plain"), ("content-type", JSON)],
+        [("content-type", ""), ("content-type", JSON)],
+        [("content-type", f"{JSON}, text/plain")],
+        [("content-type", f"text/plain; {JSON}")],
+        [("content-type", f"{JSON}\xa0")],
+        [("content-type", f"{JSON}; charset=utf-8; charset=utf-16")],
+        [("content-type", f"{JSON}; CHARSET = latin-1")],
+        [("content-type", f"{JSON}; charset")],
+        [("content-type", "")],
+        [("content-type", ";")],
+        [("accept", JSON)],
+        [],
+    ],
+    ids=str,
 )
-async def test_json_in_utf8_is_taken(media_type: str) -> None:
-    assert await read_body(request_of([part(b"{}", False)], {"content-type": media_type}), 100, 1.0) == b"{}"
+def test_every_other_way_to_say_it_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        check_media_type(with_headers(*headers))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("content-type", JSON)],
+        [("content-type", "Application/JSON")],
+        [("content-type", f'{JSON}; charset="UTF-8"')],
+        [("content-type", f"{JSON};")],
+        [("content-type", f" {JSON} ; a=b")],
+        [("content-type", JSON), ("content-encoding", "identity")],
+        [("content-type", JSON), ("content-encoding", "Identity, identity"), ("content-encoding", "")],
+        [("accept", "text/plain"), ("content-type", JSON), ("x", "text/plain")],
+    ],
+    ids=str,
+)
+def test_json_in_utf8_is_taken(headers: list[tuple[str, str]]) -> None:
+    check_media_type(with_headers(*headers))
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_taken"),
+    [
+        ([], False),
+        ([("content-type", "text/plain")], False),
+        ([("content-type", "")], False),
+        ([("content-type", "text/plain"), ("authorization", "Bearer x")], False),
+        ([("content-type", ""), ("x-api-key", "x")], False),
+        ([("content-encoding", JSON)], False),
+        ([("content-type", JSON)], True),
+        ([("authorization", "Bearer x")], True),
+        ([("x-api-key", "x")], True),
+    ],
+    ids=str,
+)
+def test_without_a_body_json_or_a_key_shows_that_no_page_sent_it(
+    headers: list[tuple[str, str]], is_taken: bool
+) -> None:
+    if is_taken:
+        check_bodiless(with_headers(*headers))
+    else:
+        with pytest.raises(UnsupportedMediaType):
+            check_bodiless(with_headers(*headers))
 
 
 async def test_a_body_that_has_arrived_is_read_without_a_timer() -> None:

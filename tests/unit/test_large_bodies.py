@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 from pydantic import BaseModel
 
 from penstock.api.anthropic.body import MessagesBody
-from penstock.api.connection import limited
 from penstock.api.large import LARGE_BYTES, LARGE_VALUES, MAX_WAITING, MAX_WAITING_OF_ONE, LargeBodies, is_large
 from penstock.api.native import GenerateBody
 from penstock.api.openai.chat import ChatBody
@@ -24,52 +20,13 @@ from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
 from penstock.api.openai.responses import ResponseBody
 from penstock.errors import InvalidRequest, Overloaded
-from penstock.gateway import Gateway, create_app
-from penstock.metrics import Metrics
 from penstock.server import GC_THRESHOLD
-from penstock.settings import Settings
-from penstock.transports.memory import MemoryTransport
-from penstock.worker import build_worker
 from tests.bodies import GENERATE, SHAPES, bodies
-from tests.waiting import wait_until
+from tests.serving import post, serving
 
 MAX_HELD_S = 0.1
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@contextlib.asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[int]:
-    """The port of a gateway with a worker in this process, as `penstock serve` runs them."""
-    metrics, store = Metrics(), MemoryTransport()
-    configured = Settings(**settings)
-    gateway = Gateway(configured, store, metrics)
-    worker = build_worker(configured, store, metrics)
-    config = uvicorn.Config(
-        create_app(gateway), http=limited(10.0, 1000), log_config=None, access_log=False, proxy_headers=False, ws="none"
-    )
-    server = uvicorn.Server(config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        working = asyncio.create_task(worker.run())
-        running = asyncio.create_task(server._serve([listener]))
-        await wait_until(lambda: server.started and not gateway.why_not_ready(), "the gateway is ready", 20.0)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        await running
-        worker.stop()
-        await working
-
-
-async def post(port: int, path: str, body: bytes) -> tuple[int, bytes]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-    )
-    writer.write(head % (path.encode(), len(body)) + b"idempotency-key: %x\r\n\r\n" % hash(body) + body)
-    answer = await reader.read()
-    writer.close()
-    return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
 
 
 class Pulse:

@@ -23,7 +23,7 @@ from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.piece import Token, join
 from penstock.relay import Reader
-from penstock.sse import KEEPALIVE
+from penstock.sse import KEEPALIVE, unbroken
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -177,7 +177,7 @@ class Choices(Response):
             if body:
                 pulse.is_due = False
                 pulse.is_sending = True
-                await send({"type": "http.response.body", "body": body, "more_body": not is_over})
+                await send({"type": "http.response.body", "body": unbroken(body), "more_body": not is_over})
                 pulse.is_sending = False
                 pulse.num_sent += 1
             if is_over:

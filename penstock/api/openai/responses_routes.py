@@ -19,6 +19,7 @@ from penstock.api.openai.responses import REFUSED, ResponseBody, conversation, d
 from penstock.api.openai.responses_events import ResponseEvents, response_of
 from penstock.api.openai.routes import begin
 from penstock.api.openapi import SUBMIT_ERRORS, error_responses
+from penstock.api.reading import check_bodiless
 from penstock.api.requests import cancelled, find
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
@@ -93,7 +94,8 @@ class ResponsesAPI:
         created[404] = error_responses(errors.ModelNotFound, errors.RequestNotFound)[404]
         add(RESPONSES, self.create, methods=["POST"], response_model=None, responses=created)
         add(ONE, self.retrieve, methods=["GET"], response_model=None, responses=found)
-        add(CANCEL, self.cancel, methods=["POST"], response_model=None, responses=found)
+        changed = {**found, **error_responses(errors.UnsupportedMediaType)}
+        add(CANCEL, self.cancel, methods=["POST"], response_model=None, responses=changed)
         return router
 
     async def create(self, request: Request) -> Response:
@@ -147,6 +149,7 @@ class ResponsesAPI:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
         call = begin(request, CANCEL)
         caller = await self.gateway.welcome(request, call)
+        check_bodiless(request)
         record = await self._find(caller, response_id, "response_id")
         call.fields["subject"] = record.job.id
         return _shown(await cancelled(self.gateway, record))
