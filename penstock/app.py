@@ -69,7 +69,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, apis.bodies)
     door = gateway.door if gateway.door is not None and gateway.door.judges else None
-    edge = Edge(app, gateway.mint, gateway.count_refusal, apis.hot, door)
+    edge = Edge(app, gateway.mint, gateway.count_refusal, apis.handler, door)
     origins = gateway.settings.cors_origins
     if not origins:
         return edge

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -98,10 +98,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Edge:
     """Around the whole framework. `mint` makes the id that names a request from here on.
 
-    `on_refused` is told of each request that a route refused. `hot`: POST routes that are called from here, by path,
-    without the framework's routing in between (a third of the gateway's time for a short answer); the framework
-    still knows and documents them. `door`: judges a request by its head before anything else; None where all are
-    answered.
+    `on_refused` is told of each request that a route refused. `hot` finds the routes, by method and path, that are
+    called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
+    the framework still knows and documents them. `door`: judges a request by its head before anything else; None where
+    all are answered.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Edge:
         app: ASGIApp,
         mint: Callable[[], str],
         on_refused: Callable[[Call], None],
-        hot: Mapping[str, Handler] = {},
+        hot: Callable[[str, str], Handler | None] = lambda method, path: None,
         door: Door | None = None,
     ) -> None:
         self.app = app
@@ -131,7 +131,7 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *_encode_headers(call)]
             await send(message)
 
-        handler = self.hot.get(scope["path"]) if scope["method"] == "POST" else None
+        handler = self.hot(scope["method"], scope["path"])
         with bind_request(call.id):
             try:
                 if self.door is not None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 PATH = "/v1/requests"
 ONE = PATH + "/{request_id}"
-EVENTS = ONE + "/events"
+EVENTS_END = "/events"
+EVENTS = ONE + EVENTS_END
 CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
@@ -123,6 +124,10 @@ class RequestsAPI:
             raise
         call.fields["model"] = record.job.model
         return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
+
+    async def take_up(self, request: Request) -> Response:
+        """`events`, called by the request's path alone."""
+        return await self.events(request, request.scope["path"][len(PATH) + 1 : -len(EVENTS_END)])
 
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)

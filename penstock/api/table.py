@@ -20,7 +20,8 @@ from penstock.api.openai.embeddings import EmbeddingBody
 from penstock.api.openai.responses import ResponseBody
 from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
 from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
-from penstock.api.requests import RequestsAPI
+from penstock.api.requests import EVENTS_END, RequestsAPI
+from penstock.api.requests import PATH as REQUESTS
 
 if TYPE_CHECKING:
     from penstock.gateway import Gateway
@@ -28,17 +29,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself."""
+    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself.
+
+    `take_up`: a request's events, which `Edge` calls itself, too: when a gateway dies, all its clients ask another
+    one for them in the same instant.
+    """
 
     routers: tuple[APIRouter, ...]
     bodies: Mapping[tuple[str, str], type[BaseModel]]
     hot: Mapping[str, Handler]
+    take_up: Handler
+
+    def handler(self, method: str, path: str) -> Handler | None:
+        """What `Edge` calls without the framework's routing; None for all else."""
+        if method == "POST":
+            return self.hot.get(path)
+        if method == "GET" and path.endswith(EVENTS_END) and path.startswith(REQUESTS):
+            return self.take_up
+        return None
 
 
 def apis_of(gateway: Gateway) -> Table:
     native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
     responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
-    every = (native, openai, responses, anthropic, RequestsAPI(gateway), AdminAPI(gateway))
+    requests = RequestsAPI(gateway)
+    every = (native, openai, responses, anthropic, requests, AdminAPI(gateway))
     return Table(
         routers=tuple(api.router() for api in every),
         bodies={
@@ -56,4 +71,5 @@ def apis_of(gateway: Gateway) -> Table:
             RESPONSES: responses.create,
             MESSAGES: anthropic.messages,
         },
+        take_up=requests.take_up,
     )
