@@ -37,6 +37,16 @@ class Message(Struct, frozen=True, omit_defaults=True):
     tool_call_id: str = ""
     name: str = ""
 
+    @property
+    def fetches(self) -> bool:
+        """Whether it shows what is not in it: an image, say, that an engine would have to fetch."""
+        return any(part.get("type") != "text" and not _is_inline(part.get("image_url")) for part in self.parts)
+
+
+def _is_inline(image: object) -> bool:
+    url = image.get("url") if isinstance(image, dict) else None
+    return isinstance(url, str) and url[:5].lower() == "data:"
+
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to draw tokens, and in which form. None means "the backend's default", never "ignored".

@@ -37,6 +37,7 @@ Kind = Literal[
     "endless_event",
     "gzip",  # says that its stream is compressed
     "ignores_max_tokens",
+    "long_tokens",  # of =N characters each
     "no_done",  # the forms that servers really have, from here on
     "only_done",
     "usage_in_last",
@@ -257,6 +258,8 @@ class _Script:
         asked = body.get("max_tokens", body.get("max_completion_tokens", 0))
         num = begun + (asked if self.mood.kind != "ignores_max_tokens" else 5_000)
         self.tokens = tokens_of(base, num)[begun:]
+        if self.mood.kind == "long_tokens":
+            self.tokens = ["x" * self.mood.number for _ in self.tokens]
         self.num_prompt = len(base.split()) + begun
         self.reason = "length"
         text = ""

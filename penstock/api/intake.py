@@ -142,7 +142,8 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         raise InvalidRequest(f"'timeout_s' must be at most {settings.max_timeout_s:g}.", param="timeout_s")
     sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling)
     has_images = any(message.parts for message in draft.messages or ())
-    check_capabilities(sampling, model, can, has_images=has_images, names=draft.names)
+    fetches = any(message.fetches for message in draft.messages or ())
+    check_capabilities(sampling, model, can, has_images=has_images, fetches=fetches, names=draft.names)
     is_kept = has_key or draft.is_kept
     return Job(
         id=job_id,
@@ -163,11 +164,22 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
 
 
 def check_capabilities(
-    sampling: Sampling, model: str, can: Capabilities, *, has_images: bool = False, names: Mapping[str, str] = {}
+    sampling: Sampling,
+    model: str,
+    can: Capabilities,
+    *,
+    has_images: bool = False,
+    fetches: bool = False,
+    names: Mapping[str, str] = {},
 ) -> None:
-    """Refuse what the backend cannot honour, rather than ignore it. `names`: what the client calls our fields."""
+    """Refuse what the backend cannot honour, rather than ignore it. `fetches`: an image is to be fetched. `names`: what
+    the client calls our fields.
+    """
     if has_images and "images" not in can.accepts:
         raise UnsupportedParameter(f"The model {model!r} takes text only.", param=names.get("messages", "messages"))
+    if fetches and "image_urls" not in can.accepts:
+        says = f"The model {model!r} fetches no images: send them in the request itself, as data: URLs."
+        raise UnsupportedParameter(says, param=names.get("messages", "messages"))
     for name in sampling.named():
         if name not in can.accepts:
             shown = names.get(name, name)

@@ -89,9 +89,11 @@ def _path(details: ErrorDetails, data: Any) -> Path:
     path: list[str | int] = []
     here = data
     loc = details["loc"]
+    is_tag = False
     for place, part in enumerate(loc):
-        if isinstance(here, dict) and here.get("type") == part and place < len(loc) - 1:
-            continue  # the tag of a union's member, though a field may be called the same
+        is_tag = not is_tag and isinstance(here, dict) and here.get("type") == part and place < len(loc) - 1
+        if is_tag:
+            continue  # a union's member; a field in it may be called the same (image_url)
         is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_index or (isinstance(here, dict) and part in here):
             path.append(part)

@@ -35,7 +35,8 @@ from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
 from penstock.piece import Piece, Token, encode_vector
 
-OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images")  # what `accepts` may name
+# What `accepts` may name. Images stand in the request itself; "image_urls" are those that the engine fetches.
+OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
 
 Observer = Callable[[str, Mapping[str, str], float], None]
 

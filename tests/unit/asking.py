@@ -53,11 +53,11 @@ def patience(mood: str) -> dict[str, Any]:
 
 
 def claim(id: str = "j", tokens: tuple[Token, ...] = (), timeout_s: float = 60.0, **fields: Any) -> Claim:
-    """Of a prompt, unless `messages` or `inputs` are given; other fields are those of `Sampling`."""
-    talk, inputs = fields.pop("messages", None), fields.pop("inputs", ())
+    """Of a prompt, unless `messages` or `inputs` are given, and of `caller`; other fields are those of `Sampling`."""
+    talk, inputs, caller = fields.pop("messages", None), fields.pop("inputs", ()), fields.pop("caller", "")
     sampling = Sampling(**{"max_tokens": 5, **fields})
     prompt = None if talk or inputs else PROMPT
-    job = Job(id=id, model="m", prompt=prompt, messages=talk, inputs=inputs, sampling=sampling)
+    job = Job(id=id, model="m", prompt=prompt, messages=talk, inputs=inputs, sampling=sampling, caller=caller)
     return Claim(job, 1, time.monotonic() + timeout_s, tokens)
 
 

@@ -93,6 +93,13 @@ def test_images_become_parts() -> None:
     )
 
 
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "gopher://h/x", "/a.png"])
+def test_an_image_is_on_the_web_or_in_the_request(url: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        _draft(messages=_user({"type": "image", "source": {"type": "url", "url": url}}))
+    assert refused.value.param == "messages.0.content.0.source.url"
+
+
 def _user(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(blocks)}]
 

@@ -138,6 +138,17 @@ def test_a_conversation_with_tools_and_images_arrives() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "gopher://h/x", "FTP://h", " http://h", "//h/a.png", "/a.png", "javascript:1", "http:h"],
+)
+def test_an_image_is_on_the_web_or_in_the_request(url: str) -> None:
+    content = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": url}}]
+    error = _refusal(_chat, messages=[{"role": "user", "content": content}])
+    assert error.param == "messages.0.content.1.image_url.url"
+    assert "https:, http: or data:" in error.message
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"messages": []}, "messages"),

@@ -113,6 +113,43 @@ async def test_a_storm_of_429_is_ridden_out() -> None:
     assert watch.ups() == [1.0], "a busy upstream is not ejected"
 
 
+async def test_one_callers_limit_at_an_upstream_shuts_out_no_other() -> None:
+    async with Upstream(retry_after="1e9") as up, running(up.url, retry_s="0.2") as backend:
+        up.moods.append("status=429")
+        error = failed_of(await ask(backend, claim("a", caller="alice")))
+        assert (error.code, error.retry_after_s) == ("overloaded", 60.0), "and not for 30 years"
+        assert is_whole(await ask(backend, claim("b", caller="bob")))
+        assert failed_of(await ask(backend, claim("c", caller="alice"))).code == "overloaded"
+        assert len(up.seen) == 2, "alice is to leave it alone, and does"
+
+
+async def test_how_long_a_retry_after_is_believed_is_an_option() -> None:
+    async with Upstream("status=429", retry_after="86400") as up, running(up.url, retry_s="0", max_rest_s="7") as one:
+        assert failed_of(await ask(one)).retry_after_s == 7.0
+
+
+@pytest.mark.parametrize("length", [30_000, 200_000])
+async def test_an_answer_that_is_too_long_for_its_tokens_is_an_error(length: int) -> None:
+    async with (
+        Upstream(f"long_tokens={length}") as up,
+        Upstream() as other,
+        running(f"{up.url}+{other.url}") as backend,
+    ):
+        said = await ask(backend, claim(max_tokens=5))
+    error = failed_of(said)
+    assert error.code == "backend_error"
+    assert error.message == "The model's upstream sent more than 70656 characters, though max_tokens is 5."
+    assert len(said.text) < 70_656
+    assert (len(up.seen), len(other.seen)) == (1, 0)
+
+
+async def test_long_tokens_are_no_error() -> None:
+    async with Upstream("long_tokens=1000") as up, running(up.url) as backend:
+        said = await ask(backend, claim(max_tokens=100))
+    assert len(said.text) == 100_000
+    assert done_of(said).finish_reason == "length"
+
+
 async def test_an_engine_that_comes_late_or_restarts_costs_nobody_an_answer() -> None:
     async with Upstream() as up:
         port = up.port

@@ -53,6 +53,25 @@ def test_what_is_accepted_is_what_every_tier_honours_or_what_is_declared() -> No
     assert accepts(accepts="stop+seed", engine="vllm") == ("stop", "seed")
 
 
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({}, set()),
+        ({"engine": "vllm"}, {"images"}),
+        ({"engine": "openai"}, {"images", "image_urls"}),
+        ({"engine": "openai", "url2": "http://g", "engine2": "vllm"}, {"images"}),
+        ({"engine": "vllm", "images": "any"}, {"images", "image_urls"}),
+        ({"engine": "openai", "images": "data"}, {"images"}),
+        ({"engine": "vllm", "images": "none"}, set()),
+        ({"accepts": "stop+images", "images": "any"}, {"images", "image_urls"}),
+        ({"accepts": "stop+image_urls"}, {"image_urls"}),
+    ],
+)
+def test_an_engine_of_ours_fetches_no_images_unless_that_is_declared(options: dict[str, str], where: set[str]) -> None:
+    backend = build_backend("openai", {"url": "http://h", **options})
+    assert {name for name in backend.capabilities.accepts if name.startswith("image")} == where
+
+
 def test_what_it_can_is_what_the_options_say() -> None:
     can = build_backend("openai", {"url": "http://h", "resumes": "prompt", "max_tokens": "9"}).capabilities
     assert (can.resumes, can.continuous, can.max_tokens) == (True, True, 9)

@@ -69,6 +69,15 @@ def test_every_kind_of_message() -> None:
     ]
 
 
+def test_an_image_that_the_engine_would_fetch_is_sent_only_where_that_is_declared() -> None:
+    image = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+    job = Job(id="j", model="m", messages=(Message("user", "", parts=(image,)),))
+    with pytest.raises(UnsupportedParameter) as refused:
+        body_of(job)
+    assert refused.value.param == "messages"
+    assert body_of(job, form=Form(fetches=True))[1]["messages"][0]["content"] == [image]
+
+
 def test_an_engines_own_spelling() -> None:
     sampling = Sampling(max_tokens=9, repetition_penalty=1.5)
     assert (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES
 from penstock.backends.openai.replicas import Choice, Replica, Tier, choose
+from penstock.backends.openai.rests import MAX_CALLERS, Rests
 from penstock.backends.openai.trip import Patience, Trip, Wait
 from penstock.backends.openai.trouble import Trouble, cut, malformed, of_status, timeout, unreachable
 from penstock.errors import BackendError, InvalidRequest, Overloaded, PenstockError
@@ -29,6 +30,12 @@ def site(*sizes: int, slots: int | None = None) -> list[Tier]:
     ]
 
 
+def _resting(until: float) -> Rests:
+    rests = Rests()
+    rests.refused("", 0.0, until)
+    return rests
+
+
 replicas = st.builds(
     Replica,
     st.just("r"),
@@ -38,7 +45,7 @@ replicas = st.builds(
     ),
     st.none() | st.integers(1, 3),
     st.integers(0, 4),
-    st.floats(0, 20),
+    st.floats(0, 20).map(_resting),
     st.integers(0, 9),
 )
 
@@ -122,7 +129,7 @@ def test_a_lower_tier_comes_with_the_reason_for_it() -> None:
     passed = one.passed_over(go(one), 0.0)
     assert [(tier.number, why) for tier, why in passed] == [(1, "timeout"), (2, "rate_limited")]
     tiers = site(1, 1, 1)
-    tiers[0].replicas[0].rests_until = 9.0
+    tiers[0].replicas[0].rests.refused("", 0.0, 9.0)
     tiers[1].replicas[0].breaker.check_failed(0.0)
     one = trip(tiers)
     passed = one.passed_over(go(one), 0.0)
@@ -174,12 +181,41 @@ def test_retry_after_is_waited_for_unless_it_is_too_long() -> None:
     tiers = site(1)
     one = trip(tiers, retry_s=30.0)
     fail(one, of_status(429, "7", b"", "m"))
-    tiers[0].replicas[0].rests_until = 7.0
+    tiers[0].replicas[0].rests.refused("", 0.0, 7.0)
     assert one.next(0.0) == Wait(7.0)
     late = trip(tiers, deadline_at=5.0)
     with pytest.raises(Overloaded) as caught:
         late.next(0.0)
     assert caught.value.retry_after_s == 7.0, "of another job's answer"
+
+
+def test_one_callers_limit_binds_no_other() -> None:
+    rests = Rests()
+    rests.refused("a", 0.0, 50.0)
+    rests.refused("a", 1.0, 9.0)
+    assert (rests.until("a"), rests.until("b")) == (50.0, 0.0)
+    rests.refused("b", 2.0, 20.0)
+    assert (rests.until("b"), rests.until("c")) == (22.0, 22.0), "two callers: it is the replica's word, for as long"
+    rests.answered("c")
+    assert [rests.until(name) for name in "abc"] == [50.0, 22.0, 0.0], "it works for others"
+    rests.refused("b", 3.0, 30.0)
+    assert rests.until("c") == 0.0, "one caller since its last answer"
+    rests.answered("a")
+    assert rests.until("a") == 0.0
+
+
+def test_a_refusal_of_long_ago_is_not_the_second_one() -> None:
+    rests = Rests()
+    rests.refused("a", 0.0, 5.0)
+    rests.refused("b", 100.0, 50.0)
+    assert rests.until("c") < 100.0
+
+
+def test_what_is_known_of_callers_has_a_bound() -> None:
+    rests = Rests()
+    for number in range(3 * MAX_CALLERS):
+        rests.refused(str(number), float(number), 60.0)
+    assert len(rests._own) == len(rests._unanswered) == MAX_CALLERS
 
 
 def test_a_full_replica_is_waited_for_without_limit_and_a_trial_until_patience_ends() -> None:

@@ -212,3 +212,28 @@ def test_what_no_backend_said_it_can_do_is_refused() -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         check_capabilities(Sampling(), "m", can, has_images=True)
     assert refused.value.param == "messages"
+
+
+def test_images_that_the_engine_would_have_to_fetch_are_refused() -> None:
+    can = Capabilities(accepts=("images",))
+    check_capabilities(Sampling(), "m", can, has_images=True)
+    with pytest.raises(UnsupportedParameter, match="as data: URLs") as refused:
+        check_capabilities(Sampling(), "m", can, has_images=True, fetches=True, names={"messages": "input"})
+    assert refused.value.param == "input"
+    check_capabilities(Sampling(), "m", Capabilities(accepts=("images", "image_urls")), has_images=True, fetches=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "fetches"),
+    [
+        ({"type": "text", "text": "http://h"}, False),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa"}}, False),
+        ({"type": "image_url", "image_url": {"url": "Data:image/png;base64,aaaa"}}, False),
+        ({"type": "image_url", "image_url": {"url": "https://h/a.png"}}, True),
+        ({"type": "image_url", "image_url": "https://h/a.png"}, True),
+        ({"type": "video_url", "video_url": {"url": "https://h/a.mp4"}}, True),
+        ({}, True),
+    ],
+)
+def test_which_messages_show_what_is_elsewhere(part: dict[str, Any], fetches: bool) -> None:
+    assert Message("user", "", parts=({"type": "text", "text": "x"}, part)).fetches is fetches

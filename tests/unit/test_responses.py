@@ -90,6 +90,8 @@ def test_images_become_parts() -> None:
     (message,) = _draft(input=[{"role": "user", "content": content}]).messages or ()
     assert message.parts[1] == {"type": "image_url", "image_url": {"url": "http://i", "detail": "low"}}
     assert _refused(input=[{"role": "system", "content": content}]) == "input.0.content.1"
+    content[1]["image_url"] = "file:///etc/passwd"
+    assert _refused(input=[{"role": "user", "content": content}]) == "input.0.content.1.image_url"
 
 
 def test_a_conversation_goes_on() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from penstock.api.images import ImageLocation
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, PAUSE, Stop, Strict
 from penstock.errors import InvalidRequest
@@ -59,7 +60,7 @@ class Base64Source(Strict):
 
 class URLSource(Strict):
     type: Literal["url"]
-    url: str = Field(min_length=1)
+    url: ImageLocation
 
 
 class ImageBlock(Strict):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field
 
+from penstock.api.images import ImageLocation
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import (
     MAX_TOOLS,
@@ -53,7 +54,7 @@ class TextPart(Strict):
 
 
 class ImageURL(Strict):
-    url: str = Field(min_length=1)
+    url: ImageLocation
     detail: Literal["auto", "low", "high"] | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec.structs import replace
 from pydantic import Discriminator, Field, Tag
 
+from penstock.api.images import ImageLocation
 from penstock.api.openai.fields import Strict
 from penstock.errors import InvalidRequest
 from penstock.job import Message
@@ -38,7 +39,7 @@ class OutputText(Strict):
 
 class InputImage(Strict):
     type: Literal["input_image"]
-    image_url: str = Field(min_length=1, description="A URL, or a `data:` one.")
+    image_url: ImageLocation = Field(description="A URL, or a `data:` one.")
     detail: Literal["auto", "low", "high"] | None = None
     file_id: None = None
 

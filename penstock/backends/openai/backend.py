@@ -14,11 +14,11 @@ from penstock.backends.openai import embeddings
 from penstock.backends.openai.call import Caller, Times
 from penstock.backends.openai.engines import EngineName
 from penstock.backends.openai.health import Health
-from penstock.backends.openai.options import TierOptions, build_tiers, read_accepts, read_resumes
+from penstock.backends.openai.options import Images, TierOptions, build_tiers, read_accepts, read_resumes
 from penstock.backends.openai.request import Api, Form, build, can_continue
 from penstock.backends.openai.traffic import Ticket, Traffic
 from penstock.backends.openai.trip import Patience, Trip
-from penstock.backends.openai.trouble import Trouble
+from penstock.backends.openai.trouble import MAX_REST_S, Trouble, too_much
 from penstock.backends.streams import Finish
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
@@ -29,7 +29,10 @@ from penstock.piece import Token
 logger = logging.getLogger("penstock.backends")
 
 _LOST = "The model's upstream broke off, and an answer like this cannot be continued elsewhere."
+# No tokenizer has tokens that are longer on the average; log probabilities name up to 21 of them for each.
+CHARS, CHARS_A_TOKEN = 65_536, 1024
 SLACK = 64  # tokens beyond twice the limit: what an upstream counts otherwise than we do is less than that
+_WRONG_TIMES = "connect_s, first_token_s, idle_s and eject_s must be above 0, retry_s and max_rest_s at least 0"
 _LOUD = ("credentials", "not_found")  # the operator's to mend
 
 
@@ -60,6 +63,7 @@ class OpenAIBackend(Backend):
         engine3: EngineName = "any",
         slots3: int | None = None,
         accepts: str = "",
+        images: Images = "engine",
         api: Api = "both",
         task: Literal["generate", "embed", "both"] = "generate",
         resumes: str = "no",
@@ -73,9 +77,10 @@ class OpenAIBackend(Backend):
         tries: int = 3,
         max_failures: int = 3,
         eject_s: float = 1.0,
+        max_rest_s: float = MAX_REST_S,
     ) -> None:
-        if min(connect_s, first_token_s, idle_s, eject_s) <= 0 or retry_s < 0:
-            raise ValueError("connect_s, first_token_s, idle_s and eject_s must be above 0, retry_s at least 0")
+        if min(connect_s, first_token_s, idle_s, eject_s) <= 0 or min(retry_s, max_rest_s) < 0:
+            raise ValueError(_WRONG_TIMES)
         if min(tries, max_failures) < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError("tries, max_failures and max_tokens must be at least 1")
         options = [
@@ -84,13 +89,14 @@ class OpenAIBackend(Backend):
             TierOptions(url3, model3, key_env3, engine3, slots3),
         ]
         tiers = build_tiers(options, health=health, max_failures=max_failures, eject_s=eject_s)
-        self._form = Form(api, asks_usage=usage, resumes=read_resumes(resumes, tiers))
+        taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
+        self._form = Form(api, asks_usage=usage, resumes=read_resumes(resumes, tiers), fetches="image_urls" in taken)
         self._patience = Patience(retry_s, tries)
-        self._caller = Caller(Times(connect_s, first_token_s, idle_s))
+        self._caller = Caller(Times(connect_s, first_token_s, idle_s, max_rest_s))
         self._traffic = Traffic(tiers, lambda *what: self.observe(*what))
         self._health = Health(self._traffic, self._caller, health)
         self.capabilities = Capabilities(
-            accepts=read_accepts(accepts, tiers, embeds=task != "generate"),
+            accepts=taken,
             continuous=True,
             generates=task != "embed",
             embeds=task != "generate",
@@ -114,7 +120,7 @@ class OpenAIBackend(Backend):
 
     async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
         """All of `inputs` at one replica; tried elsewhere like any other request."""
-        trip = Trip(self._traffic.tiers, self._patience, time.monotonic())
+        trip = Trip(self._traffic.tiers, self._patience, time.monotonic(), caller=_caller(job))
         while True:
             ticket = await self._traffic.take(trip, job.id)
             model = ticket.tier.model or self.name or job.model
@@ -137,7 +143,9 @@ class OpenAIBackend(Backend):
         said = list(tokens)
         if said and not can_continue(job, said, self._form):
             raise WorkerLost("Its worker died, and an answer like this cannot be continued.")
-        trip = Trip(self._traffic.tiers, self._patience, time.monotonic(), deadline_at)
+        trip = Trip(self._traffic.tiers, self._patience, time.monotonic(), deadline_at, caller=_caller(job))
+        max_chars = CHARS + CHARS_A_TOKEN * job.sampling.max_tokens
+        room = max_chars - sum(map(_size, said))
         while True:
             if len(said) >= job.sampling.max_tokens:  # all of it came, only the end did not
                 yield Finish("length")
@@ -153,6 +161,9 @@ class OpenAIBackend(Backend):
                             return
                         if not ticket.has_begun:
                             self._traffic.began(ticket)
+                        room -= _size(token)
+                        if room < 0:
+                            raise too_much(max_chars, job.sampling.max_tokens)
                         said.append(token)
                         yield token
                         if len(said) > 2 * job.sampling.max_tokens + SLACK:
@@ -194,6 +205,20 @@ class OpenAIBackend(Backend):
             return
         # What the upstream says of itself is an error of its own; a break alone is a loss, and asking again may help.
         raise WorkerLost(_LOST) if trouble.reason in ("cut", "timeout", "unreachable") else trouble.error
+
+
+def _caller(job: Job) -> str:
+    """Whom an upstream's limit may be meant for."""
+    return job.caller or job.user
+
+
+def _size(token: Token) -> int:
+    """Characters."""
+    if isinstance(token, str):
+        return len(token)
+    calls = sum(len(call.id) + len(call.name) + len(call.arguments) for call in token.tool_calls)
+    names = sum(len(one.token) + sum(len(name) for name, _ in one.top) for one in token.logprobs)
+    return len(token.text) + len(token.reasoning) + calls + names
 
 
 def _whole_usage(usage: Usage | None, num_before: int) -> Usage | None:

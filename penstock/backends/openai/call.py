@@ -19,7 +19,7 @@ import httpx2
 from penstock import __version__
 from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.replicas import Replica, Tier
-from penstock.backends.openai.trouble import Trouble, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.trouble import MAX_REST_S, Trouble, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.streams import Finish
 from penstock.limit import Limit
 from penstock.piece import Token
@@ -40,11 +40,14 @@ POOL_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds. `first_token_s` runs from the sending of the request, `idle_s` between two chunks after that."""
+    """Seconds. `first_token_s` runs from the sending of the request, `idle_s` between two chunks after that. A
+    `Retry-After` is believed up to `max_rest_s`.
+    """
 
     connect_s: float = 5.0
     first_token_s: float = 60.0
     idle_s: float = 30.0
+    max_rest_s: float = MAX_REST_S
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +104,7 @@ class Caller:
             response = await self._send(client, tier, replica, path, body, until)
             try:
                 if response.status_code != 200:
-                    raise await _refusal(response, model, tier.key)
+                    raise await _refusal(response, model, tier.key, self._times.max_rest_s)
                 _check_form(response)
                 async with aclosing(self._answer(response, Chunks(model, tier.key), until)) as answer:
                     async for token in answer:
@@ -118,7 +121,7 @@ class Caller:
             response = await self._send(client, tier, replica, path, body, until, accept="application/json")
             try:
                 if response.status_code != 200:
-                    raise await _refusal(response, model, tier.key)
+                    raise await _refusal(response, model, tier.key, self._times.max_rest_s)
                 data = bytearray()
                 async with asyncio.timeout(until - time.monotonic()):
                     async for part in response.aiter_raw():
@@ -233,7 +236,7 @@ def _check_form(response: httpx2.Response) -> None:
         raise malformed("a compressed stream, though none was asked for")
 
 
-async def _refusal(response: httpx2.Response, model: str, key: str) -> Trouble:
+async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> Trouble:
     """The trouble that a status other than 200 is. Of its body only so much is read, and only for so long."""
     body = bytearray()
     try:
@@ -244,7 +247,8 @@ async def _refusal(response: httpx2.Response, model: str, key: str) -> Trouble:
                     break
     except (httpx2.HTTPError, TimeoutError):
         body.clear()  # half an error says nothing; its status still does
-    return of_status(response.status_code, response.headers.get("retry-after"), bytes(body), model, key)
+    retry_after = response.headers.get("retry-after")
+    return of_status(response.status_code, retry_after, bytes(body), model, key, max_rest_s)
 
 
 def _key(tier: Tier) -> dict[str, str]:

@@ -28,7 +28,8 @@ _PROMPT: frozenset[Resume] = frozenset(("prompt",))
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`accepts`: fields of `Sampling`, and "images". `names`: those that the engine spells its own way.
+    """`accepts`: fields of `Sampling`, "images" (in the request itself) and "image_urls" (that the engine fetches: only
+    where it is not one of ours, in our network). `names`: those that the engine spells its own way.
 
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
     `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what
@@ -63,7 +64,7 @@ ENGINES: dict[EngineName, Engine] = {
         continues=_PROMPT,
     ),
     "openai": Engine(
-        tuple(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")),
+        (*(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")), "image_urls"),
         {"max_tokens": "max_completion_tokens"},
         has_completions=False,
         continues=frozenset(),

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, get_args
 
 import httpx2
 
@@ -19,9 +19,13 @@ from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES, EngineName, Resume
 from penstock.backends.openai.replicas import Replica, Tier
 
+# Where images may be: what the engines are known to take, any URL, in the request itself, or nowhere.
+Images = Literal["engine", "any", "data", "none"]
+
 NO_CHECK = "none"
 MAX_REPLICAS = 64  # of one tier; each is a label of metrics
 
+_IMAGES: dict[Images, tuple[str, ...]] = {"any": ("images", "image_urls"), "data": ("images",), "none": ()}
 _NEXT_URL = re.compile(r"\+(?=https?://)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -63,7 +67,9 @@ def build_tiers(options: Sequence[TierOptions], *, health: str, max_failures: in
     return tiers
 
 
-def read_accepts(text: str, tiers: Sequence[Tier], *, embeds: bool = False) -> tuple[str, ...]:
+def read_accepts(
+    text: str, tiers: Sequence[Tier], *, embeds: bool = False, images: Images = "engine"
+) -> tuple[str, ...]:
     """The fields that every tier honours; what the operator declares counts more than what is known of engines.
 
     `dimensions` of an embedding depends on the upstream's model, which knows best: its own 400 is passed on.
@@ -75,6 +81,8 @@ def read_accepts(text: str, tiers: Sequence[Tier], *, embeds: bool = False) -> t
             raise ValueError(f"accepts: {', '.join(unknown)} is not known; there are {', '.join(OPTIONAL_FIELDS)}")
     else:
         names = [name for name in OPTIONAL_FIELDS if all(name in tier.engine.accepts for tier in tiers)]
+    if images != "engine":
+        names = [*(name for name in names if name not in ("images", "image_urls")), *_IMAGES[images]]
     return tuple(name for name in OPTIONAL_FIELDS if name in names or (embeds and name == "dimensions"))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import Engine
+from penstock.backends.openai.rests import Rests
 
 # Why a replica is not usable now.
 Hindrance = Literal["ejected", "resting", "full"]
@@ -20,7 +21,7 @@ Hindrance = Literal["ejected", "resting", "full"]
 class Replica:
     """One server. `name` stands in logs and labels: host and port as configured, never a key or a query.
 
-    `rests_until`: it has said when to come back (`Retry-After`). `turn` is the number of its last request.
+    `rests`: whom it has told when to come back (`Retry-After`). `turn` is the number of its last request.
     """
 
     name: str
@@ -28,19 +29,19 @@ class Replica:
     breaker: Breaker = field(default_factory=Breaker)
     slots: int | None = None
     num_open: int = 0
-    rests_until: float = 0.0
+    rests: Rests = field(default_factory=Rests)
     turn: int = 0
 
-    def hindrance(self, now: float) -> Hindrance | None:
+    def hindrance(self, now: float, caller: str = "") -> Hindrance | None:
         if not self.breaker.may_begin(now):
             return "ejected"
-        if now < self.rests_until:
+        if now < self.rests.until(caller):
             return "resting"
         return "full" if self.slots is not None and self.num_open >= self.slots else None
 
-    def usable_at(self, now: float) -> float | None:
+    def usable_at(self, now: float, caller: str = "") -> float | None:
         """When time alone makes it usable: `now`, later, or None where something must happen first."""
-        at = max(now, self.rests_until)
+        at = max(now, self.rests.until(caller))
         breaker = self.breaker
         if breaker.is_open:
             if breaker.is_trying or not breaker.is_checked:
@@ -66,10 +67,10 @@ class Choice:
     replica: Replica
 
 
-def choose(tiers: Iterable[Tier], now: float, without: Collection[Replica] = ()) -> Choice | None:
+def choose(tiers: Iterable[Tier], now: float, without: Collection[Replica] = (), caller: str = "") -> Choice | None:
     """The least loaded usable replica, of the first tier that has any; of several the one longest unused."""
     for tier in tiers:
-        usable = [one for one in tier.replicas if one not in without and one.hindrance(now) is None]
+        usable = [one for one in tier.replicas if one not in without and one.hindrance(now, caller) is None]
         if usable:
             return Choice(tier, min(usable, key=lambda one: (one.num_open, one.turn)))
     return None

@@ -32,6 +32,7 @@ class Form:
     api: Api = "both"
     asks_usage: bool = True
     resumes: frozenset[Resume] = frozenset()
+    fetches: bool = False  # images: whether the engine may be asked to
 
 
 def can_continue(job: Job, tokens: Iterable[Token], form: Form) -> bool:
@@ -51,6 +52,8 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, form: F
     is_chat = job.prompt is None or form.api == "chat" or (form.api == "both" and not engine.has_completions)
     if is_chat and form.api == "completions":
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
+    if not form.fetches and any(message.fetches for message in job.messages or ()):
+        raise UnsupportedParameter("This model's upstream fetches no images.", param="messages")
     body: dict[str, Any] = {"model": model}
     if is_chat:
         body["messages"] = _messages(job, tokens)

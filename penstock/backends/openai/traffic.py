@@ -28,6 +28,7 @@ class Ticket:
     replica: Replica
     is_trial: bool
     begun_at: float
+    caller: str = ""
     has_begun: bool = False
     is_back: bool = False
 
@@ -51,12 +52,13 @@ class Traffic:
             step = trip.next(now)
             if isinstance(step, Choice):
                 self._report_fallback(trip, step, now, request_id)
-                return self._begin(step, now)
+                return self._begin(step, now, trip.caller)
             await self.changed(None if step.until is None else step.until - now)
 
     def began(self, ticket: Ticket) -> None:
         """Its first token is here."""
         ticket.has_begun = True
+        ticket.replica.rests.answered(ticket.caller)
         ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
         labels = {"upstream": ticket.replica.name}
         self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)
@@ -65,7 +67,7 @@ class Traffic:
     def failed(self, ticket: Ticket, trouble: Trouble, *, is_charged: bool) -> None:
         replica, now = ticket.replica, time.monotonic()
         if trouble.rest_s:
-            replica.rests_until = max(replica.rests_until, now + trouble.rest_s)
+            replica.rests.refused(ticket.caller, now, trouble.rest_s)
         if is_charged or (ticket.is_trial and trouble.is_fault):
             self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), trouble.reason)
         self.leave(ticket, trouble.reason)
@@ -114,13 +116,13 @@ class Traffic:
             if not future.done():
                 future.set_result(None)
 
-    def _begin(self, choice: Choice, now: float) -> Ticket:
+    def _begin(self, choice: Choice, now: float, caller: str) -> Ticket:
         replica = choice.replica
         self._num_begun += 1
         replica.turn = self._num_begun
         replica.num_open += 1
         self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
-        return Ticket(choice.tier, replica, replica.breaker.begin(), now)
+        return Ticket(choice.tier, replica, replica.breaker.begin(), now, caller)
 
     def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
         """Let the breaker hear it, and tell when its state changes by that."""

@@ -45,12 +45,15 @@ class Trip:
         now: float,
         deadline_at: float = math.inf,
         draw: Callable[[], float] = random.random,
+        caller: str = "",
     ) -> None:
+        """`caller`: whose job it is; see `rests`."""
         self._tiers = tiers
         self._patience = patience
         self._deadline_at = deadline_at
         self._give_up_at = min(now + patience.retry_s, deadline_at)
         self._draw = draw
+        self.caller = caller
         self._paused: dict[Replica, float] = {}
         self._num_failed: dict[Replica, int] = {}
         self._failed_now: set[Replica] = set()  # since every replica had its turn
@@ -69,12 +72,12 @@ class Trip:
         tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._patience.tries]
         # An upstream that hangs may cost more than all our patience: who was not tried yet still is.
         tried = set(self._num_failed) if is_late else self._failed_now
-        choice = choose(tiers, now, self._hopeless | tried)
+        choice = choose(tiers, now, self._hopeless | tried, self.caller)
         if choice is None:
             if is_late:
                 raise self._error(math.inf)
             paused = {replica for replica, until in self._paused.items() if until > now}
-            choice = choose(tiers, now, self._hopeless | paused)
+            choice = choose(tiers, now, self._hopeless | paused, self.caller)
             if choice is None:
                 return self._wait(tiers, now)
             self._failed_now.clear()
@@ -105,19 +108,19 @@ class Trip:
     def passed_over(self, choice: Choice, now: float) -> list[tuple[Tier, str]]:
         """The tiers above the chosen one, each with the reason why it is not that one."""
         above = [tier for tier in self._tiers if tier.number < choice.tier.number]
-        return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now)) for tier in above]
+        return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now, self.caller)) for tier in above]
 
     def _wait(self, tiers: Sequence[Tier], now: float) -> Wait:
         left = [one for tier in tiers for one in tier.replicas if one not in self._hopeless]
-        times = [(one, one.usable_at(now)) for one in left]
+        times = [(one, one.usable_at(now, self.caller)) for one in left]
         soonest = min((max(at, self._paused.get(one, now)) for one, at in times if at is not None), default=math.inf)
         if soonest <= self._give_up_at:
             return Wait(soonest)
-        if any(one.hindrance(now) == "full" for one in left):
+        if any(one.hindrance(now, self.caller) == "full" for one in left):
             return Wait(None)  # it works, there is only no room: the deadline ends this, not our patience
         if now < self._give_up_at and any(at is None for _, at in times):
             return Wait(self._give_up_at)  # somebody else's trial, or a check, may yet succeed
-        is_resting = bool(left) and all(one.hindrance(now) == "resting" for one in left)
+        is_resting = bool(left) and all(one.hindrance(now, self.caller) == "resting" for one in left)
         raise self._error(soonest - now, is_resting)
 
     def _error(self, retry_after_s: float, is_resting: bool = False) -> PenstockError:
@@ -132,7 +135,7 @@ class Trip:
         return error
 
 
-def _hindrance(tier: Tier, now: float) -> str:
+def _hindrance(tier: Tier, now: float, caller: str) -> str:
     """Of a tier that was passed over without a try: the mildest reason of its replicas."""
-    found = {one.hindrance(now) for one in tier.replicas}
+    found = {one.hindrance(now, caller) for one in tier.replicas}
     return next((name for name in ("full", "resting", "ejected") if name in found), "paused")

@@ -4,7 +4,7 @@
     400 413 414 415 422                InvalidRequest          none                  no
     401 403                            BackendError            elsewhere             no (a client can provoke a 403)
     404, other 3xx and 4xx             BackendError            elsewhere             no
-    429                                Overloaded              elsewhere, or later   no; it rests for Retry-After
+    429                                Overloaded              elsewhere, or later   no; see `rests` for Retry-After
     429 insufficient_quota             Overloaded              elsewhere             no
     408 409 425                        BackendError            elsewhere, or later   no
     502 503 504, no connection         BackendError            elsewhere, or later   yes
@@ -35,7 +35,7 @@ Reason = Literal[
 Again = Literal["never", "elsewhere", "later"]
 
 MAX_MESSAGE = 1000
-MAX_RETRY_AFTER_S = 86_400.0
+MAX_REST_S = 60.0  # unless the option `max_rest_s` says otherwise
 
 _INVALID = (400, 413, 414, 415, 422)
 _UNBEGUN = (502, 503, 504)
@@ -72,9 +72,13 @@ class Said:
     param: str | None = None
 
 
-def of_status(status: int, retry_after: str | None, body: bytes, model: str, key: str = "") -> Trouble:
-    """The trouble that an answer with a status other than 200 is. `key` never stands in a message."""
-    return _of(status, read_error(body, key), read_retry_after(retry_after), model)
+def of_status(
+    status: int, retry_after: str | None, body: bytes, model: str, key: str = "", max_rest_s: float = MAX_REST_S
+) -> Trouble:
+    """The trouble that an answer with a status other than 200 is. `key` never stands in a message. `retry_after` is
+    believed up to `max_rest_s`.
+    """
+    return _of(status, read_error(body, key), read_retry_after(retry_after, max_rest_s), model)
 
 
 def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
@@ -112,6 +116,12 @@ def timeout(what: str) -> Trouble:
 
 def cut(what: str) -> Trouble:
     return Trouble("cut", BackendError(f"The model's upstream broke off ({what})."))
+
+
+def too_much(limit: int, max_tokens: int) -> Trouble:
+    """An answer that no `max_tokens` explains. What was sent of it counts, so it is not tried elsewhere."""
+    said = f"The model's upstream sent more than {limit} characters, though max_tokens is {max_tokens}."
+    return Trouble("malformed", BackendError(said), again="never")
 
 
 def malformed(what: str) -> Trouble:
@@ -158,7 +168,7 @@ def _clean(text: str, key: str) -> str:
     return text[:MAX_MESSAGE].strip()
 
 
-def read_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+def read_retry_after(value: str | None, max_s: float = MAX_REST_S, now: datetime | None = None) -> float | None:
     """Seconds from a `Retry-After` header, RFC 9110, 10.2.3: a number (fractions too) or a date. None for nonsense."""
     if not value:
         return None
@@ -171,4 +181,4 @@ def read_retry_after(value: str | None, now: datetime | None = None) -> float | 
             return None
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         seconds = (at - (now or datetime.now(UTC))).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
+    return min(max(seconds, 0.0), max_s) if math.isfinite(seconds) else None
