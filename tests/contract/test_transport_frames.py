@@ -40,7 +40,7 @@ def test_every_script_file_is_used_and_says_what_it_promises() -> None:
     assert {script.name for script in SCRIPTS} == {path.stem for path in LUA.glob("*.lua")}
     for script in SCRIPTS:
         shebang, promise, *rest = script.source.decode().splitlines()
-        assert shebang in ("#!lua", "#!lua flags=allow-oom")
+        assert shebang in ("#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes,allow-oom")
         assert promise.startswith(f"-- {script.name}: ")
         head = "\n".join(line for line in rest if line.startswith("--"))
         for word in ("KEYS", "Returns"):
@@ -49,4 +49,4 @@ def test_every_script_file_is_used_and_says_what_it_promises() -> None:
 
 def test_scripts_that_drain_finish_or_end_work_without_memory() -> None:
     refused = {script.name for script in SCRIPTS if b"allow-oom" not in script.source.splitlines()[0]}
-    assert refused == {"create", "restore", "enqueue", "charge"}
+    assert refused == {"create", "restore", "restore_end", "enqueue", "charge", "once"}
