@@ -71,9 +71,11 @@ class Gateway:
             has_lease=lambda: time.monotonic() - self._ticked_at < LEASE_S,
         )
         self.on_refusal: Callable[[ConfigError], None] = lambda error: None
+        self.on_death: Callable[[BaseException], None] = lambda error: None
         self.large_bodies = LargeBodies()
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
+        self._is_away = False
         self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)
         self._watching: set[Reader] = set()
         self._nudge = asyncio.Event()
@@ -106,18 +108,21 @@ class Gateway:
             asyncio.get_running_loop().call_later(self.settings.drain_s, self.relay.fail_all, error)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
-        """A reader or a ticker that dies quietly would leave a server that answers nobody: it goes down loudly."""
+        """A gateway without one of its loops answers nobody well: a bug ends its process, and `on_death` hears why.
+
+        No error of the store comes here: those are for the loops to survive.
+        """
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ConfigError):
                 self.on_refusal(error)
                 return
-            logger.critical("a task of the gateway died; not ready any more", exc_info=error)
+            logger.critical("a loop of the gateway died; the process ends", exc_info=error)
             self._ticked_at = float("-inf")
-            self.relay.fail_all(StoreUnavailable("The gateway lost its connection to the store."))
+            self.relay.fail_all(StoreUnavailable("This gateway has failed and starts again.", retry_after_s=1.0))
+            self.on_death(error)
 
     async def _keep_ticking(self) -> None:
         is_open = False
-        is_away = False
         while True:
             try:
                 if not is_open:
@@ -128,14 +133,14 @@ class Gateway:
                     is_open = True
                 pool = await self.transport.tick(self.id)
             except StoreUnavailable as error:
-                if not is_away:
+                if not self._is_away:
                     logger.warning("the store does not answer: %s", error.message)
-                is_away = True
+                self._is_away = True
                 await asyncio.sleep(_RETRY_CONNECT_S)
                 continue
-            if is_away:
+            if self._is_away:
                 logger.info("the store answers again")
-                is_away = False
+                self._is_away = False
             if pool.is_new and self._ticked_at:
                 self.relay.keeper.lose()
             self._ticked_at = time.monotonic()
@@ -210,6 +215,10 @@ class Gateway:
 
     async def submit(self, job: Job, endpoint: str) -> Reader:
         """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""
+        if self._is_away and time.monotonic() - self._ticked_at > LEASE_S:
+            # To workers this gateway is gone: they cancel what it asks for once the resume window is over.
+            message = f"This gateway could not renew its lease in Redis for {LEASE_S:g} s."
+            raise StoreUnavailable(message, retry_after_s=1.0)
         self.admission.judge_deadline(job.timeout_s)
         try:
             return await self.relay.open(job, self.metrics.meter(job.model, endpoint))

@@ -38,6 +38,7 @@ from penstock.transports import Transport, make_transport
 logger = logging.getLogger(__name__)
 
 LISTENER = "PENSTOCK_LISTENER_FD"
+EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
 # throughput. No more than this, as every stream stands still while so many are walked. A worker keeps Python's, as an
 # engine in it may hold much memory in cycles.
@@ -99,7 +100,14 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         refusals.append(error)
         server.should_exit = True
 
+    deaths: list[BaseException] = []
+
+    def die(error: BaseException) -> None:
+        deaths.append(error)
+        server.should_exit = True
+
     gateway.on_refusal = refuse
+    gateway.on_death = die
     try:
         async with beside(transport, metrics):
             await server.serve(sockets=[listener])
@@ -107,6 +115,8 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         await transport.close()
     if refusals:
         raise refusals[0]
+    if deaths:
+        return EXIT_FAILED
     return 0 if server.started else 1
 
 

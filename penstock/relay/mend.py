@@ -177,6 +177,8 @@ class Mender:
         except StoreUnavailable:
             stream.attempt = short_attempt - 1  # nothing may have happened: when the log is read it tries again
             stream.is_trusted = False
+        except PenstockError as error:
+            self._end(stream, error)
         finally:
             stream.is_restoring = False
 

@@ -181,12 +181,15 @@ class Overview(Struct, frozen=True, kw_only=True):
 
 
 class DeadJob(Struct, frozen=True, kw_only=True):
-    """A request that ended several workers. Never holds the prompt."""
+    """A request that was set aside: it ended several workers (`request_poisoned`), or it cannot be read (`unreadable`,
+    with the `reason`). Never holds the prompt. An `id` that is not UTF-8 has its bytes escaped.
+    """
 
     id: str
     model: str
     deaths: int
     error: str = ""
+    reason: str = ""
 
 
 class Finding(Struct, frozen=True, kw_only=True):

@@ -152,9 +152,7 @@ class Lease:
                 if renewal.is_lost:
                     return
                 for dead in renewal.dead:
-                    num = await transport.reap(dead)
-                    if num:
-                        logger.info("gave back what a dead worker held", extra={"worker": dead, "jobs": num})
+                    await _reap(transport, dead)
             except StoreUnavailable as error:
                 logger.debug("cannot renew the lease, will try again: %s", error.message)
 
@@ -166,3 +164,14 @@ class Lease:
             self._has_stalled = True
             self._on_stall(stalled_s)
         return True
+
+
+async def _reap(transport: Transport, dead: str) -> None:
+    """One that cannot be reaped now is named again by the next renewal, and does not stand in the way of others."""
+    try:
+        num = await transport.reap(dead)
+    except StoreUnavailable as error:
+        logger.debug("cannot reap %s, will try again: %s", dead, error.message)
+    else:
+        if num:
+            logger.info("gave back what a dead worker held", extra={"worker": dead, "jobs": num})

@@ -87,17 +87,17 @@ RULES = (
     Rule(
         2,
         rules.a_log_lives_as_long_as_its_job,
-        script("claim", ("redis.call('PEXPIREAT', KEYS[2], int(deadline + (hash[10] or 60000)))", "")),
+        script("claim", ("redis.call('PEXPIREAT', KEYS[2], int(deadline + retention))", "")),
     ),
     Rule(
         3,
         rules.nobody_writes_behind_an_end,
-        script("cancel", ("attempt = math.max(attempt + 1, now)", ""), ("'-18446744073709551615'", "'-*'")),
+        script("cancel", ("int(math.max(attempt + 1, now))", "int(attempt)"), ("'-' .. END, 'f'", "'-*', 'f'")),
     ),
     Rule(
         3,
         rules.what_ended_is_not_run_again,
-        script("finish", ("'state', 'done', 'ended'", "'ended'"), ("'-18446744073709551615'", "'-*'")),
+        script("finish", ("'state', 'done', 'ended'", "'ended'"), ("'-' .. END, 'f'", "'-*', 'f'")),
     ),
     Rule(
         4,

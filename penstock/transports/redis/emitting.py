@@ -14,11 +14,14 @@ import time
 from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
+from hiredis import ReplyError
+
 from penstock.event import Event, Started, Terminal, Tokens
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.connection import Connection
 from penstock.transports.redis.frames import FramePacker
 from penstock.transports.redis.link import Link, Reply
+from penstock.transports.redis.refusals import Refused, is_wrong_type
 from penstock.transports.redis.store import Store
 from penstock.wire import encode_event
 
@@ -133,6 +136,8 @@ class Emitter:
         replies = await conn.execute(b"".join(parts), num_replies)
         self._store.metrics.round_trip("emit", time.perf_counter() - started)
         at = 2 * len(single)
+        if at and isinstance(replies[1], ReplyError):  # of all that are published: readers find it in the log, later
+            self._store.refusal("publish", replies[1])
         for (job_id, event), reply in zip(single.items(), replies[:at:2], strict=True):
             # None: there is no log, so Redis has lost the job. An error: `append` tells what it means.
             if type(reply) is not bytes and (reply is None or not await self._mend(_alone(event))):
@@ -168,13 +173,18 @@ class Emitter:
     async def _mend(self, step: _Step) -> bool:
         """Again, with care: appended unless it is there, then ended. False if another attempt has the job, or none."""
         self._store.metrics.store_error("emit_repeated")
-        key = keys.log(step.job_id)
-        if step.frames and await self._store.ask("append", key, step.append()) != b"ok":
+        if step.frames and not await self._is_ok("append", step, step.append()):
             return False
         if step.end is None:
             return True
-        finish = step.finish(step.end, self._first.get(step.job_id, 0))
-        return bool(await self._store.ask("finish", key, finish) == b"ok")
+        return await self._is_ok("finish", step, step.finish(step.end, self._first.get(step.job_id, 0)))
+
+    async def _is_ok(self, verb: str, step: _Step, script: scripts.Command) -> bool:
+        """Keys of the wrong type are this job's own trouble, for its next claim; any other error stops all writing."""
+        (reply,) = await self._store.run_each(verb, [(keys.log(step.job_id), script)])
+        if isinstance(reply, ReplyError) and not is_wrong_type(reply):
+            raise Refused(f"Redis refused to {verb}: {reply}")
+        return bool(reply == b"ok")
 
     def _drop(self, worker_id: str, job_ids: list[str]) -> None:
         """Not awaited: an id that stays on the list is claimed again, found done, and removed then."""

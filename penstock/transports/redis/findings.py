@@ -21,6 +21,10 @@ LONG_WAIT_S = 60.0
 FULL = 0.8
 SMALL_BUFFER = 8 * 1024 * 1024
 
+_MEND = (
+    "Mend what is said of rights first. A key of a pool that is of the wrong type is removed by the next gateway or "
+    "worker that needs it, and said in its log"
+)
 _BADNESS: dict[Level, int] = {"ok": 0, "warning": 1, "error": 2}
 _EVICTION = (
     "An evicting policy drops queued requests and their tokens without a word; every key of Penstock expires, so a "
@@ -44,7 +48,7 @@ def unreachable(reason: str) -> Finding:
 
 
 def unreadable(reason: str) -> Finding:
-    return Finding(name="workers", level="error", value=f"cannot be read: {reason}", advice="Mend the rights first.")
+    return Finding(name="workers", level="error", value=f"cannot be read: {reason}", advice=_MEND)
 
 
 def round_trip(median_ms: float, num: int) -> Finding:

@@ -21,8 +21,9 @@ from penstock.piece import Token
 from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide, about
+from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import command
-from penstock.transports.redis.store import Refused, Store, error_of
+from penstock.transports.redis.store import Store
 from penstock.wire import (
     UNREADABLE,
     WireError,
@@ -144,21 +145,23 @@ class GatewaySide(ObjectSide):
         return bool(restored)
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
-        """`InternalError` for a job that this version cannot read: the store has it, and nothing else can be said."""
+        """`InternalError` for what this version cannot read: the store has it, and nothing else can be said."""
         start = "-" if after is None else f"({after[0]}-{after[1]}"
         name, log_range = keys.job(job_id), command("XRANGE", keys.log(job_id), start, "+")
-        if job is None:
-            state = command("HMGET", name, *FIELDS, "job"), command("TIME")
-            hash_, now, entries = await self._store.run_bulk("read", name, *state, log_range)
-        else:
-            state = command("HMGET", name, *FIELDS), command("TIME")
-            hash_, now, entries = await self._store.run("read", name, *state, log_range)
-        if hash_[0] is None:
-            return None
         try:
+            if job is None:
+                state = command("HMGET", name, *FIELDS, "job"), command("TIME")
+                hash_, now, entries = await self._store.run_bulk("read", name, *state, log_range)
+            else:
+                state = command("HMGET", name, *FIELDS), command("TIME")
+                hash_, now, entries = await self._store.run("read", name, *state, log_range)
+            if not any(hash_):
+                return None
             job = job or decode_job(hash_[-1] or b"")
             return _record(job, hash_[: len(FIELDS)], now, _events(job_id, entries, after[1] if after else 0))
-        except ValueError as error:  # of the wire, of a number, of Unicode
+        except (ValueError, Refused) as error:  # of the wire, of a number, of Unicode; or of Redis
+            if isinstance(error, Refused) and error.kind != "wrong_type":
+                raise
             log.error("the request cannot be read: %s", error, extra={"request_id": job_id})
             raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
 
@@ -189,7 +192,10 @@ class GatewaySide(ObjectSide):
             raise ConfigError(seen[0].decode())
         taken, about, dead_workers, is_new = seen
         if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
-            await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid.decode()) for wid in dead_workers))
+            try:
+                await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid) for wid in dead_workers))
+            except Refused:
+                log.debug("dead workers could not be reaped; the next tick tries again")
         return Pool(
             depth=depth,
             workers=tuple(info for info in map(self._worker_info, about) if info is not None),
@@ -239,12 +245,14 @@ class GatewaySide(ObjectSide):
             depth = 0
             if not isinstance(created, ReplyError):
                 (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
+        if isinstance(depth, ReplyError) and await store.repair(queue_conn, depth, enqueue.on):
+            (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
         for reply in (created, depth):
             if isinstance(reply, ReplyError):
-                store.metrics.store_error("refused")
+                refused = store.refusal("submit", reply)
                 if created == b"":
                     await store.ask("discard", keys.job(job_id), scripts.discard(job_id))
-                raise error_of("submit", reply)
+                raise refused
         if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
             look = scripts.enqueue(pool, job_id, max_depth, where, is_again=True)
             depth = await store.ask("enqueue", pool.queue, look)
@@ -276,6 +284,8 @@ def _events(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ..
 def _record(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
     state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended, cancel = hash_
     known_state: Any = (state or b"").decode()
+    if known_state not in ("queued", "running", "done"):
+        raise ValueError(f"its state is {known_state!r}")
     reason: Any = (cancel or b"").decode()
     return Record(
         job=job,

@@ -10,7 +10,7 @@
     {Q}:worker:<wid>                   list      BLMOVE, take, settle, hand_back, reap  7 days; bounded by its slots
     {Q}:about                          hash      enlist, renew, reap                    7 days
     {Q}:clock                          hash      pulse, amnesty, pushed, taken          7 days
-    {Q}:dead                           list      after a claim that found poison        7 days; trimmed to 1,000
+    {Q}:dead                           list      bury                                   7 days; trimmed to 1,000
     {inference:response:<id>}:job      hash      create, restore, claim, finish, …      deadline + retention
     {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
     inference:rate:{<key>}             string    charge                                 two windows
@@ -82,6 +82,22 @@ def pattern(gateway_id: str) -> str:
 
 def control(worker_id: str) -> str:
     return CONTROL + worker_id
+
+
+def kind_of(key: str | bytes) -> str | None:
+    """The type of a key that holds no request, as `repair` names it; None for a request's own, which is never removed
+    for being of another."""
+    name = key if isinstance(key, str) else key.decode(errors="replace")
+    if name.startswith(ONCE):
+        return "string"
+    if name.startswith(CALLER):
+        return "list"
+    if name.startswith(QUEUE):
+        return "list"
+    if not name.startswith(f"{{{QUEUE}"):
+        return None
+    what = name.partition("}:")[2].partition(":")[0]
+    return {"workers": "zset", "gateways": "zset", "about": "hash", "clock": "clock"}.get(what, "list")
 
 
 def rate(key: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from hiredis import ReplyError
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -15,6 +16,7 @@ from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
 from penstock.transports.base import Bound, Glance, State, Transport
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
 from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.subscription import OnMessage
@@ -58,7 +60,13 @@ class ObjectSide(Transport):
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
         names = [keys.job(job_id) for job_id in job_ids]
         found = await self._store.run_each("states", [(name, command("HGET", name, "state")) for name in names])
-        return {job_id: state.decode() for job_id, state in zip(job_ids, found, strict=True) if state is not None}
+        for reply in found:
+            if isinstance(reply, ReplyError) and not is_wrong_type(reply):
+                raise Refused(f"Redis refused to tell states: {reply}")
+        known: dict[str, Any] = {
+            job_id: state.decode() for job_id, state in zip(job_ids, found, strict=True) if isinstance(state, bytes)
+        }
+        return known
 
     async def knows(self, gateway_id: str) -> bool:
         gateways = self._store.pool.gateways
@@ -72,7 +80,7 @@ class ObjectSide(Transport):
         if not bound:
             return None
         first_id, first_hash, age_ms = bound
-        return Bound(job_id=first_id.decode(), body_hash=first_hash.decode(), age_s=age_ms / 1000)
+        return Bound(job_id=shown(first_id), body_hash=shown(first_hash), age_s=age_ms / 1000)
 
     async def unbind(self, job: Job) -> None:
         name = keys.once(job.caller, job.once.partition(" ")[0])
@@ -80,21 +88,24 @@ class ObjectSide(Transport):
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)
-        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1))
-        newest = dict.fromkeys(job_id.decode() for job_id in ids)  # one that was submitted again is there twice
+        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
+        newest = dict.fromkeys(map(shown, ids))  # one that was submitted again is there twice
         return list(newest)[: max(0, limit)]
 
     async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
         looks = [(keys.job(job_id), scripts.glance(job_id)) for job_id in job_ids]
         replies = await self._store.run_each("glance", looks, is_bulk=True)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise Refused(f"Redis refused to list requests: {reply}")
         return [_glance(job_id, reply) if reply else None for job_id, reply in zip(job_ids, replies, strict=True)]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
         if limit < 1:
             return []
         queue = self._store.pool.queue
-        (ids,) = await self._store.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1))
-        return [job_id.decode() for job_id in ids]
+        (ids,) = await self._store.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1, on=(queue,)))
+        return [shown(job_id) for job_id in ids]
 
     async def _remember(self, job: Job, retention_ms: int) -> None:
         """List the request under its caller: unasked on the connection that just submitted it, else a round trip.

@@ -19,6 +19,7 @@ from penstock.transports.base import DeadJob, Finding, Holding, Overview, Transp
 from penstock.transports.redis import findings, keys, rights
 from penstock.transports.redis.connection import Connection
 from penstock.transports.redis.endpoint import parse
+from penstock.transports.redis.refusals import shown
 from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.wire import WireError, decode_json
@@ -52,19 +53,19 @@ class OperatorSide(Transport):
         )
         now_ms = int(now[0]) * 1000 + int(now[1]) / 1000
         leases = {wid: (float(score) - now_ms) / 1000 for wid, score in _pairs(workers)}
-        infos = {wid.decode(): _info(says) for wid, says in zip(about[::2], about[1::2], strict=True)}
+        infos = {shown(wid): _info(says) for wid, says in zip(about[::2], about[1::2], strict=True)}
         lists = [command("LRANGE", pool.worker(wid), 0, -1) for wid in leases]
         held = await store.run("overview", pool.queue, *lists) if lists else []
         return Overview(
             depth=depth,
-            num_taken=max(int(clock[0] or 0), int(clock[1] or 0) - depth),
+            num_taken=max(_number(clock[0]), _number(clock[1]) - depth),
             gateways={gid: (float(score) - now_ms) / 1000 for gid, score in _pairs(gateways)},
             workers=tuple(
-                Holding(worker=wid, lease_s=lease_s, held=tuple(one.decode() for one in ids), info=infos.get(wid))
+                Holding(worker=wid, lease_s=lease_s, held=tuple(map(shown, ids)), info=infos.get(wid))
                 for (wid, lease_s), ids in zip(leases.items(), held, strict=True)
                 if lease_s > 0 or ids or wid in infos  # not one that has left
             ),
-            oldest=oldest.decode() if oldest else "",
+            oldest=shown(oldest or b""),
             num_dead=num_dead,
         )
 
@@ -155,7 +156,7 @@ class OperatorSide(Transport):
             return None
         look = command("HGET", keys.job(job_id), "created"), command("TIME")
         created, (seconds, micros) = await self._store.run("oldest", keys.job(job_id), *look)
-        return None if created is None else int(seconds) + int(micros) / 1e6 - int(created) / 1000
+        return int(seconds) + int(micros) / 1e6 - _number(created) / 1000 if _number(created) else None
 
     async def _rights(self) -> Finding:
         """Asked of the ACL, for each command on keys of ours; else whether the server knows the commands at all."""
@@ -201,7 +202,12 @@ def _is_denied(reply: Any) -> bool:
 
 
 def _pairs(flat: list[bytes]) -> list[tuple[str, bytes]]:
-    return [(name.decode(), score) for name, score in zip(flat[::2], flat[1::2], strict=True)]
+    return [(shown(name), score) for name, score in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _number(text: bytes | None) -> int:
+    """A number of ours; 0 for none, and for what is not one."""
+    return int(text) if text is not None and len(text) < 16 and text.lstrip(b"-").isdigit() else 0
 
 
 def _info(about: bytes) -> WorkerInfo | None:

@@ -24,13 +24,17 @@ Argument = str | bytes | int
 
 
 class Command:
-    """One command. `packed` is what to send; `again` the same for a server that does not know the script."""
+    """One command. `packed` is what to send; `again` the same for a server that does not know the script; `on` the
+    keys of a script."""
 
-    __slots__ = ("_again", "packed")
+    __slots__ = ("_again", "on", "packed")
 
-    def __init__(self, packed: bytes, again: tuple[bytes | str | int, ...] | None = None) -> None:
+    def __init__(
+        self, packed: bytes, again: tuple[bytes | str | int, ...] | None = None, on: Sequence[str | bytes] = ()
+    ) -> None:
         self.packed = packed
         self._again = again
+        self.on = on
 
     @property
     def again(self) -> bytes | None:
@@ -42,8 +46,9 @@ def _pack(words: tuple[bytes | str | int, ...]) -> bytes:
     return packed
 
 
-def command(*words: Argument) -> Command:
-    return Command(_pack(words))
+def command(*words: Argument, on: Sequence[str | bytes] = ()) -> Command:
+    """`on`: its keys, where one of the wrong type may be removed."""
+    return Command(_pack(words), on=on)
 
 
 class Script:
@@ -56,9 +61,9 @@ class Script:
         self.source = resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
         self.sha1 = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
-    def __call__(self, on: Sequence[str], *args: Argument) -> Command:
+    def __call__(self, on: Sequence[str | bytes], *args: Argument) -> Command:
         packed = _pack(("EVALSHA", self.sha1, len(on), *on, *args))
-        return Command(packed, ("EVAL", self.source, len(on), *on, *args))
+        return Command(packed, ("EVAL", self.source, len(on), *on, *args), on)
 
 
 _create = Script("create")
@@ -85,6 +90,8 @@ _tick = Script("tick")
 _charge = Script("charge")
 _once = Script("once")
 _unbind = Script("unbind")
+_bury = Script("bury")
+_repair = Script("repair")
 
 SCRIPTS: tuple[Script, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Script))
 PRELOAD: tuple[tuple[str | bytes, ...], ...] = tuple(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)
@@ -154,7 +161,7 @@ def discard(job_id: str) -> Command:
     return _discard(_request(job_id))
 
 
-def claim(job_id: str, worker_id: str, take_from: str) -> Command:
+def claim(job_id: str, worker_id: str, take_from: str | bytes) -> Command:
     return _claim(_request(job_id), job_id, worker_id, take_from)
 
 
@@ -203,8 +210,8 @@ def take(pool: PoolKeys, worker_id: str, want: int) -> Command:
     return _take((pool.queue, pool.worker(worker_id), pool.workers, pool.clock), worker_id, want)
 
 
-def settle(pool: PoolKeys, worker_id: str, other: str, job_id: str) -> Command:
-    return _settle((pool.worker(other), pool.worker(worker_id), pool.workers, pool.clock), other, job_id)
+def settle(pool: PoolKeys, worker_id: str, other: bytes, job_id: str) -> Command:
+    return _settle((_list_of(pool, other), pool.worker(worker_id), pool.workers, pool.clock), other, job_id)
 
 
 def hand_back(pool: PoolKeys, worker_id: str, job_ids: Iterable[str]) -> Command:
@@ -223,8 +230,10 @@ def renew(pool: PoolKeys, worker_id: str, about: bytes, lease: Sequence[int]) ->
     return _renew(on, worker_id, about, *lease)
 
 
-def reap(pool: PoolKeys, worker_id: str, *, is_leaving: bool = False) -> Command:
-    on = (pool.queue, pool.worker(worker_id), pool.workers, pool.about, pool.clock)
+def reap(pool: PoolKeys, worker_id: str | bytes, *, is_leaving: bool = False) -> Command:
+    """`worker_id`: bytes as they stand among the workers; those need not be UTF-8."""
+    held = pool.worker(worker_id) if isinstance(worker_id, str) else _list_of(pool, worker_id)
+    on = (pool.queue, held, pool.workers, pool.about, pool.clock)
     return _reap(on, worker_id, "leave" if is_leaving else "reap")
 
 
@@ -237,13 +246,18 @@ def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
     return command("LREM", pool.worker(worker_id), 1, job_id)
 
 
-def bury(pool: PoolKeys, entry: bytes) -> list[Command]:
-    """Keep what is known of a poison request, never its prompt, for an operator."""
-    return [
-        command("LPUSH", pool.dead, entry),
-        command("LTRIM", pool.dead, 0, keys.MAX_DEAD - 1),
-        command("PEXPIRE", pool.dead, keys.POOL_TTL_MS),
-    ]
+def bury(pool: PoolKeys, worker_id: str, entry: bytes, job_id: str | bytes) -> Command:
+    """Keep what is known of a request that cannot run, never its prompt, for an operator; off the worker's list."""
+    return _bury((pool.dead, pool.worker(worker_id)), entry, job_id, keys.MAX_DEAD)
+
+
+def repair(on: Sequence[str | bytes], kinds: Sequence[str]) -> Command:
+    """`kinds`: for each key the type that it must have, as `keys.kind_of` names it."""
+    return _repair(on, *kinds)
+
+
+def _list_of(pool: PoolKeys, worker_id: bytes) -> bytes:
+    return pool.worker("").encode() + worker_id
 
 
 # ── a caller's slot ──────────────────────────────────────────────────────────────────────────────────────────────────

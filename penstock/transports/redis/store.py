@@ -1,49 +1,36 @@
 """What both halves of the transport stand on: the connections of one process, and one way to run commands on them.
 
-Every command goes to `conn(key)`: the one server, or the node that holds the key's slot. Turns error replies into
-errors of our own. Knows nothing of what the commands mean.
+Every command goes to `conn(key)`: the one server, or the node that holds the key's slot. An error reply becomes a
+`StoreUnavailable` of that command, after a look whether a key of the pool is of the wrong type. Knows nothing of what
+the commands mean.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hiredis import ReplyError
 
-from penstock.errors import InternalError, PenstockError, StoreUnavailable
-from penstock.transports.redis import keys
+from penstock.errors import StoreUnavailable
+from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.connection import Connection
 from penstock.transports.redis.endpoint import Deployment
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.link import NoMetrics, Reply, StoreMetrics
+from penstock.transports.redis.refusals import Refusals, kind_of, shown
 from penstock.transports.redis.routes import routes_of
 from penstock.transports.redis.scripts import Command
 from penstock.transports.redis.subscription import Subscription
 
-# Replies that say that Redis cannot do it now, not that we asked for nonsense.
-_UNABLE = ("OOM", "MISCONF", "NOREPLICAS", "BUSY", "TRYAGAIN", "NOAUTH", "NOPERM", "UNKILLABLE", "EXECABORT")
+log = logging.getLogger(__name__)
 
 MISS_AFTER_S = 1.0
+REPAIR_EVERY_S = 0.2
 MISSED: Final = object()
-
-
-class Refused(StoreUnavailable):
-    """Redis is there and refused for now (memory, persistence, rights): asking again at once is of no use."""
-
-
-def error_of(verb: str, reply: ReplyError) -> PenstockError:
-    if str(reply).startswith("MOVED"):
-        return Refused("This server is a node of a Redis Cluster: its URL begins with redis+cluster://")
-    if str(reply).startswith(_UNABLE):
-        return Refused(f"Redis refused to {verb}: {reply}")
-    return InternalError(f"Redis could not {verb}: {reply}")
-
-
-def is_out_of_memory(reply: Reply) -> bool:
-    return isinstance(reply, ReplyError) and str(reply).startswith("OOM")
 
 
 class Store:
@@ -53,6 +40,8 @@ class Store:
         self.pool = pool
         self.metrics: StoreMetrics = metrics if metrics is not None else NoMetrics()
         self._routes = routes_of(deployment, self.metrics)
+        self.refusal = Refusals(self.metrics)
+        self._repaired_at = float("-inf")
 
     def conn(self, key: str) -> Connection:
         """The connection to the server that holds `key`."""
@@ -97,21 +86,47 @@ class Store:
         """The same for what may be large, on a connection of its own: what requests wait for is never behind it."""
         return await self._run(verb, self._routes.bulk(key), commands)
 
-    async def _run(self, verb: str, conn: Connection, commands: Sequence[Command]) -> list[Reply]:
+    async def _run(
+        self, verb: str, conn: Connection, commands: Sequence[Command], *, may_fail: bool = False
+    ) -> list[Reply]:
         replies = await self.exchange(verb, conn, commands)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                self.metrics.store_error("refused")
-                raise error_of(verb, reply)
+        for index, reply in enumerate(replies):
+            if not isinstance(reply, ReplyError):
+                continue
+            refused = self.refusal(verb, reply)
+            if await self.repair(conn, reply, commands[index].on):
+                (replies[index],) = await self.exchange(verb, conn, commands[index : index + 1])
+            if isinstance(replies[index], ReplyError) and not may_fail:
+                raise refused
         return replies
+
+    async def repair(self, conn: Connection, reply: ReplyError, on: Sequence[str | bytes]) -> bool:
+        """After an error of a command on these keys: remove what is of the wrong type. True if there was such a key.
+
+        Only keys that hold no request, and that are written again by themselves. Not more often than every 0.2 s.
+        """
+        wanted = {key: kind for key in on if (kind := keys.kind_of(key)) is not None}
+        now = time.monotonic()
+        is_theirs = kind_of(reply) in ("wrong_type", "unknown")
+        if not wanted or not is_theirs or now - self._repaired_at < REPAIR_EVERY_S:
+            return False
+        (removed,) = await self.exchange("repair", conn, [scripts.repair(list(wanted), list(wanted.values()))])
+        if not isinstance(removed, list):
+            return False
+        self._repaired_at = now
+        for name in removed:
+            self.metrics.store_error("repaired")
+            log.error("removed %s from Redis: it was not what the protocol has there", shown(name))
+        return bool(removed)
 
     async def run_each(
         self, verb: str, commands: Iterable[tuple[str, Command]], *, may_miss: bool = False, is_bulk: bool = False
     ) -> list[Reply]:
         """Run commands of many slots: one pipeline for each server, side by side; replies in the order of the commands.
 
-        `may_miss`: of several servers, those that do not answer in time cost their own replies only, which are
-        `MISSED`: the work of a node that lives must not wait for one that is dead. `is_bulk`: as `run_bulk`.
+        An error reply is returned in its place (counted, and logged): what one request is refused says nothing of the
+        others. `may_miss`: of several servers, those that do not answer in time cost their own replies only, which
+        are `MISSED`: the work of a node that lives must not wait for one that is dead. `is_bulk`: as `run_bulk`.
         """
         pairs = list(commands)
         groups: dict[Connection, list[int]] = {}
@@ -122,7 +137,7 @@ class Store:
 
         async def one(conn: Connection, indices: list[int]) -> None:
             async with asyncio.timeout(limit_s):
-                got = await self._run(verb, conn, [pairs[index][1] for index in indices])
+                got = await self._run(verb, conn, [pairs[index][1] for index in indices], may_fail=True)
             for index, reply in zip(indices, got, strict=True):
                 replies[index] = reply
 

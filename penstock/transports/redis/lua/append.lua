@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- append: the careful form of emit, for frames whose XADD was refused and for a job's first frame on a new connection:
 -- one sequence's frames, in order, appended and published unless they are there already. Works when memory is out.
--- Never makes a log.
+-- Never makes a log. A frame whose publication is refused is in the log, where readers find it a little later.
 -- KEYS  1 {inference:response:<id>}:log
 -- ARGV  1 request id   2 attempt   3… for each frame: tokens before it, tokens after it, the frame
 -- Returns "ok" | "fenced" (a higher attempt has written, or it has ended) | "gone" (no log) | "gap" (tokens before a frame are missing)
@@ -17,7 +17,7 @@ for i = 3, #ARGV, 3 do
     return 'gap'
   elseif tonumber(written) < tonumber(ARGV[2]) or tonumber(tokens) < tonumber(ARGV[i + 1]) then
     redis.call('XADD', KEYS[1], 'NOMKSTREAM', id, 'f', ARGV[i + 2])
-    redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[i + 2])
+    redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[i + 2])
   end
 end
 return 'ok'

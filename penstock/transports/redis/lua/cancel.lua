@@ -18,52 +18,56 @@ if ARGV[3] ~= '' and ARGV[2] == 'client' and hash[6] then
   for reader in string.gmatch(hash[6], '[^,]+') do
     if reader ~= ARGV[3] then others[#others + 1] = reader end
   end
-  redis.call('HSET', KEYS[1], 'readers', table.concat(others, ','))
-  if others[1] then
-    if hash[4] == ARGV[3] then redis.call('HSET', KEYS[1], 'owner', others[#others]) end
-    return 'owned'
-  end
+  local owner = others[1] and hash[4] == ARGV[3] and others[#others] or hash[4] or ''
+  redis.call('HSET', KEYS[1], 'readers', table.concat(others, ','), 'owner', owner)
+  if others[1] then return 'owned' end
 elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
   return 'owned'
 end
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-if hash[1] == 'running' and not (ARGV[2] == 'deadline' and now >= tonumber(hash[7] or 0) + 4000) then
+if hash[1] == 'running' and not (ARGV[2] == 'deadline' and now >= (tonumber(hash[7] or 0) or 0) + 4000) then
   if ARGV[2] == 'no_workers' then return 'running' end
   redis.call('HSETNX', KEYS[1], 'cancel', ARGV[2])
   local hint = string.format('{"id":"%s","reason":"%s"}', ARGV[1], ARGV[2])
-  redis.call('PUBLISH', 'inference:control:' .. hash[3], hint)
-  redis.call('PUBLISH', 'inference:control:' .. hash[4], hint)
+  redis.pcall('PUBLISH', 'inference:control:' .. (hash[3] or ''), hint) -- only hints: the worker asks, too
+  redis.pcall('PUBLISH', 'inference:control:' .. (hash[4] or ''), hint)
   return 'marked'
 end
 
 local function int(number) return string.format('%.0f', number) end
-local attempt, tokens = tonumber(hash[2]), 0
+local END, attempt, tokens = '18446744073709551615', tonumber(hash[2]) or 0, 0
+local fence, frame -- of the end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, count = string.match(last[1], '^(%d+)-(%d+)$')
-  attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
-  if count == '18446744073709551615' then -- a script that ended it was stopped halfway: only the state is missing
-    redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
-    redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)
-    redis.call('PEXPIRE', KEYS[2], hash[5] or 60000)
-    return 'done'
+  if count == END then -- an earlier call was cut off behind its first command
+    fence, frame = written, last[2][2]
+  elseif #written > 15 or #count > 15 then -- nobody of ours wrote this, and nothing can follow it
+    redis.call('UNLINK', KEYS[2])
+  else
+    attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)
   end
 end
-attempt = math.max(attempt + 1, now)
 
-local kind, tail = 'done', '"finish_reason":"cancelled"'
-if ARGV[2] == 'deadline' then
-  kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."'
-elseif ARGV[2] == 'no_workers' then
-  kind, tail = 'failed', '"code":"no_workers","message":"No worker is there to run this."'
+local was_queued, cancel = hash[1] == 'queued', {}
+if not fence then
+  local kind, tail = 'done', '"finish_reason":"cancelled"'
+  if ARGV[2] == 'deadline' then
+    kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."'
+  elseif ARGV[2] == 'no_workers' then
+    kind, tail = 'failed', '"code":"no_workers","message":"No worker is there to run this."'
+  end
+  fence = int(math.max(attempt + 1, now))
+  frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}', kind, ARGV[1], fence, int(tokens), tail)
+  redis.call('XADD', KEYS[2], fence .. '-' .. END, 'f', frame)
+  cancel = {'cancel', ARGV[2]}
 end
-local frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}',
-  kind, ARGV[1], int(attempt), int(tokens), tail)
-redis.call('XADD', KEYS[2], int(attempt) .. '-18446744073709551615', 'f', frame)
-redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now), 'cancel', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], hash[5] or 60000)
-redis.call('PEXPIRE', KEYS[2], hash[5] or 60000)
-redis.call('PUBLISH', 'inference:response:' .. ARGV[1], frame)
-return 'ended'
+-- The log first, as it is the truth: what is refused after it is done by a repetition, or by a claim.
+local life = string.match(hash[5] or '', '^%d+$') or 60000
+redis.call('PEXPIRE', KEYS[2], life)
+redis.call('PEXPIRE', KEYS[1], life)
+redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', fence, 'ended', int(now), unpack(cancel))
+redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], frame)
+return (was_queued or cancel[1]) and 'ended' or 'done'

@@ -8,7 +8,12 @@ local t = redis.call('TIME')
 local now = (t[1] - 1700000000) * 1000000 + t[2]
 local interval = 60000000 / ARGV[1]
 local window = interval * ARGV[2]
-local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'table' and not string.find(held.err, 'WRONGTYPE', 1, true) then return held end
+local arrival = type(held) == 'string' and tonumber(held) or 0
+-- No request moves it further than this. What is beyond, or not a number, was not written here, and counts for nothing.
+if not (arrival <= now + 2 * window) then arrival = 0 end
+arrival = math.max(arrival, now)
 local early = arrival + interval - window - now
 if early > 0.01 then return {0, 0, math.ceil(arrival - now), math.ceil(early)} end
 

@@ -8,8 +8,9 @@ local depth = redis.call('LLEN', KEYS[1])
 if ARGV[4] == 'once' and redis.call('LPOS', KEYS[1], ARGV[1]) then return depth end
 if tonumber(ARGV[2]) > 0 and depth >= tonumber(ARGV[2]) then return -1 end
 
--- What is new gets its expiry here; what is there already, from every gateway's tick.
-redis.call(ARGV[3] == 'head' and 'LPUSH' or 'RPUSH', KEYS[1], ARGV[1])
-if depth == 0 then redis.call('PEXPIRE', KEYS[1], 604800000) end
+-- Pushing last, as the caller takes an error for "not pushed". A count too many does no harm. What is new gets its
+-- expiry here; what is there already, from every gateway's tick.
 if redis.call('HINCRBY', KEYS[2], 'pushed', 1) == 1 then redis.call('PEXPIRE', KEYS[2], 604800000) end
+redis.call(ARGV[3] == 'head' and 'LPUSH' or 'RPUSH', KEYS[1], ARGV[1])
+if depth == 0 then redis.pcall('PEXPIRE', KEYS[1], 604800000) end
 return depth + 1

@@ -4,8 +4,8 @@
 -- ARGV  1 request id
 -- Returns 1 if it was pushed, 0 if it was there.
 if redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
-redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('HINCRBY', KEYS[2], 'pushed', 1)
-redis.call('PEXPIRE', KEYS[1], 604800000)
 redis.call('PEXPIRE', KEYS[2], 604800000)
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.pcall('PEXPIRE', KEYS[1], 604800000)
 return 1

@@ -10,10 +10,15 @@ if hash[2] ~= ARGV[2] then return 'refused' end
 if hash[1] == 'done' then return 'ok' end
 if hash[1] ~= 'running' then return 'refused' end
 
-local tokens = 0
+local END, tokens, is_written = '18446744073709551615', '0', false
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-if last then tokens = tonumber(string.match(last[1], '-(%d+)$')) end
-if tokens < tonumber(ARGV[3]) then return 'gap' end
+if last then
+  local written
+  written, tokens = string.match(last[1], '^(%d+)-(%d+)$')
+  if tonumber(written) > tonumber(ARGV[2]) then return 'refused' end -- a claim was cut off behind its first command
+  is_written = tokens == END and written == ARGV[2] -- so was an earlier call of this
+end
+if tonumber(tokens) < tonumber(ARGV[3]) then return 'gap' end
 
 -- A long frame is also kept without its tokens, so that a list need not read it whole. JSON has no bare quote inside a
 -- text: what is found stands where a field begins.
@@ -32,9 +37,13 @@ if #ARGV[4] > 4096 then
   end
 end
 
+-- The log first, as it is the truth: what is refused after it is done by a repetition, or by the next claim.
+-- Publishing last: it may fail, and costs a delay then.
 local t = redis.call('TIME')
-redis.call('XADD', KEYS[2], ARGV[2] .. '-18446744073709551615', 'f', ARGV[4])
-redis.call('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
+if not is_written then redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. END, 'f', ARGV[4]) end
+local life = string.match(hash[3] or '', '^%d+$') or 60000
+redis.call('PEXPIRE', KEYS[2], life)
+redis.call('PEXPIRE', KEYS[1], life)
 local changed = {'state', 'done', 'ended', t[1] .. string.format('%03d', math.floor(t[2] / 1000))}
 if not hash[4] and tonumber(ARGV[5] or 0) > 0 then changed[5], changed[6] = 'first', ARGV[5] end
 if bare then
@@ -42,6 +51,5 @@ if bare then
   changed[#changed + 1] = bare
 end
 redis.call('HSET', KEYS[1], unpack(changed))
-redis.call('PEXPIRE', KEYS[1], hash[3] or 60000)
-redis.call('PEXPIRE', KEYS[2], hash[3] or 60000)
+redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], ARGV[4])
 return 'ok'

@@ -6,6 +6,7 @@
 --         terminal frame without its tokens, "" while there is none}
 local hash = redis.pcall('HMGET', KEYS[1], 'model', 'about', 'state', 'worker', 'claims', 'all_deaths', 'created',
   'deadline', 'started', 'first', 'ended', 'end')
+if hash.err and not string.find(hash.err, 'WRONGTYPE', 1, true) then return hash end
 if hash.err or not hash[3] then return {} end
 local t = redis.call('TIME')
 local tokens, last = 0, hash[12] or ''

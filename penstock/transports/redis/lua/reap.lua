@@ -11,20 +11,19 @@ local lease = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0)
 if ARGV[2] == 'leave' then
   redis.call('ZADD', KEYS[3], 'XX', string.format('%.0f', now), ARGV[1])
   redis.call('HDEL', KEYS[4], ARGV[1])
-elseif lease > now or (lease > 0 and now < tonumber(redis.call('HGET', KEYS[5], 'amnesty') or 0)) then
+elseif lease > now or (lease > 0 and now < (tonumber(redis.call('HGET', KEYS[5], 'amnesty') or 0) or 0)) then
   return 0
 end
 
-local held = redis.call('LRANGE', KEYS[2], 0, -1)
-for i = #held, 1, -1 do redis.call('LPUSH', KEYS[1], held[i]) end
-if #held > 0 then
-  redis.call('DEL', KEYS[2])
-  redis.call('HINCRBY', KEYS[5], 'pushed', #held)
-  redis.call('PEXPIRE', KEYS[1], 604800000)
-  redis.call('PEXPIRE', KEYS[5], 604800000)
+local moved = 0 -- one at a time, each in one command: an interrupted call has moved some, and none twice
+while redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') do moved = moved + 1 end
+if moved > 0 then
+  redis.pcall('HINCRBY', KEYS[5], 'pushed', moved)
+  redis.pcall('PEXPIRE', KEYS[1], 604800000)
+  redis.pcall('PEXPIRE', KEYS[5], 604800000)
 end
 if ARGV[2] == 'reap' and now - lease > 10000 then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('HDEL', KEYS[4], ARGV[1])
 end
-return #held
+return moved

@@ -9,11 +9,16 @@
 -- Returns 1, 2 if it made the job, or 3 if this very call did it before and nobody has claimed the job since (then the
 -- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
 -- than ARGV 7. A job whose log has an end is done: a script that ended it was stopped halfway.
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored')
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored', 'retention')
 local seen = tonumber(ARGV[7])
-local attempt = tonumber(hash[2] or 0)
-if hash[1] == 'queued' and hash[3] == ARGV[7] .. ' ' .. hash[2] then return 3 end
+local attempt = tonumber(hash[2] or 0) or 0
+if hash[1] == 'queued' and hash[3] == ARGV[7] .. ' ' .. (hash[2] or '') then return 3 end
 if hash[1] == 'done' or attempt > seen then return 0 end
+-- Asked first: each repetition would append all tokens again, and what has no expiry would stay.
+if not (redis.acl_check_cmd('HSET', KEYS[1], 'state', '') and redis.acl_check_cmd('PEXPIRE', KEYS[1], 1)
+    and redis.acl_check_cmd('PEXPIRETIME', KEYS[1]) and redis.acl_check_cmd('PEXPIREAT', KEYS[2], 1)) then
+  return redis.error_reply('NOPERM restore was refused one of HSET, PEXPIRE, PEXPIRETIME and PEXPIREAT')
+end
 if not hash[1] then redis.call('UNLINK', KEYS[2]) end
 
 local t = redis.call('TIME')
@@ -22,11 +27,18 @@ local function int(number) return string.format('%.0f', number) end
 
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
-  local written, count = string.match(last[1], '^(%d+)-(%d+)$')
-  attempt = math.max(attempt, tonumber(written))
-  if count == '18446744073709551615' then
-    redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', int(attempt), 'ended', int(now))
+  local written, at = string.match(last[1], '^(%d+)-(%d+)$')
+  if at == '18446744073709551615' then -- it has ended, and the script that did it was refused its next command
+    local life = string.match(hash[4] or '', '^%d+$') or 60000
+    redis.call('PEXPIRE', KEYS[2], life)
+    redis.call('PEXPIRE', KEYS[1], life)
+    redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', written, 'ended', int(now))
     return 0
+  end
+  if #written > 15 or #at > 15 then -- nobody of ours wrote this, and nothing can follow it
+    redis.call('UNLINK', KEYS[2])
+  else
+    attempt = math.max(attempt, tonumber(written))
   end
 end
 attempt = math.max(attempt + 1, seen + 1, now)

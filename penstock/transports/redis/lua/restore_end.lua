@@ -11,6 +11,10 @@
 -- Returns 1, or 2 if it made the job; 0, and nothing is done, if the job is done.
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'started', 'first')
 if hash[1] == 'done' then return 0 end
+-- Asked first: each repetition would write the log again, and what has no expiry would stay.
+if not (redis.acl_check_cmd('HSET', KEYS[1], 'state', '') and redis.acl_check_cmd('PEXPIRE', KEYS[1], 1)) then
+  return redis.error_reply('NOPERM restore_end was refused HSET or PEXPIRE')
+end
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -18,7 +22,7 @@ local function int(number) return string.format('%.0f', number) end
 local LAST = '18446744073709551615'
 
 if not hash[1] then redis.call('UNLINK', KEYS[2]) end
-local attempt, has_end = tonumber(hash[2] or 0), false
+local attempt, has_end = tonumber(hash[2] or 0) or 0, false
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, count = string.match(last[1], '^(%d+)-(%d+)$')
@@ -57,5 +61,5 @@ set('ended', ARGV[14])
 redis.call('HSET', KEYS[1], 'state', 'done', 'worker', '', unpack(changed))
 redis.call('PEXPIRE', KEYS[1], ARGV[10])
 redis.call('PEXPIRE', KEYS[2], ARGV[10])
-if frame then redis.call('PUBLISH', 'inference:response:' .. ARGV[8], frame) end
+if frame then redis.pcall('PUBLISH', 'inference:response:' .. ARGV[8], frame) end
 return hash[1] and 1 or 2

@@ -7,7 +7,7 @@
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0)
-if lease > now or (lease > 0 and now < tonumber(redis.call('HGET', KEYS[4], 'amnesty') or 0)) then
+if lease > now or (lease > 0 and now < (tonumber(redis.call('HGET', KEYS[4], 'amnesty') or 0) or 0)) then
   for _ = 1, tonumber(ARGV[2]) do
     if not redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') then break end
   end

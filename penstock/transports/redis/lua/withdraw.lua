@@ -4,5 +4,5 @@
 -- ARGV  1 request id
 -- Returns how many copies were removed.
 local removed = redis.call('LREM', KEYS[1], 0, ARGV[1])
-if removed > 0 then redis.call('HINCRBY', KEYS[2], 'pushed', -removed) end
+if removed > 0 then redis.pcall('HINCRBY', KEYS[2], 'pushed', -removed) end
 return removed

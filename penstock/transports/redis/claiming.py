@@ -1,0 +1,178 @@
+"""claim: jobs of a worker's list become its own; what cannot run leaves the list: ended, dead, or of a newer version.
+
+An error of one job costs the others nothing. Knows nothing of leases and engines.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hiredis import ReplyError
+
+from penstock.errors import InternalError, RequestPoisoned
+from penstock.event import Failed, fold
+from penstock.job import Claim
+from penstock.logs import Seldom
+from penstock.transports.base import DeadJob, Transport
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.emitting import Emitter
+from penstock.transports.redis.refusals import Refused, shown
+from penstock.transports.redis.store import MISSED, Store
+from penstock.wire import NewerJob, WireError, decode_event, decode_job, encode_json
+
+log = logging.getLogger(__name__)
+
+NEWER_REST_S = 1.0
+MAX_CLAIM_ROUNDS = 4
+
+_Dead = tuple[str | bytes, str, int, str]  # id, model, deaths, why it cannot be read ("" for one that is poison)
+
+
+class ClaimingSide(Transport):
+    """The verbs of `RedisTransport` that decide what of its list a worker runs."""
+
+    _store: Store
+    _emitter: Emitter
+    _rests_until: float = 0.0
+    _newer_jobs: Seldom
+
+    async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        claims: dict[str, Claim] = {}
+        over: list[scripts.Command] = []
+        newer: list[str] = []
+        dead: list[_Dead] = []
+        failed: list[ReplyError] = []
+        todo: list[tuple[str, str | bytes]] = [(job_id, "") for job_id in dict.fromkeys(ids)]
+        for _ in range(MAX_CLAIM_ROUNDS):
+            if not todo:
+                break
+            busy: list[tuple[str, bytes]] = []
+            asked = [(keys.job(job_id), scripts.claim(job_id, worker_id, holder)) for job_id, holder in todo]
+            replies = await self._store.run_each("claim", asked, may_miss=True)
+            for (job_id, _), reply in zip(todo, replies, strict=True):
+                if reply is MISSED:  # it stays in the list, and is claimed again
+                    continue
+                if isinstance(reply, ReplyError):  # so does this one: it must not cost the others their claims
+                    failed.append(reply)
+                    continue
+                outcome = reply[0]
+                if outcome == b"claimed":
+                    try:
+                        claim = await self._open(worker_id, job_id, reply)
+                    except NewerJob:  # its version does not come first, where the script looks for it
+                        requeue = scripts.requeue(job_id, reply[1], worker_id)
+                        await self._store.ask("requeue", keys.job(job_id), requeue)
+                        newer.append(job_id)
+                        continue
+                    if claim is not None:
+                        claims[job_id] = claim
+                elif outcome == b"newer":
+                    newer.append(job_id)
+                elif outcome == b"busy":
+                    busy.append((job_id, reply[1]))
+                elif outcome == b"poisoned":
+                    dead.append((job_id, shown(reply[1]), reply[2], ""))
+                elif outcome == b"unreadable":
+                    dead.append((job_id, shown(reply[1]), 0, shown(reply[2])))
+                else:  # missing, done, ended
+                    over.append(scripts.drop(self._store.pool, worker_id, job_id))
+            todo = await self._settle(worker_id, busy)
+        if over:
+            await self._store.run("drop", self._store.pool.queue, *over)
+        if newer:
+            await self._pass_on(worker_id, newer)
+        if dead:
+            await self._set_aside(worker_id, dead)
+        if failed and not claims:
+            raise Refused(f"Redis refused to claim: {failed[0]}")
+        return [claims[job_id] for job_id in dict.fromkeys(ids) if job_id in claims]
+
+    # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _settle(self, worker_id: str, busy: list[tuple[str, bytes]]) -> list[tuple[str, str | bytes]]:
+        """Of jobs that run at another worker: those whose worker is dead, or has lost them, to be claimed from it."""
+        if not busy:
+            return []
+        pool = self._store.pool
+        asked = [scripts.settle(pool, worker_id, other, job_id) for job_id, other in busy]
+        settled = await self._store.run("settle", pool.queue, *asked)
+        return [pair for pair, is_settled in zip(busy, settled, strict=True) if not is_settled]
+
+    @property
+    def _rest_s(self) -> float:
+        return self._rests_until - time.monotonic()
+
+    async def _pass_on(self, worker_id: str, ids: Sequence[str]) -> None:
+        """Requests of a release to come: to the tail of the queue, for a worker of that release.
+
+        This worker takes nothing for a moment, so that they do not come round again at once.
+        """
+        self._rests_until = time.monotonic() + NEWER_REST_S
+        if self._newer_jobs.is_due():
+            log.warning("requests of a newer version are in the queue; this worker leaves them to newer workers")
+        pool = self._store.pool
+        for job_id in ids:
+            back = scripts.enqueue(pool, job_id, 0, "tail", is_again=False)
+            await self._store.run("pass_on", pool.queue, back, scripts.drop(pool, worker_id, job_id))
+
+    async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
+        """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client. `NewerJob`."""
+        _, attempt, now, deadline, created, deaths, job, frames = reply
+        self._emitter.claimed(job_id, now)
+        try:
+            decoded = decode_job(job)
+            if decoded.id != job_id:
+                raise WireError(f"its JSON is of the request {decoded.id!r}")
+            tokens = fold(map(decode_event, frames)).tokens if frames else ()
+        except NewerJob:
+            raise
+        except WireError as error:
+            log.error("job %s cannot be read: %s", job_id, error)
+            unread = InternalError("The request could not be read by the worker that took it.")
+            seq = max(map(_end_of, frames), default=0)
+            await self.emit(worker_id, [Failed.of(job_id, attempt, seq, unread)])
+            await self._set_aside(worker_id, [(job_id, "", 0, "its JSON, or a frame of its log, cannot be read")])
+            return None
+        return Claim(
+            job=decoded,
+            attempt=attempt,
+            deadline_at=time.monotonic() + (deadline - now) / 1000,
+            tokens=tokens,
+            queued_s=(now - created) / 1000,
+            num_deaths=deaths,
+        )
+
+    async def _set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
+        """Off this worker's list, and on the list of the dead: what took its workers down, or cannot be read."""
+        pool = self._store.pool
+        burials = []
+        for job_id, model, deaths, why in dead:
+            known = job_id if isinstance(job_id, str) else shown(job_id)
+            if why:
+                log.error("request %s is set aside: %s", known, why)
+                self._store.metrics.store_error("set_aside")
+            entry = DeadJob(
+                id=known, model=model, deaths=deaths, error="unreadable" if why else RequestPoisoned.code, reason=why
+            )
+            burials.append(scripts.bury(pool, worker_id, encode_json(entry), job_id))
+        await self._store.run("bury", pool.queue, *burials)
+
+
+def is_text(name: bytes) -> bool:
+    """UTF-8. Ids that gateways and workers make are; a list may hold others."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _end_of(frame: bytes) -> int:
+    """How many tokens there are after a frame; 0 for one that cannot be read."""
+    try:
+        return decode_event(frame).end
+    except WireError:
+        return 0

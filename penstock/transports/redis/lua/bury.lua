@@ -1,0 +1,10 @@
+#!lua flags=allow-oom
+-- bury: put an entry on the list of the dead, once, and take its id off this worker's list.
+-- KEYS  1 {Q}:dead   2 {Q}:worker:<wid>
+-- ARGV  1 the entry, JSON   2 request id, byte for byte as in the list   3 most entries kept
+-- Returns how many copies of the id were removed.
+redis.call('LREM', KEYS[1], 0, ARGV[1])
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[3] - 1)
+redis.call('PEXPIRE', KEYS[1], 604800000)
+return redis.call('LREM', KEYS[2], 0, ARGV[2])

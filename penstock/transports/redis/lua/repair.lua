@@ -1,0 +1,27 @@
+#!lua flags=allow-oom
+-- repair: remove those of these keys that are of another type than the protocol's, and the fields of a clock that are
+-- not numbers. Called after an error that they may explain. Such a key has replaced what was there, so nothing is lost
+-- by this; what these keys hold is written again by the next tick or renewal.
+-- KEYS  1… keys of one pool, or of one caller
+-- ARGV  1… the type of each: list, zset, hash, clock (a hash of numbers) or string
+-- Returns the name of each key, or "key field", that was removed
+local look = {
+  list = {'LLEN'}, zset = {'ZSCORE', 'x'}, hash = {'HGET', 'x'}, clock = {'HGET', 'x'}, string = {'GET'},
+}
+local removed = {}
+for i, key in ipairs(KEYS) do
+  local found = redis.pcall(look[ARGV[i]][1], key, look[ARGV[i]][2])
+  if type(found) == 'table' and found.err and string.find(found.err, 'WRONGTYPE', 1, true) then
+    redis.call('UNLINK', key)
+    removed[#removed + 1] = key
+  elseif ARGV[i] == 'clock' then
+    for _, field in ipairs({'pulse', 'amnesty', 'pushed', 'taken'}) do
+      local value = redis.call('HGET', key, field)
+      if value and (#value > 15 or not string.find(value, '^%-?%d+$')) then
+        redis.call('HDEL', key, field)
+        removed[#removed + 1] = key .. ' ' .. field
+      end
+    end
+  end
+end
+return removed

@@ -1,0 +1,91 @@
+"""A gateway's loops: what they survive, and what becomes of its process when one of them does not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+
+from penstock import gateway as gateway_module
+from penstock import server
+from penstock.app import create_app
+from penstock.errors import StoreUnavailable
+from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.gateway import Gateway
+from penstock.metrics import Metrics
+from penstock.settings import Settings
+from penstock.transports.memory import MemoryTransport
+from tests.waiting import wait_until
+
+
+class Fickle(MemoryTransport):
+    """`error`: what every tick raises."""
+
+    error: Exception | None = None
+    num_ticks = 0
+
+    async def tick(self, gateway_id: str) -> Pool:
+        self.num_ticks += 1
+        if self.error is not None:
+            raise self.error
+        return await super().tick(gateway_id)
+
+
+@pytest.fixture
+async def store() -> Fickle:
+    store = Fickle()
+    models = {"mock": Capabilities()}
+    await store.enlist(WorkerInfo(id="w1", models=models, num_slots=8, num_free=8))
+    return store
+
+
+@pytest.fixture
+async def gateway(store: Fickle) -> AsyncIterator[Gateway]:
+    gateway = Gateway(Settings(), store, Metrics())
+    gateway.start()
+    await wait_until(lambda: gateway.why_not_ready() == [], "the gateway is ready")
+    yield gateway
+    await gateway.stop()
+
+
+async def test_a_loop_that_dies_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Fickle()
+    store.error = RuntimeError("a bug")
+    monkeypatch.setattr(server, "make_transport", lambda settings, metrics: store)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        status = await server.serve(Settings(host="127.0.0.1"), listener)
+    assert status == server.EXIT_FAILED == 70
+
+
+async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fickle) -> None:
+    deaths: list[BaseException] = []
+    gateway.on_death = deaths.append
+    store.error = StoreUnavailable("Redis refused to tick: ERR something that no list has")
+    before = store.num_ticks
+    await wait_until(lambda: store.num_ticks > before + 2, "it is tried again")
+    store.error = None
+    await wait_until(lambda: gateway.why_not_ready() == [], "it is ready again")
+    assert deaths == []
+
+
+async def test_without_a_lease_a_gateway_takes_no_new_work(
+    gateway: Gateway, store: Fickle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "LEASE_S", 0.0)
+    transport = httpx2.ASGITransport(create_app(gateway))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        body = {"model": "mock", "prompt": "x", "background": True}
+        assert (await http.post("/v1/generate", json=body)).status_code == 202
+        store.error = StoreUnavailable("for now")
+        before = store.num_ticks
+        await wait_until(lambda: store.num_ticks > before, "a tick fails")
+        answer = await http.post("/v1/generate", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        assert answer.headers["x-should-retry"] == "true"
+        assert len(await store.waiting()) == 1
+        store.error = None
+        await wait_until(lambda: not gateway._is_away, "a tick goes well")
+        assert (await http.post("/v1/generate", json=body)).status_code == 202
