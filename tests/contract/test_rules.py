@@ -17,8 +17,10 @@ import redis
 
 from penstock.event import Event
 from penstock.relay.mend import Mender
+from penstock.relay.patience import Patience
 from penstock.relay.relay import Relay
 from penstock.relay.stream import Stream
+from penstock.relay.table import Budget
 from penstock.transports.redis import frames, scripts
 from tests.contract import rules
 from tests.contract.rules import Case
@@ -127,8 +129,8 @@ RULES = (
         rules.who_lost_it_is_taken_over_from,
         script("settle", (" or not redis.call('LPOS', KEYS[1], ARGV[2])", "")),
     ),
-    Rule(8, rules.what_is_in_no_list_is_pushed_again, python(Relay, "_is_stranded", lambda *args: False)),
-    Rule(8, rules.at_most_ten_are_pushed_again_in_a_second, python(Relay, "_may", lambda *args: True)),
+    Rule(8, rules.what_is_in_no_list_is_pushed_again, python(Patience, "is_stranded", lambda *args: False)),
+    Rule(8, rules.at_most_ten_are_pushed_again_in_a_second, python(Budget, "may", lambda *args: True)),
     Rule(
         9,
         rules.deaths_without_a_token_are_poison,

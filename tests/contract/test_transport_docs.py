@@ -16,7 +16,7 @@ import redis
 
 from penstock.event import Done, Started, Tokens
 from penstock.transports.redis import keys
-from penstock.transports.redis.gateway_side import FIELDS
+from penstock.transports.redis.records import FIELDS
 from penstock.transports.redis.scripts import SCRIPTS
 from tests.contract.stores import RedisStore, new_job, new_worker, run_one
 

@@ -12,7 +12,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from penstock.errors import ConfigError, InternalError, QueueFull, StoreUnavailable
-from penstock.event import Event, Failed
+from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import Job
 from penstock.limit import Limit
@@ -21,6 +21,7 @@ from penstock.piece import Token
 from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, RateLimit, Record, Verdict
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.object_side import ObjectSide, about
+from penstock.transports.redis.records import FIELDS, events_of, record_of
 from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Store
@@ -42,10 +43,6 @@ MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 
 _PREFIX = len(keys.RESPONSE)
 _EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
-FIELDS = (
-    *("state", "attempt", "owner", "worker", "claims"),
-    *("all_deaths", "created", "deadline", "started", "first", "ended", "cancel"),
-)
 
 
 @dataclass(slots=True, frozen=True)
@@ -158,7 +155,7 @@ class GatewaySide(ObjectSide):
             if not any(hash_):
                 return None
             job = job or decode_job(hash_[-1] or b"")
-            return _record(job, hash_[: len(FIELDS)], now, _events(job_id, entries, after[1] if after else 0))
+            return record_of(job, hash_[: len(FIELDS)], now, events_of(job_id, entries, after[1] if after else 0))
         except (ValueError, Refused) as error:  # of the wire, of a number, of Unicode; or of Redis
             if isinstance(error, Refused) and error.kind != "wrong_type":
                 raise
@@ -263,44 +260,3 @@ class GatewaySide(ObjectSide):
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _events(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ...]:
-    """The frames of a log, or of its part after `num_tokens`. One that cannot be read ends it, with an error that says
-    so: what was to be relayed there will never be known."""
-    events: list[Event] = []
-    for entry, fields in entries:
-        try:
-            events.append(decode_event(fields[1]))
-        except WireError as error:
-            log.error("entry %s of the log cannot be read: %s", entry.decode(), error, extra={"request_id": job_id})
-            unreadable = InternalError("A part of this request's log cannot be read.")
-            attempt = int(entry.partition(b"-")[0])
-            events.append(Failed.of(job_id, attempt, events[-1].end if events else num_tokens, unreadable))
-            break
-    return tuple(events)
-
-
-def _record(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
-    state, attempt, owner, worker, claims, deaths, created, deadline, started, first, ended, cancel = hash_
-    known_state: Any = (state or b"").decode()
-    if known_state not in ("queued", "running", "done"):
-        raise ValueError(f"its state is {known_state!r}")
-    reason: Any = (cancel or b"").decode()
-    return Record(
-        job=job,
-        state=known_state,
-        attempt=int(attempt or 0),
-        owner=(owner or b"").decode(),
-        worker=(worker or b"").decode(),
-        num_claims=int(claims or 0),
-        num_deaths=int(deaths or 0),
-        created_at=int(created or 0) / 1000,
-        deadline_at=int(deadline or 0) / 1000,
-        started_at=int(started or 0) / 1000,
-        first_token_at=int(first or 0) / 1000,
-        ended_at=int(ended or 0) / 1000,
-        now=int(now[0]) + int(now[1]) / 1e6,
-        cancel=reason,
-        events=events,
-    )

@@ -51,7 +51,7 @@ if last then
   end
 end
 
-local was_queued, cancel = hash[1] == 'queued', {}
+local cancel = {}
 if not fence then
   local kind, tail = 'done', '"finish_reason":"cancelled"'
   if ARGV[2] == 'deadline' then
@@ -70,4 +70,4 @@ redis.call('PEXPIRE', KEYS[2], life)
 redis.call('PEXPIRE', KEYS[1], life)
 redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', fence, 'ended', int(now), unpack(cancel))
 redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], frame)
-return (was_queued or cancel[1]) and 'ended' or 'done'
+return cancel[1] and 'ended' or 'done'
