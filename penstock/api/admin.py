@@ -6,14 +6,15 @@ With API keys on, only keys with `admin` get in; without keys only the programs 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from penstock import errors
 from penstock.admission import Caller
+from penstock.api.cancelling import cancel_all
 from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
 from penstock.api.reading import check_bodiless
@@ -60,6 +61,7 @@ class AdminAPI:
         add("/dead/{request_id}/redrive", self.redrive, "POST", redriven)
         add("/dead/{request_id}", self.drop_dead, "DELETE", of_one)
         add("/requests/{request_id}", self.cancel, "DELETE", of_one)
+        add("/callers/{caller}/requests", self.cancel_all, "DELETE", said)
         return router
 
     async def overview(self, request: Request) -> Response:
@@ -151,6 +153,19 @@ class AdminAPI:
         if outcome == "gone":
             raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
         return _json({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
+
+    async def cancel_all(self, request: Request, caller: Annotated[str, Path(max_length=64)]) -> Response:
+        """Cancel everything that a caller, an API key by its id, has waiting or running.
+
+        `is_live`: the key is not revoked, as this gateway sees it, so that more may come.
+        """
+        await self._admit(request)
+        done = await cancel_all(self.gateway.transport, caller)
+        keys = self.gateway.keys
+        if keys is not None:
+            keys.refresh()
+        is_live = keys is not None and keys.is_live(caller)
+        return _json({"caller": caller, "cancelled": done.ended, "being_cancelled": done.marked, "is_live": is_live})
 
     async def _admit(self, request: Request) -> Caller:
         caller = await self.gateway.welcome(request, call_of(request))

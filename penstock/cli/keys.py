@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -12,7 +14,8 @@ from rich.table import Table
 
 from penstock import keys as store
 from penstock.cli.flags import complain, ends
-from penstock.errors import ConfigError
+from penstock.cli.operators import DEFAULT_URL, ApiKey, Url, answers, call_gateway
+from penstock.errors import ConfigError, Unavailable
 from penstock.settings import load_settings
 
 keys = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
@@ -104,12 +107,38 @@ def rotate(
 
 
 @keys.command()
-@ends
-def revoke(key_id: Id, file: File = None) -> int:
-    """End a key. Running gateways notice within a second or two."""
+@answers
+def revoke(
+    key_id: Id,
+    file: File = None,
+    cancel: Annotated[
+        bool,
+        typer.Option("--cancel", help="Also cancel what it has waiting and running, through a gateway."),
+    ] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+) -> int:
+    """End a key. Running gateways notice within a second or two; its running requests go on without --cancel."""
     ended = store.revoke_key(_path(file), key_id)
     typer.echo(f"{key_id} {'is revoked' if ended else 'was revoked before'}", err=True)
+    if cancel:
+        _cancel_all(key_id, url, api_key)
     return 0
+
+
+def _cancel_all(key_id: str, url: str, api_key: str) -> None:
+    """At once, and again when every gateway must have noticed: until then the key may have sent more."""
+    path = f"/callers/{quote(key_id, safe='')}/requests"
+    first = call_gateway("DELETE", url, path, api_key)
+    time.sleep(2 * store.CHECK_INTERVAL_S)
+    then = call_gateway("DELETE", url, path, api_key)
+    running = max(first["being_cancelled"], then["being_cancelled"])
+    typer.echo(f"cancelled {first['cancelled'] + then['cancelled']} that waited and {running} that ran", err=True)
+    if then["is_live"]:
+        raise Unavailable(
+            f"the gateway at {url} still accepts {key_id}: it reads another file, or cannot read this one "
+            "(see penstock doctor)"
+        )
 
 
 def _path(file: Path | None) -> Path:

@@ -43,7 +43,7 @@ RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id."
 dead = typer.Typer(name="dead", help="Requests that ended several workers.", no_args_is_help=True)
 
 
-def _answers(run: Callable[P, int]) -> Callable[P, None]:
+def answers(run: Callable[P, int]) -> Callable[P, None]:
     """The command `run`; a refusal of the server is one sentence on stderr and exit status 2."""
 
     @functools.wraps(run)
@@ -59,7 +59,7 @@ def _answers(run: Callable[P, int]) -> Callable[P, None]:
     return ends(command)
 
 
-def _call(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
+def call_gateway(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
     """One request to the admin routes of the first of the gateways that answers; `Unavailable` if none does."""
     *others, last = url.split(",")
     for gateway in others:
@@ -96,7 +96,7 @@ def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
     raise refusal
 
 
-@_answers
+@answers
 def doctor(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
@@ -108,7 +108,9 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Look at the store, the gateway and the workers. Exit status 1 when something is an error."""
-    report = _call("GET", url, "/doctor", api_key) if redis_url is None else asyncio.run(_examine(redis_url, pool))
+    report = (
+        call_gateway("GET", url, "/doctor", api_key) if redis_url is None else asyncio.run(_examine(redis_url, pool))
+    )
     if as_json:
         _print_json(report)
     else:
@@ -133,7 +135,7 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
     return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
 
 
-@_answers
+@answers
 def ps(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
@@ -143,13 +145,13 @@ def ps(
 ) -> int:
     """A live table of gateways, workers, the queue and running requests."""
     console = Console(highlight=False)
-    seen = _call("GET", url, "/overview", api_key)
+    seen = call_gateway("GET", url, "/overview", api_key)
     if as_json:
         _print_json(seen)
     elif once or not console.is_terminal:
         console.print(site_screen(seen))
     else:
-        _follow(console, seen, lambda: _call("GET", url, "/overview", api_key), interval_s)
+        _follow(console, seen, lambda: call_gateway("GET", url, "/overview", api_key), interval_s)
     return 0
 
 
@@ -169,19 +171,19 @@ def _follow(console: Console, seen: dict[str, Any], look: Callable[[], dict[str,
         return
 
 
-@_answers
+@answers
 def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Cancel a request, anybody's, waiting or running."""
-    said = _call("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
+    said = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
     typer.echo(f"{request_id}: {said['outcome']}")
     return 0
 
 
 @dead.command("list")
-@_answers
+@answers
 def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> int:
     """The list, newest first."""
-    jobs = _call("GET", url, "/dead", api_key)["data"]
+    jobs = call_gateway("GET", url, "/dead", api_key)["data"]
     if as_json:
         _print_json(jobs)
     else:
@@ -190,26 +192,26 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = Fa
 
 
 @dead.command("show")
-@_answers
+@answers
 def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """What is known of one; never its prompt."""
-    _print_json(_call("GET", url, f"/dead/{_quoted(request_id)}", api_key))
+    _print_json(call_gateway("GET", url, f"/dead/{_quoted(request_id)}", api_key))
     return 0
 
 
 @dead.command("redrive")
-@_answers
+@answers
 def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Run it once more, under a new id, which is printed."""
-    typer.echo(_call("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
+    typer.echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
     return 0
 
 
 @dead.command("drop")
-@_answers
+@answers
 def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Take it off the list."""
-    _call("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
+    call_gateway("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
     typer.echo(f"dropped {request_id}")
     return 0
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from penstock.keys import create_key
+from penstock.keys import create_key, revoke_key
 from tests.process import reading
 from tests.process.programs import free_port, site
-from tests.waiting import wait_until_async
+from tests.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -158,3 +159,43 @@ def test_only_administrators_keys_get_in(tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "administrator" in refused.stderr
         assert _command("ps", "--once", "--url", url, PENSTOCK_API_KEY=admin).returncode == 0
+
+
+@pytest.mark.timeout(180)
+async def test_a_revoked_keys_requests_end_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    ada, adas = create_key(path, name="ada")
+    _, bobs = create_key(path, name="bob")
+    _, admin = create_key(path, name="admin", admin=True)
+    body = {"prompt": "a long one", "max_tokens": 8000, "background": True, "timeout_s": 600}
+    with site() as fleet:
+        fleet.serve("--api-keys-file", str(path), "--model", "mock=mock:step_ms=200", "--max-batch-size", "2")
+        url = fleet.gateways[0]
+
+        def states() -> list[str]:
+            asked = [httpx2.get(f"{url}/v1/requests/{one}", headers={"x-api-key": admin}) for one in ids]
+            return [answer.json()["state"] for answer in asked]
+
+        ids = [
+            httpx2.post(f"{url}/v1/generate", json=body, headers={"x-api-key": key}).json()["request_id"]
+            for key in (adas, bobs, *(adas,) * 12)
+        ]
+        revoke_key(path, ada.id)
+        await wait_until(lambda: set(states()) == {"queued", "running"}, "a plain revocation ends no request", 20.0)
+        done = _command("keys", "revoke", ada.id, "--file", str(path), "--cancel", "--url", url, PENSTOCK_API_KEY=admin)
+        assert done.returncode == 0, done.stderr
+        assert "was revoked before" in done.stderr
+        await wait_until(
+            lambda: [ids[at] for at, state in enumerate(states()) if state != "cancelled"] == [ids[1]],
+            "all of its requests end, and only these",
+            20.0,
+        )
+        elsewhere = tmp_path / "other.toml"
+        elsewhere.write_bytes(path.read_bytes().replace(b"revoked = true\n", b""))
+        other = _command(
+            *("keys", "revoke", bobs.partition(".")[0], "--file", str(elsewhere)),
+            *("--cancel", "--url", url),
+            PENSTOCK_API_KEY=admin,
+        )
+        assert other.returncode == 2
+        assert "it reads another file" in other.stderr

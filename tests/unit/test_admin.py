@@ -218,6 +218,26 @@ async def test_anybodys_request_can_be_cancelled(site: Site) -> None:
         assert refused["error"]["code"] == "request_not_found"
 
 
+async def test_everything_of_one_caller_is_cancelled_and_nothing_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.api.cancelling.LOOK_AT_ONCE", 2)
+    monkeypatch.setattr("penstock.api.cancelling.CANCEL_AT_ONCE", 2)
+    await site.enlist()
+    running = [await site.submit(caller=caller) for caller in ("ada", "bob", "ada")]
+    assert await site.store.take("w1", 3) == running
+    await site.store.claim("w1", running)
+    waiting = [await site.submit(caller=caller) for caller in ("ada", "bob", "", "ada", "ada")]
+    monkeypatch.setattr("penstock.api.cancelling.MAX_LISTED", 1)  # its own list does not have them all
+    said = await site.ask("DELETE", "/callers/ada/requests")
+    assert said == {"caller": "ada", "cancelled": 3, "being_cancelled": 2, "is_live": False}
+    assert await site.store.waiting() == waiting[1:3]
+    again = await site.ask("DELETE", "/callers/ada/requests")
+    assert (again["cancelled"], again["being_cancelled"]) == (0, 2)  # until their worker has ended them
+    assert (await site.ask("DELETE", "/callers/nobody/requests"))["cancelled"] == 0
+    await site.ask("DELETE", f"/callers/{'a' * 65}/requests", 400)
+
+
 async def test_a_store_that_is_away_is_503(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away() -> Any:
         raise StoreUnavailable("Redis is away.")
@@ -235,7 +255,7 @@ async def test_with_keys_on_only_administrators_get_in(tmp_path: Path) -> None:
     site = Site(api_keys_file=path)
     routes = [
         *(("GET", "/overview"), ("GET", "/doctor"), ("GET", "/dead"), ("GET", "/dead/x"), ("DELETE", "/dead/x")),
-        *(("POST", "/dead/x/redrive"), ("DELETE", "/requests/x")),
+        *(("POST", "/dead/x/redrive"), ("DELETE", "/requests/x"), ("DELETE", "/callers/x/requests")),
     ]
     try:
         for method, route in routes:

@@ -1,0 +1,54 @@
+"""Cancel everything that one caller has waiting or running: what a revocation of its key does not end by itself.
+
+It looks at the newest requests of the caller, at the queue and at what workers hold, by small fields only. Bounded by
+what these lists hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from penstock.transports.base import Transport
+
+MAX_LISTED = 1000
+MAX_WAITING = 10_000
+MAX_HELD = 10_000
+LOOK_AT_ONCE = 200
+CANCEL_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """`ended`: were waiting, and have ended. `marked`: are running, and end as their workers hear of it."""
+
+    ended: int
+    marked: int
+
+
+async def cancel_all(transport: Transport, caller_id: str) -> Cancelled:
+    """Raises `StoreUnavailable`; safe to repeat."""
+    found = []
+    for some in _chunks(await _candidates(transport, caller_id), LOOK_AT_ONCE):
+        for one in await transport.glance(some):
+            if one is not None and one.caller == caller_id and one.state != "done":
+                found.append(one.id)
+    outcomes: list[str] = []
+    for some in _chunks(found, CANCEL_AT_ONCE):
+        outcomes += await asyncio.gather(*(transport.cancel(job_id, "operator") for job_id in some))
+    return Cancelled(outcomes.count("ended"), outcomes.count("marked"))
+
+
+async def _candidates(transport: Transport, caller_id: str) -> list[str]:
+    """Ids that may be the caller's and may be alive. Its own list has the newest only, so the others are looked at."""
+    mine = await transport.requests_of(caller_id, MAX_LISTED)
+    waiting = await transport.waiting(MAX_WAITING)
+    workers = (await transport.overview()).workers
+    held = islice((job_id for holding in workers for job_id in holding.held), MAX_HELD)
+    return list(dict.fromkeys([*mine, *waiting, *held]))
+
+
+def _chunks(ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
