@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs clean
+.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs audit clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -69,6 +69,15 @@ chaos-long: $(READY)  ## the same for MINUTES=60
 chaos-docs: $(READY)  ## put the table of the last `make chaos` into docs/reliability.md
 	$(BIN)/python -m tests.chaos --quote bench/results/chaos.json docs/reliability.md
 
+# Not part of any other target: it asks an index of advisories about every package, so it needs the network.
+AUDIT := .venv-audit
+audit: $(READY)  ## look for known vulnerabilities of the installed packages; needs an index of advisories
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; } \
+		|| { rm -rf $(AUDIT); echo 'make audit: pip-audit cannot be installed here, so nothing was audited'; exit 1; }
+	@$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > $(AUDIT)/installed.txt
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(AUDIT)/installed.txt \
+		|| { echo 'make audit: packages with vulnerabilities are listed above; where there is an error instead, the index of advisories could not be reached or did not know a package, and nothing was audited'; exit 1; }
+
 clean:  ## remove everything that make made
-	rm -rf $(VENV) .venv-models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-models $(AUDIT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -117,6 +117,24 @@ def test_importing_penstock_is_light() -> None:
     assert not loaded & {"fastapi", "httpx2", "msgspec", "pydantic", "redis", "rich", "typer", "uvicorn"}
 
 
+def test_what_is_imported_is_declared_and_what_is_used_in_private_is_bounded() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    bounds = {re.split(r"[\[<>=]", text)[0]: text for text in declared}
+    imported = set()
+    for _, text in _code():
+        for node in ast.walk(_parsed(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names.append(node.module or "")
+            imported |= {name.partition(".")[0] for name in names}
+    optional = {"tokenizers", "torch", "transformers"}
+    foreign = imported - set(sys.stdlib_module_names) - optional - {"penstock"}
+    packages = {{"dotenv": "python-dotenv"}.get(name, name.replace("_", "-")) for name in foreign}
+    assert packages - set(bounds) == set()
+    for name in ("uvicorn", "httptools", "prometheus-client", "starlette"):
+        assert ",<" in bounds[name], f"{name} has parts that we use and it does not promise to keep"
+
+
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == penstock.__version__
