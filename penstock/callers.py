@@ -10,6 +10,8 @@ from functools import lru_cache
 from penstock.errors import Unauthorized
 from penstock.keys import Key, KeyRing
 
+MAX_HOPS = 32  # of X-Forwarded-For that are looked at, from the right; a client may write thousands
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -50,7 +52,8 @@ class Callers:
 
     def _address(self, peer: str, forwarded: str | None) -> str:
         """The nearest address that is not one of our own proxies, read from the right. IPv6 counts by /64."""
-        hops = [_without_port(part.strip()) for part in (forwarded or "").split(",") if part.strip()]
+        last = (forwarded or "").rsplit(",", MAX_HOPS)[-MAX_HOPS:]
+        hops = [_without_port(part.strip()) for part in last if part.strip()]
         address = peer
         while hops and self._is_trusted(address):
             address = hops.pop()

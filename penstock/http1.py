@@ -21,6 +21,8 @@ from penstock.listener import State
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024  # of later requests, unparsed, while one is answered: then reading stops
 SLICE_BYTES = 4096  # parsed at a time, as the parser cannot stop where a request ends
+MIN_PIECE_BYTES = 64  # of a body, on average: each piece costs microseconds, and a read may hold 40,000 of one byte
+SPARE_BYTES = 64 * 1024  # so many short of that average a body may be: 1,000 pieces of any size
 MAX_LINGERING = 64  # connections beyond the maximum that may stay a moment to read their refusal
 LINGER_S = 1.0
 VERSIONS = ("1.1", "1.0")
@@ -37,6 +39,7 @@ class Http1Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None  # for a head that arrives, or for a client that reads its refusal
     _head_bytes = 0
+    _spare_bytes = SPARE_BYTES
     _silent_bytes = 0  # parsed since the parser last reported anything
     _is_in_head = False
     _is_deaf = False  # nothing more that arrives is parsed
@@ -138,6 +141,7 @@ class Http1Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._head_bytes = 0
         self._is_in_head = True
+        self._spare_bytes = SPARE_BYTES
         self._replay = None
 
     def on_url(self, url: bytes) -> None:
@@ -185,8 +189,11 @@ class Http1Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
+        self._spare_bytes = min(self._spare_bytes + len(body) - MIN_PIECE_BYTES, SPARE_BYTES)
         if not self._is_deaf and not self.transport.is_closing():
             super().on_body(body)
+            if self._spare_bytes < 0:
+                self._refuse(InvalidRequest(f"The body arrives in pieces of less than {MIN_PIECE_BYTES} bytes each."))
 
     def on_message_complete(self) -> None:
         if self._replay is None and not self._is_deaf and not self.transport.is_closing():

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -43,6 +44,9 @@ EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a super
 # throughput. No more than this, as every stream stands still while so many are walked. A worker keeps Python's, as an
 # engine in it may hold much memory in cycles.
 GC_THRESHOLD = (10_000, 50, 50)
+# A thread that reads a large body gives way to the event loop after this time; with Python's own 5 ms, which the loop
+# may have to wait whenever it comes back from the network, every stream would be much slower meanwhile.
+SWITCH_INTERVAL_S = 0.0005
 
 Beside = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
 
@@ -164,6 +168,7 @@ def bind(settings: Settings) -> socket.socket:
 def run(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
     die_with_parent()
     configure_logs(settings.log_format, settings.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(settings, listener, beside))
 

@@ -46,11 +46,15 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
 
 async def post(port: int, path: str, body: bytes) -> tuple[int, bytes]:
     """The status of the answer, and its body as it came, which is in chunks where it is a stream."""
+    line = b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" % path.encode()
+    fields = b"content-type: application/json\r\nidempotency-key: %x\r\ncontent-length: %d\r\n\r\n"
+    return await ask(port, line + fields % (hash(body), len(body)) + body)
+
+
+async def ask(port: int, request: bytes) -> tuple[int, bytes]:
+    """The same for a request as it is sent, which must close its connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-    )
-    writer.write(head % (path.encode(), len(body)) + b"idempotency-key: %x\r\n\r\n" % hash(body) + body)
+    writer.write(request)
     answer = await reader.read()
     writer.close()
     return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]

@@ -38,6 +38,7 @@ logger = logging.getLogger("penstock.access")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET = ("/livez", "/readyz", "/healthz", "/metrics")
 CLIENT_GONE = 499
+MAX_QUERY_BYTES = 4096  # a longer one may hold thousands of parameters, and routes know a handful
 
 
 class Dialect:
@@ -136,6 +137,8 @@ class Edge:
             try:
                 if self.door is not None:
                     self.door.judge(scope["headers"])
+                if len(scope["query_string"]) > MAX_QUERY_BYTES:
+                    raise InvalidRequest(f"The query string is longer than {MAX_QUERY_BYTES} bytes (MAX_QUERY_BYTES).")
                 if handler is None:
                     await self.app(scope, receive, send_with_headers)
                 else:

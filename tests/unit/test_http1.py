@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api.connection import Connection
-from penstock.http1 import MAX_HELD_BYTES, Http1Connection
+from penstock.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
 from penstock.listener import State
 from tests.http1 import Peer
 
@@ -94,6 +94,27 @@ async def test_a_body_that_arrives_late(peer: Peer) -> None:
     await peer.send([body, NEXT])
     await peer.rest()
     assert [path for _, path, _ in peer.requests] == ["/post", "/next"]
+
+
+@pytest.mark.parametrize("size", [1, 32])
+async def test_a_body_in_tiny_pieces_is_refused(peer: Peer, size: int) -> None:
+    num = SPARE_BYTES // (MIN_PIECE_BYTES - size) // 2  # twice as many fit, but for those that a read cuts in two
+    piece = b"%x\r\n%b\r\n" % (size, b"a" * size)
+    head = posts(b"", b"transfer-encoding: chunked\r\n\r\n")
+    await peer.send(
+        [head + piece * num + b"0\r\n\r\n", head + b"10000\r\n" + b"a" * 0x10000 + b"\r\n" + piece * num * 3]
+    )
+    await peer.rest()
+    assert peer.requests == [("POST", "/post", "a" * size * num)]
+    assert peer.statuses == [200, 400]
+    peer.close()
+
+
+async def test_a_large_body_in_small_pieces_is_read(peer: Peer) -> None:
+    piece = b"%x\r\n%b\r\n" % (MIN_PIECE_BYTES, b"a" * MIN_PIECE_BYTES)
+    await peer.send([posts(b"", b"transfer-encoding: chunked\r\n\r\n") + piece * 16_384 + b"0\r\n\r\n"])
+    await peer.rest()
+    assert [len(body) for _, _, body in peer.requests] == [2**20]
 
 
 async def test_an_upgrade_without_a_body_and_one_in_a_later_request(peer: Peer) -> None:

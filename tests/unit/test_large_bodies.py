@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from penstock.api.openai.responses import ResponseBody
 from penstock.errors import InvalidRequest, Overloaded
 from penstock.server import GC_THRESHOLD
 from tests.bodies import GENERATE, SHAPES, bodies
-from tests.serving import post, serving
+from tests.serving import ask, post, serving
 
 MAX_HELD_S = 0.1
 
@@ -83,6 +85,46 @@ async def test_no_body_holds_the_event_loop(api: str) -> None:
             held[name] = pulse.held_s
     assert statuses == {200, 400}
     assert {name: seconds for name, seconds in held.items() if seconds > MAX_HELD_S} == {}
+
+
+_HEAD = b"host: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+_JSON = b'{"prompt":"x","max_tokens":1}'
+_POST = b"POST %b HTTP/1.1\r\n" % GENERATE.encode() + _HEAD
+_ONCE = b"content-length: %d\r\n\r\n%b" % (len(_JSON), _JSON)
+ODD = {
+    "chunks of one byte": (400, _POST + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n"),
+    "many parameters": (400, b"GET /v1/requests?" + b"a=&" * 21_000 + b" HTTP/1.1\r\n" + _HEAD + b"\r\n"),
+    "many parameters of a POST": (400, _POST.replace(b" HTTP", b"?" + b"a&" * 31_000 + b" HTTP", 1) + _ONCE),
+    "many headers": (200, _POST + b"a:\r\n" * 12_000 + _ONCE),
+    "many addresses": (200, _POST + b"x-forwarded-for: " + b"127.0.0.1," * 6_000 + b"127.0.0.1\r\n" + _ONCE),
+    "many kinds": (415, _POST + b"content-type: " + b";a" * 30_000 + b"\r\n" + _ONCE),
+    "many codings": (200, _POST + b"content-encoding: " + b"," * 60_000 + b"\r\n" + _ONCE),
+}
+
+
+@pytest.mark.usefixtures("quiet_collector")
+@pytest.mark.parametrize("name", ODD)
+async def test_no_head_and_no_framing_holds_the_event_loop(name: str) -> None:
+    status, request = ODD[name]
+    async with serving(trusted_proxies=["127.0.0.0/8"]) as port, Pulse() as pulse:
+        assert (await ask(port, request))[0] == status
+    assert pulse.held_s < MAX_HELD_S
+
+
+def test_a_gateway_waits_for_no_thread_as_long_as_pythons_own_interval() -> None:
+    """In a process of its own, as the interval is the whole process'."""
+    program = """
+import sys
+from penstock import server
+from penstock.settings import Settings
+
+def beside(transport, metrics):
+    sys.exit(0 if sys.getswitchinterval() <= 0.001 else 3)
+
+settings = Settings(port=0)
+server.run(settings, server.bind(settings), beside)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
 def _lists(schema: Any) -> Iterator[dict[str, Any]]:
