@@ -15,11 +15,14 @@ from penstock.backends.openai import OpenAIBackend
 from penstock.backends.openai.engines import EngineName
 from penstock.client import Handle, Stream
 from penstock.client.options import Options
+from penstock.metrics import TABLE
+from penstock.settings import Settings
+from penstock.settings.about import env_name
 
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
 
 
 def _has(path: Path, dotted: str) -> bool:
@@ -89,6 +92,15 @@ def test_the_page_of_backends_names_every_option_with_its_default() -> None:
             assert re.search(rf"`{name}`.* \| `?{re.escape(shown)}`? \|", page) or name[-1] in "23", name
     for engine in get_args(EngineName):
         assert f"`{engine}`" in page
+
+
+def test_the_pages_on_security_name_settings_and_flags_that_exist() -> None:
+    for page in ("docs/security.md", "SECURITY.md"):
+        text = (ROOT / page).read_text()
+        settings = {env_name(name) for name in Settings.model_fields}
+        assert set(re.findall(r"PENSTOCK_[A-Z_]+", text)) - settings == set(), page
+        for metric in re.findall(r"penstock_[a-z_]+_seconds", text):
+            assert metric.removeprefix("penstock_") in TABLE
 
 
 def test_the_readme_runs_by_line_20() -> None:
