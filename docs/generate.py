@@ -6,9 +6,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from penstock import errors, metrics
+from penstock.event import Usage
+from penstock.fleet import Capabilities, WorkerInfo
+from penstock.job import Job, Message, Sampling
+from penstock.piece import Logprob, Piece, ToolCall
 from penstock.settings.render import render_env_example, render_markdown
+from penstock.transports.redis.heads import Head, heads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,22 +29,97 @@ def error_rows() -> list[tuple[str, ...]]:
     return sorted(rows, key=lambda row: (row[1], row[0]))
 
 
+def _filled(page: str, name: str, source: str, content: str) -> str:
+    """`page` with what stands between its marks for `name` written anew."""
+    head, begin, rest = page.partition(f"<!-- {name}: written by `make docs` from {source} -->\n")
+    _, end, tail = rest.partition(f"<!-- /{name} -->")
+    if not end:
+        raise ValueError(f"no marks for {name}")
+    return head + begin + content + end + tail
+
+
 def render_api() -> str:
     """`docs/api.md` with its table of errors written anew."""
     page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-    head, begin, rest = page.partition("<!-- errors: written by `make docs` from penstock/errors.py -->\n")
-    _, end, tail = rest.partition("<!-- /errors -->")
     rows = "".join(
         f"| {status} | `{code}` | {kind} | {again} | {when} |\n" for code, status, again, kind, when in error_rows()
     )
     table = "| status | code | type | again? | when |\n|---|---|---|---|---|\n" + rows
-    return head + begin + table + end + tail
+    return _filled(page, "errors", "penstock/errors.py", table)
+
+
+SLOTS = {"request": "A request's slot", "queue": "A queue's slot", "own": "A slot of its own"}
+OBJECTS = (Job, Sampling, Message, ToolCall, Piece, Logprob, Usage, WorkerInfo, Capabilities)
+
+
+def render_protocol() -> str:
+    """`docs/protocol.md` with what it says of scripts, objects and error codes written anew."""
+    page = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
+    known = heads()
+    groups = (
+        f"### {title}\n\n" + "".join(_script(head) for head in known if head.slot == slot)
+        for slot, title in SLOTS.items()
+    )
+    page = _filled(page, "scripts", "the heads of lua/*.lua", "".join(groups))
+    page = _filled(page, "objects", "the structs in penstock/", "".join(_object(kind) for kind in OBJECTS))
+    codes = "".join(f"| `{code}` | {when} |\n" for code, status, again, kind, when in error_rows())
+    return _filled(page, "codes", "penstock/errors.py", "| `code` | meaning |\n|---|---|\n" + codes)
+
+
+def _script(head: Head) -> str:
+    """One script: what it promises, and how it is called."""
+    mark = " ¤" if head.needs_memory else ""
+    lines = [f"**`{head.name}.lua`{mark}** {head.promise[0].upper()}{head.promise[1:]}", ""]
+    lines.append("* KEYS: " + ", ".join(f"{place} `{what}`" for place, what in head.keys))
+    if head.argv:
+        lines.append("* ARGV: " + ", ".join(f"{place} {_prose(what)}" for place, what in head.argv))
+    lines.append(f"* Returns {_prose(head.returns)}")
+    return "\n".join(lines) + "\n\n"
+
+
+def _prose(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*")
+
+
+def _object(kind: type[Any]) -> str:
+    """One JSON object: its fields, their types, and what they are when left out."""
+    (schema,), definitions = msgspec.json.schema_components([kind])
+    fields = definitions[kind.__name__] if "$ref" in schema else schema
+    defaults = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    rows = []
+    for name, told in fields["properties"].items():
+        field = defaults[name]
+        value = "required"
+        if field.default is not msgspec.NODEFAULT:
+            shown = msgspec.json.encode(field.default).decode()
+            value = "" if shown in ("null", '""', "[]", "{}") else f"`{shown}`" if len(shown) < 12 else ""
+        elif field.default_factory is not msgspec.NODEFAULT:
+            value = ""
+        rows.append(f"| `{name}` | {_type(told)} | {value} |\n")
+    return f"**{kind.__name__}**\n\n| field | type | left out |\n|---|---|---|\n{''.join(rows)}\n"
+
+
+def _type(told: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    if "$ref" in told:
+        return str(told["$ref"]).rpartition("/")[2]
+    if "anyOf" in told:
+        return " or ".join(_type(one) for one in told["anyOf"] if one.get("type") != "null")
+    if "enum" in told:
+        return ", ".join(f"`{value}`" for value in told["enum"])
+    if told.get("type") == "array":
+        items = [_type(one) for one in told.get("prefixItems", [told.get("items", {})])]
+        return "array of " + ", ".join(items)
+    if told.get("type") == "object" and isinstance(told.get("additionalProperties"), dict):
+        return f"object of {_type(told['additionalProperties'])}"
+    return str(told.get("type", "any value"))
 
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/api.md": render_api,
     "docs/configuration.md": render_markdown,
     "docs/metrics.md": metrics.render_markdown,
+    "docs/protocol.md": render_protocol,
     ".env.example": render_env_example,
 }
 

@@ -18,10 +18,10 @@ import msgspec
 
 from penstock.backends.base import Backend
 from penstock.batcher import Batcher
-from penstock.errors import DeadlineExceeded, ModelNotFound, StoreUnavailable
+from penstock.errors import DeadlineExceeded, ModelNotFound, PenstockError, StoreUnavailable, UnsupportedParameter
 from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
-from penstock.job import Batch, CancelReason, Claim
+from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
 from penstock.transports.base import Renewal, Transport
 from penstock.worker.faults import Fault, no_fault
@@ -217,10 +217,22 @@ class Shift:
         self._suspects.add(lane)
         if lane.is_open:
             lane.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")
-            if claim.job.model in self._backends:
+            refusal = self._refusal(claim.job)
+            if refusal is None:
                 self._batcher.add(claim, lane.claimed_at)
             else:
-                self._finish(lane, lane.failed(ModelNotFound("This worker does not serve the request's model.")))
+                self._finish(lane, lane.failed(refusal))
+
+    def _refusal(self, job: Job) -> PenstockError | None:
+        """What a gateway has checked against the workers that it saw, and another producer perhaps not at all."""
+        backend = self._backends.get(job.model)
+        if backend is None:
+            return ModelNotFound("This worker does not serve the request's model.")
+        accepts = backend.capabilities.accepts
+        for name in job.sampling.named():
+            if name not in accepts:
+                return UnsupportedParameter(f"The worker that took this request does not support {name!r}.", param=name)
+        return None
 
     # ── gather ───────────────────────────────────────────────────────────────────────────────────────────────────
 

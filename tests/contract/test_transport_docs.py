@@ -16,6 +16,7 @@ import redis
 
 from penstock.event import Done, Started, Tokens
 from penstock.transports.redis import keys
+from penstock.transports.redis.heads import heads, read_head
 from penstock.transports.redis.records import FIELDS
 from penstock.transports.redis.scripts import SCRIPTS
 from tests.contract.stores import RedisStore, new_job, new_worker, run_one
@@ -29,6 +30,32 @@ def test_every_script_is_described() -> None:
     assert set(re.findall(r"`(\w+)\.lua`", PAGE)) == {script.name for script in SCRIPTS}
     refused = set(re.findall(r"`(\w+)\.lua` ¤", PAGE))
     assert refused == {script.name for script in SCRIPTS if b"allow-oom" not in script.source.splitlines()[0]}
+
+
+def test_every_head_says_what_its_script_uses() -> None:
+    for head, script in zip(heads(), sorted(SCRIPTS, key=lambda script: script.name), strict=True):
+        assert head.name == script.name
+        body = "\n".join(line for line in script.source.decode().splitlines() if not line.startswith("--"))
+        used = {int(place) for place in re.findall(r"KEYS\[(\d+)\]", body)}
+        assert head.num_keys is None or max(used) <= head.num_keys, head.name
+        told = [place.rstrip("…").partition(" to ")[2] or place.rstrip("…") for place, _ in head.argv]
+        used = {int(place) for place in re.findall(r"ARGV\[(\d+)\]", body)}
+        assert max(used, default=0) <= int(told[-1] if told else 0), head.name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("-- x: y\n-- KEYS  1 a\n-- Returns 1", "first line"),
+        ("#!lua\n-- KEYS  1 a\n-- Returns 1", "parts"),
+        ("#!lua\n-- x: y\n-- KEYS  1 a", "parts"),
+        ("#!lua\n-- x: y\n-- KEYS  1 a   3 b\n-- Returns 1", "place 3 where 2"),
+        ("#!lua\n-- x: y\n-- KEYS  a\n-- Returns 1", "no place"),
+    ],
+)
+def test_a_head_of_another_form_is_refused(wrong: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        read_head("x", wrong)
 
 
 def test_every_key_and_channel_is_described() -> None:

@@ -33,7 +33,6 @@ ONCE = "inference:once:"
 CALLER = "inference:caller:"
 
 POOL_TTL_MS = 604_800_000
-MAX_DEAD = 1_000
 MAX_LISTED = 1_000
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -248,7 +248,7 @@ def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
 
 def bury(pool: PoolKeys, worker_id: str, entry: bytes, job_id: str | bytes) -> Command:
     """Keep what is known of a request that cannot run, never its prompt, for an operator; off the worker's list."""
-    return _bury((pool.dead, pool.worker(worker_id)), entry, job_id, keys.MAX_DEAD)
+    return _bury((pool.dead, pool.worker(worker_id)), entry, job_id)
 
 
 def repair(on: Sequence[str | bytes], kinds: Sequence[str]) -> Command:

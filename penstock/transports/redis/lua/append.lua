@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- append: the careful form of emit, for frames whose XADD was refused and for a job's first frame on a new connection:
--- one sequence's frames, in order, appended and published unless they are there already. Works when memory is out.
--- Never makes a log. A frame whose publication is refused is in the log, where readers find it a little later.
+-- append: the one rule by which frames are written: one job's frames, in order, appended and published if the log ends
+-- where the first of them begins, unless they are there already. Works when memory is out. Never makes a log. A frame
+-- whose publication is refused is in the log, where readers find it a little later. A pipeline of XADD and PUBLISH is
+-- the faster way for a job's further frames on one connection; what is refused there comes here.
 -- KEYS  1 {inference:response:<id>}:log
 -- ARGV  1 request id   2 attempt   3… for each frame: tokens before it, tokens after it, the frame
 -- Returns "ok" | "fenced" (a higher attempt has written, or it has ended) | "gone" (no log) | "gap" (tokens before a frame are missing)

@@ -3,11 +3,11 @@
 -- it; mark a running one and hint to its worker, which ends it (or the next claim does), and to its owner, which asks
 -- again if the store loses that. A running job that is 4 s past its deadline is ended as well: its worker is dead, or
 -- will be refused. With the reason no_workers only a queued job is ended: one that runs has a worker.
+-- With the reason client and an owner, a job that another gateway reads too is left to that one: only the last
+-- reader's leaving counts.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 reason: client, deadline, operator or no_workers
 --       3 owner: only if this gateway owns the job; "" anyway
--- With the reason client and an owner, a job that another gateway reads too is left to that one: only the last
--- reader's leaving counts.
 -- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked" |
 --         "running" (no_workers: left alone)
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers', 'deadline')
