@@ -23,9 +23,10 @@ def findings_table(findings: list[dict[str, Any]]) -> Table:
 
 
 def dead_table(jobs: list[dict[str, Any]]) -> Table:
-    table = _table("id", "model", "deaths", "error")
+    table = _table("id", "model", "deaths", "error", "reason")
     for job in jobs:
-        table.add_row(Text(job["id"]), Text(job["model"]), str(job["deaths"]), Text(job["error"]))
+        said = (Text(job[name]) for name in ("error", "reason"))
+        table.add_row(Text(job["id"]), Text(job["model"]), str(job["deaths"]), *said)
     return table
 
 

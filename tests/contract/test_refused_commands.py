@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 USER, PASSWORD = "limited", "pw"
 NOT_OF_A_KEY = {"PING", "CLIENT", "SCRIPT", "SUBSCRIBE", "PSUBSCRIBE", "UNSUBSCRIBE", "EVAL"}
-CHOSEN_BY_A_SCRIPT = {"LPUSH", "RPUSH", "LLEN", "ZSCORE", "HGET", "GET"}
+CHOSEN_BY_A_SCRIPT = {"LPUSH", "RPUSH"}
 IN_SCRIPTS = CHOSEN_BY_A_SCRIPT | {
     name for script in scripts.SCRIPTS for name in re.findall(r"redis\.p?call\('([A-Z]+)'", script.source.decode())
 }

@@ -48,7 +48,7 @@ class OperatorSide(Transport):
             command("ZRANGE", pool.workers, 0, -1, "WITHSCORES"),
             command("HGETALL", pool.about),
             command("LINDEX", pool.queue, 0),
-            command("LLEN", pool.dead),
+            command("LLEN", pool.dead, on=(pool.dead,)),
             command("TIME"),
         )
         now_ms = int(now[0]) * 1000 + int(now[1]) / 1000
@@ -111,7 +111,7 @@ class OperatorSide(Transport):
         """Each entry of the dead list, as it is and as it reads."""
         dead = self._store.pool.dead
         found = []
-        for entry in await self._store.ask("dead", dead, command("LRANGE", dead, 0, -1)):
+        for entry in await self._store.ask("dead", dead, command("LRANGE", dead, 0, -1, on=(dead,))):
             try:
                 found.append((entry, decode_json(entry, DeadJob)))
             except WireError as error:

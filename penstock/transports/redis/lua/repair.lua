@@ -5,12 +5,15 @@
 -- KEYS  1… keys of one pool, or of one caller
 -- ARGV  1… the type of each: list, zset, hash, clock (a hash of numbers) or string
 -- Returns the name of each key, or "key field", that was removed
-local look = {
-  list = {'LLEN'}, zset = {'ZSCORE', 'x'}, hash = {'HGET', 'x'}, clock = {'HGET', 'x'}, string = {'GET'},
-}
+local function found_in(key, kind)
+  if kind == 'list' then return redis.pcall('LLEN', key) end
+  if kind == 'zset' then return redis.pcall('ZSCORE', key, 'x') end
+  if kind == 'string' then return redis.pcall('GET', key) end
+  return redis.pcall('HGET', key, 'x')
+end
 local removed = {}
 for i, key in ipairs(KEYS) do
-  local found = redis.pcall(look[ARGV[i]][1], key, look[ARGV[i]][2])
+  local found = found_in(key, ARGV[i])
   if type(found) == 'table' and found.err and string.find(found.err, 'WRONGTYPE', 1, true) then
     redis.call('UNLINK', key)
     removed[#removed + 1] = key
