@@ -40,7 +40,11 @@ ApiKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
-dead = typer.Typer(name="dead", help="Requests that were set aside: they ended several workers, or cannot be read.", no_args_is_help=True)
+dead = typer.Typer(
+    name="dead",
+    help="Requests that were set aside: they ended several workers, or cannot be read.",
+    no_args_is_help=True,
+)
 
 
 def answers(run: Callable[P, int]) -> Callable[P, None]:

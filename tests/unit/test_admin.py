@@ -169,7 +169,7 @@ async def test_the_dead_are_listed_and_shown_without_their_prompt(site: Site) ->
     assert await site.get("/dead") == {"data": []}
     job_id = await site.poison()
     (listed,) = (await site.get("/dead"))["data"]
-    assert listed == {"id": job_id, "model": "mock", "deaths": 3, "error": "request_poisoned"}
+    assert listed == {"id": job_id, "model": "mock", "deaths": 3, "error": "request_poisoned", "reason": ""}
     shown = await site.get(f"/dead/{job_id}")
     assert {name: shown[name] for name in listed} == listed
     assert (shown["attempts"], shown["can_redrive"]) == (3, True)
