@@ -84,7 +84,7 @@ _TO_NEXT_MARK = re.compile(rb'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{},]++)*+([
 
 def _check_shape(data: bytes, max_depth: int) -> None:
     """At most `max_depth` levels and `MAX_VALUES` values; looks closer only where there may be more."""
-    if data.count(b"[") + data.count(b"{") <= max_depth and num_marks(data) < MAX_VALUES:
+    if data.count(b"[") + data.count(b"{") <= max_depth and (len(data) < MAX_VALUES or num_marks(data) < MAX_VALUES):
         return
     depth = 0
     num = 1
@@ -220,10 +220,9 @@ def _text_problem(text: str) -> str:
 
 def validate(model: type[Model], data: dict[str, Any]) -> Model:
     """An instance of `model`, or one `InvalidRequest` whose `param` is the dotted name of the field at fault."""
-    unknown = data.keys() - _fields_of(model)
-    if unknown:  # one error instead of one for each
-        name = next(name for name in data if name in unknown)
-        raise _described((name,), f"Unknown field {NAME}.")
+    known = _fields_of(model)
+    if not known.issuperset(data):  # one error instead of one for each
+        raise _described((next(name for name in data if name not in known),), f"Unknown field {NAME}.")
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def is_large(body: bytes) -> bool:
     """More than the event loop may do in one go: by its size, or by the number of values that it may hold."""
-    return len(body) > LARGE_BYTES or num_marks(body) > LARGE_VALUES
+    return len(body) > LARGE_VALUES and (len(body) > LARGE_BYTES or num_marks(body) > LARGE_VALUES)
 
 
 class LargeBodies:
