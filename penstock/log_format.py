@@ -31,6 +31,8 @@ _INPUT = re.compile(r"input_value=.*, input_type=")  # pydantic quotes what it r
 # What some reader takes for the end of a line or a command to its terminal, and JSON does not escape.
 _UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _UNSAFE_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# The same without what a text may well have: line feeds and tabs.
+_UNSAFE_PAGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
@@ -78,6 +80,11 @@ class TextFormatter(logging.Formatter):
         if exception := _exception(self, record):
             line += "".join(f"\n    {_escape(part, _UNSAFE_TEXT)}" for part in exception.split("\n"))
         return line
+
+
+def printable(text: str) -> str:
+    """Text of any number of lines that commands no terminal; what would is escaped, as in a log line."""
+    return text if text.isascii() and text.isprintable() else _escape(text, _UNSAFE_PAGE)
 
 
 def encode(line: dict[str, Any]) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from penstock.ask import Answer, Asker, Prompt, Summary, ask_file
 from penstock.cli.flags import complain, ends
+from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
 
 INTERRUPTED = 130
@@ -87,20 +87,19 @@ async def _ask_one(asker: Asker, body: dict[str, Any]) -> int:
     async with asker:
         answer = await asker.ask(body, _show)
     if answer.text:
-        sys.stdout.write("\n")
+        echo("")
     if answer.error is not None:
         again = answer.error.retry_after_s
         hint = f" (come back in {again:g} s)" if again else ""
         complain(f"{answer.error.message}{hint}")
         return 1
     if sys.stderr.isatty():
-        Console(stderr=True, highlight=False).print(_tally(answer), style="dim")
+        console(stderr=True).print(_tally(answer), style="dim")
     return 0
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    echo(text, is_line=False)
 
 
 def _tally(answer: Answer) -> str:
@@ -113,7 +112,6 @@ def _tally(answer: Answer) -> str:
 
 
 async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defaults: dict[str, Any]) -> int:
-    console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -122,7 +120,7 @@ async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defau
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console(stderr=True)) as progress:
         bar = progress.add_task("asking", total=None, num_failed=0, num_tokens=0)
         num_failed = num_tokens = 0
         last_error = ""

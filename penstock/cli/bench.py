@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
@@ -18,6 +17,7 @@ from penstock.bench.html import render_html
 from penstock.bench.plan import API, Prepared
 from penstock.bench.report import render_table
 from penstock.cli.flags import complain, ends
+from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, InternalError
 
 MAX_OPEN = 10_000  # connections of an open loop, unless said otherwise
@@ -136,9 +136,9 @@ def bench(
     except OSError as error:
         raise ConfigError(f"{html}: {error.strerror}") from error
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(render_table(result))
+        console().print(render_table(result))
     return 1 if result.is_failure else 0
 
 
@@ -180,7 +180,6 @@ def _prepared(
 
 
 def _run(plan: Plan) -> Result:
-    console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -190,7 +189,7 @@ def _run(plan: Plan) -> Result:
         TimeElapsedColumn(),
     )
     total = plan.requests or plan.warmup_s + plan.duration_s
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Bar(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("warming up", total=total, num_ended=0, num_failed=0, speed="–")
         before = (0.0, 0)
 

@@ -7,9 +7,9 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from penstock.cli.flags import complain, ends
+from penstock.cli.terminal import console, echo
 from penstock.client import Client, Stream
 from penstock.client.options import Options
 from penstock.errors import PenstockError
@@ -55,7 +55,7 @@ class _Chat:
         self._system = system
         self._turns: list[dict[str, str]] = []
         self._is_person = sys.stdin.isatty()
-        self._aside = Console(stderr=True, highlight=False)
+        self._aside = console(stderr=True)
         self._num_failed = 0
 
     def run(self) -> int:
@@ -89,7 +89,7 @@ class _Chat:
         elif name == "/model":
             self._options["model"] = rest.strip() or None
         else:
-            self._aside.print(HELP, style="dim", markup=False)
+            self._aside.print(HELP, style="dim")
 
     def _ask(self, question: str) -> None:
         before = [{"role": "system", "content": self._system}] if self._system else []
@@ -109,11 +109,9 @@ class _Chat:
     def _show(self, stream: Stream) -> None:
         try:
             for token in stream:
-                sys.stdout.write(token)
-                sys.stdout.flush()
+                echo(token, is_line=False)
         finally:
             if stream.text:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
+                echo("")
         if stream.num_resumed:
             self._aside.print(f"(the stream broke {stream.num_resumed} times and went on)", style="dim")

@@ -6,11 +6,11 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from penstock.cli.flags import with_settings
+from penstock.cli.terminal import console, echo
 from penstock.settings import Settings
 from penstock.settings.about import EVERY, env_name
 
@@ -24,14 +24,14 @@ def config(
         shown = {
             name: {"value": _plain(settings, name), "from": settings.origin(name)} for name in Settings.model_fields
         }
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     table.columns[1].overflow = "fold"
     for name in Settings.model_fields:
         is_set = settings.is_set(name)
         table.add_row(env_name(name), Text(settings.shown(name)), settings.origin(name), style="" if is_set else "dim")
-    Console(highlight=False).print(table)
+    console().print(table)
     return 0
 
 

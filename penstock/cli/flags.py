@@ -12,8 +12,9 @@ import typer
 
 from penstock import stdio
 from penstock.errors import ConfigError
+from penstock.log_format import printable
 from penstock.settings import About, Command, Settings, load_settings
-from penstock.settings.about import default_text, env_name, flag_name, negated
+from penstock.settings.about import default_text, env_name, flag_name, is_secret, negated
 from penstock.supervisor import is_child
 
 P = ParamSpec("P")
@@ -31,7 +32,8 @@ def new_app() -> typer.Typer:
 
 
 def complain(text: str) -> None:
-    stdio.say(sys.stderr, f"penstock: {text}\n")
+    """One sentence on stderr. It may hold what a server or a file said."""
+    stdio.say(sys.stderr, f"penstock: {printable(text) if sys.stderr.isatty() else text}\n")
 
 
 def ends(run: Callable[P, int]) -> Callable[P, None]:
@@ -59,7 +61,7 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
         def command(**given: Any) -> int:
             flags = {name: given.pop(name) for name in (*names, "config")}
             settings = load_settings(flags)
-            for note in () if is_child() else settings.notes:  # its parent has said them
+            for note in () if is_child() else (*settings.notes, *exposed(settings)):  # its parent has said them
                 complain(note)
             return run(settings, **given)  # type: ignore[call-arg]  # `given` is what is left: `own`
 
@@ -74,12 +76,22 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
     return decorate
 
 
+def exposed(settings: Settings) -> list[str]:
+    """A sentence if a flag shows a password to every user of the machine."""
+    url = settings.redis_url
+    if url is None or settings.origin("redis_url") != "flag" or settings.shown("redis_url") == url.get_secret_value():
+        return []
+    flag, variable = flag_name("redis_url"), env_name("redis_url")
+    return [f"{flag} holds a password, which every user of this machine reads in `ps`; better in {variable}"]
+
+
 def _flag(name: str) -> inspect.Parameter:
     info = Settings.model_fields[name]
     it = About.of(info)
     default = default_text(info)
     words = [env_name(name), f"default {default}" if default else ""]
-    says = f"{it.says} ({', '.join(filter(None, words))})"
+    exposes = " Better in the variable: flags are seen by every user." if is_secret(info) else ""
+    says = f"{it.says}{exposes} ({', '.join(filter(None, words))})"
     if info.annotation is bool:
         return _parameter(name, bool, typer.Option(f"{flag_name(name)}/{negated(name)}", help=says, show_default=False))
     if get_origin(info.annotation) is Literal:

@@ -9,12 +9,12 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from penstock import keys as store
 from penstock.cli.flags import complain, ends
 from penstock.cli.operators import DEFAULT_URL, ApiKey, Url, answers, call_gateway
+from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, Unavailable
 from penstock.settings import load_settings
 
@@ -77,7 +77,7 @@ def list_keys(
             }
             for key in found
         ]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     table = Table("id", "name", "rpm", "burst", "models", "secrets", "state", box=None, pad_edge=False)
     for key in found:
@@ -85,7 +85,7 @@ def list_keys(
         state = "revoked" if key.revoked else "admin" if key.admin else "metrics" if key.metrics else "live"
         models = "all" if key.models is None else ", ".join(key.models) or "none"
         table.add_row(key.id, key.name, *limits, models, str(len(key.hashes)), state)
-    Console(highlight=False, markup=False).print(table)
+    console().print(table)
     return 0
 
 

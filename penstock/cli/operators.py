@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from penstock.cli.flags import complain, ends
+from penstock.cli.flags import complain, ends, exposed
 from penstock.cli.tables import dead_table, findings_table, site_screen
+from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
 from penstock.settings import load_settings
 from penstock.transports.base import worst_first
@@ -106,7 +107,10 @@ def doctor(
     api_key: ApiKey = "",
     redis_url: Annotated[
         str | None,
-        typer.Option(help="Look at this server directly; needs no gateway. Without it a gateway is asked."),
+        typer.Option(
+            help="Look at this server directly; needs no gateway. Without it a gateway is asked. A password in it is "
+            "seen by every user."
+        ),
     ] = None,
     pool: Annotated[str | None, typer.Option(help="With --redis-url: the pool to look at.")] = None,
     as_json: AsJson = False,
@@ -118,7 +122,7 @@ def doctor(
     if as_json:
         _print_json(report)
     else:
-        Console(highlight=False).print(findings_table(report["findings"]))
+        console().print(findings_table(report["findings"]))
     return 1 if report["level"] == "error" else 0
 
 
@@ -127,6 +131,8 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
     from penstock.transports import make_transport
 
     settings = load_settings({"redis_url": redis_url, "pool": pool})
+    for note in exposed(settings):
+        complain(note)
     transport = make_transport(settings, Metrics())
     try:
         try:
@@ -148,21 +154,21 @@ def ps(
     interval_s: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between two looks.")] = 1.0,
 ) -> int:
     """A live table of gateways, workers, the queue and running requests."""
-    console = Console(highlight=False)
+    screen = console()
     seen = call_gateway("GET", url, "/overview", api_key)
     if as_json:
         _print_json(seen)
-    elif once or not console.is_terminal:
-        console.print(site_screen(seen))
+    elif once or not screen.is_terminal:
+        screen.print(site_screen(seen))
     else:
-        _follow(console, seen, lambda: call_gateway("GET", url, "/overview", api_key), interval_s)
+        _follow(screen, seen, lambda: call_gateway("GET", url, "/overview", api_key), interval_s)
     return 0
 
 
-def _follow(console: Console, seen: dict[str, Any], look: Callable[[], dict[str, Any]], interval_s: float) -> None:
+def _follow(screen: Console, seen: dict[str, Any], look: Callable[[], dict[str, Any]], interval_s: float) -> None:
     """Until Ctrl-C. A gateway that is started again meanwhile is waited for."""
     try:
-        with Live(site_screen(seen), console=console, screen=True, auto_refresh=False) as live:
+        with Live(site_screen(seen), console=screen, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)
                 trouble = ""
@@ -179,7 +185,7 @@ def _follow(console: Console, seen: dict[str, Any], look: Callable[[], dict[str,
 def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Cancel a request, anybody's, waiting or running."""
     said = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
-    typer.echo(f"{request_id}: {said['outcome']}")
+    echo(f"{request_id}: {said['outcome']}")
     return 0
 
 
@@ -191,7 +197,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = Fa
     if as_json:
         _print_json(jobs)
     else:
-        Console(highlight=False).print(dead_table(jobs) if jobs else "none")
+        console().print(dead_table(jobs) if jobs else "none")
     return 0
 
 
@@ -207,7 +213,7 @@ def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "
 @answers
 def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Run it once more, under a new id, which is printed."""
-    typer.echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
+    echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
     return 0
 
 
@@ -216,7 +222,7 @@ def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "")
 def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
     """Take it off the list."""
     call_gateway("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
-    typer.echo(f"dropped {request_id}")
+    echo(f"dropped {request_id}")
     return 0
 
 
@@ -225,4 +231,4 @@ def _quoted(request_id: str) -> str:
 
 
 def _print_json(content: object) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    echo(json.dumps(content, indent=2, ensure_ascii=False))

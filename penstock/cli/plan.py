@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from penstock.bench.capacity import Capacity, Demand, Figure
 from penstock.bench.capacity import plan as make_plan
 from penstock.bench.costs import PACKAGED, Costs, read_costs
 from penstock.cli.flags import ends
+from penstock.cli.terminal import console, echo
 from penstock.settings import Settings
 
 DELIVERED_S = 10.0  # how long the tokens of an interactive request are kept once its client has them all
@@ -98,9 +99,9 @@ def plan(
     measured = read_costs(costs or PACKAGED)
     found = make_plan(demand, measured)
     if as_json:
-        typer.echo(json.dumps(_json(found, measured), indent=2, ensure_ascii=False))
+        echo(json.dumps(_json(found, measured), indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(_screen(found, measured))
+        console().print(_screen(found, measured))
     return 0
 
 

@@ -112,7 +112,7 @@ def test_a_chat_says_what_went_wrong_and_goes_on(server: Site) -> None:
 
 async def test_ctrl_c_stops_the_answer_and_not_the_chat(server: Site) -> None:
     """On a terminal of its own: an answer is stopped by Ctrl-C, cancelled at the server, and the next is asked."""
-    process, master = _on_a_terminal("chat", "--url", server.gateways[0], "--max-tokens", "5000")
+    process, master = on_a_terminal("chat", "--url", server.gateways[0], "--max-tokens", "5000")
     seen = bytearray()
 
     def shows(text: bytes, num: int = 1) -> bool:
@@ -145,7 +145,7 @@ def _take_the_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _on_a_terminal(*args: str) -> tuple[subprocess.Popen[bytes], int]:
+def on_a_terminal(*args: str) -> tuple[subprocess.Popen[bytes], int]:
     """A penstock command whose controlling terminal is the other end of the file descriptor."""
     master, slave = pty.openpty()
     process = subprocess.Popen(

@@ -159,3 +159,23 @@ def test_a_process_that_stays_imports_its_own_commands_only() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "A worker alone" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "is_said"),
+    [
+        ("redis://:secret@127.0.0.1:1", "", True),
+        ("redis://127.0.0.1:1", "", False),
+        ("", "redis://:secret@127.0.0.1:1", False),
+    ],
+)
+def test_a_password_in_a_flag_is_seen_by_every_user(
+    monkeypatch: pytest.MonkeyPatch, flag: str, variable: str, is_said: bool
+) -> None:
+    monkeypatch.setattr("penstock.server.run_gateway", lambda settings: 0)
+    arguments = ["--redis-url", flag] if flag else []
+    for command in (["gateway"], ["config"]):
+        said = run(*command, *arguments, **({"REDIS_URL": variable} if variable else {})).output
+        assert ("--redis-url holds a password" in said) == is_said, said
+        assert "secret" not in said
+    assert "flags are seen by every user" in " ".join(run("gateway", "--help").output.replace("│", " ").split())

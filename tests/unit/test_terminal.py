@@ -1,0 +1,84 @@
+"""What a command prints of others: escaped on a terminal, byte for byte in a file."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
+
+from penstock.cli.flags import complain
+from penstock.cli.tables import dead_table, findings_table
+from penstock.cli.terminal import console, echo
+from penstock.log_format import printable
+
+COMMANDS = "\x1b]52;c;cm0=\x07 \x9b2J \x1b[2J \r \x00 \x7f \u202eabc \u2066x \u2028"
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+STYLES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Stream(io.StringIO):
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.fixture(params=[True, False], ids=["terminal", "file"])
+def out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stream:
+    stream = Stream(request.param)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    return stream
+
+
+def test_an_answer_and_an_error(out: Stream) -> None:
+    with redirect_stdout(out), redirect_stderr(out):
+        echo(COMMANDS, is_line=False)
+        echo("ünï\tcode 日本語\nnext")
+        complain(COMMANDS)
+    said = out.getvalue()
+    assert "ünï\tcode 日本語\nnext\n" in said
+    if out.isatty():
+        assert UNSAFE.findall(said) == []
+        assert "\\u001b]52;c;cm0=\\u0007 \\u009b2J" in said
+    else:
+        assert said == f"{COMMANDS}ünï\tcode 日本語\nnext\npenstock: {COMMANDS}\n"
+
+
+def test_tables(out: Stream) -> None:
+    dead = {"id": COMMANDS, "model": COMMANDS, "deaths": 1, "error": "[red]no markup[/]"}
+    finding = {"level": "error", "name": COMMANDS, "value": COMMANDS, "advice": ":smile:"}
+    table = Table("head")
+    table.add_row(COMMANDS)
+    table.add_row(Text(COMMANDS, style="red"))
+    with redirect_stdout(out):
+        for shown in (dead_table([dead]), findings_table([finding]), table, COMMANDS):
+            console().print(shown, style="bold")
+    said = out.getvalue()
+    assert "[red]no markup[/]" in said
+    assert ":smile:" in said
+    if out.isatty():
+        assert STYLES.search(said), "its own colours are there"
+        assert UNSAFE.findall(STYLES.sub("", said)) == []
+    else:
+        assert "\x9b2J" in said
+        assert "\\u009b" not in said
+
+
+@given(st.text())
+def test_what_is_printable(text: str) -> None:
+    shown = printable(text)
+    assert UNSAFE.findall(shown) == []
+    assert printable(shown) == shown
+    if text.isprintable():
+        assert UNSAFE.search(text) or shown == text or not text.isascii()
