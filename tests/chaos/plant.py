@@ -44,16 +44,31 @@ def own_port() -> int:
 
 
 class Member:
-    """One `penstock worker` or `penstock gateway`."""
+    """One `penstock worker` or `penstock gateway`. `is_read`: its output goes to a file; else to a full pipe, one that
+    is never read.
+    """
 
-    def __init__(self, kind: str, name: str, args: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        directory: Path,
+        *,
+        is_read: bool = True,
+    ) -> None:
         self.kind, self.name = kind, name
         port = own_port()
         self.url = f"http://127.0.0.1:{port}"
         flag = "--port" if kind == "gateway" else "--metrics-port"
         self.log = directory / f"{name}.log"
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-        with self.log.open("wb") as out:
+        self._unread: int | None = None
+        with self.log.open("wb") as file:
+            out = file.fileno()
+            if not is_read:
+                self._unread, out = os.pipe()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "penstock", kind, flag, str(port), *args],
                 env={**clean, **env},
@@ -61,6 +76,8 @@ class Member:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
+            if not is_read:
+                os.close(out)
         self.is_survivor = True
         self.is_ready = False
         self.was_killed = False
@@ -99,6 +116,12 @@ class Member:
             assert time.monotonic() < deadline, f"{self.name} does not end"
             await asyncio.sleep(0.01)
         return self.process.returncode
+
+    def let_go(self) -> None:
+        """Close the end of the pipe that is never read."""
+        if self._unread is not None:
+            os.close(self._unread)
+            self._unread = None
 
     async def stop(self) -> int:
         """SIGTERM, and its exit status."""
@@ -164,14 +187,14 @@ class Plant:
         await self.proxy.start()
         return self.proxy
 
-    def add(self, kind: str, *args: str, env: Mapping[str, str] | None = None) -> Member:
+    def add(self, kind: str, *args: str, env: Mapping[str, str] | None = None, is_read: bool = True) -> Member:
         """Start one; it is not ready yet."""
         peers = self.gateways if kind == "gateway" else self.workers
         own = self.gateway_args if kind == "gateway" else self.worker_args
         number = sum(member.kind == kind for member in self.members) + 1
         port = self.proxy.port if self.proxy is not None else self.port
         store = ["--redis-url", f"redis://127.0.0.1:{port}"]
-        member = Member(kind, f"{kind}-{number}", [*store, *own, *args], env or {}, self.directory)
+        member = Member(kind, f"{kind}-{number}", [*store, *own, *args], env or {}, self.directory, is_read=is_read)
         self.members.append(member)
         peers.append(member)
         return member
@@ -207,6 +230,7 @@ class Plant:
             except AssertionError:
                 member.kill()
                 member.process.wait()
+            member.let_go()
         await self._client.aclose()
         if self.proxy is not None:
             await self.proxy.close()

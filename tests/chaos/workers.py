@@ -207,3 +207,41 @@ async def rolling_restart(run: Run) -> None:
             run.check(status == 0, f"{old.name} ended with {status}")
     for gateway in run.plant.gateways:
         await get(gateway.url, "/livez")
+
+
+UNREAD = Target(says="0 errors; SIGTERM ends it with status 0", counts="attempt")
+
+
+@scenario(UNREAD, seconds=4)
+async def unread_stderr(run: Run) -> None:
+    """A gateway and a worker whose output goes to a pipe that nothing reads: they serve, keep their leases and stop."""
+    short = Habits(min_tokens=1, max_tokens=3, whole_share=0.5)
+    await run.build(workers=1, gateways=1, habits=short, worker_args=("--model", "mock=mock:step_ms=1,chain=true"))
+    loud = ("--log-level", "debug")
+    worker, gateway = (run.plant.add(kind, *loud, is_read=False) for kind in ("worker", "gateway"))
+    await asyncio.gather(worker.ready(), gateway.ready())
+    for member in (worker, gateway):
+        member.before = member.use()
+    run.inject("stderr is not read")
+    run.load.start(40)
+
+    async def has_dropped() -> bool:
+        return await _dropped(gateway) > 0 and await _dropped(worker) > 0
+
+    await run.until(has_dropped, "both have had to drop lines", timeout_s=90)
+    await asyncio.sleep(run.seconds)  # longer than any lease
+    run.check(worker.is_alive and gateway.is_alive, "one of them has ended")
+    for member in (worker, gateway):
+        status, _ = await get(member.url, "/readyz")
+        run.check(status == 200, f"{member.name} is not ready: {status}")
+        run.notes[f"lines that the {member.kind} dropped"] = await _dropped(member)
+    await run.load.stop(60)
+    for member in (gateway, worker):
+        run.plant.forget(member)
+        status = await member.stop()
+        run.check(status == 0, f"{member.name} ended with {status}")
+
+
+async def _dropped(member: Member) -> int:
+    _, page = await get(member.url, "/metrics")
+    return int(metric(page.decode(), "penstock_log_lines_dropped_total"))
