@@ -14,6 +14,7 @@ PROMPT = "Tell me of a river."
 
 FORGET_THREE = """
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 4)
+if string.find(newest[1][1], '-18446744073709551615', 1, true) then return end -- ended: there is nothing to go on with
 for i = 1, 3 do redis.call('XDEL', KEYS[1], newest[i][1]) end
 redis.call('XSETID', KEYS[1], newest[4][1])
 """
