@@ -18,6 +18,7 @@ from penstock.callers import Callers, Network
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,
+    InvalidRequest,
     ModelNotAllowed,
     ModelNotFound,
     NoWorkers,
@@ -35,6 +36,7 @@ _RATE_MEMORY_S = 10.0
 MIN_LOOK_S = 0.05
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
+INPUTS_PER_UNIT = 16  # so many texts to embed are about the work of one request
 MAX_NAMED = 20
 
 
@@ -128,15 +130,25 @@ class Admission:
             return RateLimit(key.rpm, key.burst or max(1, key.rpm // 6)) if key.rpm else None
         return self._rate_limit
 
-    async def charge(self, caller: Caller) -> dict[str, str]:
-        """Count this request; returns the x-ratelimit headers. Raises `RateLimited` (with the same headers)."""
+    async def charge(self, caller: Caller, cost: int = 1, charged: int = 0) -> dict[str, str]:
+        """Count this request; returns the x-ratelimit headers. Raises `RateLimited` (with the same headers).
+
+        `cost`: as how many requests it counts, `charged` of which have been counted before. `InvalidRequest` for one
+        that no caller of this limit could ever make.
+        """
         limit = self.limit_of(caller)
-        if limit is None:
+        if limit is None or cost <= charged:
             return {}
+        if cost > max(limit.burst, 1):
+            raise InvalidRequest(
+                f"This request counts as {cost}: each answer and prompt counts as one, and so do {INPUTS_PER_UNIT} "
+                f"inputs to embed. At most {limit.burst} may come at once. Ask for fewer, or raise the burst of the "
+                "key or PENSTOCK_RATE_LIMIT_BURST."
+            )
         try:
-            verdict = await self._transport.charge(caller.rate_key, limit)
+            verdict = await self._transport.charge(caller.rate_key, limit, cost - charged)
         except StoreUnavailable:
-            verdict = self._charge_locally(caller.rate_key, limit)
+            verdict = self._charge_locally(caller.rate_key, limit, cost - charged)
         headers = {
             "x-ratelimit-limit-requests": str(limit.rpm),
             "x-ratelimit-remaining-requests": str(verdict.remaining),
@@ -144,16 +156,17 @@ class Admission:
         }
         if not verdict.is_allowed:
             error = RateLimited(
-                f"Over the limit of {limit.rpm} requests a minute (burst {limit.burst}).",
-                retry_after_s=verdict.retry_after_s,
+                f"Over the limit of {limit.rpm} requests a minute (burst {limit.burst})."
+                + (f" This request counts as {cost}." if cost > 1 else ""),
+                retry_after_s=verdict.retry_after_s + charged * 60 / limit.rpm,
             )
             error.headers = headers
             raise error
         return headers
 
-    def _charge_locally(self, key: str, limit: RateLimit) -> Verdict:
+    def _charge_locally(self, key: str, limit: RateLimit, cost: int) -> Verdict:
         """While the store is away each gateway counts for itself: never open, never shut for its absence."""
-        verdict, tat = gcra(self._local_tats.pop(key, 0.0), time.monotonic(), limit)
+        verdict, tat = gcra(self._local_tats.pop(key, 0.0), time.monotonic(), limit, cost)
         self._local_tats[key] = tat
         while len(self._local_tats) > _MAX_LOCAL_KEYS:
             self._local_tats.popitem(last=False)

@@ -41,6 +41,8 @@ the other end of a wire.
     |  |  rate_limited           429    yes   rate_limit_error        the caller's own limit
     |  +- QueueFull
     |  |  queue_full             429    yes   rate_limit_error        as many wait as may wait
+    |  +- StorageQuota
+    |  |  storage_quota          429    yes   rate_limit_error        as much of the caller is stored as may be
     |  +- DeadlineUnreachable
     |     deadline_unreachable   429    yes   rate_limit_error        it would run for nobody
     +- Cancelled
@@ -164,6 +166,10 @@ class RateLimited(Overloaded):
 
 class QueueFull(Overloaded):
     code = "queue_full"
+
+
+class StorageQuota(Overloaded):
+    code = "storage_quota"
 
 
 class DeadlineUnreachable(Overloaded):

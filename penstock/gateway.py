@@ -28,6 +28,7 @@ from penstock.ops import watch_lag
 from penstock.relay import Reader, Relay
 from penstock.settings import Settings
 from penstock.transports.base import LEASE_S, TICK_S, RateLimit, Transport
+from penstock.transports.quota import Share
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,11 @@ class Gateway:
             self.id,
             transport,
             max_depth=settings.max_queue_depth,
+            share=Share(
+                max_queued=settings.max_queued_per_caller,
+                max_stored=settings.max_stored_per_caller,
+                max_stored_bytes=settings.max_stored_bytes_per_caller,
+            ),
             no_worker_grace_s=settings.no_worker_grace_s,
             resume_window_s=settings.resume_window_s,
             retention_s=settings.retention_s,

@@ -48,7 +48,8 @@ class AdminAPI:
             **error_responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable),
         }
         of_one = {**said, **error_responses(errors.RequestNotFound)}
-        refusals = (errors.QueueFull, errors.DeadlineUnreachable, errors.Draining, errors.UnsupportedMediaType)
+        full = (errors.QueueFull, errors.StorageQuota, errors.DeadlineUnreachable)
+        refusals = (*full, errors.Draining, errors.UnsupportedMediaType)
         redriven = {**of_one, **error_responses(*refusals)}
 
         def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:

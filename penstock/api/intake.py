@@ -6,6 +6,7 @@ model and what it can do, idempotency, all or none of several jobs) stands here 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from penstock.admission import Caller, Permit
+from penstock.admission import INPUTS_PER_UNIT, Caller, Permit
 from penstock.api.body import parse_json, validate
 from penstock.api.edge import Call
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
@@ -103,7 +104,12 @@ async def receive(
 async def enter(
     gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]
 ) -> tuple[list[Reader], Permit]:
-    """Admit and submit all drafts, or none of them. The first job has the call's id."""
+    """Admit and submit all drafts, or none of them. The first job has the call's id.
+
+    The rate limit counts them all; `receive` has counted one.
+    """
+    cost = sum(max(1, math.ceil(len(draft.inputs) / INPUTS_PER_UNIT)) for draft in drafts)
+    call.headers |= await gateway.admission.charge(received.caller, cost, charged=1)
     permit = await gateway.admission.admit(received.caller)
     readers: list[Reader] = []
     try:

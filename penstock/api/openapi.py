@@ -50,6 +50,7 @@ SUBMIT_ERRORS = error_responses(
     errors.Overloaded,
     errors.RateLimited,
     errors.QueueFull,
+    errors.StorageQuota,
     errors.DeadlineUnreachable,
     errors.Cancelled,
     errors.InternalError,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from penstock.errors import StoreUnavailable
+from penstock.event import Done, Terminal
 from penstock.job import Job
 from penstock.relay.ended import Ended
 from penstock.relay.records import outcome_of
@@ -46,8 +47,11 @@ class Keeper:
 
     # ── what has ended ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def retention_of(self, job: Job) -> float:
-        return self._retention_s if job.retention_s is None else job.retention_s
+    def retention_of(self, job: Job, end: Terminal | None = None) -> float:
+        """How long it is kept after its end. What a client or an operator has cancelled is not kept long."""
+        is_cancelled = isinstance(end, Done) and end.finish_reason == "cancelled"
+        own_s = self._retention_s if job.retention_s is None else job.retention_s
+        return min(own_s, self._retention_s) if is_cancelled else own_s
 
     def get(self, job_id: str) -> Stream | None:
         """How a request ended here, if that is remembered."""

@@ -12,13 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from penstock.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    PenstockError,
-    QueueFull,
-    RequestPoisoned,
-)
+from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError, RequestPoisoned
 from penstock.event import Done, Event, Failed, Tokens
 from penstock.job import Job
 from penstock.relay.keeper import Keeper
@@ -28,14 +22,8 @@ from penstock.relay.records import num_tokens, record_of, stream_of
 from penstock.relay.stream import Meter, Reader, Stream, Turn
 from penstock.relay.table import Budget, Table
 from penstock.relay.unwanted import Canceller
-from penstock.transports.base import (
-    LATE,
-    LATE_SLACK_S,
-    CancelOutcome,
-    EndReason,
-    Record,
-    Transport,
-)
+from penstock.transports.base import LATE, LATE_SLACK_S, NO_SHARE, CancelOutcome, EndReason, Record, Transport
+from penstock.transports.quota import Share, answer_bytes
 
 WATCH_S = 0.25
 DELIVERED_RETENTION_S = 10.0
@@ -53,6 +41,7 @@ class Relay:
         transport: Transport,
         *,
         max_depth: int,
+        share: Share = NO_SHARE,
         no_worker_grace_s: float = 10.0,
         resume_window_s: float = 30.0,
         retention_s: float = 60.0,
@@ -65,6 +54,7 @@ class Relay:
         self.gateway_id = gateway_id
         self._transport = transport
         self._max_depth = max_depth
+        self._share = share
         self._has_lease = has_lease
         self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
         self._patience = Patience(
@@ -123,10 +113,10 @@ class Relay:
         reader = self.read(stream)
         try:
             with self._table.hold(stream):
-                await self._transport.submit(job, self.gateway_id, self._max_depth)
+                await self._transport.submit(job, self.gateway_id, self._max_depth, share=self._share)
         except BaseException as error:
-            if not isinstance(error, QueueFull):  # its outcome is unknown: it may wait there for nobody
-                self._mender.spawn(self._canceller.cancel(job.id, "client"))
+            if not isinstance(error, Overloaded):  # its outcome is unknown: it may wait there for nobody
+                self._mender.spawn(self._let_go(stream))
             raise
         return reader
 
@@ -179,6 +169,9 @@ class Relay:
             if is_delivered and stream.job.retention_s is None and not is_dead:
                 self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
                 self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
+                self._weigh(stream, DELIVERED_RETENTION_S)
+            else:
+                self._weigh(stream, self.keeper.retention_of(stream.job, stream.end))
         elif stream.job.on_disconnect == "cancel":
             self.abandon(stream)
         elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
@@ -189,7 +182,16 @@ class Relay:
     def abandon(self, stream: Stream) -> None:
         """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
         self._remove(stream)
-        self._mender.spawn(self._canceller.cancel(stream.job.id, "client"))
+        self._mender.spawn(self._let_go(stream))
+
+    async def _let_go(self, stream: Stream) -> None:
+        """Its end is not heard here any more, so it is weighed as it stands."""
+        if await self._canceller.cancel(stream.job.id, "client") not in ("owned", None):
+            self._weigh(stream, None)
+
+    def _weigh(self, stream: Stream, keep_s: float | None) -> None:
+        """What it takes of its caller's share is known now."""
+        self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 
     async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
         """Somebody wants it to end, wherever it is held. What the store loses of that its owner asks for again."""
@@ -274,12 +276,13 @@ class Relay:
 
     def _ended(self, stream: Stream) -> None:
         job = stream.job
-        keep_s = self.keeper.retention_of(job)
+        keep_s = self.keeper.retention_of(job, stream.end)
         self.keeper.ended.keep(stream, time.monotonic() + keep_s)
         if job.once:
             self._mender.spawn(self.keeper.keep_bound(job))
         if not stream.readers:
             self._remove(stream)
+            self._weigh(stream, keep_s)
 
     def _remove(self, stream: Stream) -> None:
         if self._table.remove(stream) and stream.is_followed:

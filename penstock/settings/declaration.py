@@ -40,6 +40,10 @@ def _metrics_host(data: dict[str, Any]) -> str:
     return str(data["host"])
 
 
+def _max_queued_per_caller(data: dict[str, Any]) -> int:
+    return max(1, int(data["max_queue_depth"]) // 2)
+
+
 def _rate_limit_burst(data: dict[str, Any]) -> int:
     return max(1, int(data["rate_limit_rpm"]) // 6)
 
@@ -133,7 +137,8 @@ class Settings(BaseModel):
         int,
         Field(ge=0, le=10**9),
         About(
-            "Sustained requests per caller, by API key or else by address. 0: no limit.",
+            "Sustained requests per caller, by API key or else by address. Each answer (`n`) and each prompt counts as "
+            "a request, and so do 16 inputs to embed. 0: no limit.",
             EDGE,
             "requests/min",
             guards=True,
@@ -143,7 +148,7 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=10**9),
         About(
-            "Requests that a caller may send at once.",
+            "Requests that a caller may send at once. What counts as more than that is refused with 400.",
             EDGE,
             "requests",
             default="a sixth of the rate (ten seconds), at least 1",
@@ -194,6 +199,17 @@ class Settings(BaseModel):
         Field(ge=1, le=10_000_000),
         About("Requests that may wait, over all gateways. Beyond it: 429 `queue_full`.", EDGE, "requests"),
     ] = 1000
+    max_queued_per_caller: Annotated[
+        int,
+        Field(ge=0, le=10_000_000),
+        About(
+            "Requests of one API key that may wait, over all gateways. Beyond it: 429 `queue_full` for that key alone. "
+            "Callers without a key have the whole queue. 0: no limit of its own.",
+            EDGE,
+            "requests",
+            default="half of the depth of the queue",
+        ),
+    ] = Field(default_factory=_max_queued_per_caller)
     batch_window_ms: Annotated[
         float,
         Field(ge=10, le=30),
@@ -221,6 +237,38 @@ class Settings(BaseModel):
             "Batches that a worker runs at once. It holds no more requests than these have room for.", ENGINE, "batches"
         ),
     ] = 4
+
+    # ── what is stored ──
+    max_stored_per_caller: Annotated[
+        int,
+        Field(ge=0, le=10_000_000),
+        About(
+            "Requests of one caller that the store holds: waiting, running, and ended ones until they expire. Beyond "
+            "it: 429 `storage_quota`. Callers without a key are one caller. 0: no limit.",
+            EDGE,
+            "requests",
+        ),
+    ] = 100_000
+    max_stored_bytes_per_caller: Annotated[
+        int,
+        Field(ge=0, le=2**50),
+        About(
+            "Bytes of one caller's requests and answers that the store holds; until its end a request counts with the "
+            "longest answer that it may get. Beyond it: 429 `storage_quota`. 0: no limit.",
+            EDGE,
+            "bytes",
+        ),
+    ] = 2**31
+    max_memory_bytes: Annotated[
+        int,
+        Field(ge=0, le=2**50),
+        About(
+            "Bytes of requests and answers that `serve` keeps without Redis, counted as for one caller. Beyond it: 503 "
+            "`store_unavailable`. 0: no limit.",
+            ("serve",),
+            "bytes",
+        ),
+    ] = 2**30
 
     # ── one request ──
     max_tokens_limit: Annotated[

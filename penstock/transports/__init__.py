@@ -18,7 +18,7 @@ def make_transport(settings: Settings, metrics: Metrics) -> Transport:
     if settings.redis_url is None:
         from penstock.transports.memory import MemoryTransport
 
-        return MemoryTransport(retention_s=settings.retention_s)
+        return MemoryTransport(retention_s=settings.retention_s, max_bytes=settings.max_memory_bytes)
     from penstock.transports.redis import RedisTransport
 
     return RedisTransport(

@@ -29,12 +29,14 @@ from penstock.event import Done, Event, Failed, Terminal
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
 from penstock.piece import Token
+from penstock.transports.quota import Share
 
 State = Literal["queued", "running", "done"]
 Level = Literal["ok", "warning", "error"]
 EndReason = Literal[CancelReason, "no_workers"]
 CancelOutcome = Literal["ended", "marked", "done", "gone", "owned", "running"]
 
+NO_SHARE = Share()
 LEASE_S = 2.5
 RENEW_S = 0.5
 TICK_S = 0.5
@@ -257,12 +259,15 @@ class Transport(ABC):
         """The subscription stands right now."""
 
     @abstractmethod
-    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
+    async def submit(
+        self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
+    ) -> int:
         """Create the job and push its id to the tail; return the depth after it. Safe to repeat.
 
         Exact over any number of gateways: with `max_depth` ids waiting it raises `QueueFull`, and leaves nothing
         behind. `max_depth=0` means no limit and `front` the head of the queue: for work that was admitted before.
-        `floor`: the highest attempt seen so far, for a job that the store had forgotten.
+        `floor`: the highest attempt seen so far, for a job that the store had forgotten. `share`: what the job's
+        caller may have; beyond it `QueueFull` or `StorageQuota`, as exact, and nothing left behind either.
         """
 
     @abstractmethod
@@ -313,7 +318,8 @@ class Transport(ABC):
         refused. "no_workers" ends a queued job only; one that runs by now is left alone ("running").
 
         With an `owner`, a job that another gateway has adopted is left alone ("owned"), and so is, when a client
-        leaves, one that another gateway reads too: only the last reader's leaving counts.
+        leaves, one that another gateway reads too: only the last reader's leaving counts. What a client or an
+        operator cancels is kept no longer than a job that names no retention.
         """
 
     @abstractmethod
@@ -329,6 +335,13 @@ class Transport(ABC):
         """The client has the last byte: keep a job only `retention_s` from now, at most.
 
         Of a job that has ended, as the caller knows. Not awaited: where it is lost the job expires a little later.
+        """
+
+    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:  # noqa: B027 - a store may count nothing
+        """The job has ended: of its caller's share it takes `num_bytes` for its answer, until `keep_s` from now.
+
+        None: as long as a job that names no retention is kept. Neither is ever raised by it. Not awaited: where it is
+        lost the job counts as what was booked for it, until it expires.
         """
 
     @abstractmethod
@@ -385,8 +398,8 @@ class Transport(ABC):
         """Renew this gateway's lease and look at the pool. `ConfigError` if the pool speaks another protocol."""
 
     @abstractmethod
-    async def charge(self, key: str, limit: RateLimit) -> Verdict:
-        """Count one request of `key` against `limit` (GCRA), shared by every gateway."""
+    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
+        """Count `cost` requests of `key` against `limit` (GCRA), all or none, shared by every gateway."""
 
     # ── a worker's verbs ─────────────────────────────────────────────────────────────────────────────────────────
 

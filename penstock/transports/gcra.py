@@ -9,12 +9,12 @@ from __future__ import annotations
 from penstock.transports.base import RateLimit, Verdict
 
 
-def gcra(tat: float, now: float, limit: RateLimit) -> tuple[Verdict, float]:
-    """Judge one request at `now`; returns the verdict and the new `tat` (unchanged when refused). Seconds."""
+def gcra(tat: float, now: float, limit: RateLimit, cost: int = 1) -> tuple[Verdict, float]:
+    """Judge a request that counts as `cost` at `now`: the verdict, and the new `tat`, unchanged if refused. Seconds."""
     interval = 60.0 / limit.rpm
     tolerance = interval * limit.burst
     tat = max(tat, now)
-    new_tat = tat + interval
+    new_tat = tat + interval * cost
     early = new_tat - tolerance - now
     if early > 1e-9:
         return Verdict(False, 0, tat - now, early), tat

@@ -18,7 +18,15 @@ from typing import TypeGuard
 
 import msgspec
 
-from penstock.errors import ConfigError, DeadlineExceeded, NoWorkers, PenstockError, QueueFull, RequestPoisoned
+from penstock.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    NoWorkers,
+    PenstockError,
+    QueueFull,
+    RequestPoisoned,
+    StoreUnavailable,
+)
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
@@ -29,6 +37,7 @@ from penstock.transports.base import (
     LEASE_S,
     MAX_DEATHS,
     MAX_DEATHS_IN_A_ROW,
+    NO_SHARE,
     NO_WORKERS,
     Bound,
     CancelOutcome,
@@ -46,6 +55,8 @@ from penstock.transports.base import (
     Verdict,
 )
 from penstock.transports.gcra import gcra
+from penstock.transports.quota import REQUEST_BYTES, Books, Share, most_answer_bytes
+from penstock.wire import encode_json
 
 _FORGET_WORKER_S = 10.0
 _FORGET_GATEWAY_S = 600.0
@@ -79,6 +90,7 @@ class _Entry:
     first_token_at: float = 0.0
     ended_at: float = 0.0
     cancel: CancelReason | None = None
+    retention_s: float = 60.0
     readers: list[str] = field(default_factory=list)
     restored: tuple[int, int] = (-1, -1)  # from which attempt to which
     num_tokens: int = 0
@@ -107,9 +119,17 @@ class MemoryTransport(Transport):
     """See `transports/base.py` for what each verb promises."""
 
     def __init__(
-        self, *, retention_s: float = 60.0, lease_s: float = LEASE_S, now: Callable[[], float] = time.time
+        self,
+        *,
+        retention_s: float = 60.0,
+        lease_s: float = LEASE_S,
+        max_bytes: int = 0,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """`max_bytes`: the most that is kept of all callers, jobs and answers; 0 for no limit."""
         self._retention_s = retention_s
+        self._max_bytes = max_bytes
+        self._books = Books()
         self._lease_s = lease_s
         self._now = now
         self._jobs: dict[str, _Entry] = {}
@@ -144,15 +164,16 @@ class MemoryTransport(Transport):
     def is_listening(self) -> bool:
         return bool(self._listeners)
 
-    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
+    async def submit(
+        self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
+    ) -> int:
         now = self._sweep()
         if max_depth and len(self._queue) >= max_depth:
             raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
         if job.id not in self._jobs:
-            deadline = now + job.timeout_s
-            entry = _Entry(job, owner, now, deadline, deadline + self._retention_of(job), attempt=floor)
-            self._jobs[job.id] = entry
-            heapq.heappush(self._expiry, (entry.expires_at, job.id))
+            size = REQUEST_BYTES + len(encode_json(job))
+            self._judge(job, size + most_answer_bytes(job), share, now)
+            self._make(job, owner, now, size).attempt = floor
         self._push(job.id, front)
         return len(self._queue)
 
@@ -160,10 +181,7 @@ class MemoryTransport(Transport):
         now = self._sweep()
         entry = self._jobs.get(job.id)
         if entry is None:
-            deadline = now + job.timeout_s
-            entry = _Entry(job, owner, now, deadline, deadline + self._retention_of(job))
-            self._jobs[job.id] = entry
-            heapq.heappush(self._expiry, (entry.expires_at, job.id))
+            entry = self._make(job, owner, now, REQUEST_BYTES + len(encode_json(job)))
         elif entry.state == "queued" and entry.restored == (attempt, entry.attempt):  # the caller had no answer
             await self.ensure(job.id)
             return True
@@ -243,6 +261,8 @@ class MemoryTransport(Transport):
                 return "owned"
         elif owner is not None and owner != entry.owner:
             return "owned"
+        if reason in ("client", "operator"):
+            entry.retention_s = min(entry.retention_s, self._retention_s)
         is_overdue = reason == "deadline" and self._now() >= entry.deadline_at + LATE_SLACK_S
         if entry.state == "queued" or is_overdue:
             self._end(entry, reason)
@@ -271,6 +291,9 @@ class MemoryTransport(Transport):
         entry = self._jobs.get(job_id)
         if entry is not None and entry.state == "done":
             self._expire_at(entry, self._now() + retention_s)
+
+    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
+        self._books.weigh(job, num_bytes)
 
     async def tick(self, gateway_id: str) -> Pool:
         now = self._beat()
@@ -353,14 +376,14 @@ class MemoryTransport(Transport):
     async def inspect(self) -> list[Finding]:
         return [
             Finding(name="store", level="ok", value="memory of this process", advice="It ends with the process."),
-            Finding(name="requests kept", level="ok", value=str(len(self._jobs))),
+            Finding(name="requests kept", level="ok", value=f"{len(self._jobs)}, {self._books.total} bytes"),
         ]
 
-    async def charge(self, key: str, limit: RateLimit) -> Verdict:
+    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
         now = self._now()
         if len(self._tats) > 10_000:
             self._tats = {k: tat for k, tat in self._tats.items() if tat > now}
-        verdict, self._tats[key] = gcra(self._tats.get(key, 0.0), now, limit)
+        verdict, self._tats[key] = gcra(self._tats.get(key, 0.0), now, limit, cost)
         return verdict
 
     # ── a worker's verbs ─────────────────────────────────────────────────────────────────────────────────────────
@@ -504,8 +527,30 @@ class MemoryTransport(Transport):
             num_deaths=entry.deaths_in_a_row,
         )
 
-    def _retention_of(self, job: Job) -> float:
-        return self._retention_s if job.retention_s is None else job.retention_s
+    def _judge(self, job: Job, wanted: int, share: Share, now: float) -> None:
+        """Is there room for it: in the caller's share, and in the memory of this process?"""
+        if share.max_queued and job.caller and len(self._queue) >= share.max_queued:
+            waiting = (self._jobs.get(job_id) for job_id in self._queue)
+            if sum(entry is not None and entry.job.caller == job.caller for entry in waiting) >= share.max_queued:
+                raise share.queue_full()
+        num, num_bytes = self._books.num(job.caller), self._books.bytes_of(job.caller)
+        if not share.has_room(num, num_bytes, wanted):
+            mine = (entry.expires_at for entry in self._jobs.values() if entry.job.caller == job.caller)
+            raise share.refusal(num, num_bytes, wanted, min(mine, default=now) - now)
+        if 0 < self._max_bytes < self._books.total + wanted:
+            raise StoreUnavailable(
+                f"The memory for requests is full: {self._books.total} bytes are kept, this one may need {wanted}, and "
+                f"at most {self._max_bytes} are kept (PENSTOCK_MAX_MEMORY_BYTES). Requests make room as they expire.",
+                retry_after_s=1.0,
+            )
+
+    def _make(self, job: Job, owner: str, now: float, size: int) -> _Entry:
+        deadline, retention_s = now + job.timeout_s, self._retention_s if job.retention_s is None else job.retention_s
+        entry = _Entry(job, owner, now, deadline, deadline + retention_s, retention_s=retention_s)
+        self._jobs[job.id] = entry
+        self._books.book(job, size, most_answer_bytes(job))
+        heapq.heappush(self._expiry, (entry.expires_at, job.id))
+        return entry
 
     def _raise_attempt(self, entry: _Entry, floor: int = 0) -> None:
         entry.attempt = max(entry.attempt + 1, floor + 1, int(self._now() * 1000))
@@ -524,7 +569,7 @@ class MemoryTransport(Transport):
     def _finish(self, entry: _Entry, event: Terminal) -> None:
         entry.state, entry.ended_at = "done", self._now()
         self._append(entry, event)
-        self._expire_at(entry, entry.ended_at + self._retention_of(entry.job))
+        self._expire_at(entry, entry.ended_at + entry.retention_s)
 
     def _end(self, entry: _Entry, reason: EndReason) -> None:
         """End a job that no worker runs, fenced first so that none can write behind the end."""
@@ -608,6 +653,7 @@ class MemoryTransport(Transport):
             entry = self._jobs.get(job_id)
             if entry is not None and entry.expires_at <= now:
                 del self._jobs[job_id]
+                self._books.unbook(entry.job)
         return now
 
 

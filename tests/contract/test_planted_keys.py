@@ -18,6 +18,7 @@ from penstock.event import Done, Failed
 from penstock.job import Job
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
+from penstock.transports.quota import Share
 from penstock.transports.redis import keys
 from tests.contract.stores import RedisStore, new_job, new_worker, run_one, tokens
 from tests.waiting import wait_until_async
@@ -31,7 +32,7 @@ PLANTS: dict[str, tuple[str, ...]] = {
     "stream": ("XADD", "1-1", "garbage", "garbage"),
 }
 OWN = {"queue": "list", "workers": "zset", "gateways": "zset", "about": "hash", "clock": "hash", "dead": "list"}
-PLACES = [*OWN, "worker:w1", "job", "log", "rate", "once", "caller"]
+PLACES = [*OWN, "worker:w1", "job", "log", "rate", "once", "requests", "stored", "bytes"]
 
 
 def plant(client: redis.Redis, key: str, kind: str) -> None:
@@ -84,7 +85,8 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
     assert await transport.take("w1", 1) == [hit.id]
     await transport.submit(other, "g1", 0)
     pool, request = "{inference:queue}", f"{{inference:response:{hit.id}}}"
-    name = {"queue": "inference:queue", "rate": keys.rate("me"), "caller": keys.caller("me")}.get(place)
+    of_caller = dict(zip(("requests", "stored", "bytes"), keys.caller("me"), strict=True))
+    name = {"queue": "inference:queue", "rate": keys.rate("me"), **of_caller}.get(place)
     if place == "once":
         name = keys.once("me", "key")
     plant(client, name or (f"{request}:{place}" if place in ("job", "log") else f"{pool}:{place}"), kind)
@@ -104,6 +106,8 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
         assert (dead.id, dead.error) == (hit.id, "unreadable")
     elif place == "worker:w1":  # what it held is forgotten, so its gateway pushes it again
         await answer(transport, hit)
+    transport.weigh(hit, 0, 10.0)
+    await again(lambda: transport.submit(new_job(caller="me"), "g1", 0, share=Share(max_stored=10)))
     await again(transport.inspect)
     await again(transport.dead)
     await again(lambda: transport.tick("g1"))
@@ -112,7 +116,7 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
     assert set(left) <= {"garbage"}
     # What was planted in a request's place, or is of the right type, stays as it came.
     for key in client.scan_iter():
-        if client.pttl(key) == -1 and (place == "dead" or key.startswith((request, "inference:caller"))):
+        if client.pttl(key) == -1 and (place == "dead" or key.startswith((request, "{inference:caller"))):
             client.delete(key)
 
 

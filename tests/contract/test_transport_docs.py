@@ -60,10 +60,11 @@ def test_a_head_of_another_form_is_refused(wrong: str, why: str) -> None:
 
 def test_every_key_and_channel_is_described() -> None:
     pool = keys.PoolKeys()
-    names = [pool.workers, pool.gateways, pool.about, pool.clock, pool.dead, pool.worker("<wid>")]
+    names = [pool.workers, pool.gateways, pool.about, pool.clock, pool.dead]
+    names += [pool.worker("<wid>"), pool.waiting("<caller>")]
     names = [name.replace(f"{{{keys.QUEUE}}}", "{Q}") for name in names]
     names += [keys.QUEUE, keys.job("<id>"), keys.log("<id>"), keys.channel("<id>"), keys.control("<wid>")]
-    names += [keys.rate("<key>"), keys.once("<caller>", "<hash>"), keys.caller("<caller>")]
+    names += [keys.rate("<key>"), keys.once("<caller>", "<hash>"), *keys.caller("<caller>")]
     assert [name for name in names if f"`{name}`" not in PAGE] == []
 
 

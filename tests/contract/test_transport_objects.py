@@ -132,7 +132,7 @@ async def test_a_job_keeps_its_own_retention(store: Store) -> None:
     transport = await store.transport()
     job = msgspec.structs.replace(new_job(), retention_s=7200.0)
     await transport.submit(job, "g1", 0)
-    assert await transport.cancel(job.id, "client") == "ended"
+    assert await transport.cancel(job.id, "deadline") == "ended"
     record = await transport.read(job.id)
     assert record is not None
     assert record.job.retention_s == 7200.0
@@ -142,7 +142,7 @@ async def test_a_job_keeps_its_own_retention_in_redis(real: RedisStore, client: 
     transport = await real.transport()
     job = msgspec.structs.replace(new_job(), retention_s=7200.0)
     await transport.submit(job, "g1", 0)
-    await transport.cancel(job.id, "client")
+    await transport.cancel(job.id, "deadline")
     left: object = client.pttl(f"{{inference:response:{job.id}}}:job")
     assert isinstance(left, int)
     assert 7_000_000 < left <= 7_200_000

@@ -13,6 +13,7 @@ import redis
 from penstock.keys import create_key
 from tests.process import reading
 from tests.process.programs import Site, site
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -63,3 +64,110 @@ async def test_one_tenants_lists_leave_the_gateway_to_the_others(redis_url: str,
     for http in people.values():
         await http.aclose()
     client.close()
+
+
+async def test_a_quota_is_exact_over_two_gateways(redis_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    people = _callers(path, "alice", "bob")
+    with site(redis_url) as fleet:
+        fleet.worker()
+        for _ in range(2):
+            fleet.gateway("--api-keys-file", str(path), "--max-stored-per-caller", "20", "--retention-s", "1")
+        body = {"prompt": "x" * 1000, "max_tokens": 1, "background": True}
+        asked = [people["bob"].post(f"{fleet.gateways[i % 2]}/v1/generate", json=body) for i in range(60)]
+        answers = await asyncio.gather(*asked)
+        assert Counter(answer.status_code for answer in answers) == {202: 20, 429: 40}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        error = refused.json()["error"]
+        assert error["code"] == "storage_quota"
+        assert "PENSTOCK_MAX_STORED_PER_CALLER" in error["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (
+            await reading.whole(people["alice"], fleet.gateways[0], prompt="Hello", max_tokens=2)
+        ).status_code == 200
+        taken = [answer.json()["request_id"] for answer in answers if answer.status_code == 202]
+        again = await _store(people["bob"], fleet, 1, 1000)
+        assert again[0].status_code == 429
+        for request_id in taken[:5]:  # they have ended: to cancel them changes nothing
+            await people["bob"].delete(f"{fleet.gateways[1]}/v1/requests/{request_id}")
+        assert (await _store(people["bob"], fleet, 1, 1000))[0].status_code == 429
+    for http in people.values():
+        await http.aclose()
+
+
+async def test_what_is_cancelled_does_not_stay(redis_url: str, tmp_path: Path) -> None:
+    """POST and DELETE in turn, of a megabyte each: Redis holds them for `retention_s`, and the quota bounds them."""
+    path = tmp_path / "keys.toml"
+    people = _callers(path, "bob")
+    client = redis.Redis.from_url(redis_url)
+    with site(redis_url) as fleet:
+        fleet.worker("--model", "mock=mock:step_ms=1000")
+        fleet.gateway("--api-keys-file", str(path), "--max-stored-bytes-per-caller", str(4 * MIB), "--retention-s", "2")
+        before = client.info("memory")["used_memory"]
+        kinds: Counter[int] = Counter()
+        for _ in range(30):
+            (answer,) = await _store(people["bob"], fleet, 1, MIB - 200, max_tokens=50)
+            kinds[answer.status_code] += 1
+            if answer.status_code == 202:
+                await people["bob"].delete(f"{fleet.gateways[0]}/v1/requests/{answer.json()['request_id']}")
+        assert kinds[202] >= 3
+        assert kinds[429] > 0
+        assert client.info("memory")["used_memory"] - before < 16 * MIB
+
+        async def has_room() -> bool:
+            return (await _store(people["bob"], fleet, 1, MIB - 200))[0].status_code == 202
+
+        await wait_until_async(has_room, "the cancelled ones to expire")  # a day, by their own retention
+    await people["bob"].aclose()
+    client.close()
+
+
+async def test_sixteen_answers_count_as_sixteen(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker("--model", "mock=mock", "--model", "vectors=mock:embeds=yes")
+        fleet.gateway("--rate-limit-rpm", "6", "--rate-limit-burst", "40")
+        async with reading.client() as http:
+            url, left = fleet.gateways[0], "x-ratelimit-remaining-requests"
+            chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+            one = await http.post(f"{url}/v1/chat/completions", json=chat)
+            assert (one.status_code, one.headers[left]) == (200, "39")
+            many = await http.post(f"{url}/v1/chat/completions", json={**chat, "n": 16})
+            assert (many.status_code, many.headers[left]) == (200, "23")
+            prompts = {"prompt": ["a", "b"], "n": 2, "max_tokens": 1}
+            assert (await http.post(f"{url}/v1/completions", json=prompts)).headers[left] == "19"
+            texts = {"model": "vectors", "input": ["x"] * 33}
+            assert (await http.post(f"{url}/v1/embeddings", json=texts)).headers[left] == "16"
+            assert (await http.post(f"{url}/v1/chat/completions", json=chat)).headers[left] == "15"
+            late = await http.post(f"{url}/v1/chat/completions", json={**chat, "n": 16})
+            assert (late.status_code, late.json()["error"]["code"]) == (429, "rate_limited")
+            fleet.gateway("--rate-limit-rpm", "60")
+            never = await http.post(f"{fleet.gateways[1]}/v1/chat/completions", json={**chat, "n": 16})
+            assert never.status_code == 400
+            assert "PENSTOCK_RATE_LIMIT_BURST" in never.json()["error"]["message"]
+
+
+async def test_one_tenant_has_its_share_of_the_queue(redis_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    people = _callers(path, "alice", "bob")
+    with site(redis_url) as fleet:
+        fleet.worker("--model", "mock=mock:step_ms=1000", "--max-batch-size", "1", "--max-batches", "1")
+        for _ in range(2):
+            fleet.gateway("--api-keys-file", str(path), "--max-queue-depth", "40")
+        body = {"prompt": "x", "max_tokens": 1000, "background": True}
+        asked = [people["bob"].post(f"{fleet.gateways[i % 2]}/v1/generate", json=body) for i in range(60)]
+        kinds = Counter(answer.status_code for answer in await asyncio.gather(*asked))
+        assert set(kinds) == {202, 429}
+        assert 20 <= kinds[202] <= 24  # half of the depth, and what the worker took meanwhile
+        answer = await people["alice"].post(f"{fleet.gateways[0]}/v1/generate", json=body)
+        assert answer.status_code == 202
+    for http in people.values():
+        await http.aclose()
+
+
+async def test_a_serve_in_memory_keeps_so_much() -> None:
+    with site() as fleet:
+        fleet.serve("--max-memory-bytes", str(8 * MIB))
+        async with reading.client() as http:
+            answers = await _store(http, fleet, 12, MIB - 200)
+            assert Counter(answer.status_code for answer in answers) == {202: 7, 503: 5}
+            assert "PENSTOCK_MAX_MEMORY_BYTES" in answers[-1].json()["error"]["message"]

@@ -18,6 +18,7 @@ from penstock.job import Job
 from penstock.piece import Token
 from penstock.transports.base import LEASE_S, State
 from penstock.transports.memory import MemoryTransport, _Entry
+from penstock.transports.quota import Books
 from tests.simulation.tokens import fault_of
 
 Publish = Callable[[Event], None]
@@ -84,6 +85,9 @@ class ModelStore(MemoryTransport):
             setattr(self, name, value)
         self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
         self._expiry.sort()
+        self._books = Books()
+        for entry in self._jobs.values():
+            self._books.book(entry.job, 0, 0)
         self._said.clear()
 
     def lose_an_id(self) -> str | None:

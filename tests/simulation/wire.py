@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from penstock.errors import PenstockError, QueueFull, StoreUnavailable
 from penstock.event import Event
 from penstock.job import CancelReason, Job
+from penstock.transports.base import NO_SHARE
+from penstock.transports.quota import Share
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.store import ModelStore
 
@@ -102,10 +104,15 @@ class Wire:
     def retire(self, job_id: str, retention_s: float) -> None:
         """Nothing of it is forgotten while the run lasts."""
 
+    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
+        """Nothing is counted."""
+
     def beside(self) -> None:
         return None
 
-    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> Any:
+    async def submit(
+        self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
+    ) -> Any:
         """As on Redis: until its outcome is known, or 2 s have passed."""
         until = self.site.loop.time() + SUBMIT_WITHIN_S
         verb: tuple[Any, ...] = ("submit", job, owner, max_depth)

@@ -17,6 +17,7 @@ from penstock.api.intake import check_capabilities
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,
+    InvalidRequest,
     ModelNotAllowed,
     ModelNotFound,
     NoWorkers,
@@ -38,7 +39,7 @@ WORKER = WorkerInfo(id="w1", models={"a": Capabilities(), "b": Capabilities()}, 
 class Away(MemoryTransport):
     """A store that cannot be asked."""
 
-    async def charge(self, key: str, limit: RateLimit) -> Verdict:
+    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
         raise StoreUnavailable("Redis is away.")
 
 
@@ -52,6 +53,31 @@ def busy(depth: int, per_s: float) -> Admission:
     admission.look(Pool(depth=depth, workers=(WORKER,), num_taken=0))
     admission.drain_rate.per_s = per_s
     return admission
+
+
+# ── how much ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_request_counts_as_the_work_that_it_is() -> None:
+    admission, one = gate(rate_limit=RateLimit(60, 16)), Caller("", "203.0.113.1")
+    assert (await admission.charge(one))["x-ratelimit-remaining-requests"] == "15"
+    assert (await admission.charge(one, 6, charged=1))["x-ratelimit-remaining-requests"] == "10"
+    assert await admission.charge(one, 1, charged=1) == {}
+    with pytest.raises(RateLimited, match="counts as 16") as caught:
+        await admission.charge(one, 16, charged=1)
+    assert caught.value.retry_after_s == pytest.approx(6.0, abs=0.5)  # five are missing, and one was spent for nothing
+    assert (await admission.charge(one))["x-ratelimit-remaining-requests"] == "9"  # refused ones cost nothing
+
+
+async def test_a_request_that_no_burst_holds_says_what_to_change() -> None:
+    admission = gate(rate_limit=RateLimit(60, 10))
+    with pytest.raises(InvalidRequest, match=r"counts as 16.*At most 10.*PENSTOCK_RATE_LIMIT_BURST"):
+        await admission.charge(Caller("", "203.0.113.1"), 16, charged=1)
+
+
+async def test_work_is_counted_while_the_store_is_away() -> None:
+    admission, one = gate(transport=Away(), rate_limit=RateLimit(60, 10)), Caller("", "203.0.113.1")
+    assert (await admission.charge(one, 8))["x-ratelimit-remaining-requests"] == "2"
 
 
 # ── who ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

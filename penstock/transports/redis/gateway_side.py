@@ -2,67 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from hiredis import ReplyError
-
-from penstock.errors import ConfigError, InternalError, QueueFull, StoreUnavailable
+from penstock.errors import ConfigError, InternalError
 from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import Job
-from penstock.limit import Limit
 from penstock.logs import Seldom
 from penstock.piece import Token
-from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, RateLimit, Record, Verdict
+from penstock.transports.base import CancelOutcome, EndReason, Outcome, Record
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.object_side import ObjectSide, about
+from penstock.transports.redis.caller_side import ms
+from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.records import FIELDS, events_of, record_of
 from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import command
-from penstock.transports.redis.store import Store
+from penstock.transports.redis.submit_side import SubmitSide
 from penstock.wire import (
     UNREADABLE,
     WireError,
     decode_event,
     decode_job,
     decode_json,
-    encode_job,
     encode_json,
     event_decoder,
 )
 
 log = logging.getLogger(__name__)
 
-SUBMIT_WITHIN_S = 2.0
 MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
 
 _PREFIX = len(keys.RESPONSE)
 _EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
 
 
-@dataclass(slots=True, frozen=True)
-class Terms:
-    """How long things last, in ms. A lease that is not what the scripts have it for is for tests."""
-
-    lease_ms: int
-    retention_ms: int
-    resume_window_ms: int
-
-    @property
-    def lease(self) -> tuple[int, ...]:
-        return () if self.lease_ms == round(LEASE_S * 1000) else (self.lease_ms,)
-
-
-class GatewaySide(ObjectSide):
+class GatewaySide(ObjectSide, SubmitSide):
     """The half of `RedisTransport` that gateways use."""
 
-    _store: Store
-    _terms: Terms
     _listens_to: str = ""
     _unreadable_frames: Seldom
     _unreadable_workers: Seldom
@@ -92,45 +69,25 @@ class GatewaySide(ObjectSide):
     def is_listening(self) -> bool:
         return self._store.hears(self._listens_to)
 
-    async def submit(self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False) -> int:
-        create = scripts.create(*self._birth(job, owner), floor)
-        is_again = False
-        limit = Limit(time.monotonic() + SUBMIT_WITHIN_S)
-        try:
-            with limit:
-                while True:
-                    try:
-                        depth = await self._submit(job.id, create, max_depth, front, is_again)
-                        await self._remember(job, self._retention_ms(job))
-                        return depth
-                    except Refused:
-                        raise
-                    except StoreUnavailable:  # the outcome is unknown: from here on look before pushing
-                        is_again = True
-                        await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise StoreUnavailable(f"Redis has been away for {SUBMIT_WITHIN_S:g} s.") from None
-        finally:
-            limit.close()
-
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         encoded = (encode_json(token) for token in tokens)
-        restore = scripts.restore(*self._birth(job, owner), attempt, encoded)
+        restore = scripts.restore(job.id, self._birth(job, owner), attempt, encoded)
         outcome = await self._store.ask("restore", keys.job(job.id), restore)
         if outcome:
             pool, is_again = self._store.pool, outcome == RESTORED_BEFORE
             await self._store.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
         if outcome == MADE_AGAIN:
-            await self._remember(job, self._retention_ms(job))
+            await self._book_again(job)
         return bool(outcome)
 
     async def restore_end(self, outcome: Outcome, owner: str) -> bool:
         job, pool = outcome.job, self._store.pool
         ages = outcome.created_ago_s, outcome.started_ago_s, outcome.first_token_ago_s, outcome.ended_ago_s
         restore = scripts.restore_end(
-            *self._birth(job, owner),
+            job.id,
+            self._birth(job, owner),
             outcome.attempt,
-            (_ms(outcome.keep_s), *(-1 if age_s is None else _ms(age_s) for age_s in ages)),
+            (ms(outcome.keep_s), *(-1 if age_s is None else ms(age_s) for age_s in ages)),
             outcome.end,
             map(encode_json, outcome.tokens),
         )
@@ -138,7 +95,7 @@ class GatewaySide(ObjectSide):
         if restored:
             await self._store.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
         if restored == MADE_AGAIN:
-            await self._remember(job, _ms(outcome.keep_s))
+            await self._book_again(job, outcome.keep_s)
         return bool(restored)
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
@@ -163,7 +120,8 @@ class GatewaySide(ObjectSide):
             raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
 
     async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
-        reply = await self._store.ask("cancel", keys.job(job_id), scripts.cancel(job_id, reason, owner))
+        cancel = scripts.cancel(job_id, reason, owner, self._terms.retention_ms)
+        reply = await self._store.ask("cancel", keys.job(job_id), cancel)
         outcome: CancelOutcome = reply.decode()
         if outcome == "ended":
             await self._store.ask("withdraw", self._store.pool.queue, scripts.withdraw(self._store.pool, job_id))
@@ -176,7 +134,7 @@ class GatewaySide(ObjectSide):
         await self._store.ask("ensure", self._store.pool.queue, scripts.ensure(self._store.pool, job_id))
 
     def retire(self, job_id: str, retention_s: float) -> None:
-        after = b"%d" % _ms(retention_s)
+        after = b"%d" % ms(retention_s)
         names = keys.job(job_id).encode(), keys.log(job_id).encode()
         words = [_EXPIRE_SOONER % (len(name), name, len(after), after) for name in names]
         self._store.request_conn(job_id).post(b"".join(words), len(words))
@@ -200,12 +158,6 @@ class GatewaySide(ObjectSide):
             is_new=bool(is_new),
         )
 
-    async def charge(self, key: str, limit: RateLimit) -> Verdict:
-        allowed, remaining, reset_us, retry_us = await self._store.ask(
-            "charge", keys.rate(key), scripts.charge(key, limit)
-        )
-        return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
-
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _worker_info(self, about: bytes) -> WorkerInfo | None:
@@ -216,47 +168,3 @@ class GatewaySide(ObjectSide):
                 log.warning("a worker announces what this version cannot read: %s", error)
             return None
         return info
-
-    def _birth(self, job: Job, owner: str) -> tuple[str, bytes, str, str, str, int, int, bytes]:
-        """What create and restore write into a new hash."""
-        return (
-            *(job.id, encode_job(job), job.model, job.on_disconnect, owner),
-            *(_ms(job.timeout_s), self._retention_ms(job), about(job)),
-        )
-
-    def _retention_ms(self, job: Job) -> int:
-        return self._terms.retention_ms if job.retention_s is None else _ms(job.retention_s)
-
-    async def _submit(self, job_id: str, create: scripts.Command, max_depth: int, front: bool, is_again: bool) -> int:
-        """Create, then enqueue: in one pipeline where both go to one server, and nothing is known to be there."""
-        store, pool = self._store, self._store.pool
-        conn, queue_conn = store.conn(keys.job(job_id)), store.conn(pool.queue)
-        where: Any = "head" if front else "tail"
-        enqueue = scripts.enqueue(pool, job_id, max_depth, where, is_again=is_again)
-        if conn is queue_conn and not is_again:
-            created, depth = await store.exchange("submit", conn, (create, enqueue))
-        else:
-            (created,) = await store.exchange("create", conn, (create,))
-            if created in (b"running", b"done"):  # an earlier try got it further than the queue
-                return int(await store.ask("depth", pool.queue, command("LLEN", pool.queue)))
-            depth = 0
-            if not isinstance(created, ReplyError):
-                (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
-        if isinstance(depth, ReplyError) and await store.repair(queue_conn, depth, enqueue.on):
-            (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
-        for reply in (created, depth):
-            if isinstance(reply, ReplyError):
-                refused = store.refusal("submit", reply)
-                if created == b"":
-                    await store.ask("discard", keys.job(job_id), scripts.discard(job_id))
-                raise refused
-        if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
-            look = scripts.enqueue(pool, job_id, max_depth, where, is_again=True)
-            depth = await store.ask("enqueue", pool.queue, look)
-        if depth < 0 and await store.ask("discard", keys.job(job_id), scripts.discard(job_id)):
-            raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
-        return int(depth) if depth >= 0 else max_depth
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))

@@ -15,7 +15,10 @@
     {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
     inference:rate:{<key>}             string    charge                                 two windows
     inference:once:<caller>:<hash>     string    once, unbind                            as long as the request
-    inference:caller:{<caller>}        list      submit, restore                         as long as its requests; 1,000
+    {Q}:waiting:<caller>               list      enqueue                                7 days; its share of the queue
+    {inference:caller:<c>}:requests    list      book, weigh                             as long as its requests; 1,000
+    {inference:caller:<c>}:stored      zset      book, weigh                             the same; max_stored_per_caller
+    {inference:caller:<c>}:bytes       hash      book, weigh                             the same
     inference:response:<id>            channel   whoever writes the log
     inference:control:<wid or gid>     channel   cancel
 """
@@ -61,6 +64,10 @@ class PoolKeys:
     def worker(self, worker_id: str) -> str:
         return f"{{{self.queue}}}:worker:{worker_id}"
 
+    def waiting(self, caller_id: str) -> str:
+        """What a caller has pushed, as far as its share of the queue has to know."""
+        return f"{{{self.queue}}}:waiting:{caller_id}"
+
 
 def job(job_id: str) -> str:
     return f"{{{RESPONSE}{job_id}}}:job"
@@ -89,13 +96,13 @@ def kind_of(key: str | bytes) -> str | None:
     name = key if isinstance(key, str) else key.decode(errors="replace")
     if name.startswith(ONCE):
         return "string"
-    if name.startswith(CALLER):
-        return "list"
     if name.startswith(QUEUE):
         return "list"
+    what = name.partition("}:")[2].partition(":")[0]
+    if name.startswith(f"{{{CALLER}"):
+        return {"stored": "zset", "bytes": "hash"}.get(what, "list")
     if not name.startswith(f"{{{QUEUE}"):
         return None
-    what = name.partition("}:")[2].partition(":")[0]
     return {"workers": "zset", "gateways": "zset", "about": "hash", "clock": "clock"}.get(what, "list")
 
 
@@ -108,6 +115,7 @@ def once(caller: str, digest: str) -> str:
     return f"{ONCE}{caller}:{digest}"
 
 
-def caller(caller_id: str) -> str:
-    """A caller's newest requests."""
-    return f"{CALLER}{{{caller_id}}}"
+def caller(caller_id: str) -> tuple[str, str, str]:
+    """Of a caller: its newest requests, when each stored one expires, and the bytes of each."""
+    tag = f"{{{CALLER}{caller_id}}}"
+    return f"{tag}:requests", f"{tag}:stored", f"{tag}:bytes"

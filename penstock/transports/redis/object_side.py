@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from hiredis import ReplyError
@@ -17,7 +16,7 @@ from penstock.job import Job
 from penstock.transports.base import Bound, Glance, State, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
-from penstock.transports.redis.scripts import Command, command
+from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.subscription import OnMessage
 from penstock.wire import WireError, decode_event, decode_json, encode_json
@@ -86,12 +85,6 @@ class ObjectSide(Transport):
         name = keys.once(job.caller, job.once.partition(" ")[0])
         await self._store.ask("unbind", name, scripts.unbind(name, job.id))
 
-    async def requests_of(self, caller: str, limit: int) -> list[str]:
-        name = keys.caller(caller)
-        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
-        newest = dict.fromkeys(map(shown, ids))  # one that was submitted again is there twice
-        return list(newest)[: max(0, limit)]
-
     async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
         looks = [(keys.job(job_id), scripts.glance(job_id)) for job_id in job_ids]
         replies = await self._store.run_each("glance", looks, is_bulk=True)
@@ -106,22 +99,6 @@ class ObjectSide(Transport):
         queue = self._store.pool.queue
         (ids,) = await self._store.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1, on=(queue,)))
         return [shown(job_id) for job_id in ids]
-
-    async def _remember(self, job: Job, retention_ms: int) -> None:
-        """List the request under its caller: unasked on the connection that just submitted it, else a round trip.
-
-        The request is in the queue by now: that it is not listed must not fail it.
-        """
-        name = keys.caller(job.caller)
-        words = [command("LPUSH", name, job.id), *_bounds(name, round(job.timeout_s * 1000) + retention_ms)]
-        conn = self._store.conn(name)
-        if conn is self._store.request_conn(job.id):
-            conn.post(b"".join([word.packed for word in words]), len(words))
-        else:
-            try:
-                await self._store.run("remember", name, *words)
-            except StoreUnavailable as error:
-                log.warning("request %s is not in its caller's list: %s", job.id, error.message)
 
 
 def _glance(job_id: str, reply: list[Any]) -> Glance | None:
@@ -165,13 +142,3 @@ def _end(job_id: str, frame: bytes) -> Terminal:
     except WireError:
         return Failed.of(job_id, 0, 0, InternalError("A part of this request's log cannot be read."))
     return end if isinstance(end, Done | Failed) else Done(job_id, end.attempt, end.seq, finish_reason="stop")
-
-
-@lru_cache(maxsize=1024)
-def _bounds(name: str, life_ms: int) -> tuple[Command, ...]:
-    """What keeps a caller's list short, and alive as long as the request that lives longest."""
-    return (
-        command("LTRIM", name, 0, keys.MAX_LISTED - 1),
-        command("PEXPIRE", name, life_ms, "NX"),
-        command("PEXPIRE", name, life_ms, "GT"),
-    )

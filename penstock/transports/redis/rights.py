@@ -9,7 +9,8 @@ from penstock.transports.redis import keys
 from penstock.transports.redis.keys import PoolKeys
 
 # One line for each command, as it could be sent. Q, W, Z, H, D: keys of the pool; J, L: of a request; C, P, T: its
-# channel, a gateway's pattern, a worker's channel; R, O, M: of a caller (rate, idempotency key, list of requests).
+# channel, a gateway's pattern, a worker's channel; R, O, M, S, B: of a
+# caller (rate, idempotency key, list of requests, expiries, bytes).
 _COMMANDS = """
     PING
     TIME
@@ -60,6 +61,8 @@ _COMMANDS = """
     GET O
     SET O x PX 1
     DEL O
+    PTTL S
+    ZCARD S
     LPUSH M x
     LRANGE M 0 1
 """
@@ -69,7 +72,8 @@ def needed(pool: PoolKeys) -> list[tuple[str, ...]]:
     """Each command as its words, with keys of `pool` and of an imaginary request `x.x`."""
     pool_keys = {"Q": pool.queue, "W": pool.worker("x"), "Z": pool.workers, "H": pool.about, "D": pool.dead}
     request = {"J": keys.job("x.x"), "L": keys.log("x.x"), "C": keys.channel("x.x"), "P": keys.pattern("x")}
-    others = {"T": keys.control("x"), "R": keys.rate("x"), "O": keys.once("x", "x"), "M": keys.caller("x")}
+    others = {"T": keys.control("x"), "R": keys.rate("x"), "O": keys.once("x", "x")}
+    others |= zip("MSB", keys.caller("x"), strict=True)
     names = pool_keys | request | others
     lines = (line.split() for line in _COMMANDS.strip().splitlines())
     return [(words[0], *(names.get(word, word) for word in words[1:])) for words in lines]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hiredis import pack_command
 from msgspec.structs import replace
 
 from penstock.event import Done, Terminal
+from penstock.job import Job
 from penstock.transports.base import EndReason, RateLimit
+from penstock.transports.quota import Share
 from penstock.transports.redis import keys
 from penstock.transports.redis.keys import PoolKeys
 from penstock.wire import encode_event
@@ -92,6 +94,8 @@ _once = Script("once")
 _unbind = Script("unbind")
 _bury = Script("bury")
 _repair = Script("repair")
+_book = Script("book")
+_weigh = Script("weigh")
 
 SCRIPTS: tuple[Script, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Script))
 PRELOAD: tuple[tuple[str | bytes, ...], ...] = tuple(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)
@@ -104,54 +108,32 @@ def _request(job_id: str) -> tuple[str, str]:
 # ── a request's slot ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def create(
-    job_id: str,
-    job: bytes,
-    model: str,
-    disconnect: str,
-    owner: str,
-    timeout_ms: int,
-    retention_ms: int,
-    about: bytes,
-    floor: int,
-) -> Command:
-    """`about`: what lists show of it, JSON."""
-    return _create(_request(job_id), job, model, disconnect, owner, timeout_ms, retention_ms, floor, about)
+class Birth(NamedTuple):
+    """The words of a new job's hash. `about`: what lists show of it, JSON."""
+
+    job: bytes
+    model: str
+    disconnect: str
+    owner: str
+    timeout_ms: int
+    retention_ms: int
+    about: bytes
 
 
-def restore(
-    job_id: str,
-    job: bytes,
-    model: str,
-    disconnect: str,
-    owner: str,
-    timeout_ms: int,
-    retention_ms: int,
-    about: bytes,
-    attempt: int,
-    tokens: Iterable[bytes],
-) -> Command:
+def create(job_id: str, birth: Birth, floor: int) -> Command:
+    return _create(_request(job_id), *birth[:6], floor, birth.about)
+
+
+def restore(job_id: str, birth: Birth, attempt: int, tokens: Iterable[bytes]) -> Command:
     """`tokens`: each one as a JSON string."""
-    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id, about)
-    return _restore(_request(job_id), *head, *tokens)
+    return _restore(_request(job_id), *birth[:6], attempt, job_id, birth.about, *tokens)
 
 
 def restore_end(
-    job_id: str,
-    job: bytes,
-    model: str,
-    disconnect: str,
-    owner: str,
-    timeout_ms: int,
-    retention_ms: int,
-    about: bytes,
-    attempt: int,
-    times_ms: Sequence[int],
-    end: Terminal,
-    tokens: Iterable[bytes],
+    job_id: str, birth: Birth, attempt: int, times_ms: Sequence[int], end: Terminal, tokens: Iterable[bytes]
 ) -> Command:
     """`times_ms`: the arguments 10 to 14. Of `end` the script says attempt and `seq`; its tokens are among `tokens`."""
-    head = (job, model, disconnect, owner, timeout_ms, retention_ms, attempt, job_id, about)
+    head = (*birth[:6], attempt, job_id, birth.about)
     kind = "done" if isinstance(end, Done) else "failed"
     rest = encode_event(replace(end, attempt=0, seq=0, tokens=())).partition(b',"seq":0')[2]
     return _restore_end(_request(job_id), *head, *times_ms, kind, rest, *tokens)
@@ -175,8 +157,9 @@ def finish(job_id: str, attempt: int, seq: int, frame: bytes, first_ms: int) -> 
     return _finish(_request(job_id), job_id, attempt, seq, frame, first_ms)
 
 
-def cancel(job_id: str, reason: EndReason, owner: str | None) -> Command:
-    return _cancel(_request(job_id), job_id, reason, owner or "")
+def cancel(job_id: str, reason: EndReason, owner: str | None, keep_ms: int) -> Command:
+    """`keep_ms`: how long at most what a client or an operator cancels is kept."""
+    return _cancel(_request(job_id), job_id, reason, owner or "", keep_ms)
 
 
 def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
@@ -194,8 +177,19 @@ def adopt(job_id: str, gateway_id: str) -> Command:
 # ── a queue's slot ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def enqueue(pool: PoolKeys, job_id: str, max_depth: int, where: Literal["tail", "head"], *, is_again: bool) -> Command:
-    return _enqueue((pool.queue, pool.clock), job_id, max_depth, where, "once" if is_again else "")
+def enqueue(
+    pool: PoolKeys,
+    job_id: str,
+    max_depth: int,
+    where: Literal["tail", "head"],
+    *,
+    is_again: bool,
+    caller: str = "",
+    max_of_caller: int = 0,
+) -> Command:
+    """`max_of_caller`: how many of `caller` may wait; 0 for no limit."""
+    own = ((pool.waiting(caller),), (max_of_caller,)) if max_of_caller else ((), ())
+    return _enqueue((pool.queue, pool.clock, *own[0]), job_id, max_depth, where, "once" if is_again else "", *own[1])
 
 
 def ensure(pool: PoolKeys, job_id: str) -> Command:
@@ -263,8 +257,19 @@ def _list_of(pool: PoolKeys, worker_id: bytes) -> bytes:
 # ── a caller's slot ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def charge(key: str, limit: RateLimit) -> Command:
-    return _charge((keys.rate(key),), limit.rpm, limit.burst)
+def charge(key: str, limit: RateLimit, cost: int) -> Command:
+    return _charge((keys.rate(key),), limit.rpm, limit.burst, cost)
+
+
+def book(job: Job, request: int, answer: int, life_ms: int, share: Share) -> Command:
+    """`request`, `answer`: bytes of the request, and the most of its answer. `life_ms`: how long it is kept at most."""
+    limits = (share.max_stored, share.max_stored_bytes, keys.MAX_LISTED)
+    return _book(keys.caller(job.caller), job.id, request, answer, life_ms, *limits)
+
+
+def weigh(job: Job, answer: int, life_ms: int) -> Command:
+    """`life_ms`: from now on; 0 if it was not admitted."""
+    return _weigh(keys.caller(job.caller), job.id, answer, life_ms)
 
 
 def once(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from penstock.logs import Seldom
 from penstock.transports.base import LEASE_S
+from penstock.transports.quota import Recently
+from penstock.transports.redis.caller_side import NEAR_FOR_S, Terms
 from penstock.transports.redis.emitting import Emitter
 from penstock.transports.redis.endpoint import parse
-from penstock.transports.redis.gateway_side import GatewaySide, Terms
+from penstock.transports.redis.gateway_side import GatewaySide
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.link import StoreMetrics
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.operator_side import OperatorSide
 from penstock.transports.redis.store import Store
+from penstock.transports.redis.submit_side import CROWDING_FOR_S
 from penstock.transports.redis.worker_side import WorkerSide
 
 
@@ -39,6 +42,7 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
         self._terms = Terms(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
         self._store = Store(parse(url), PoolKeys(pool), metrics)
         self._emitter = Emitter(self._store)
+        self._near, self._crowding = Recently(NEAR_FOR_S), Recently(CROWDING_FOR_S)
         self._unreadable_frames, self._unreadable_workers, self._newer_jobs = Seldom(), Seldom(), Seldom()
 
     async def open(self) -> None:

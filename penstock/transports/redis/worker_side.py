@@ -15,10 +15,10 @@ from penstock.fleet import WorkerInfo
 from penstock.job import CancelReason, Claim
 from penstock.transports.base import Renewal
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.caller_side import Terms
 from penstock.transports.redis.claiming import ClaimingSide, is_text
 from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
 from penstock.transports.redis.emitting import Emitter
-from penstock.transports.redis.gateway_side import Terms
 from penstock.transports.redis.refusals import Refused, is_out_of_memory, is_wrong_type, shown
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import MISSED, Store

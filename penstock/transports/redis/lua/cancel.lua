@@ -8,6 +8,7 @@
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 reason: client, deadline, operator or no_workers
 --       3 owner: only if this gateway owns the job; "" anyway
+--       4 how long at most what a client or an operator cancels is kept, ms (may be missing)
 -- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked" |
 --         "running" (no_workers: left alone)
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers', 'deadline')
@@ -25,6 +26,11 @@ elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
   return 'owned'
 end
 
+local retention = string.match(hash[5] or '', '^%d+$') or 60000
+if ARGV[4] and (ARGV[2] == 'client' or ARGV[2] == 'operator') and tonumber(ARGV[4]) < tonumber(retention) then
+  retention = ARGV[4]
+  redis.call('HSET', KEYS[1], 'retention', retention)
+end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 if hash[1] == 'running' and not (ARGV[2] == 'deadline' and now >= (tonumber(hash[7] or 0) or 0) + 4000) then
@@ -65,9 +71,8 @@ if not fence then
   cancel = {'cancel', ARGV[2]}
 end
 -- The log first, as it is the truth: what is refused after it is done by a repetition, or by a claim.
-local life = string.match(hash[5] or '', '^%d+$') or 60000
-redis.call('PEXPIRE', KEYS[2], life)
-redis.call('PEXPIRE', KEYS[1], life)
+redis.call('PEXPIRE', KEYS[2], retention)
+redis.call('PEXPIRE', KEYS[1], retention)
 redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', fence, 'ended', int(now), unpack(cancel))
 redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], frame)
 return cancel[1] and 'ended' or 'done'

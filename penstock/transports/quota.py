@@ -1,0 +1,130 @@
+"""What one caller may hold in a store, and how it is counted. Pure, time is an argument.
+
+A request is booked when it is submitted: its own bytes, and the most that its answer may take. Once it has ended its
+answer counts as what it is, until the request expires. `lua/book.lua` and `lua/weigh.lua` are the same in Lua.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from penstock.errors import QueueFull, StorageQuota
+from penstock.job import Job
+from penstock.piece import Piece, Token
+
+REQUEST_BYTES = 1024  # what a store needs for any request: its fields, its names, its places in lists
+TOKEN_BYTES = 128  # a token in a log, with the frame around it
+VECTOR_BYTES = 8192  # an embedding of 1,536 dimensions, as it is stored
+_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
+_MAX_REMEMBERED = 10_000
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """The most that one caller may have: waiting in the queue, stored, and stored in bytes. 0: no limit.
+
+    Callers without a key are one caller. Their share of the queue is not limited: it would be everybody's.
+    """
+
+    max_queued: int = 0
+    max_stored: int = 0
+    max_stored_bytes: int = 0
+
+    def queue_full(self) -> QueueFull:
+        return QueueFull(
+            f"{self.max_queued} requests of this caller are waiting, the most that one caller may have in the queue "
+            "(PENSTOCK_MAX_QUEUED_PER_CALLER)."
+        )
+
+    def has_room(self, num: int, num_bytes: int, wanted: int) -> bool:
+        """Is there room for one more request of `wanted` bytes beside `num` of `num_bytes`?"""
+        is_full = num >= self.max_stored > 0 or num_bytes + wanted > self.max_stored_bytes > 0
+        return not is_full
+
+    def refusal(self, num: int, num_bytes: int, wanted: int, frees_in_s: float) -> StorageQuota:
+        """The error for one that has no room. `frees_in_s`: until the first of the others expires."""
+        if self.max_stored and num >= self.max_stored:
+            what = f"{num} requests of this caller are stored; at most {self.max_stored} may be"
+            setting = "PENSTOCK_MAX_STORED_PER_CALLER"
+        else:
+            what = f"{num_bytes} bytes of this caller's requests are stored and this one may need {wanted}"
+            what, setting = f"{what}; at most {self.max_stored_bytes} may be", "PENSTOCK_MAX_STORED_BYTES_PER_CALLER"
+        return StorageQuota(
+            f"{what} ({setting}). Room is made as requests end and expire, the next in {frees_in_s:.0f} s; cancelling "
+            "one that is in the background makes room sooner.",
+            retry_after_s=min(max(frees_in_s, _MIN_RETRY_S), _MAX_RETRY_S),
+        )
+
+    def is_near(self, num: int, num_bytes: int) -> bool:
+        """Most of it is used: the next request is better judged before it is stored."""
+        return 10 * num >= 9 * self.max_stored > 0 or 10 * num_bytes >= 9 * self.max_stored_bytes > 0
+
+
+def most_answer_bytes(job: Job) -> int:
+    """The most that the answer may take."""
+    return VECTOR_BYTES * len(job.inputs) if job.inputs else TOKEN_BYTES * job.sampling.max_tokens
+
+
+def answer_bytes(job: Job, tokens: Sequence[Token]) -> int:
+    """What an answer of these tokens takes."""
+    if not job.inputs:
+        return TOKEN_BYTES * len(tokens)
+    return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, Piece))
+
+
+class Books:
+    """What each caller has stored in one process."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, tuple[int, int]]] = {}
+        self._bytes: dict[str, int] = {}
+        self.total = 0
+
+    def num(self, caller: str) -> int:
+        return len(self._of.get(caller, ()))
+
+    def bytes_of(self, caller: str) -> int:
+        return self._bytes.get(caller, 0)
+
+    def book(self, job: Job, request: int, answer: int) -> None:
+        """Count a request, or count it anew."""
+        self.unbook(job)
+        self._of.setdefault(job.caller, {})[job.id] = (request, answer)
+        self._add(job.caller, request + answer)
+
+    def weigh(self, job: Job, answer: int) -> None:
+        """The answer has so many bytes. Nothing for a request that is not counted."""
+        booked = self._of.get(job.caller, {}).get(job.id)
+        if booked is not None:
+            self.book(job, booked[0], min(booked[1], answer))
+
+    def unbook(self, job: Job) -> None:
+        mine = self._of.get(job.caller, {})
+        booked = mine.pop(job.id, None)
+        if booked is not None:
+            self._add(job.caller, -sum(booked))
+            if not mine:
+                del self._of[job.caller], self._bytes[job.caller]
+
+    def _add(self, caller: str, num_bytes: int) -> None:
+        self._bytes[caller] = self._bytes.get(caller, 0) + num_bytes
+        self.total += num_bytes
+
+
+class Recently:
+    """Callers of whom something was true a moment ago. Bounded."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    def note(self, caller: str, now: float) -> None:
+        self._until.pop(caller, None)
+        self._until[caller] = now + self._for_s
+        if len(self._until) > _MAX_REMEMBERED:
+            self._until.popitem(last=False)
+
+    def has(self, caller: str, now: float) -> bool:
+        return bool(self._until) and self._until.get(caller, 0.0) > now

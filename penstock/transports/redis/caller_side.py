@@ -1,0 +1,120 @@
+"""What a caller has, on Redis: its list of requests, what of its share is used, and its rate.
+
+All of it lies in the caller's own slot and is written by `book`, `weigh` and `charge`. It counts right over any number
+of gateways, and after a FLUSHALL it begins at nothing, as the requests do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from hiredis import ReplyError
+
+from penstock.errors import StorageQuota, StoreUnavailable
+from penstock.job import Job
+from penstock.transports.base import LEASE_S, RateLimit, Transport, Verdict
+from penstock.transports.quota import REQUEST_BYTES, Recently, Share, most_answer_bytes
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.refusals import shown
+from penstock.transports.redis.scripts import Command, command
+from penstock.transports.redis.store import Store
+from penstock.wire import encode_job
+
+log = logging.getLogger(__name__)
+
+NEAR_FOR_S = 60.0
+
+
+@dataclass(slots=True, frozen=True)
+class Terms:
+    """How long things last, in ms. A lease that is not what the scripts have it for is for tests."""
+
+    lease_ms: int
+    retention_ms: int
+    resume_window_ms: int
+
+    @property
+    def lease(self) -> tuple[int, ...]:
+        return () if self.lease_ms == round(LEASE_S * 1000) else (self.lease_ms,)
+
+
+class CallerSide(Transport):
+    """The verbs of `RedisTransport` that are about one caller. `_near`: those that have used most of their share."""
+
+    _store: Store
+    _terms: Terms
+    _near: Recently
+
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        name = keys.caller(caller)[0]
+        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
+        newest = dict.fromkeys(map(shown, ids))
+        return list(newest)[: max(0, limit)]
+
+    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
+        charge = scripts.charge(key, limit, cost)
+        allowed, remaining, reset_us, retry_us = await self._store.ask("charge", keys.rate(key), charge)
+        return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
+
+    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
+        keep_ms = self._terms.retention_ms if keep_s is None else ms(keep_s)
+        self._post_for(job, scripts.weigh(job, num_bytes, keep_ms))
+
+    # ── for the gateway's side ───────────────────────────────────────────────────────────────────────────────────
+
+    def _retention_ms(self, job: Job) -> int:
+        return self._terms.retention_ms if job.retention_s is None else ms(job.retention_s)
+
+    def _booking(self, job: Job, size: int, share: Share, keep_s: float | None = None) -> Command:
+        """Books a job whose JSON has `size` bytes, for the longest that it may live, or for `keep_s`."""
+        life_ms = ms(job.timeout_s) + self._retention_ms(job) if keep_s is None else ms(keep_s)
+        return scripts.book(job, REQUEST_BYTES + size, most_answer_bytes(job), life_ms, share)
+
+    def _verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
+        """What a booking's reply means. A booking that fails does not fail the request."""
+        if isinstance(reply, ReplyError):
+            self._store.refusal("book", reply)  # counts it, and says it in the log
+            return None
+        is_booked, num, num_bytes, frees_in_ms = reply
+        if not is_booked or share.is_near(num, num_bytes):
+            self._near.note(job.caller, time.monotonic())
+        if is_booked:
+            return None
+        wanted = REQUEST_BYTES + size + most_answer_bytes(job)
+        return share.refusal(num, num_bytes, wanted, frees_in_ms / 1000)
+
+    async def _book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
+        """Book before anything is stored: a round trip of its own."""
+        (reply,) = await self._store.exchange("book", self._store.conn(keys.caller(job.caller)[0]), (booking,))
+        booked: list[int] | ReplyError = reply
+        return await self._repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked
+
+    async def _repaired(self, job: Job, booking: Command, refusal: ReplyError) -> list[int] | ReplyError:
+        """Book again, where only a key of a wrong type was in the way."""
+        conn = self._store.conn(keys.caller(job.caller)[0])
+        if not await self._store.repair(conn, refusal, booking.on):
+            return refusal
+        (booked,) = await self._store.exchange("book", conn, (booking,))
+        again: list[int] | ReplyError = booked
+        return again
+
+    async def _book_again(self, job: Job, keep_s: float | None = None) -> None:
+        """A request that was admitted before is stored anew: it counts, whatever the share. `keep_s`: it has ended."""
+        booking = self._booking(job, len(encode_job(job)), Share(), keep_s)
+        try:
+            self._verdict(job, 0, Share(), await self._book_alone(job, booking))
+        except StoreUnavailable as error:
+            log.warning("request %s is not in its caller's books: %s", job.id, error.message)
+
+    def _unbook(self, job: Job) -> None:
+        self._post_for(job, scripts.weigh(job, 0, 0))
+
+    def _post_for(self, job: Job, what: Command) -> None:
+        """On the caller's slot, not awaited."""
+        self._store.conn(keys.caller(job.caller)[0]).post(what.packed, 1)
+
+
+def ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

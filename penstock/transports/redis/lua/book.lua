@@ -1,0 +1,66 @@
+#!lua
+-- book: a caller is about to have a request stored: list it, and count its bytes against what the caller may have.
+-- What has expired is taken off first, so that nothing counts longer than it was booked for, whoever died meanwhile. A
+-- request that is booked already is booked anew, and never refused.
+-- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
+--       3 {inference:caller:<caller>}:bytes
+-- ARGV  1 request id   2 bytes of the request   3 most bytes of its answer   4 how long it is kept at most, ms
+--       5 most requests stored, 0 for no limit   6 most bytes, 0 for no limit   7 most ids in the list
+-- Returns {1 or 0 if refused, requests stored, their bytes, ms until the first of them expires}
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function int(number) return string.format('%.0f', number) end
+local function size(entry)
+  if not entry then return 0 end
+  local request, answer = string.match(entry, '^(%d+) (%d+)$')
+  return (request or 0) + (answer or 0)
+end
+
+local sum = tonumber(redis.call('HGET', KEYS[3], 'sum') or 0) or 0
+for _ = 1, 10 do -- nearly always one round finds all
+  local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
+  if not gone[1] then break end
+  local changed = {}
+  for i, entry in ipairs(redis.call('HMGET', KEYS[3], unpack(gone))) do
+    if entry then
+      sum = sum - size(entry)
+      changed[#changed + 1], changed[#changed + 2] = gone[i], '0 0' -- so that what is cut off here frees it once
+    end
+  end
+  if changed[1] then redis.call('HSET', KEYS[3], 'sum', int(sum), unpack(changed)) end
+  redis.call('ZREM', KEYS[2], unpack(gone))
+  redis.call('HDEL', KEYS[3], unpack(gone))
+  if #gone < 1000 then break end
+end
+local num = redis.call('ZCARD', KEYS[2])
+if num == 0 then
+  redis.call('DEL', KEYS[3]) -- whatever went wrong, it begins at nothing
+  sum = 0
+end
+local booked = redis.call('HGET', KEYS[3], ARGV[1])
+
+local wanted, life = ARGV[2] + ARGV[3], tonumber(ARGV[4])
+local is_over = (tonumber(ARGV[5]) > 0 and num >= tonumber(ARGV[5]))
+  or (tonumber(ARGV[6]) > 0 and sum + wanted > tonumber(ARGV[6]))
+if is_over and not booked then
+  local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or now
+  return {0, num, sum, math.max(0, first - now)}
+end
+
+-- A little longer than needed now, so that most requests need not set it. Each key has its expiry before the next one
+-- is written: what is cut off here leaves none that stays for ever.
+local is_longer = redis.call('PTTL', KEYS[2]) < life
+local function keep(key, is_new)
+  if is_new or is_longer then redis.call('PEXPIRE', key, int(life + 600000)) end
+end
+local is_added = redis.call('ZADD', KEYS[2], int(now + life), ARGV[1]) == 1
+keep(KEYS[2], num == 0)
+sum = sum + wanted - size(booked)
+local added = redis.call('HSET', KEYS[3], 'sum', int(sum), ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+keep(KEYS[3], added == 2)
+if is_added then
+  keep(KEYS[1], redis.call('LPUSH', KEYS[1], ARGV[1]) == 1)
+  redis.call('LTRIM', KEYS[1], 0, ARGV[7] - 1)
+  num = num + 1
+end
+return {1, num, sum, 0}

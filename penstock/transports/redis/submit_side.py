@@ -1,0 +1,145 @@
+"""How a request gets into Redis: booked for its caller, created, and pushed; or nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from hiredis import ReplyError
+
+from penstock.errors import QueueFull, StoreUnavailable
+from penstock.job import Job
+from penstock.limit import Limit
+from penstock.transports.base import NO_SHARE
+from penstock.transports.quota import Recently, Share
+from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.caller_side import CallerSide, ms
+from penstock.transports.redis.object_side import about
+from penstock.transports.redis.refusals import Refused
+from penstock.transports.redis.scripts import Birth, command
+from penstock.wire import encode_job
+
+SUBMIT_WITHIN_S = 2.0
+SHARE_FULL = -2  # what enqueue.lua says
+CROWDING_FOR_S = 0.05
+TAKEN_BACK_MS = 1000
+
+
+class SubmitSide(CallerSide):
+    """`submit`, and what is below it. `_crowding`: callers that had used up their share of the queue a moment ago."""
+
+    _crowding: Recently
+
+    async def submit(
+        self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
+    ) -> int:
+        # The queue has just said so, and to find it out is work for it.
+        if share.max_queued and self._crowding.has(job.caller, time.monotonic()):
+            raise share.queue_full()
+        asked = _Asked(job, self._birth(job, owner), floor, max_depth, "head" if front else "tail", share)
+        is_again = False
+        limit = Limit(time.monotonic() + SUBMIT_WITHIN_S)
+        try:
+            with limit:
+                while True:
+                    try:
+                        return await self._submit(asked, is_again)
+                    except Refused:
+                        raise
+                    except StoreUnavailable:  # the outcome is unknown: from here on look before pushing
+                        is_again = True
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise StoreUnavailable(f"Redis has been away for {SUBMIT_WITHIN_S:g} s.") from None
+        finally:
+            limit.close()
+
+    # ── below the verb ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _birth(self, job: Job, owner: str) -> Birth:
+        """What create and restore write into a new hash."""
+        lives = ms(job.timeout_s), self._retention_ms(job)
+        return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job))
+
+    async def _submit(self, asked: _Asked, is_again: bool) -> int:
+        """Book, create, then enqueue: in one pipeline where all go to one server, and nothing is known to be there.
+
+        What is refused after it was created is taken back. Where little is left of the caller's share, and on several
+        servers, the booking is asked first, so that nothing has to be.
+        """
+        job, share, store, pool = asked.job, asked.share, self._store, self._store.pool
+        booking = self._booking(job, asked.size, share)
+        create = scripts.create(job.id, asked.birth, asked.floor)
+        conn, queue_conn = store.conn(keys.job(job.id)), store.conn(pool.queue)
+        if store.is_one_server and not is_again and not self._near.has(job.caller, time.monotonic()):
+            enqueue = asked.enqueue(pool, is_again=False)
+            booked, created, depth = await store.exchange("submit", conn, (booking, create, enqueue))
+            if isinstance(booked, ReplyError):
+                booked = await self._repaired(job, booking, booked)
+            refusal = self._verdict(job, asked.size, share, booked)
+            if refusal is not None:
+                await self._take_back(job)
+                raise refusal
+        else:
+            refusal = self._verdict(job, asked.size, share, await self._book_alone(job, booking))
+            if refusal is not None:
+                raise refusal
+            (created,) = await store.exchange("create", conn, (create,))
+            if created in (b"running", b"done"):  # an earlier try got it further than the queue
+                return int(await store.ask("depth", pool.queue, command("LLEN", pool.queue)))
+            depth = 0
+            if not isinstance(created, ReplyError):
+                (depth,) = await store.exchange("enqueue", queue_conn, (asked.enqueue(pool, is_again=is_again),))
+        if isinstance(depth, ReplyError):
+            enqueue = asked.enqueue(pool, is_again=is_again)
+            if await store.repair(queue_conn, depth, enqueue.on):
+                (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
+        for reply in (created, depth):
+            if isinstance(reply, ReplyError):
+                refused = store.refusal("submit", reply)
+                self._unbook(job)
+                if created == b"":
+                    await store.ask("discard", keys.job(job.id), scripts.discard(job.id))
+                raise refused
+        if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
+            depth = await store.ask("enqueue", pool.queue, asked.enqueue(pool, is_again=True))
+        if depth < 0 and await store.ask("discard", keys.job(job.id), scripts.discard(job.id)):
+            self._unbook(job)
+            if depth == SHARE_FULL:
+                self._crowding.note(job.caller, time.monotonic())
+                raise share.queue_full()
+            raise QueueFull(f"The queue is full: {asked.max_depth} requests are waiting.")
+        return int(depth) if depth >= 0 else asked.max_depth
+
+    async def _take_back(self, job: Job) -> None:
+        """It was created beyond its caller's share: nothing is left of it, or nearly nothing if a worker has it."""
+        if await self._store.ask("discard", keys.job(job.id), scripts.discard(job.id)):
+            await self._store.ask("withdraw", self._store.pool.queue, scripts.withdraw(self._store.pool, job.id))
+        else:
+            cancel = scripts.cancel(job.id, "operator", None, TAKEN_BACK_MS)
+            await self._store.ask("cancel", keys.job(job.id), cancel)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class _Asked:
+    """What a submit asks for."""
+
+    job: Job
+    birth: Birth
+    floor: int
+    max_depth: int
+    where: Literal["head", "tail"]
+    share: Share
+
+    @property
+    def size(self) -> int:
+        return len(self.birth.job)
+
+    def enqueue(self, pool: keys.PoolKeys, *, is_again: bool) -> scripts.Command:
+        caller = self.job.caller
+        most = self.share.max_queued if caller else 0
+        return scripts.enqueue(
+            pool, self.job.id, self.max_depth, self.where, is_again=is_again, caller=caller, max_of_caller=most
+        )

@@ -1,0 +1,268 @@
+"""What one caller may have, over every transport: its share of the queue, and what is stored for it."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
+from penstock.event import Done
+from penstock.job import Sampling
+from penstock.transports import Transport
+from penstock.transports.base import NO_SHARE
+from penstock.transports.memory import MemoryTransport
+from penstock.transports.quota import REQUEST_BYTES, TOKEN_BYTES, VECTOR_BYTES, Share, answer_bytes, most_answer_bytes
+from penstock.transports.redis import keys
+from tests.contract.stores import RedisStore, Store, new_job, new_worker, run_one
+
+
+async def _has_room(transport: Transport, share: Share, caller: str = "bob") -> bool:
+    """Is one more small request taken?"""
+    try:
+        await transport.submit(new_job(caller=caller), "g1", 0, share=share)
+    except StorageQuota:
+        return False
+    return True
+
+
+async def _end(transport: Transport, worker: str, job_id: str) -> None:
+    claim = await run_one(transport, worker, job_id)
+    assert await transport.emit(worker, [Done(job_id, claim.attempt, 0, finish_reason="stop")]) == set()
+
+
+# ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_caller_has_its_share_of_the_queue_and_no_more(store: Store) -> None:
+    """Exact over two gateways, and of those that wait: what a worker takes makes room."""
+    here, there = await store.transport(), await store.transport()
+    share = Share(max_queued=3)
+    bobs = [new_job(caller="bob") for _ in range(3)]
+    for number, job in enumerate(bobs):
+        await (here, there)[number % 2].submit(job, "g1", 10, share=share)
+    for transport in (here, there):
+        with pytest.raises(QueueFull, match=r"3 requests of this caller are waiting.*MAX_QUEUED_PER_CALLER"):
+            await transport.submit(new_job(caller="bob"), "g1", 10, share=share)
+    await here.submit(new_job(caller="alice"), "g1", 10, share=share)
+    for _ in range(5):  # those without a key cannot be told apart
+        await here.submit(new_job(caller=""), "g1", 10, share=share)
+    assert len(await here.waiting()) == 9
+    await here.enlist(new_worker("w1"))
+    await run_one(here, "w1", bobs[0].id)
+    assert await here.cancel(bobs[1].id, "client") == "ended"
+    left: list[str] = []
+
+    async def two_more() -> bool:
+        try:
+            job = new_job(caller="bob")
+            await there.submit(job, "g1", 20, share=share)
+            left.append(job.id)
+        except QueueFull:
+            return len(left) == 2
+        return False
+
+    await store.until(two_more, "two more to be taken, and no third")
+    assert set(left) <= set(await here.waiting())
+
+
+async def test_a_refused_request_leaves_nothing(store: Store) -> None:
+    transport = await store.transport()
+    job = new_job(caller="bob")
+    for share in (Share(max_queued=1), Share(max_stored=1)):
+        await transport.submit(job, "g1", 0, share=share)
+        refused = new_job(caller="bob")
+        with pytest.raises((QueueFull, StorageQuota)):
+            await transport.submit(refused, "g1", 0, share=share)
+        assert await transport.read(refused.id) is None
+        assert refused.id not in await transport.waiting()
+        assert await transport.requests_of("bob", 10) == [job.id]
+
+
+# ── what is stored ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_caller_stores_so_many_requests(store: Store) -> None:
+    here, there = await store.transport(), await store.transport()
+    share = Share(max_stored=4)
+    taken = [await _has_room((here, there)[number % 2], share) for number in range(7)]
+    assert taken == [True] * 4 + [False] * 3
+    assert await _has_room(here, share, "alice")
+    with pytest.raises(StorageQuota, match=r"at most 4 may be \(PENSTOCK_MAX_STORED_PER_CALLER\)") as caught:
+        await there.submit(new_job(caller="bob"), "g1", 0, share=share)
+    assert caught.value.retry_after_s is not None
+    assert 1 <= caught.value.retry_after_s <= 120
+
+
+async def test_a_caller_stores_so_many_bytes(store: Store) -> None:
+    """Until its end a request counts with the longest answer that it may get, then with the one it has."""
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored_bytes=200_000)
+    large = new_job(caller="bob", sampling=Sampling(max_tokens=1200))  # 153,600 bytes
+    await transport.submit(large, "g1", 0, share=share)
+    another = new_job(caller="bob", prompt="x" * 100_000)
+    with pytest.raises(StorageQuota, match=r"at most 200000 may be \(PENSTOCK_MAX_STORED_BYTES_PER_CALLER\)"):
+        await transport.submit(another, "g1", 0, share=share)
+    await _end(transport, "w1", large.id)
+    for _ in range(2):  # two gateways may have heard its end
+        transport.weigh(large, 10 * TOKEN_BYTES, 60.0)
+    await transport.submit(another, "g1", 0, share=share)
+    with pytest.raises(StorageQuota):
+        await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
+
+
+async def test_what_is_booked_twice_counts_once(store: Store) -> None:
+    transport = await store.transport()
+    share = Share(max_stored=2, max_stored_bytes=10_000)
+    job = new_job(caller="bob", prompt="x" * 4_000)
+    for _ in range(5):  # submitted again, as its outcome was not known; after a loss of data, without a limit
+        await transport.submit(job, "g1", 0, share=share)
+        await transport.submit(job, "g1", 0, front=True)
+    assert await _has_room(transport, share)
+    assert not await _has_room(transport, share)
+    assert len(await transport.requests_of("bob", 10)) == 2
+
+
+async def test_what_has_expired_makes_room(store: Store) -> None:
+    transport = await store.transport()
+    share = Share(max_stored=2)
+    for _ in range(2):
+        job = new_job(caller="bob", timeout_s=0.05, retention_s=0.05)
+        await transport.submit(job, "g1", 0, share=share)
+    assert not await _has_room(transport, share)
+
+    async def has_room() -> bool:
+        return await _has_room(transport, share)
+
+    await store.until(has_room, "the two to expire")
+
+
+async def test_what_ended_makes_room_when_it_expires(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored=1)
+    job = new_job(caller="bob", retention_s=3600.0)
+    await transport.submit(job, "g1", 0, share=share)
+    await _end(transport, "w1", job.id)
+    transport.retire(job.id, 0.05)
+    transport.weigh(job, 0, 0.05)
+
+    async def has_room() -> bool:
+        return await _has_room(transport, share)
+
+    await store.until(has_room, "it to expire")
+
+
+async def test_what_a_client_cancels_is_not_kept_long(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    running, waiting = new_job(retention_s=7200.0), new_job(retention_s=7200.0)
+    late = new_job(retention_s=7200.0)
+    for job in (running, waiting, late):
+        await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", running.id)
+    assert await transport.cancel(running.id, "client") == "marked"
+    await transport.emit("w1", [Done(running.id, claim.attempt, 0, finish_reason="cancelled")])
+    assert await transport.cancel(waiting.id, "operator") == "ended"
+    assert await transport.cancel(late.id, "deadline") == "ended"
+    if isinstance(store, RedisStore) and not store.clients:
+        with redis.Redis.from_url(store.url) as client:
+            left = [client.pttl(keys.job(job.id)) for job in (running, waiting, late)]
+        assert [int(ms) > 7_000_000 for ms in left] == [False, False, True]
+    elif isinstance(transport, MemoryTransport):
+        entries = [transport._jobs[job.id] for job in (running, waiting, late)]
+        assert [entry.expires_at - entry.ended_at for entry in entries] == [60.0, 60.0, 7200.0]
+
+
+async def test_the_books_come_out_even(real: RedisStore, client: redis.Redis) -> None:
+    """Whatever happened to the requests, the sum is that of what is booked."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored=50, max_stored_bytes=100_000, max_queued=20)
+    for number in range(120):
+        job = new_job(caller="bob", prompt="x" * (number * 37 % 500), timeout_s=0.01 + number % 3, retention_s=0.01)
+        try:
+            await transport.submit(job, "g1", 15, share=share)
+        except (QueueFull, StorageQuota):
+            continue
+        if number % 4 == 0:
+            await transport.take("w1", 1)
+        if number % 2 == 0:
+            transport.weigh(job, number, 0.001 * number)
+        elif number % 5 == 0:
+            await transport.cancel(job.id, "client")
+    _, stored, sizes = keys.caller("bob")
+    booked = client.hgetall(sizes)
+    assert isinstance(booked, dict)
+    total = int(booked.pop("sum"))
+    assert total == sum(sum(map(int, entry.split())) for entry in booked.values())
+    assert set(booked) == set(client.zrange(stored, 0, -1))
+
+
+async def test_books_that_are_lost_begin_anew(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    share = Share(max_stored=2)
+    job = new_job(caller="bob")
+    await transport.submit(job, "g1", 0, share=share)
+    client.flushall()
+    await transport.submit(job, "g1", 0, front=True)
+    assert await _has_room(transport, share)
+    assert not await _has_room(transport, share)
+    client.delete(keys.caller("bob")[2])  # half of them: nothing is refused or raised for that
+    transport.weigh(job, 0, 1.0)
+    assert not await _has_room(transport, share)
+
+
+@pytest.mark.parametrize("name", [*keys.caller("bob"), keys.PoolKeys().waiting("bob")])
+async def test_books_of_a_wrong_type_are_begun_anew(real: RedisStore, client: redis.Redis, name: str) -> None:
+    transport = await real.transport()
+    share = Share(max_stored=2, max_queued=10)
+    await transport.submit(new_job(caller="bob"), "g1", 0, share=share)
+    client.set(name, "a string", px=60_000)
+    assert await transport.submit(new_job(caller="bob"), "g1", 0, share=share) == 2
+    transport.weigh(new_job(caller="bob"), 0, 1.0)
+
+
+async def test_what_was_begun_beyond_the_share_is_ended(real: RedisStore, client: redis.Redis) -> None:
+    """Another gateway has used up the share, and a worker is faster than the refusal."""
+    here, there = await real.transport(), await real.transport()
+    share = Share(max_stored=2)
+    await there.submit(new_job(caller="bob"), "g1", 0, share=NO_SHARE)
+    await there.submit(new_job(caller="bob"), "g1", 0, share=NO_SHARE)
+    refused = new_job(caller="bob")
+    with pytest.raises(StorageQuota):
+        await here.submit(refused, "g1", 0, share=share)  # the first that this one hears of it
+    assert await here.read(refused.id) is None
+    assert refused.id not in await here.waiting()
+    calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    with pytest.raises(StorageQuota):  # from now on it is asked first
+        await here.submit(new_job(caller="bob"), "g1", 0, share=share)
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls + 1
+
+
+# ── the memory of a process ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_memory_has_a_bound() -> None:
+    now = 1_800_000_000.0
+    transport = MemoryTransport(max_bytes=500_000, now=lambda: now)
+
+    async def store_one(caller: str) -> None:
+        job = new_job(caller=caller, prompt="x" * 50_000, sampling=Sampling(max_tokens=1))
+        await transport.submit(job, "g1", 0)
+
+    for number in range(9):
+        await store_one(f"caller-{number}")
+    with pytest.raises(StoreUnavailable, match=r"at most 500000 are kept \(PENSTOCK_MAX_MEMORY_BYTES\)"):
+        await store_one("another")
+    now += 700.0  # their timeout and retention
+    await transport.submit(new_job(prompt="x" * 400_000), "g1", 0)
+
+
+def test_how_an_answer_is_counted() -> None:
+    text = new_job(sampling=Sampling(max_tokens=100))
+    assert most_answer_bytes(text) == 100 * TOKEN_BYTES
+    assert answer_bytes(text, ["a", "b"]) == 2 * TOKEN_BYTES
+    texts = new_job(prompt=None, inputs=("a", "b", "c"))
+    assert most_answer_bytes(texts) == 3 * VECTOR_BYTES
+    assert REQUEST_BYTES > 0
