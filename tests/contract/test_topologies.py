@@ -25,9 +25,10 @@ from penstock.job import Job
 from penstock.transports.redis import RedisTransport, keys
 from penstock.transports.redis.cluster import slot_of
 from penstock.transports.redis.connection import ServerConnection
-from penstock.transports.redis.endpoint import Endpoint, parse
+from penstock.transports.redis.endpoint import Endpoint, Kind, parse
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.link import NoMetrics
+from penstock.transports.redis.rights import name_of, needed
 from tests.contract.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.servers import free_port
 from tests.topologies import (
@@ -416,6 +417,76 @@ async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
             await wait_until(partial(_has_heard, ear, len(ends), Done), "the ends of all that live")
         for other in others:
             await other.close()
+    finally:
+        await transport.close()
+        site.stop()
+
+
+# ── a user with exactly the rights that are listed ───────────────────────────────────────────────────────────────────
+
+
+def _limit(site: Topology, kind: Kind, servers: range) -> str:
+    """A user on these servers who may do what `rights` lists and no more; the URL for that user."""
+    rules = ["~inference:*", "~{inference:*", "&*"]
+    rules += dict.fromkeys(f"+{name_of(words).lower()}" for words in needed(PoolKeys(), kind))
+    for index in servers:
+        with site.client(index) as client:
+            client.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules)
+    return site.url.replace("//", "//app:pw@")
+
+
+async def _answer_one(transport: RedisTransport) -> None:
+    ear = await Ear().listen(transport)
+    await transport.enlist(new_worker("w1"))
+    await transport.watch("w1", lambda job_id, reason: None)
+    await transport.tick("g1")
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    claim = await run_one(transport, "w1", job.id)
+    await transport.emit("w1", [tokens(claim, 0, "a")])
+    assert not (await transport.renew(new_worker("w1"), [job.id])).is_lost
+    assert await transport.emit("w1", [Done(job.id, claim.attempt, 1, finish_reason="stop")]) == set()
+    await wait_until(lambda: ear.events and isinstance(ear.events[-1], Done), "its end is heard")
+
+
+@pytest.mark.timeout(60)
+async def test_the_rights_listed_suffice_behind_sentinels() -> None:
+    site = start_sentinel()
+    transport = RedisTransport(_limit(site, "sentinel", range(2)))
+    try:
+        await _answer_one(transport)
+        site.sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)  # type: ignore[no-untyped-call]
+        until(lambda: site.master_port == site.servers[1].port, "the other server to be the master")
+
+        async def answers() -> bool:
+            try:
+                await _answer_one(transport)
+            except StoreUnavailable:
+                return False
+            return True
+
+        await wait_until_async(answers, "the new master is used", 20.0)
+    finally:
+        await transport.close()
+        site.stop()
+
+
+@pytest.mark.timeout(60)
+async def test_the_rights_listed_suffice_on_a_cluster() -> None:
+    site = start_cluster()
+    transport = RedisTransport(_limit(site, "cluster", range(3)))
+    try:
+        for _ in range(5):  # at several nodes
+            await _answer_one(transport)
+        await transport.submit(first := new_job(), "g1", 0)
+        source, to = site.owner(QUEUE), (site.owner(QUEUE) + 1) % 3
+        site.begin_move(QUEUE, to)
+        with site.client(source) as client:
+            held = [name for name in client.scan_iter() if QUEUE in name]
+        site.carry(*held, to=to)
+        await transport.submit(job := new_job(), "g1", 0)  # the source says ASK for what it has not any more
+        site.end_move(QUEUE, to)
+        assert await transport.waiting() == [first.id, job.id]
     finally:
         await transport.close()
         site.stop()

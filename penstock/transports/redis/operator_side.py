@@ -160,16 +160,21 @@ class OperatorSide(Transport):
 
     async def _rights(self) -> Finding:
         """Asked of the ACL, for each command on keys of ours; else whether the server knows the commands at all."""
-        conn, needed = self._store.conn(self._store.pool.queue), rights.needed(self._store.pool)
+        conn = self._store.conn(self._store.pool.queue)
+        needed = rights.needed(self._store.pool, parse(self._url).kind)
         (who,) = await self._look(conn, command("ACL", "WHOAMI"))
         user = who.decode() if isinstance(who, bytes) else "this user"
         said = await self._look(conn, *(command("ACL", "DRYRUN", user, *words) for words in needed))
-        refused: list[str] | None = [words[0] for words, reply in zip(needed, said, strict=True) if _is_denied(reply)]
+        refused: list[str] | None = [
+            rights.name_of(words) for words, reply in zip(needed, said, strict=True) if _is_denied(reply)
+        ]
         if any(isinstance(reply, ReplyError) and not _is_denied(reply) for reply in said):
             (known,) = await self._look(conn, command("COMMAND", "INFO", *(words[0] for words in needed)))
             is_told = isinstance(known, list) and None in known
             refused = (
-                [words[0] for words, is_known in zip(needed, known, strict=True) if not is_known] if is_told else None
+                [rights.name_of(words) for words, is_known in zip(needed, known, strict=True) if not is_known]
+                if is_told
+                else None
             )
         return findings.rights(user, refused)
 

@@ -6,6 +6,7 @@ Commands that scripts run are among them, because an ACL is asked about those to
 from __future__ import annotations
 
 from penstock.transports.redis import keys
+from penstock.transports.redis.endpoint import Kind
 from penstock.transports.redis.keys import PoolKeys
 
 # One line for each command, as it could be sent. Q, W, Z, H, D: keys of the pool; J, L: of a request; C, P, T: its
@@ -68,7 +69,22 @@ _COMMANDS = """
 """
 
 
-def needed(pool: PoolKeys) -> list[tuple[str, ...]]:
+# What finding the server takes: the master is asked whether it is one, a cluster's nodes for their map. A slot that
+# moves is asked for with ASKING.
+_TO_FIND: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "single": (),
+    "sentinel": (("ROLE",),),
+    "cluster": (("CLUSTER", "SLOTS"), ("ASKING",)),
+}
+_CONTAINERS = ("CLIENT", "CLUSTER", "SCRIPT")
+
+
+def name_of(words: tuple[str, ...]) -> str:
+    """A command as an ACL rule spells it: `XADD`, `CLUSTER|SLOTS`."""
+    return "|".join(words[:2]) if words[0] in _CONTAINERS else words[0]
+
+
+def needed(pool: PoolKeys, kind: Kind = "single") -> list[tuple[str, ...]]:
     """Each command as its words, with keys of `pool` and of an imaginary request `x.x`."""
     pool_keys = {"Q": pool.queue, "W": pool.worker("x"), "Z": pool.workers, "H": pool.about, "D": pool.dead}
     request = {"J": keys.job("x.x"), "L": keys.log("x.x"), "C": keys.channel("x.x"), "P": keys.pattern("x")}
@@ -76,4 +92,4 @@ def needed(pool: PoolKeys) -> list[tuple[str, ...]]:
     others |= zip("MSB", keys.caller("x"), strict=True)
     names = pool_keys | request | others
     lines = (line.split() for line in _COMMANDS.strip().splitlines())
-    return [(words[0], *(names.get(word, word) for word in words[1:])) for words in lines]
+    return [(words[0], *(names.get(word, word) for word in words[1:])) for words in lines] + [*_TO_FIND[kind]]
