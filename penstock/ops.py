@@ -173,18 +173,18 @@ class _Connection(Http1Connection):
 
 
 class OpsServer:
-    """A running server; `port` is the one it got."""
+    """A running server; `port` is the one it got, and `task` runs until it is closed."""
 
     def __init__(self, server: uvicorn.Server, task: asyncio.Task[None], host: str, port: int) -> None:
         self._server = server
-        self._task = task
+        self.task = task
         self.host = host
         self.port = port
 
     async def close(self) -> None:
         """Stop accepting, give open answers a second, and return. Safe to repeat."""
         self._server.should_exit = True
-        await self._task
+        await self.task
 
 
 async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer:

@@ -14,6 +14,7 @@ from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports import Transport
 from penstock.worker import build_worker
+from penstock.worker.process import end_process
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def run_serve(settings: Settings) -> int:
         """A server whose worker has died would answer nobody: it ends, and its supervisor starts another."""
         if not working.cancelled() and working.exception() is not None:
             logger.critical("the worker died", exc_info=working.exception())
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                end_process(0.0)  # the server does not heed signals yet: the status would be that of a clean stop
             os.kill(os.getpid(), signal.SIGTERM)
 
     return server.run(settings, server.bind(settings), with_worker)

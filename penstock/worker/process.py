@@ -76,6 +76,13 @@ def end_process(seconds: float) -> None:
     os._exit(EXIT_STALLED)
 
 
+def _end_with(task: asyncio.Task[None]) -> None:
+    """A process that has lost one of its loops is of no use, and says it is well: a supervisor starts another."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("a loop of the worker's process ended", exc_info=error)
+        end_process(0.0)
+
+
 async def _serve(settings: Settings) -> int:
     metrics = Metrics(models=[spec.name for spec in settings.models])
     transport = make_transport(settings, metrics)
@@ -84,6 +91,8 @@ async def _serve(settings: Settings) -> int:
     must = settings.is_set("metrics_port") and settings.metrics_port != 0
     ops = await serve_ops(app, settings.metrics_host, settings.metrics_port, must)
     lag = asyncio.create_task(watch_lag(metrics))
+    for task in (lag, ops.task):
+        task.add_done_callback(_end_with)
     loop = asyncio.get_running_loop()
     on_signal = once_each(worker.stop)
     for number in SIGNALS:

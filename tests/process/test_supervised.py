@@ -8,6 +8,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -205,6 +207,41 @@ async def test_gateway_processes_are_started_again_and_refused_for_meanwhile(
         program.wait_for(f"{url}/readyz", timeout_s=30)
         assert (await http.post(f"{url}/v1/generate", json=body, timeout=30)).status_code == 200
         assert await asyncio.to_thread(program.stop) == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "run", "status"),
+    [
+        ("penstock.worker.process.watch_lag", "penstock.worker.run_worker", 70),
+        ("penstock.ops.Server.main_loop", "penstock.worker.run_worker", 70),
+        ("penstock.worker.worker.Worker.run", "penstock.worker.run_worker", 1),
+        ("penstock.worker.worker.Worker.run", "penstock.serve.run_serve", 70),
+    ],
+)
+async def test_a_process_that_has_lost_a_loop_ends_so_that_it_is_started_again(
+    redis_url: str, lost: str, run: str, status: int
+) -> None:
+    code = """
+import pkgutil, sys
+from penstock.settings import load_settings
+async def end(*args):
+    raise RuntimeError("a bug")
+lost, run, redis_url, port = sys.argv[1:]
+home, _, name = lost.rpartition(".")
+setattr(pkgutil.resolve_name(home), name, end)
+sys.exit(pkgutil.resolve_name(run)(load_settings({"redis_url": redis_url, "metrics_port": "0", "port": port})))
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, lost, run, redis_url, str(free_port())), stderr=subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == status, said.decode()
+    assert "RuntimeError: a bug" in said.decode()
+    assert '"level":"critical"' in said.decode()
 
 
 @pytest.mark.parametrize("command", ["worker", "gateway --processes 2", "bench --requests 1 --processes 2"])
