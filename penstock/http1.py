@@ -11,31 +11,30 @@ import asyncio
 from typing import Any, cast
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from penstock.errors import InvalidRequest, MethodNotAllowed, PenstockError, SlowBody, Unavailable
+from penstock.errors import Draining, InvalidRequest, MethodNotAllowed, PenstockError, SlowBody, Unavailable
 from penstock.listener import State
+from penstock.refusal import answer
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024  # of later requests, unparsed, while one is answered: then reading stops
 SLICE_BYTES = 4096  # parsed at a time, as the parser cannot stop where a request ends
 MIN_PIECE_BYTES = 64  # of a body, on average: each piece costs microseconds, and a read may hold 40,000 of one byte
 SPARE_BYTES = 64 * 1024  # so many short of that average a body may be: 1,000 pieces of any size
-MAX_LINGERING = 64  # connections beyond the maximum that may stay a moment to read their refusal
 LINGER_S = 1.0
+CLOSING = "This server is shutting down."
 VERSIONS = ("1.1", "1.0")
 WHOLE = "penstock.whole"  # in the scope once the whole request has arrived
 
-_PHRASES = {400: b"Bad Request", 405: b"Method Not Allowed", 408: b"Request Timeout", 503: b"Service Unavailable"}
-
 
 class Http1Connection(HttpToolsProtocol):
-    """See the head of this file. Needs a server whose `server_state` is a `State`."""
+    """See the head of this file. Needs a server whose `server_state` is a `State`. `Limit.apply` sets its limits."""
 
     header_timeout_s = 10.0
     max_connections = 10_000
+    max_lingering = 64  # connections beyond those that stay a moment to read their refusal
 
     _timer: asyncio.TimerHandle | None = None  # for a head that arrives, or for a client that reads its refusal
     _head_bytes = 0
@@ -56,10 +55,10 @@ class Http1Connection(HttpToolsProtocol):
         self.flow = _Flow(transport)
         state = cast(State, self.server_state)
         self._idle = state.idle
-        if len(self.connections) > self.max_connections and not state.evict_one(self.loop.time()):
+        if state.is_closing:
+            self._refuse(Draining(CLOSING, retry_after_s=1.0))
+        elif len(self.connections) > self.max_connections and not state.evict_one(self.loop.time()):
             self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
-            if len(self.connections) > self.max_connections + MAX_LINGERING:
-                self.transport.close()
         else:
             self._idle[self] = self.loop.time()
             self._await_head()
@@ -76,6 +75,13 @@ class Http1Connection(HttpToolsProtocol):
         """The client sends no more: what it has sent whole is answered, then the connection closes."""
         self._is_eof = self._is_busy()
         return self._is_eof
+
+    def shutdown(self) -> None:
+        """The server stops. A client that has just connected has sent its request, or is about to."""
+        if self.cycle is None and not self._is_deaf:
+            self._refuse(Draining(CLOSING, retry_after_s=1.0))
+        else:
+            super().shutdown()
 
     # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,7 +266,7 @@ class Http1Connection(HttpToolsProtocol):
             if cycle.response_started:
                 self.transport.close()
                 return
-        self.transport.write(_answer(error))
+        self.transport.write(answer(error, self.server_state.default_headers))
         # Closed at once, with something unread, the kernel would send a reset, and the client might not see the answer.
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_S, self.transport.close)
@@ -282,16 +288,3 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if not self.is_held:
             super().resume_reading()
-
-
-def _answer(error: PenstockError) -> bytes:
-    body = msgspec.json.encode(error.envelope())
-    lines = [
-        b"HTTP/1.1 %d %s" % (error.status, _PHRASES.get(error.status, b"Error")),
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        b"connection: close",
-    ]
-    if error.retry_after_s is not None:
-        lines.append(b"retry-after: %d" % error.retry_after_s)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body

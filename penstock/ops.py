@@ -14,7 +14,7 @@ import math
 import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import uvicorn
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from penstock.errors import ConfigError, NotFound, Unavailable
 from penstock.http1 import Http1Connection
-from penstock.listener import State
+from penstock.listener import ACCEPTS_PER_TURN, Acceptor, Limit, State
 from penstock.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 LAG_EVERY_S = 0.5
 RETRY_AFTER_S = 1.0
+MAX_CONNECTIONS = 256  # of a worker's small server
 _NO_STORE = {"cache-control": "no-store"}
 
 Ready = Callable[[], list[str]]
@@ -137,14 +138,34 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
 
 
 class Server(uvicorn.Server):
-    """uvicorn's without its ten wake-ups a second, nearly half of an idle process' own: one a second, for the date in
-    answers' heads, and one when it is to end. Leaves the signals to whoever runs it.
+    """uvicorn's, with an acceptor of ours, and without its ten wake-ups a second, nearly half of an idle process' own:
+    one a second, for the date in answers' heads, and one when it is to end. Leaves the signals to its owner.
     """
+
+    accepts_per_turn = ACCEPTS_PER_TURN
 
     def __init__(self, config: uvicorn.Config) -> None:
         self._ending = asyncio.Event()
         super().__init__(config)
-        self.server_state = State()
+        self.state = self.server_state = State()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept on `sockets` ourselves, many connections a turn of the loop."""
+        await super().startup(sockets=[])
+        kind = cast(type[Http1Connection], self.config.http_protocol_class)
+
+        def connection() -> Http1Connection:
+            return kind(self.config, self.state, self.lifespan.state)
+
+        def room() -> int:
+            return kind.max_connections + kind.max_lingering - len(self.state.connections)
+
+        servers: list[Any] = self.servers
+        servers += [Acceptor(listener, connection, room, self.accepts_per_turn) for listener in sockets or ()]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.is_closing = True
+        await super().shutdown(sockets)
 
     @property
     def should_exit(self) -> bool:
@@ -168,10 +189,6 @@ class Server(uvicorn.Server):
         yield
 
 
-class _Connection(Http1Connection):
-    max_connections = 256
-
-
 class OpsServer:
     """A running server; `port` is the one it got, and `task` runs until it is closed."""
 
@@ -192,7 +209,7 @@ async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer
     listener = _listen(host, port, must)
     config = uvicorn.Config(
         app,
-        http=_Connection,
+        http=Limit(MAX_CONNECTIONS).apply(Http1Connection),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -23,11 +23,12 @@ import uvicorn
 import uvloop
 
 from penstock import __version__, ops, stdio
-from penstock.api.connection import limited
+from penstock.api.connection import Connection
 from penstock.api.door import Door, refuse_open
 from penstock.app import create_app
 from penstock.errors import ConfigError
 from penstock.gateway import Gateway
+from penstock.listener import Limit, accepts_per_turn
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
 from penstock.settings import Settings
@@ -82,9 +83,11 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     transport = make_transport(settings, metrics)
     host, port = listener.getsockname()[:2]
     gateway = Gateway(settings, transport, metrics, Door(settings, host))
+    # A worker in this process may have a connection to an engine for every sequence that it runs.
+    limit = Limit(settings.max_connections, 0 if beside is _nothing else settings.max_batch_size * settings.max_batches)
     config = uvicorn.Config(
         create_app(gateway),
-        http=limited(settings.header_timeout_s, settings.max_connections),
+        http=limit.apply(Connection, header_timeout_s=settings.header_timeout_s),
         log_config=None,
         access_log=False,
         proxy_headers=False,  # whom to believe is `trusted_proxies`, and admission's to judge
@@ -95,6 +98,7 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         headers=[("x-content-type-options", "nosniff")],
     )
     server = _Server(config, gateway)
+    server.accepts_per_turn = accepts_per_turn(settings.processes)
     models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
     serves = "whatever live workers announce" if beside is _nothing else models
     server.on_started = lambda: _announce(gateway, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serves)

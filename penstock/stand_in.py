@@ -9,8 +9,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-import msgspec
-
+from penstock import refusal
 from penstock.errors import Unavailable
 
 RETRY_AFTER_S = 5
@@ -23,13 +22,9 @@ class Refuser:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._answered: deque[socket.socket] = deque()
-        error = Unavailable("No process of this gateway runs at present.", retry_after_s=RETRY_AFTER_S)
-        body = msgspec.json.encode(error.envelope())
-        head = (
-            f"HTTP/1.1 {error.status} Service Unavailable\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nretry-after: {RETRY_AFTER_S}\r\nconnection: close\r\n\r\n"
+        self._answer = refusal.answer(
+            Unavailable("No process of this gateway runs at present.", retry_after_s=RETRY_AFTER_S)
         )
-        self._answer = head.encode() + body
 
     def fileno(self) -> int:
         self._listener.setblocking(False)

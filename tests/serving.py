@@ -11,9 +11,10 @@ from typing import Any
 import uvicorn
 
 from penstock import ops
-from penstock.api.connection import limited
+from penstock.api.connection import Connection
 from penstock.app import create_app
 from penstock.gateway import Gateway
+from penstock.listener import Limit
 from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
@@ -28,8 +29,9 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
     configured = Settings(**settings)
     gateway = Gateway(configured, store, metrics)
     worker = build_worker(configured, store, metrics)
+    http = Limit(1000).apply(Connection)
     config = uvicorn.Config(
-        create_app(gateway), http=limited(10.0, 1000), log_config=None, access_log=False, proxy_headers=False, ws="none"
+        create_app(gateway), http=http, log_config=None, access_log=False, proxy_headers=False, ws="none"
     )
     server = ops.Server(config)
     with socket.socket() as listener:

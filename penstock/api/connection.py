@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from penstock.http1 import WHOLE, Http1Connection
 
-__all__ = ["CLIENT", "WHOLE", "Client", "Connection", "Departure", "header", "limited"]
+__all__ = ["CLIENT", "WHOLE", "Client", "Connection", "Departure", "header"]
 
 WRITE_BUFFER_BYTES = 32 * 1024
 CLIENT = "penstock.client"  # in the scope: a `Client`
@@ -26,7 +26,7 @@ PROBE_AFTER_S = (0.0, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0)
 
 
 class Connection(Http1Connection):
-    """See the head of this file. Its limits are set by `limited`."""
+    """See the head of this file. Its limits are set by `http1.limited`."""
 
     _probe_timer: asyncio.TimerHandle | None = None
 
@@ -203,9 +203,3 @@ def header(scope: Scope, name: bytes) -> str | None:
         if found == name:
             return cast(bytes, value).decode("latin-1")
     return None
-
-
-def limited(header_timeout_s: float, max_connections: int) -> type[Connection]:
-    """The protocol class for uvicorn's `http` option, with these limits."""
-    limits: dict[str, Any] = {"header_timeout_s": header_timeout_s, "max_connections": max_connections}
-    return type("LimitedConnection", (Connection,), limits)

@@ -307,7 +307,14 @@ class Settings(BaseModel):
         float, Field(gt=0, le=3600), About("Time for a request's body to arrive. Beyond it: 408.", EDGE, "s")
     ] = 30.0
     max_connections: Annotated[
-        int, Field(ge=1, le=1_000_000), About("Open connections per gateway process.", EDGE, "connections")
+        int,
+        Field(ge=1, le=1_000_000),
+        About(
+            "Open connections per gateway process, fewer where the hard limit of open files is too low. At the maximum "
+            "a new one takes the place of the one that has been idle longest; if none is idle: 503.",
+            EDGE,
+            "connections",
+        ),
     ] = 10_000
 
     # ── streams and lifetimes ──

@@ -142,17 +142,6 @@ async def test_who_reads_late_reads_everything(url: str) -> None:
     assert b"event: done" in answer[-1] + answer[-2]
 
 
-async def test_connections_are_capped(fleet: Site, url: str) -> None:
-    parts = urlsplit(url)
-    held = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(205)]
-    try:
-        answers = [await asyncio.wait_for(reader.read(300), 5.0) for reader, _ in held[200:]]
-        assert {_status(answer) for answer in answers} == {503}
-    finally:
-        for _, writer in held:
-            writer.close()
-
-
 async def test_ids_of_clients_never_become_ours(url: str) -> None:
     async with reading.client() as http:
         for given in ("mine-1", "a" * 65, "b c", "ü"):
