@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs audit clean
+.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs audit conformance clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -77,6 +77,10 @@ audit: $(READY)  ## look for known vulnerabilities of the installed packages; ne
 	@$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > $(AUDIT)/installed.txt
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(AUDIT)/installed.txt \
 		|| { echo 'make audit: packages with vulnerabilities are listed above; where there is an error instead, the index of advisories could not be reached or did not know a package, and nothing was audited'; exit 1; }
+
+WORKER ?= node examples/worker.js
+conformance: $(READY)  ## does a worker keep the rules of docs/protocol.md? WORKER="the command that starts it"
+	$(BIN)/python -m tests.conformance --worker '$(WORKER)' $(ARGS)
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) .venv-models $(AUDIT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
