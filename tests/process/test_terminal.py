@@ -28,7 +28,7 @@ class Hostile(BaseHTTPRequestHandler):
         counts = {"queue_depth": 1, "drain_rate_per_s": 1.0, "num_taken": 1, "num_dead": 1, "num_held": 1}
         site = {"oldest_waiting_s": None, "gateways": [leased], "workers": [leased], "running": [held], **counts}
         finding = {"level": BAD, "name": BAD, "value": BAD, "advice": BAD}
-        dead = {"id": BAD, "model": BAD, "deaths": 1, "error": BAD}
+        dead = {"id": BAD, "model": BAD, "deaths": 1, "error": BAD, "reason": BAD}
         answers = {
             "overview": site,
             "doctor": {"level": "ok", "findings": [finding]},

@@ -56,7 +56,7 @@ def test_an_answer_and_an_error(out: Stream) -> None:
 
 
 def test_tables(out: Stream) -> None:
-    dead = {"id": COMMANDS, "model": COMMANDS, "deaths": 1, "error": "[red]no markup[/]"}
+    dead = {"id": COMMANDS, "model": COMMANDS, "deaths": 1, "error": "[red]no markup[/]", "reason": COMMANDS}
     finding = {"level": "error", "name": COMMANDS, "value": COMMANDS, "advice": ":smile:"}
     table = Table("head")
     table.add_row(COMMANDS)
