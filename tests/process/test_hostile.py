@@ -70,6 +70,7 @@ def _status(answer: bytes) -> int:
 async def test_slow_headers_are_cut(url: str) -> None:
     answer = await _raw(url, b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-ty")
     assert _status(answer) == 408
+    assert b"\r\nx-content-type-options: nosniff\r\n" in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
 
