@@ -107,7 +107,7 @@ _SPECS = (
     Spec("penstock_store_round_trip_seconds", "seconds", ("verb",), _EVERY,
          "Round trips to Redis, by verb.", _TRIP_S),
     Spec("penstock_store_errors_total", "errors", ("kind",), _EVERY,
-         "Round trips to Redis that failed, and writes that it refused, by kind."),
+         "Round trips to Redis that failed, commands that it refused and data that could not be used, by kind."),
     Spec("penstock_event_loop_lag_seconds", "seconds", (), _EVERY,
          "How much later than asked the event loop woke a timer; it is blocked that long.", _LAG_S),
     Spec("penstock_log_lines_dropped_total", "lines", (), _EVERY,

@@ -224,11 +224,12 @@ async def test_names_of_workers_and_gateways_that_are_not_utf_8(real: RedisStore
         await transport.cancel(job.id, "client")
 
 
-@pytest.mark.parametrize("value", ["many", "nan", "inf", "-inf", "1e999", "9" * 30, ""])
+@pytest.mark.parametrize("value", ["many", "nan", "inf", "-inf", "1e999", "9" * 30, "-999999999", ""])
 async def test_a_clock_of_garbage_mends_itself(real: RedisStore, client: redis.Redis, value: str) -> None:
     transport = await real.transport(lease_s=0.25)
     await transport.enlist(new_worker("w1"))
-    clock: dict[Any, Any] = dict.fromkeys(("pulse", "amnesty", "pushed", "taken"), value)
+    await transport.tick("g2")
+    clock: dict[Any, Any] = dict.fromkeys(("pulse", "amnesty", "pushed", "taken", "protocol", "away"), value)
     client.hset("{inference:queue}:clock", mapping=clock)
     job = new_job()
     await again(lambda: transport.submit(job, "g1", 0))
@@ -236,6 +237,8 @@ async def test_a_clock_of_garbage_mends_itself(real: RedisStore, client: redis.R
     assert pool.depth == 1
     assert 0 <= pool.num_taken < 10**15
     assert [worker.id for worker in pool.workers] in (["w1"], [])
+    await again(lambda: transport.enlist(new_worker("w2")))
+    await again(lambda: transport.renew(new_worker("w2"), []))
     await transport.overview()
 
     async def is_dead() -> bool:  # nobody is spared for ever

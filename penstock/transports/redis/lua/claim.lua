@@ -18,7 +18,7 @@ local hash = redis.pcall('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'cancel
 local is_hash = not hash.err
 if not is_hash and not string.find(hash.err, 'WRONGTYPE', 1, true) then return hash end
 local state, holder, cancel, model = hash[1], hash[3] or '', hash[4], hash[11] or ''
-if is_hash then
+if is_hash and not state then
   local is_there = false
   for i = 1, 15 do is_there = is_there or hash[i] end
   if not is_there then return {'missing'} end
@@ -26,7 +26,8 @@ end
 
 -- A count or a time; nil for what is neither. Up to here a double holds every integer.
 local function number(text)
-  return text and #text < 16 and string.find(text, '^%d+$') and tonumber(text) or nil
+  local value = text and tonumber(text)
+  return value and value >= 0 and value < 1e15 and value % 1 == 0 and value or nil
 end
 local deaths, all_deaths = number(hash[7]) or 0, number(hash[8]) or 0
 local function is_poison() return deaths >= MAX_DEATHS_IN_A_ROW or all_deaths >= MAX_DEATHS end

@@ -39,7 +39,7 @@ if not own or id ~= ARGV[1] then
   return refuse('What worker %s says of itself must be a JSON object with its `id`, `models` (name: object), `num_slots` '
     .. 'and `num_free`.', ARGV[1])
 end
-if clock[3] and clock[3] ~= PROTOCOL and (redis.call('ZCOUNT', KEYS[1], live, '+inf') > 0
+if clock[3] and clock[3] ~= PROTOCOL and string.find(clock[3], '^%d%d?%d?$') and (redis.call('ZCOUNT', KEYS[1], live, '+inf') > 0
   or redis.call('ZCOUNT', KEYS[4], live, '+inf') > 0) then
   return refuse('This pool speaks protocol %s and this worker protocol %s: stop the other processes first, or use another '
     .. 'pool (PENSTOCK_POOL).', clock[3], PROTOCOL)

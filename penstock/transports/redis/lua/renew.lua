@@ -31,6 +31,6 @@ for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
 local dead, away = {}, {}
 if now >= amnesty then
   dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
-  away = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now - (tonumber(clock[3] or AWAY_MS) or AWAY_MS))
+  away = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now - (tonumber(string.match(clock[3] or '', '^%d+$') or AWAY_MS)))
 end
 return {1, redis.call('LRANGE', KEYS[4], 0, -1), dead, away}

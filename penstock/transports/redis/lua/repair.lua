@@ -18,7 +18,7 @@ for i, key in ipairs(KEYS) do
     redis.call('UNLINK', key)
     removed[#removed + 1] = key
   elseif ARGV[i] == 'clock' then
-    for _, field in ipairs({'pulse', 'amnesty', 'pushed', 'taken'}) do
+    for _, field in ipairs({'pulse', 'amnesty', 'pushed', 'taken', 'protocol', 'away'}) do
       local value = redis.call('HGET', key, field)
       if value and (#value > 15 or not string.find(value, '^%-?%d+$')) then
         redis.call('HDEL', key, field)

@@ -16,7 +16,7 @@ if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: no
 if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lease end
 local alive = now < amnesty and '-inf' or '(' .. now
 
-if clock[5] and clock[5] ~= PROTOCOL then
+if clock[5] and clock[5] ~= PROTOCOL and string.find(clock[5], '^%d%d?%d?$') then -- what is not a number is overwritten
   local num_others = redis.call('ZCOUNT', KEYS[1], alive, '+inf') + redis.call('ZCOUNT', KEYS[2], alive, '+inf')
   local own = redis.call('ZSCORE', KEYS[1], ARGV[1])
   if own and (now < amnesty or tonumber(own) > now) then num_others = num_others - 1 end
@@ -31,7 +31,7 @@ end
 -- Everything pushed has been taken or waits. A foreign RPUSH is not counted as pushed: never let the number fall.
 local depth = redis.call('LLEN', KEYS[5])
 local taken = math.max(tonumber(clock[4] or 0) or 0, (tonumber(clock[3] or 0) or 0) - depth)
-if not (taken < 1e15) then taken = 0 end
+if not (taken >= 0 and taken < 1e15) then taken = 0 end
 -- The pulse after the lease: where leases cannot be written nobody seems to live, and nobody is declared dead for it.
 local is_new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
 redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),
