@@ -19,7 +19,6 @@ def answer(error: PenstockError, headers: Sequence[tuple[bytes, bytes]] = ()) ->
         b"content-type: application/json",
         b"content-length: %d" % len(body),
         b"x-should-retry: %b" % (b"true" if error.retryable else b"false"),
-        b"x-content-type-options: nosniff",
         b"connection: close",
     ]
     if error.retry_after_s is not None:
