@@ -35,8 +35,10 @@ class Http1Connection(HttpToolsProtocol):
     header_timeout_s = 10.0
     max_connections = 10_000
     max_lingering = 64  # connections beyond those that stay a moment to read their refusal
+    stalled_s = 32.0  # a client that reads nothing for so long, while something is to be written, is cut off
 
     _timer: asyncio.TimerHandle | None = None  # for a head that arrives, or for a client that reads its refusal
+    _stall: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _spare_bytes = SPARE_BYTES
     _silent_bytes = 0  # parsed since the parser last reported anything
@@ -44,7 +46,7 @@ class Http1Connection(HttpToolsProtocol):
     _is_deaf = False  # nothing more that arrives is parsed
     _is_eof = False
     _replay: bytes | None = None  # the head just parsed, without its Upgrade
-    _held: bytes | bytearray = b""
+    _held = b""
     _refusal: PenstockError | None = None  # due after the answers that are due
     _running: Any = None  # the cycle of the request that is being answered, or was last
 
@@ -65,6 +67,7 @@ class Http1Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         self._idle.pop(self, None)
         if (running := self._running) is not None and not running.response_complete:
             running.disconnected = True  # uvicorn marks the request that was parsed last
@@ -75,6 +78,16 @@ class Http1Connection(HttpToolsProtocol):
         """The client sends no more: what it has sent whole is answered, then the connection closes."""
         self._is_eof = self._is_busy()
         return self._is_eof
+
+    def pause_writing(self) -> None:
+        """One that waits for its client to read is not idle and does not end: it has a time of its own."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.stalled_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+        super().resume_writing()
 
     def shutdown(self) -> None:
         """The server stops. A client that has just connected has sent its request, or is about to."""
@@ -113,8 +126,6 @@ class Http1Connection(HttpToolsProtocol):
             self._await_head()
 
     def _hold(self, data: bytes) -> None:
-        if not self._held:
-            self._held = bytearray()
         self._held += data
         if len(self._held) > MAX_HELD_BYTES:
             cast(_Flow, self.flow).hold()
@@ -189,9 +200,8 @@ class Http1Connection(HttpToolsProtocol):
     def _fault_of_host(self, version: str) -> str | None:
         """RFC 9112, 3.2: two parties that do not agree on the host do not agree on whose request it is."""
         num_hosts = sum(name == b"host" for name, _ in self.headers)
-        if num_hosts == 1 or (num_hosts == 0 and version == "1.0"):
-            return None
-        return f"A request must have exactly one Host header; this one has {num_hosts}."
+        is_right = num_hosts == 1 or (num_hosts == 0 and version == "1.0")
+        return None if is_right else f"A request must have exactly one Host header; this one has {num_hosts}."
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
@@ -216,7 +226,7 @@ class Http1Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._held and not self._is_busy() and not self.transport.is_closing():
-            data, self._held = bytes(self._held), b""
+            data, self._held = self._held, b""
             cast(_Flow, self.flow).let_go()
             self.data_received(data)
         if self._is_busy() or self.transport.is_closing():
@@ -256,10 +266,10 @@ class Http1Connection(HttpToolsProtocol):
         """Answer what is no request, in the one envelope, after the answers that are due; then close."""
         self._is_deaf = True
         self._stop_timer()
+        cycle: Any = self.cycle
         if self._is_busy():
             self._refusal = error
             return
-        cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:  # its body is at fault
             cycle.disconnected = True
             cycle.message_event.set()

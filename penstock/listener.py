@@ -52,7 +52,7 @@ class State(ServerState):
         if oldest is None or now - self.idle[oldest] < EVICT_AFTER_S:
             return False
         del self.idle[oldest]
-        oldest.transport.close()
+        oldest.transport.abort()  # one with an answer that its client does not read would stay while it is closing
         return True
 
 

@@ -39,6 +39,7 @@ from penstock.transports import Transport, make_transport
 
 logger = logging.getLogger(__name__)
 
+STALLED_MARGIN_S = 2.0  # streams are cut by the sweep, which accounts for them
 LISTENER = "PENSTOCK_LISTENER_FD"
 EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
@@ -87,7 +88,11 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     limit = Limit(settings.max_connections, 0 if beside is _nothing else settings.max_batch_size * settings.max_batches)
     config = uvicorn.Config(
         create_app(gateway),
-        http=limit.apply(Connection, header_timeout_s=settings.header_timeout_s),
+        http=limit.apply(
+            Connection,
+            header_timeout_s=settings.header_timeout_s,
+            stalled_s=settings.slow_reader_s + STALLED_MARGIN_S,
+        ),
         log_config=None,
         access_log=False,
         proxy_headers=False,  # whom to believe is `trusted_proxies`, and admission's to judge

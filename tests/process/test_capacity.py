@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import tempfile
@@ -115,3 +116,27 @@ async def test_a_server_full_of_streams_says_so() -> None:
                 assert answer.headers["x-should-retry"] == "true"
         for _, writer in streams:
             writer.close()
+
+
+async def test_clients_that_read_nothing_shut_nobody_out() -> None:
+    """No key is needed for the files of the docs page, which are more than the kernel's buffers hold."""
+    with site() as fleet:
+        fleet.serve("--max-connections", "20", "--slow-reader-s", "0.2")
+        url = fleet.gateways[0]
+        parts = urlsplit(url)
+        held = []
+        for _ in range(20):
+            small = socket.socket()
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            small.connect((parts.hostname, parts.port))
+            get = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: localhost\r\n\r\n"
+            small.sendall(get * 3)  # those behind the first wait until it is read
+            held.append(small)
+        async with httpx2.AsyncClient(timeout=20.0) as http:
+
+            async def is_served() -> bool:
+                return (await http.get(f"{url}/v1/models")).status_code == 200
+
+            await wait_until_async(is_served, "another caller is served", 30.0)
+        for small in held:
+            small.close()

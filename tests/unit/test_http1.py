@@ -15,6 +15,7 @@ from penstock.api.connection import Connection
 from penstock.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
 from penstock.listener import State
 from tests.http1 import Peer
+from tests.waiting import wait_until
 
 UPGRADES = [
     b"upgrade: h2c\r\nconnection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABkAAQ\r\n",
@@ -322,6 +323,20 @@ async def test_an_idle_connection_gives_way_when_the_server_is_full(monkeypatch:
     await busy.rest()
     assert not state.idle
     assert not state.connections
+
+
+async def test_a_client_that_does_not_read_is_cut_off_or_gives_way() -> None:
+    class Impatient(Connection):
+        stalled_s = 0.02
+
+    peer = Peer(Impatient)
+    await peer.send([NEXT])
+    peer.protocol.pause_writing()
+    peer.protocol.resume_writing()
+    await asyncio.sleep(0.05)
+    assert not peer.wire.is_closing()
+    peer.protocol.pause_writing()
+    await wait_until(peer.wire.is_closing, "it is cut off")
 
 
 def _pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
