@@ -5,6 +5,7 @@ Each runs on a free port in a directory of its own, without persistence, and is 
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -53,18 +54,37 @@ class Server:
     def pid(self) -> int:
         return self.process.pid
 
-    def stop(self) -> None:
-        """End it, by its pid; a stopped (SIGSTOP) one as well."""
+    def kill(self) -> None:
+        """End it, by its pid; a stopped (SIGSTOP) one as well. Its directory stays."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    def stop(self) -> None:
+        self.kill()
         self.directory.cleanup()
 
+    def log_sizes(self) -> dict[Path, int]:
+        """How long its append-only files are, as they are now: what `cut_back` goes back to."""
+        return {path: path.stat().st_size for path in Path(self.directory.name).glob("appendonlydir/*.incr.aof")}
 
-def start_server(name: str | None = None, *options: str, port: int | None = None, password: str = "") -> Server:
+    def cut_back(self, sizes: dict[Path, int]) -> None:
+        """Lose what was appended since, as `appendfsync everysec` may when a machine goes down. It must be dead."""
+        for path, size in sizes.items():
+            os.truncate(path, size)
+
+
+def start_server(
+    name: str | None = None,
+    *options: str,
+    port: int | None = None,
+    password: str = "",
+    directory: tempfile.TemporaryDirectory[str] | None = None,
+) -> Server:
     """Start the server called `name` (default: the preferred one) and return when it answers.
 
-    `options` are the server's own, such as `"--maxmemory", "8mb"`.
+    `options` are the server's own, such as `"--maxmemory", "8mb"`. `directory`: that of one that was killed, to go on
+    from what it has left there.
     """
     found = find_servers()
     if not found:
@@ -73,7 +93,7 @@ def start_server(name: str | None = None, *options: str, port: int | None = None
         )
     name = name or next(iter(found))
     port = port or free_port()
-    directory = tempfile.TemporaryDirectory(prefix="penstock-redis-")
+    directory = directory or tempfile.TemporaryDirectory(prefix="penstock-redis-")
     command = [
         *(found[name], "--port", str(port), "--bind", "127.0.0.1", "--dir", directory.name),
         *("--save", "", "--appendonly", "no", "--daemonize", "no"),
