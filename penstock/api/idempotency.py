@@ -60,11 +60,12 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
     until = time.monotonic() + MAX_WAIT_S
     instead_of = ""
     while time.monotonic() < until:
-        await relay.keeper.settle()
-        asked_at = time.monotonic()
         bound = None
         named = relay.named(job)
+        asked_at = time.monotonic()
         if not named or named == instead_of:
+            await relay.keeper.settle()  # a free key says nothing while the store has lost those that were bound
+            asked_at = time.monotonic()
             bound = await relay.keeper.bind(job, keep_s, instead_of)
             named = "" if bound is None else bound.job_id
         if not named:

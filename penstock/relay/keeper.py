@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 UNSURE_S = LEASE_S  # a gateway that lives has looked at the store by then, and given back what it holds
 SETTLED_S = 1.5
-LOST_ONCE_S = 1.0
+LOST_ONCE_S = 0.1
 KEY_SLACK_S = 30.0
 EXPIRE_S = 5.0
 _TRIES, _AGAIN_S, _AT_ONCE = 40, 0.25, 256
@@ -52,6 +52,10 @@ class Keeper:
         is_cancelled = isinstance(end, Done) and end.finish_reason == "cancelled"
         own_s = self._retention_s if job.retention_s is None else job.retention_s
         return min(own_s, self._retention_s) if is_cancelled else own_s
+
+    def keep(self, stream: Stream) -> None:
+        """Remember how a request ended, for as long as the store keeps it."""
+        self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
     def get(self, job_id: str) -> Stream | None:
         """How a request ended here, if that is remembered."""
@@ -148,15 +152,16 @@ class Keeper:
     async def make_sure(self) -> None:
         """The store does not have what it was asked for. Raises `StoreUnavailable` if it may yet be given back."""
         await self._look_for_loss()
-        if time.monotonic() - max(self._lost_at, self._doubted_at) < UNSURE_S:
+        if not self._transport.is_listening or time.monotonic() - max(self._lost_at, self._doubted_at) < UNSURE_S:
             message = "Redis has just come back or lost data; the request may be there again in a moment."
             raise StoreUnavailable(message, retry_after_s=1.0)
 
     async def settle(self) -> None:
-        """Wait until other gateways have had the time to give back what the store has lost."""
-        left_s = self._lost_at + SETTLED_S - time.monotonic()
-        if left_s > 0:
+        """Return when other gateways have had the time to give back what the store has lost."""
+        await self._look_for_loss()
+        while (left_s := self._lost_at + SETTLED_S - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
+            await self._look_for_loss()
 
     async def _look_for_loss(self) -> None:
         """A store that does not know this gateway, which has ticked, has lost its data."""

@@ -73,6 +73,12 @@ class Mender:
             self._on_log_read(reason)
             self.spawn(self._mend(stream))
 
+    def learn(self, stream: Stream, record: Record) -> None:
+        """Somebody is told of this record: its stream knows it from here on, whatever the store may lose of it."""
+        self.catch_up(stream, record)
+        if stream.end is None:
+            self.ask(stream, "lookup")
+
     def catch_up(self, stream: Stream, record: Record) -> None:
         """Fold in what the log says."""
         for event in record.events:
@@ -129,7 +135,7 @@ class Mender:
         elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
             await self._transport.cancel(stream.job.id, stream.cancel)
         elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
-            await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
+            await self._give_back(stream)
         elif self._is_stranded(stream, record):
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
             await self._transport.ensure(stream.job.id)
@@ -153,9 +159,20 @@ class Mender:
             return
         logger.warning("resubmitted", extra={"request_id": stream.job.id, "num_tokens": len(stream.tokens)})
         if stream.tokens:
-            await self._transport.restore(_rest(stream), self._gateway_id, stream.tokens, stream.attempt)
+            await self._give_back(stream)
         else:
             await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+
+    async def _give_back(self, stream: Stream) -> None:
+        """What was relayed is the whole log: what the attempt of before still says is not part of it, nor believed."""
+        seen, tokens = stream.attempt, list(stream.tokens)
+        stream.attempt = seen + 1
+        is_given = False
+        try:
+            is_given = await self._transport.restore(_rest(stream), self._gateway_id, tokens, seen)
+        finally:
+            if not is_given:
+                stream.attempt = seen
 
     async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
         """Somebody had asked for its end, and the store has forgotten that with the request: it ends all the same."""

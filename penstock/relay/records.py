@@ -69,4 +69,6 @@ def stream_of(record: Record) -> Stream:
     stream.deadline_at = record.deadline_at + shift
     stream.heard_at = stream.asked_at = record.now + shift
     stream.started_at = record.started_at + shift if record.started_at else 0.0
+    stream.first_token_at = record.first_token_at + shift if record.first_token_at else 0.0
+    stream.ended_at = record.ended_at + shift if record.ended_at else 0.0
     return stream

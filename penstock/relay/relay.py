@@ -81,6 +81,10 @@ class Relay:
         """
         record = await self._transport.read(job_id, job=job)
         if record is not None and record.state == "done":
+            if job_id in self._streams:
+                self._mender.learn(self._streams[job_id], record)
+            elif record.job.retention_s is not None and self.keeper.get(job_id) is None:
+                self._mender.catch_up(stream_of(record), record)  # which remembers it
             return record
         known = await self.known(job_id)
         if known is not None and (record is None or known.state == "done"):
@@ -275,14 +279,14 @@ class Relay:
         self._mender.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
 
     def _ended(self, stream: Stream) -> None:
-        job = stream.job
-        keep_s = self.keeper.retention_of(job, stream.end)
-        self.keeper.ended.keep(stream, time.monotonic() + keep_s)
-        if job.once:
-            self._mender.spawn(self.keeper.keep_bound(job))
-        if not stream.readers:
+        is_held = stream.job.id in self._streams
+        if is_held or stream.job.retention_s is not None:  # else its client may have had it all, some time ago
+            self.keeper.keep(stream)
+        if is_held and stream.job.once:
+            self._mender.spawn(self.keeper.keep_bound(stream.job))
+        if is_held and not stream.readers:
             self._remove(stream)
-            self._weigh(stream, keep_s)
+            self._weigh(stream, self.keeper.retention_of(stream.job, stream.end))
 
     def _remove(self, stream: Stream) -> None:
         if self._table.remove(stream) and stream.is_followed:

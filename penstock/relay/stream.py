@@ -103,7 +103,7 @@ class Stream:
                 if self.verdict is not None and _is_ours(event, self.verdict):
                     event = Failed.of(event.job_id, event.attempt, event.seq, self.verdict, event.tokens)
                 self.end = event
-                self.ended_at = now
+                self.ended_at = self.ended_at or now
                 self.is_ended = True
         if self.meter is not None:
             self.meter.observe(event, now)

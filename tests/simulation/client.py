@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from penstock.errors import PenstockError, QueueFull, StoreUnavailable
-from penstock.event import Done, Failed, Terminal
+from penstock.api.edge import Call
+from penstock.api.idempotency import submit_once
+from penstock.errors import InvalidRequest, PenstockError, QueueFull, StoreUnavailable
+from penstock.event import Done, Failed, Terminal, fold
 from penstock.piece import Token
 from penstock.relay import Reader
 from tests.simulation.plan import Ask
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.people import Gateway
 
 RESUME_EVERY_S = 0.5
+POLL_EVERY_S = 0.3
 MAX_RESUMES = 40
 
 State = Literal["idle", "asking", "reading", "ended", "left", "refused", "unknown", "lost"]
@@ -26,6 +29,12 @@ State = Literal["idle", "asking", "reading", "ended", "left", "refused", "unknow
 
 class World(Protocol):
     """What a client needs of its run."""
+
+    @property
+    def has_lost_data(self) -> bool: ...
+
+    @property
+    def is_calm(self) -> bool: ...
 
     def now(self) -> float: ...
 
@@ -54,6 +63,9 @@ class Client:
         self.num_resumes = 0
         self.error = ""
         self.gateway: Gateway | None = None
+        self.owner: Gateway | None = None
+        self.tellers: set[Gateway] = set()
+        self.is_shared = False
         self.handler: asyncio.Task[None] | None = None
 
     @property
@@ -61,14 +73,18 @@ class Client:
         return self.state in ("idle", "asking", "reading")
 
     def act(self) -> None:
-        """Ask, or come back."""
+        """Ask, or come back, or poll."""
         gateway = self.world.pick_gateway(self.ask.which + self.num_resumes)
         if gateway is None:
             self.world.later(RESUME_EVERY_S, self)
+        elif self.ask.is_background and self.state in ("reading", "ended"):
+            self.num_resumes += 1
+            self.world.later(POLL_EVERY_S, self)
+            gateway.process.spawn(poll(self, gateway))
         elif self.state == "idle":
             self.asked_at = self.world.now()
             self.state = "asking"
-            self.gateway = gateway
+            self.gateway = self.owner = gateway
             self.job_id = self.ask.job(gateway.id).id
             self.handler = gateway.process.spawn(serve(self, gateway))
         elif self.state == "reading":
@@ -92,6 +108,8 @@ class Client:
         self.gateway = self.handler = None
         if self.state == "asking":
             self.state = "unknown"
+        elif self.ask.is_background:
+            return
         elif self.state == "reading" and self.ask.on_disconnect == "cancel":
             self.state = "lost"
         elif self.state == "reading":
@@ -113,7 +131,7 @@ class Client:
             self.world.violate(f"{self.name} has {len(self.tokens)} tokens and is sent number {first}")
         for token in tokens:
             fault = fault_of(self.job_id, len(self.tokens), self.tokens[-1] if self.tokens else None, token)
-            if fault is not None:
+            if fault is not None and not (self.is_shared and self.world.has_lost_data):  # docs: what is not promised
                 self.world.violate(f"{self.name} reads: {fault}")
             self.tokens.append(token)
 
@@ -130,6 +148,45 @@ class Client:
         if not self.world.is_allowed(self, end):
             self.world.violate(f"{self.name} ended in {end.code}: {end.message}")
 
+    @property
+    def is_kept(self) -> bool:
+        """Its gateway has lived without a pause, or the store has lost nothing: what it was told must hold."""
+        return self.owner is not None and (self.owner.process.is_unharmed or not self.world.has_lost_data)
+
+    def sees(self, gateway: Gateway, state: str) -> None:
+        """What a poll of its background request has shown, at whichever gateway."""
+        if self.state == "ended" and not self.error and self.is_kept:
+            has_told = gateway in self.tellers and gateway.process.is_unharmed
+            if state in ("failed", "cancelled") or (has_told and state != "completed"):
+                self.world.violate(f"{self.name} was completed, and {gateway.id} says that it is {state or 'unknown'}")
+        elif self.state == "reading" and state in ("completed", "failed", "cancelled"):
+            self.world.note(self.name, "sees the end", state, gateway.id)
+            self.state, self.ended_at, self.error = "ended", self.world.now(), "" if state == "completed" else state
+            poisoned = Failed(self.job_id, 0, 0, code="request_poisoned", message="")
+            if self.error and self.is_kept and not self.world.is_allowed(self, poisoned):
+                self.world.violate(f"{self.name} has not been cancelled, and is {state}")
+        elif self.state == "reading" and not state:
+            if self.is_kept:
+                self.world.violate(f"{self.name} was admitted, and {gateway.id} does not know it")
+            elif self.world.is_calm:
+                self.end(Failed(self.job_id, 0, len(self.tokens), code="request_not_found", message=""))
+        if state == "completed":
+            self.tellers.add(gateway)
+
+    def once_more(self) -> None:
+        """The same POST with the same key, at another gateway."""
+        gateway = self.world.pick_gateway(self.ask.which + 1)
+        if gateway is not None and self.state in ("reading", "ended"):
+            gateway.process.spawn(serve_once_more(self, gateway))
+
+    def named(self, gateway: Gateway, job_id: str) -> None:
+        """The request that its key names now."""
+        is_over = self.state in ("left", "lost") or self.error
+        if job_id != self.job_id and not is_over and self.is_kept:
+            self.world.violate(
+                f"{self.name} asked {gateway.id} again under its key and got {job_id}, not {self.job_id}"
+            )
+
     def leave(self) -> None:
         if self.is_waiting and self.state != "idle":
             self.world.note(self.name, "leaves", len(self.tokens))
@@ -141,23 +198,64 @@ class Client:
 async def serve(client: Client, gateway: Gateway) -> None:
     """`POST /v1/generate`."""
     try:
-        reader = await gateway.relay.open(client.ask.job(gateway.id))
+        reader = await _post(client, gateway)
     except (QueueFull, StoreUnavailable) as error:
         client.refused(error)
         return
     client.admitted()
-    await _read(client, gateway, reader)
+    if client.ask.is_background:
+        gateway.relay.leave(reader, is_delivered=False)
+        client.world.later(POLL_EVERY_S, client)
+    else:
+        await _read(client, gateway, reader)
+
+
+async def serve_once_more(client: Client, gateway: Gateway) -> None:
+    """The same POST again. What it begins anew is not wanted."""
+    try:
+        reader = await _post(client, gateway, is_again=True)
+    except (QueueFull, StoreUnavailable):
+        return
+    job_id = reader.stream.job.id
+    client.is_shared = True
+    client.named(gateway, job_id)
+    gateway.relay.leave(reader, is_delivered=False)
+    if job_id != client.job_id:
+        gateway.relay.abandon(reader.stream)
+
+
+async def _post(client: Client, gateway: Gateway, *, is_again: bool = False) -> Reader:
+    job = client.ask.job(gateway.id, is_again=is_again)
+    if not client.ask.again_at:
+        return await gateway.submit(job, "")
+    real: Any = gateway  # as much of one as is needed
+    return await submit_once(real, Call(job.id), job, "", f"key {client.ask.number}", {"prompt": job.prompt})
+
+
+async def poll(client: Client, gateway: Gateway) -> None:
+    """`GET /v1/requests/{id}`."""
+    try:
+        record = await gateway.relay.look_up(client.job_id)
+    except StoreUnavailable:
+        return
+    end = None if record is None else fold(record.events).end
+    if isinstance(end, Done):
+        client.sees(gateway, "cancelled" if end.finish_reason == "cancelled" else "completed")
+    elif end is not None:
+        client.sees(gateway, "failed")
+    else:
+        client.sees(gateway, "" if record is None else record.state)
 
 
 async def serve_again(client: Client, gateway: Gateway) -> None:
     """`GET /v1/requests/{id}/events` with `Last-Event-ID`."""
     try:
-        record = await gateway.transport.read(client.job_id)
+        record = await gateway.relay.look_up(client.job_id)
         if record is None:
             client.not_found()
             return
-        stream = await gateway.relay.attach(client.job_id, record)
-    except StoreUnavailable:
+        stream = await gateway.relay.attach(client.job_id, record, len(client.tokens))
+    except (StoreUnavailable, InvalidRequest):
         client.not_found()
         return
     await _read(client, gateway, gateway.relay.read(stream, len(client.tokens)))

@@ -42,6 +42,7 @@ class Process:
     def __init__(self, loop: VirtualLoop, name: str) -> None:
         self.name = name
         self.state: Literal["running", "frozen", "dead"] = "running"
+        self.is_unharmed = True
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
         self._loop = loop
@@ -77,6 +78,7 @@ class Process:
     def freeze(self) -> None:
         if self.state == "running":
             self.state = "frozen"
+            self.is_unharmed = False
 
     def wake(self) -> None:
         if self.state == "frozen":
@@ -85,6 +87,7 @@ class Process:
 
     def kill(self) -> None:
         self.state = "dead"
+        self.is_unharmed = False
 
     async def unwind(self) -> None:
         """After the run: let what a dead process left behind come to its end, so that nothing of it stays."""

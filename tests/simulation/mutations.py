@@ -7,6 +7,7 @@ Rule 1's clock in the attempt is not here: what it closes takes a chain of accid
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,15 +18,18 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Event, Tokens
 from penstock.job import Claim
 from penstock.relay import patience
+from penstock.relay.keeper import Keeper
 from penstock.relay.mend import Mender
 from penstock.relay.patience import Patience
 from penstock.relay.relay import Relay
 from penstock.relay.stream import Stream
-from penstock.transports.base import Record, Renewal
+from penstock.relay.table import Table
+from penstock.transports.base import Bound, Record, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import suspects
 from penstock.worker.outbox import Outbox
 from penstock.worker.shift import Shift
+from tests.simulation.people import Gauge
 from tests.simulation.store import ModelStore
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -239,6 +243,47 @@ def restored_tokens_are_only_added(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryTransport, "restore", add)
 
 
+def what_has_ended_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """19: a gateway does not give back how a request ended."""
+
+    async def nothing(self: Keeper, job_id: str, state: str | None) -> None:
+        return
+
+    patch.setattr(Keeper, "_give_back", nothing)
+
+
+def what_is_unknown_is_cancelled(patch: pytest.MonkeyPatch) -> None:
+    """18: a frame of a request that is not held here is taken for one whose client has left."""
+    patch.setattr(Relay, "_see_late", lambda self, job_id: self._mender.spawn(self._canceller.cancel(job_id, "client")))
+
+
+def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
+    """20: the gateway that holds a request does not answer for it."""
+
+    async def look_up(self: Relay, job_id: str, job: Any = None) -> Record | None:
+        return await self._transport.read(job_id)
+
+    patch.setattr(Relay, "look_up", look_up)
+
+
+def a_key_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    """21: an idempotency key is bound once, and never again with its request."""
+    bind = Keeper.bind
+
+    async def bind_new(self: Keeper, job: Any, keep_s: float, instead_of: str = "") -> Bound | None:
+        is_restored = sys._getframe(1).f_code.co_name in ("_resubmit", "_give_back")
+        return None if is_restored else await bind(self, job, keep_s, instead_of)
+
+    patch.setattr(Keeper, "bind", bind_new)
+    patch.setattr(Table, "named", lambda self, job: "")
+
+
+def a_lost_submit_stays_in_the_gauge(patch: pytest.MonkeyPatch) -> None:
+    """A submit of unknown outcome leaves its request measured as running."""
+    patch.setattr(Gauge, "drop", lambda self: None)
+    patch.setattr(Gauge, "leave", lambda self: None)
+
+
 async def _push_again(self: ModelStore, job: Any, owner: str, max_depth: int, floor: int, front: bool) -> int:
     return await self.submit(job, owner, max_depth, floor=floor, front=front)
 
@@ -262,4 +307,9 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (the_dead_are_not_reaped, 1),
     (a_lapsed_lease_is_renewed, 1),
     (bytes_are_regrouped, 4),
+    (what_has_ended_is_forgotten, 82),
+    (what_is_unknown_is_cancelled, 273),
+    (only_the_store_is_asked, 10),
+    (a_key_is_not_given_back, 10),
+    (a_lost_submit_stays_in_the_gauge, 0),
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import cast
 
 from penstock.admission import Admission
 from penstock.backends.mock import MockBackend
 from penstock.errors import StoreUnavailable
-from penstock.relay import Relay
-from penstock.transports.base import TICK_S, Transport
+from penstock.event import Done, Event, Failed, Started
+from penstock.job import Job
+from penstock.relay import Reader, Relay
+from penstock.transports.base import LEASE_S, TICK_S, Transport
 from penstock.worker.worker import Worker as RealWorker
 from tests.simulation.loop import Killed, Process
 from tests.simulation.plan import MODEL, Plan
@@ -31,6 +34,8 @@ class Gateway:
         self.wire = Wire(site, process)
         self.transport = cast(Transport, self.wire)
         self.is_stopping = False
+        self.ticked_at = 0.0
+        self.num_running = 0
         self.admission = Admission(self.transport, no_worker_grace_s=GRACE_S)
         self.relay = Relay(
             self.id,
@@ -41,12 +46,16 @@ class Gateway:
             has_workers=lambda model: model in self.admission.pool.models,
             is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
             queue_depth=lambda: self.admission.pool.depth,
+            has_lease=lambda: time.monotonic() - self.ticked_at < LEASE_S,
         )
         self.tasks = [process.spawn(self._tick()), process.spawn(self.relay.watch())]
 
     @property
     def can_serve(self) -> bool:
         return self.process.is_running and not self.is_stopping and self.wire.on_event is not None
+
+    async def submit(self, job: Job, endpoint: str) -> Reader:
+        return await self.relay.open(job, Gauge(self))
 
     async def stop(self) -> None:
         """The streams have ended: the process does too."""
@@ -56,19 +65,46 @@ class Gateway:
             task.cancel()
 
     async def _tick(self) -> None:
-        is_open = False
+        is_open = is_away = False
         while True:
             try:
                 if not is_open:
                     await self.transport.open()
                     await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
+                    await self.transport.watch(self.id, self.relay.hinted)
                     is_open = True
                 pool = await self.transport.tick(self.id)
             except StoreUnavailable:
+                is_away = True
                 await asyncio.sleep(0.1)
                 continue
+            if (pool.is_new or is_away) and self.ticked_at:
+                self.relay.keeper.lose()
+            is_away = False
+            self.ticked_at = time.monotonic()
             self.admission.look(pool)
             await asyncio.sleep(TICK_S if pool.workers else TICK_S / 5)
+
+
+class Gauge:
+    """`penstock_running`, as `metrics.Meter` counts it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._is_running = self._is_over = False
+
+    def observe(self, event: Event, now: float) -> None:
+        if not self._is_running and not self._is_over and (isinstance(event, Started) or event.end):
+            self._is_running = True
+            self._gateway.num_running += 1
+        if isinstance(event, Done | Failed):
+            self.drop()
+
+    def drop(self) -> None:
+        self._gateway.num_running -= self._is_running
+        self._is_running, self._is_over = False, True
+
+    leave = drop
 
 
 class Worker:

@@ -16,6 +16,7 @@ from tests.simulation.wire import Faults
 MODEL = "mock"
 BUSY_S = 8.0
 DEATHS_S = 45.0  # what it takes to be poisoned: a stall and a lease for each death
+KEPT_S = 3600.0
 VERBS = ("wait", "take", "claim", "emit", "renew", "reap", "hand_back", "enlist")
 
 Kind = Literal[
@@ -41,7 +42,11 @@ class Fault:
 
 @dataclass(slots=True)
 class Ask:
-    """One request and its client. `leaves_after`: it hangs up when it has so many tokens, or, below 0, so late."""
+    """One request and its client. `leaves_after`: it hangs up when it has so many tokens, or, below 0, so late.
+
+    `is_background`: it is answered at once, and polled, also after its end. `again_at`: the same POST once more, with
+    the same idempotency key; the request has one then. Seconds from the start of the run, 0 for never.
+    """
 
     number: int
     at: float
@@ -54,16 +59,19 @@ class Ask:
     which: int
     trigger: Literal["", "fail", "hang"] = ""
     trigger_after: int = 0
+    is_background: bool = False
+    again_at: float = 0.0
 
-    def job(self, gateway_id: str) -> Job:
+    def job(self, gateway_id: str, *, is_again: bool = False) -> Job:
         return Job(
-            id=f"{gateway_id}.{self.number:03}",
+            id=f"{gateway_id}.{self.number:03}{'b' * is_again}",
             model=MODEL,
             prompt=f"{self.prompt} [[{self.trigger}_after={self.trigger_after}]]" if self.trigger else self.prompt,
             sampling=self.sampling,
             timeout_s=self.timeout_s,
             on_disconnect=self.on_disconnect,
             stream=self.stream,
+            retention_s=KEPT_S if self.is_background or self.again_at else None,
         )
 
 
@@ -120,11 +128,25 @@ def draw(seed: int) -> Plan:
         plan.asks[0].trigger = trigger
         plan.asks[0].trigger_after = rng.randrange(plan.asks[0].sampling.max_tokens)
     plan.asks.sort(key=lambda ask: ask.at)
+    _make_objects(plan)
     kinds = rng.sample(KINDS, rng.randint(0, 4))
     if kinds:
         plan.events = [_draw_event(rng, rng.choice(kinds)) for _ in range(rng.randint(1, 6))]
         plan.events.sort(key=lambda event: event.at)
     return plan
+
+
+def _make_objects(plan: Plan) -> None:
+    """Some requests are kept: in the background, or under a key. Drawn apart, so that seeds go on meaning the rest."""
+    rng = random.Random(f"objects {plan.seed}")
+    for ask in plan.asks:
+        if rng.random() < 0.35 and not ask.trigger and ask.timeout_s > 100.0:
+            ask.leaves_after = None
+            if rng.random() < 0.6:
+                ask.is_background, ask.on_disconnect = True, "continue"
+            else:
+                ask.on_disconnect = "resume"
+                ask.again_at = ask.at + rng.random() * BUSY_S
 
 
 def _draw_faults(rng: random.Random) -> Faults:

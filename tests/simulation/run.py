@@ -79,7 +79,7 @@ class Run:
         self.faults = plan.faults
         self.is_away = False
         self.epoch = 0
-        self.is_stopping = False
+        self.is_stopping = self.is_calm = False
         self.trouble = Trouble(self)
         self.has_accidents = plan.has_accidents
         self.workers: list[Worker] = []
@@ -88,6 +88,10 @@ class Run:
         self._num_processes = 0
         self.loop.set_exception_handler(self._unhandled)
         self.store = ModelStore(lambda: WALL + self.loop.now - START, self.violate)
+
+    @property
+    def has_lost_data(self) -> bool:
+        return self.trouble.is_data_lost
 
     # ── what its parts ask of it ─────────────────────────────────────────────────────────────────────────────────
 
@@ -175,6 +179,8 @@ class Run:
             return
         if not await self._until(self._is_idle, 5.0, "nobody to hold anything"):
             return
+        if not await self._until(lambda: not self._running(), 5.0, lambda: f"{self._running()} to be zero"):
+            return
         await self._stop()
 
     def _begin(self) -> None:
@@ -187,6 +193,8 @@ class Run:
             client = Client(self, ask)
             self.clients.append(client)
             self.loop.call_at(START + ask.at, client.act)
+            if ask.again_at:
+                self.loop.call_at(START + ask.again_at, client.once_more, context=self.context)
             if ask.leaves_after is not None and ask.leaves_after < 0:
                 self.loop.call_at(START + ask.at - ask.leaves_after, client.leave)
         for event in plan.events:
@@ -198,6 +206,7 @@ class Run:
     def _calm(self) -> None:
         """From here on nothing more goes wrong."""
         self.note("plan", "calm")
+        self.is_calm = True
         self.plan.events.clear()
         self.faults.lost_publish = self.faults.repeated_publish = self.faults.delayed_publish = 0.0
         self.faults.lost_request = self.faults.lost_reply = self.faults.partial = 0.0
@@ -251,6 +260,11 @@ class Run:
 
     def _left(self) -> dict[str, list[str]]:
         return self.store.holds(of_known_only=self.trouble.is_data_lost)
+
+    def _running(self) -> dict[str, int]:
+        """The gauge of each gateway that is not where it was before."""
+        alive = (gateway for gateway in self.gateways if gateway.process.is_alive)
+        return {gateway.id: gateway.num_running for gateway in alive if gateway.num_running}
 
     def _waiting(self) -> list[str]:
         return [client.name for client in self.clients if client.is_waiting]

@@ -76,11 +76,19 @@ class ModelStore(MemoryTransport):
             "_gateways": dict(self._gateways),
             "_pulse_at": self._pulse_at,
             "_amnesty_until": self._amnesty_until,
+            "_bound": {name: replace(bound) for name, bound in self._bound.items()},
         }
 
     def load(self, snapshot: dict[str, Any] | None) -> None:
         """Go back to a snapshot; None: everything is forgotten."""
-        empty: dict[str, Any] = {"_jobs": {}, "_queue": deque(), "_lists": {}, "_workers": {}, "_gateways": {}}
+        empty: dict[str, Any] = {
+            "_jobs": {},
+            "_queue": deque(),
+            "_lists": {},
+            "_workers": {},
+            "_gateways": {},
+            "_bound": {},
+        }
         for name, value in (snapshot or {**empty, "_pulse_at": 0.0, "_amnesty_until": 0.0}).items():
             setattr(self, name, value)
         self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
