@@ -144,11 +144,11 @@ class Gateway:
                 self._is_away = True
                 await asyncio.sleep(_RETRY_CONNECT_S)
                 continue
+            if (pool.is_new or self._is_away) and self._ticked_at:  # what it was away for may have cost it its data
+                self.relay.keeper.lose()
             if self._is_away:
                 logger.info("the store answers again")
                 self._is_away = False
-            if pool.is_new and self._ticked_at:
-                self.relay.keeper.lose()
             self._ticked_at = time.monotonic()
             self.admission.look(pool)
             if self._watching:

@@ -118,7 +118,7 @@ class Mender:
                 elif stream.end is None and not stream.is_restoring:
                     await self._judge(stream, record)
         except StoreUnavailable:
-            stream.is_trusted = False  # silence asks again
+            stream.is_trusted, stream.num_asked = False, 0  # silence asks again, and soon
         except PenstockError as error:  # the store holds what this gateway cannot read: asking again changes nothing
             self._end(stream, error)
         finally:

@@ -90,6 +90,7 @@ class Plan:
     faults: Faults
     asks: list[Ask] = field(default_factory=list)
     events: list[Fault] = field(default_factory=list)
+    has_losses: bool = False  # of commands or their replies
 
     @property
     def most_work_s(self) -> float:
@@ -120,6 +121,7 @@ def draw(seed: int) -> Plan:
         max_depth=rng.choice((3, 100, 100)),
         faults=_draw_faults(rng),
     )
+    plan.has_losses = bool(plan.faults.lost_request or plan.faults.lost_reply or plan.faults.partial)
     has_deadlines = rng.random() < 0.25
     has_leavers = rng.random() < 0.4
     trigger: Literal["", "fail", "hang"] = rng.choices(("", "fail", "hang"), (0.75, 0.15, 0.1))[0]

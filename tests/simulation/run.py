@@ -93,6 +93,11 @@ class Run:
     def has_lost_data(self) -> bool:
         return self.trouble.is_data_lost
 
+    @property
+    def may_be_late(self) -> bool:
+        """A gateway may need several tries to give a request back, for longer than others wait for it."""
+        return self.trouble.is_data_lost and self.plan.has_losses
+
     # ── what its parts ask of it ─────────────────────────────────────────────────────────────────────────────────
 
     def now(self) -> float:
