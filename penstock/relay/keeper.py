@@ -18,6 +18,7 @@ from penstock.relay.ended import Ended
 from penstock.relay.records import outcome_of
 from penstock.relay.stream import Stream
 from penstock.transports.base import LEASE_S, Bound, Transport
+from penstock.transports.quota import answer_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class Keeper:
     def keep(self, stream: Stream) -> None:
         """Remember how a request ended, for as long as the store keeps it."""
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
+
+    def weigh(self, stream: Stream, keep_s: float | None) -> None:
+        """What it takes of its caller's share is known now."""
+        self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 
     def get(self, job_id: str) -> Stream | None:
         """How a request ended here, if that is remembered."""

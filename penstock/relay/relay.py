@@ -23,7 +23,7 @@ from penstock.relay.stream import Meter, Reader, Stream, Turn
 from penstock.relay.table import Budget, Table
 from penstock.relay.unwanted import Canceller
 from penstock.transports.base import LATE, LATE_SLACK_S, NO_SHARE, CancelOutcome, EndReason, Record, Transport
-from penstock.transports.quota import Share, answer_bytes
+from penstock.transports.quota import Share
 
 WATCH_S = 0.25
 DELIVERED_RETENTION_S = 10.0
@@ -173,9 +173,9 @@ class Relay:
             if is_delivered and stream.job.retention_s is None and not is_dead:
                 self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
                 self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
-                self._weigh(stream, DELIVERED_RETENTION_S)
+                self.keeper.weigh(stream, DELIVERED_RETENTION_S)
             else:
-                self._weigh(stream, self.keeper.retention_of(stream.job, stream.end))
+                self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
         elif stream.job.on_disconnect == "cancel":
             self.abandon(stream)
         elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
@@ -191,11 +191,7 @@ class Relay:
     async def _let_go(self, stream: Stream) -> None:
         """Its end is not heard here any more, so it is weighed as it stands."""
         if await self._canceller.cancel(stream.job.id, "client") not in ("owned", None):
-            self._weigh(stream, None)
-
-    def _weigh(self, stream: Stream, keep_s: float | None) -> None:
-        """What it takes of its caller's share is known now."""
-        self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
+            self.keeper.weigh(stream, None)
 
     async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
         """Somebody wants it to end, wherever it is held. What the store loses of that its owner asks for again."""
@@ -286,7 +282,7 @@ class Relay:
             self._mender.spawn(self.keeper.keep_bound(stream.job))
         if is_held and not stream.readers:
             self._remove(stream)
-            self._weigh(stream, self.keeper.retention_of(stream.job, stream.end))
+            self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
 
     def _remove(self, stream: Stream) -> None:
         if self._table.remove(stream) and stream.is_followed:
