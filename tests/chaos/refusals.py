@@ -87,6 +87,7 @@ async def planted(run: Run) -> None:
         await _swap(run, key, kind)
         await asyncio.sleep(0.7)
         await _all_serve(run, f"after {key} was a {kind}")
+    await _break_running(run)
     await _plant_ids(run)
     await _all_serve(run, "after bad ids")
 
@@ -104,6 +105,39 @@ async def _swap(run: Run, key: str, kind: str) -> None:
 
 def _name(request_id: str, part: str) -> str:
     return f"{{inference:response:{request_id}}}:{part}"
+
+
+async def _break_running(run: Run) -> None:
+    """The hash or the log of requests that run is replaced: each has an end soon, not at its deadline."""
+    hit = {}
+    for part, own in (("job", "hash"), ("log", "stream")):
+        for kind in KINDS:
+            if kind != own:
+                entry = run.load.send(max_tokens=1500, may_fail=True)
+                hit[part, kind] = entry
+
+    async def have_begun() -> bool:
+        return all(entry.request_id and entry.tokens for entry in hit.values())
+
+    await run.until(have_begun, "the requests to be broken have begun")
+    for (part, kind), entry in hit.items():
+        run.inject(f"the {part} of a running request is a {kind}")
+        await _swap(run, _name(entry.request_id, part), kind)
+        await run.plant.ask("PEXPIRE", _name(entry.request_id, part), 600_000)
+
+    async def have_ended() -> bool:
+        return all(entry.outcome != "open" for entry in hit.values())
+
+    try:
+        took_s = await run.until(have_ended, "the broken requests have ended")
+        run.notes["broken requests ended within"] = f"{took_s:.1f} s"
+    except AssertionError as error:
+        left = [f"{part} as {kind}" for (part, kind), entry in hit.items() if entry.outcome == "open"]
+        run.problems.append(f"{error}: not {left}")
+    run.notes["how they ended"] = ", ".join(sorted({f"{entry.outcome} {entry.code}" for entry in hit.values()}))
+    for entry in hit.values():
+        entry.faults.clear()
+        await run.plant.ask("UNLINK", _name(entry.request_id, "job"), _name(entry.request_id, "log"))
 
 
 async def _plant_ids(run: Run) -> None:
