@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock.piece import Token, ToolCall
 
@@ -93,7 +94,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
     reads them. `notes` are those of the API that made it: what it must say again of the request, and no other field
     holds. `once`: the idempotency key that names it, as `<hash of the key> <hash of the body>`, so that a gateway that
-    gives the request back to a store gives its key back too.
+    gives the request back to a store gives its key back too. `repeated`: from which message to which (not included) an
+    earlier request of the caller holds them as well, so that they need not be stored with this one after its end.
     """
 
     id: str
@@ -112,7 +114,16 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     user: str = ""
     notes: dict[str, Any] = {}
+    repeated: tuple[int, int] = (0, 0)
     once: str = ""
+
+    def kept(self) -> Job:
+        """What is stored of it after its end: it does not hold again what an earlier request holds."""
+        first, last = self.repeated
+        if first == last:
+            return self
+        messages = self.messages or ()
+        return replace(self, messages=messages[:first] + messages[last:], repeated=(0, 0))
 
     @property
     def text(self) -> str:

@@ -56,6 +56,7 @@ class Draft:
     metadata: dict[str, str] = field(default_factory=dict)
     user: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+    repeated: tuple[int, int] = (0, 0)
     names: dict[str, str] = field(default_factory=dict)
 
 
@@ -166,6 +167,7 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         metadata=draft.metadata,
         user=draft.user,
         notes=draft.notes,
+        repeated=draft.repeated,
     )
 
 

@@ -15,7 +15,7 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Done, Terminal
 from penstock.job import Job
 from penstock.relay.ended import Ended
-from penstock.relay.records import outcome_of
+from penstock.relay.records import is_dead, outcome_of
 from penstock.relay.stream import Stream
 from penstock.transports.base import LEASE_S, Bound, Transport
 from penstock.transports.quota import answer_bytes
@@ -59,8 +59,9 @@ class Keeper:
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
     def weigh(self, stream: Stream, keep_s: float | None) -> None:
-        """What it takes of its caller's share is known now."""
-        self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
+        """What it takes of its caller's share is known now. A dead one stays as it is, so that it can run again."""
+        if not is_dead(stream):
+            self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 
     def get(self, job_id: str) -> Stream | None:
         """How a request ended here, if that is remembered."""

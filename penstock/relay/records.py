@@ -6,9 +6,15 @@ import time
 
 import msgspec
 
-from penstock.event import Terminal, Tokens
+from penstock.errors import RequestPoisoned
+from penstock.event import Failed, Terminal, Tokens
 from penstock.relay.stream import Stream
 from penstock.transports.base import Outcome, Record
+
+
+def is_dead(stream: Stream) -> bool:
+    """It ended several workers."""
+    return isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
 
 
 def outcome_of(stream: Stream, end: Terminal, keep_s: float, now: float) -> Outcome:
@@ -18,7 +24,7 @@ def outcome_of(stream: Stream, end: Terminal, keep_s: float, now: float) -> Outc
         return now - at if at else None
 
     return Outcome(
-        job=stream.job,
+        job=stream.job.kept(),
         attempt=stream.attempt,
         tokens=stream.tokens,
         end=msgspec.structs.replace(end, seq=len(stream.tokens), tokens=()),

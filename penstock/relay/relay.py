@@ -12,13 +12,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError, RequestPoisoned
+from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError
 from penstock.event import Done, Event, Failed, Tokens
 from penstock.job import Job
 from penstock.relay.keeper import Keeper
 from penstock.relay.mend import Mender
 from penstock.relay.patience import Patience
-from penstock.relay.records import num_tokens, record_of, stream_of
+from penstock.relay.records import is_dead, num_tokens, record_of, stream_of
 from penstock.relay.stream import Meter, Reader, Stream, Turn
 from penstock.relay.table import Budget, Table
 from penstock.relay.unwanted import Canceller
@@ -169,13 +169,12 @@ class Relay:
             return
         if stream.is_ended:
             self._remove(stream)
-            is_dead = isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
-            if is_delivered and stream.job.retention_s is None and not is_dead:
-                self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
-                self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
-                self.keeper.weigh(stream, DELIVERED_RETENTION_S)
-            else:
-                self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
+            if stream.job.retention_s is None:  # else it has been weighed at its end
+                is_retired = is_delivered and not is_dead(stream)
+                if is_retired:
+                    self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
+                    self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
+                self.keeper.weigh(stream, DELIVERED_RETENTION_S if is_retired else None)
         elif stream.job.on_disconnect == "cancel":
             self.abandon(stream)
         elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
@@ -280,9 +279,10 @@ class Relay:
             self.keeper.keep(stream)
         if is_held and stream.job.once:
             self._mender.spawn(self.keeper.keep_bound(stream.job))
+        if is_held and (stream.job.retention_s is not None or not stream.readers):
+            self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
         if is_held and not stream.readers:
             self._remove(stream)
-            self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
 
     def _remove(self, stream: Stream) -> None:
         if self._table.remove(stream) and stream.is_followed:

@@ -341,7 +341,13 @@ class Transport(ABC):
         """The job has ended: of its caller's share it takes `num_bytes` for its answer, until `keep_s` from now.
 
         None: as long as a job that names no retention is kept. Neither is ever raised by it. Not awaited: where it is
-        lost the job counts as what was booked for it, until it expires.
+        lost the job counts as what was booked for it, until it expires. From here on only `job.kept()` is stored.
+        """
+
+    def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:  # noqa: B027 - it may keep all as long
+        """Keep a job that has ended at least `life_s` from now on, since a later one goes on from it. Not awaited.
+
+        It counts for its caller as long, with `num_bytes` for its answer.
         """
 
     @abstractmethod

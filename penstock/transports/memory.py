@@ -293,7 +293,15 @@ class MemoryTransport(Transport):
             self._expire_at(entry, self._now() + retention_s)
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
-        self._books.weigh(job, num_bytes)
+        entry = self._jobs.get(job.id)
+        if entry is not None and entry.state == "done":
+            entry.job = job.kept()
+            self._books.weigh(job, REQUEST_BYTES + len(encode_json(entry.job)), num_bytes)
+
+    def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
+        entry = self._jobs.get(job.id)
+        if entry is not None and entry.state == "done":
+            self._expire_at(entry, max(entry.expires_at, self._now() + life_s))
 
     async def tick(self, gateway_id: str) -> Pool:
         now = self._beat()

@@ -94,11 +94,11 @@ class Books:
         self._of.setdefault(job.caller, {})[job.id] = (request, answer)
         self._add(job.caller, request + answer)
 
-    def weigh(self, job: Job, answer: int) -> None:
-        """The answer has so many bytes. Nothing for a request that is not counted."""
+    def weigh(self, job: Job, request: int, answer: int) -> None:
+        """They have so many bytes, if that is less than was booked. Nothing for a request that is not counted."""
         booked = self._of.get(job.caller, {}).get(job.id)
         if booked is not None:
-            self.book(job, booked[0], min(booked[1], answer))
+            self.book(job, min(booked[0], request), min(booked[1], answer))
 
     def unbook(self, job: Job) -> None:
         mine = self._of.get(job.caller, {})

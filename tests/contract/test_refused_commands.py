@@ -15,7 +15,7 @@ import redis
 
 from penstock.errors import QueueFull, StoreUnavailable
 from penstock.event import Done, Failed, fold
-from penstock.job import Claim, Job
+from penstock.job import Claim, Job, Message
 from penstock.transports.base import Outcome, RateLimit
 from penstock.transports.redis import RedisTransport, rights, scripts
 from penstock.transports.redis.keys import PoolKeys
@@ -115,6 +115,24 @@ async def answered(site: Site) -> None:
     await site.do(lambda: transport.requests_of("me", 5))
     await site.do(lambda: transport.glance([job.id]))
     await site.ended(job, "a", "b", "c", "z")
+
+
+async def weighed(site: Site) -> None:
+    """What is not awaited, too: whatever of it is refused, the request and its caller's books stay whole."""
+    transport = site.transport
+    messages = tuple(Message("user", text) for text in "abc")
+    job = await site.submit(caller="me", prompt=None, messages=messages, repeated=(0, 2))
+    await site.finish("w1", await site.run("w1", job), 0)
+
+    async def end_it() -> None:
+        transport.weigh(job, 128, 60.0)
+        transport.prolong(job, 128, 120.0)
+        await transport.waiting()
+
+    await site.do(end_it)
+    await end_it()
+    await site.ended(job, "z")
+    assert await transport.requests_of("me", 5) in ([job.id], [])  # that it is not listed does not refuse it
 
 
 async def cancelled_while_it_waits(site: Site) -> None:
@@ -298,6 +316,7 @@ async def repaired(site: Site) -> None:
 
 
 STORIES: tuple[Story, ...] = (
+    weighed,
     *(answered, cancelled_while_it_waits, cancelled_while_it_runs, handed_back, left_by_its_worker),
     *(left_in_the_middle_of_its_end, claimed_by_halves, restored, restored_from_nothing, poisoned, unreadable),
     *(ended_and_lost,),

@@ -7,7 +7,7 @@ import redis
 
 from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
 from penstock.event import Done
-from penstock.job import Sampling
+from penstock.job import Message, Sampling
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
@@ -266,3 +266,47 @@ def test_how_an_answer_is_counted() -> None:
     texts = new_job(prompt=None, inputs=("a", "b", "c"))
     assert most_answer_bytes(texts) == 3 * VECTOR_BYTES
     assert REQUEST_BYTES > 0
+
+
+async def test_after_its_end_a_job_holds_only_what_no_other_holds(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    messages = (Message("system", "s"), *(Message("user", "x" * 10_000) for _ in range(5)), Message("user", "own"))
+    share = Share(max_stored_bytes=120_000)
+    job = new_job(caller="bob", prompt=None, messages=messages, repeated=(1, 6), retention_s=600.0)
+    await transport.submit(job, "g1", 0, share=share)
+    claim = await run_one(transport, "w1", job.id)
+    assert claim.job.messages == messages
+    with pytest.raises(StorageQuota):
+        await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
+    await transport.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="stop")])
+    transport.weigh(job, 0, 600.0)
+
+    async def is_short() -> bool:
+        record = await transport.read(job.id)
+        return record is not None and record.job.messages == (messages[0], messages[-1])
+
+    await store.until(is_short, "the job to be shortened")
+    await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
+
+
+async def test_what_others_go_on_from_is_kept_longer_and_counts_longer(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored=1)
+    job = new_job(caller="bob", retention_s=0.05)
+    await transport.submit(job, "g1", 0, share=share)
+    await _end(transport, "w1", job.id)
+    transport.weigh(job, 0, 0.05)
+    transport.prolong(job, 0, 600.0)
+    transport.prolong(job, 0, 0.01)  # never shorter
+    other = new_job(retention_s=0.1)
+    await transport.submit(other, "g1", 0)
+    assert await transport.cancel(other.id, "client") == "ended"
+
+    async def has_expired() -> bool:
+        return await transport.read(other.id) is None
+
+    await store.until(has_expired, "another one to expire")
+    assert await transport.read(job.id) is not None
+    assert not await _has_room(transport, share)

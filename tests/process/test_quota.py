@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 import redis
 
 from penstock.keys import create_key
+from penstock.transports.redis import keys
 from tests.process import reading
 from tests.process.programs import Site, site
 from tests.waiting import wait_until_async
@@ -171,3 +173,80 @@ async def test_a_serve_in_memory_keeps_so_much() -> None:
             answers = await _store(http, fleet, 12, MIB - 200)
             assert Counter(answer.status_code for answer in answers) == {202: 7, 503: 5}
             assert "PENSTOCK_MAX_MEMORY_BYTES" in answers[-1].json()["error"]["message"]
+
+
+async def _ended(http: httpx2.AsyncClient, url: str, response_id: str) -> dict[str, Any]:
+    """The response once it has ended."""
+    found: dict[str, Any] = {}
+
+    async def has_ended() -> bool:
+        found.update((await http.get(f"{url}/v1/responses/{response_id}")).json())
+        return found["status"] not in ("queued", "in_progress")
+
+    await wait_until_async(has_ended, "the response to end")
+    assert found["status"] in ("completed", "incomplete"), found
+    return found
+
+
+async def test_a_long_conversation_is_stored_once(redis_url: str) -> None:
+    """Follow-ups of 150 bytes to a megabyte of conversation: side by side, and in a chain. The model sees all of it."""
+    client = redis.Redis.from_url(redis_url)
+    with site(redis_url) as fleet:
+        fleet.worker()
+        for _ in range(2):
+            fleet.gateway("--retention-s", "2")
+        async with reading.client() as http:
+            fields = {"model": "mock", "max_output_tokens": 4, "background": True}
+
+            async def ask(text: str, after: str | None, number: int = 0) -> dict[str, Any]:
+                url = fleet.gateways[number % 2]
+                asked = {**fields, "input": text, "previous_response_id": after}
+                answer = await http.post(f"{url}/v1/responses", json={k: v for k, v in asked.items() if v is not None})
+                assert answer.status_code == 200, answer.text
+                return await _ended(http, url, answer.json()["id"])
+
+            first = await ask("x" * (MIB - 10_000), None)
+            before = client.info("memory")["used_memory"]
+            for number in range(20):
+                await ask(f"aside {number}", first["id"], number)
+            last, said = first, [{"role": "user", "content": "x" * (MIB - 10_000)}, *first["output"]]
+            for number in range(20):
+                last = await ask(f"and {number}", last["id"], number)
+                said += [{"role": "user", "content": f"and {number}"}, *last["output"]]
+
+            async def is_small() -> bool:  # the last one is shortened a moment after its end
+                return int(client.info("memory")["used_memory"]) - int(before) < 2 * MIB
+
+            await wait_until_async(is_small, "40 follow-ups to take less than 2 MiB (they took 40)")
+            by_id = await ask("finally", last["id"])
+            by_hand = {
+                "model": "mock",
+                "max_output_tokens": 4,
+                "input": [*said, {"role": "user", "content": "finally"}],
+            }
+            answer = await http.post(f"{fleet.gateways[0]}/v1/responses", json=by_hand)
+            assert answer.json()["output"][0]["content"] == by_id["output"][0]["content"]
+    client.close()
+
+
+async def test_what_holds_a_conversation_is_kept_as_long_as_it_is_needed(redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    with site(redis_url) as fleet:
+        fleet.worker()
+        fleet.gateway("--retention-s", "1")
+        async with reading.client() as http:
+            url = fleet.gateways[0]
+            body = {"model": "mock", "max_output_tokens": 2, "input": "x" * 100_000}
+            first = (await http.post(f"{url}/v1/responses", json=body)).json()
+            on = {**body, "input": "and?", "previous_response_id": first["id"], "background": True}
+            second = await _ended(http, url, (await http.post(f"{url}/v1/responses", json=on)).json()["id"])
+            hold = keys.job(first["id"].removeprefix("resp_"))
+            assert int(client.pttl(hold)) > 3_600_000
+            _, stored, sizes = keys.caller("")
+            booked = client.zscore(stored, first["id"].removeprefix("resp_"))
+            assert booked is not None
+            assert float(booked) / 1000 - client.time()[0] > 3600
+            assert client.hget(sizes, first["id"].removeprefix("resp_")) is not None
+            third = {**body, "input": "so?", "previous_response_id": second["id"]}
+            assert (await http.post(f"{url}/v1/responses", json=third)).status_code == 200
+    client.close()

@@ -13,7 +13,16 @@ from penstock.api.body import validate
 from penstock.api.edge import Call
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import without_refused
-from penstock.api.openai.responses import REFUSED, ResponseBody, conversation, described, draft_of, request_id_of
+from penstock.api.openai.responses import (
+    NOTHING,
+    REFUSED,
+    Before,
+    ResponseBody,
+    described,
+    draft_of,
+    own_messages,
+    request_id_of,
+)
 from penstock.api.openai.responses_events import ResponseEvents, response_of
 from penstock.api.openai.responses_routes import ResponseStream
 from penstock.errors import BackendError, Draining, InvalidRequest
@@ -27,7 +36,7 @@ from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 
-def _draft(before: tuple[Message, ...] = (), **data: Any) -> Draft:
+def _draft(before: Before = NOTHING, **data: Any) -> Draft:
     return draft_of(validate(ResponseBody, without_refused({"input": "hi", **data}, REFUSED)), before)
 
 
@@ -40,6 +49,7 @@ def _job(draft: Draft) -> Job:
         metadata=draft.metadata,
         user=draft.user,
         notes=draft.notes,
+        repeated=draft.repeated,
     )
 
 
@@ -97,10 +107,25 @@ def test_images_become_parts() -> None:
 def test_a_conversation_goes_on() -> None:
     before = (Message("user", "a"), Message("assistant", "", tool_calls=(ToolCall(0, "c1", "f", "{}"),)))
     output = {"type": "function_call_output", "call_id": "c1", "output": "x"}
-    draft = _draft(before, input=[output], instructions="be brief", previous_response_id="resp_x")
-    assert draft.messages == (Message("system", "be brief"), *before, Message("tool", "x", tool_call_id="c1"))
-    assert conversation(_job(draft)) == (*before, Message("tool", "x", tool_call_id="c1"))
+    last = Message("tool", "x", tool_call_id="c1")
+    draft = _draft(Before(before), input=[output], instructions="be brief", previous_response_id="resp_x")
+    assert draft.messages == (Message("system", "be brief"), *before, last)
+    assert own_messages(_job(draft)) == (*before, last)
+    assert _job(draft).kept() == _job(draft)
     assert _refused(input=[output]) == "input.0.call_id"
+
+
+@pytest.mark.parametrize("instructions", [None, "be brief"])
+def test_what_an_earlier_response_holds_is_not_kept_again(instructions: str | None) -> None:
+    before = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    draft = _draft(Before(before, "g1.base", 2), input="d", instructions=instructions)
+    job = _job(draft)
+    head = (Message("system", "be brief"),) if instructions else ()
+    assert job.messages == (*head, *before, Message("user", "d"))
+    assert job.kept().messages == (*head, Message("user", "c"), Message("user", "d"))
+    assert own_messages(job) == own_messages(job.kept()) == (Message("user", "c"), Message("user", "d"))
+    assert job.kept().notes["base"] == "g1.base"
+    assert job.kept().kept() is job.kept() or job.kept().kept() == job.kept()
 
 
 @pytest.mark.parametrize(

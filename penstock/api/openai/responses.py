@@ -7,7 +7,7 @@ its id is the request's behind `resp_`, and all that is told of it comes from th
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -113,12 +113,28 @@ class ResponseBody(SamplingFields):
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="responses", tag_field="api"):
-    """What `Job.notes` says of a response. `has_instructions`: the first message is its instructions."""
+    """What `Job.notes` says of a response.
+
+    `has_instructions`: the first message is its instructions. `base`: the request that holds what stands before the
+    messages which are kept with this one.
+    """
 
     background: bool = False
     store: bool = True
     has_instructions: bool = False
     previous: str | None = None
+    base: str | None = None
+
+
+class Before(NamedTuple):
+    """The conversation that a response goes on from. The request `base` holds the first `num_held` of the messages."""
+
+    messages: tuple[Message, ...] = ()
+    base: str | None = None
+    num_held: int = 0
+
+
+NOTHING = Before()
 
 
 def notes_of(job: Job) -> Notes | None:
@@ -132,14 +148,15 @@ def request_id_of(response_id: str) -> str | None:
     return None if match is None else match[1]
 
 
-def draft_of(body: ResponseBody, before: tuple[Message, ...] = ()) -> Draft:
+def draft_of(body: ResponseBody, before: Before = NOTHING) -> Draft:
     """`before`: the conversation of `previous_response_id`. Raises `InvalidRequest` for fields that contradict."""
     _check(body)
     chosen, reasoning = body.tool_choice, body.reasoning
-    messages = messages_of(body.input, before)
+    messages = messages_of(body.input, before.messages)
     if body.instructions:
         messages = (Message("system", body.instructions), *messages)
-    notes = Notes(bool(body.background), body.store is not False, bool(body.instructions), body.previous_response_id)
+    first = int(bool(body.instructions))
+    notes = Notes(bool(body.background), body.store is not False, bool(first), body.previous_response_id, before.base)
     return Draft(
         model=body.model,
         messages=messages,
@@ -162,6 +179,7 @@ def draft_of(body: ResponseBody, before: tuple[Message, ...] = ()) -> Draft:
         metadata=body.metadata or {},
         user=body.user or "",
         notes=msgspec.to_builtins(notes),
+        repeated=(first, first + before.num_held) if before.num_held else (0, 0),
         names={
             "logprobs": "top_logprobs" if body.top_logprobs else "include",
             "max_tokens": "max_output_tokens",
@@ -257,7 +275,7 @@ def described(job: Job) -> dict[str, Any]:
     }
 
 
-def conversation(job: Job) -> tuple[Message, ...]:
-    """The messages of a response's job, without its instructions, which do not carry over."""
+def own_messages(job: Job) -> tuple[Message, ...]:
+    """What a response's job adds to the conversation of its base; its instructions do not carry over."""
     notes = notes_of(job)
-    return (job.messages or ())[1 if notes and notes.has_instructions else 0 :]
+    return (job.kept().messages or ())[1 if notes and notes.has_instructions else 0 :]

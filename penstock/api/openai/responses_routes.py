@@ -15,7 +15,8 @@ from penstock.api.answer import Answer
 from penstock.api.edge import Call
 from penstock.api.intake import enter, receive
 from penstock.api.openai.fields import without_refused
-from penstock.api.openai.responses import REFUSED, ResponseBody, conversation, draft_of, notes_of, request_id_of
+from penstock.api.openai.responses import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of
+from penstock.api.openai.responses_chain import PARAM, conversation, keep
 from penstock.api.openai.responses_events import ResponseEvents, response_of
 from penstock.api.openai.routes import begin
 from penstock.api.openapi import SUBMIT_ERRORS, error_responses
@@ -23,7 +24,6 @@ from penstock.api.reading import check_bodiless
 from penstock.api.requests import cancelled, find
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
-from penstock.job import Message
 from penstock.piece import Token
 from penstock.relay import Reader
 from penstock.transports.base import Record
@@ -103,8 +103,9 @@ class ResponsesAPI:
         gateway, call = self.gateway, begin(request, RESPONSES)
         received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
         body = received.body
-        before = await self._conversation(received.caller, body.previous_response_id)
+        before, links = await self._before(received.caller, body.previous_response_id)
         (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of, before)])
+        keep(gateway, links, reader.stream.job)
         if body.background and not body.stream:
             permit.release()
             gateway.relay.leave(reader, is_delivered=False)
@@ -163,26 +164,14 @@ class ResponsesAPI:
             raise RequestNotFound("There is no such response; it may have been forgotten.", param=param)
         return record
 
-    async def _conversation(self, caller: Caller, response_id: str | None) -> tuple[Message, ...]:
-        """What was said before, up to the answer of `response_id`. Raises `RequestNotFound` and `InvalidRequest`."""
+    async def _before(self, caller: Caller, response_id: str | None) -> tuple[Before, list[Record]]:
+        """The conversation up to the answer of `response_id`. Raises `RequestNotFound` and `InvalidRequest`."""
         if response_id is None:
-            return ()
-        name = "previous_response_id"
-        record = await self._find(caller, response_id, name)
+            return NOTHING, []
+        record = await self._find(caller, response_id, PARAM)
         if record.job.caller != caller.id:  # an administrator may look at it, and not go on from it
-            raise RequestNotFound("There is no such response; it may have been forgotten.", param=name)
-        folded = fold(record.events)
-        if not isinstance(folded.end, Done) or folded.end.finish_reason == "cancelled":
-            raise InvalidRequest("The response has no answer to go on from: it must have ended, and well.", param=name)
-        answer = ResponseEvents(record.job)
-        answer.read(folded.tokens)
-        messages = conversation(record.job)
-        if answer.text() or answer.calls():
-            messages += (Message("assistant", answer.text(), tool_calls=answer.calls()),)
-        if len(msgspec.json.encode(messages)) > self.gateway.settings.max_body_bytes:
-            limit = self.gateway.settings.max_body_bytes
-            raise InvalidRequest(f"The conversation has grown larger than {limit} bytes.", param=name)
-        return messages
+            raise RequestNotFound("There is no such response; it may have been forgotten.", param=PARAM)
+        return await conversation(self.gateway, caller, record)
 
 
 class ResponseStream(Answer):

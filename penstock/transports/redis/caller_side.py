@@ -60,7 +60,20 @@ class CallerSide(Transport):
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         keep_ms = self._terms.retention_ms if keep_s is None else ms(keep_s)
-        self._post_for(job, scripts.weigh(job, num_bytes, keep_ms))
+        kept = job.kept()
+        if kept is job:
+            self._post_for(job, scripts.weigh(job, num_bytes, keep_ms))
+            return
+        shorter = encode_job(kept)
+        self._store.request_conn(job.id).post(scripts.shorten(job.id, shorter).packed, 1)
+        self._post_for(job, scripts.weigh(job, num_bytes, keep_ms, REQUEST_BYTES + len(shorter)))
+
+    def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
+        names = keys.job(job.id), keys.log(job.id)
+        words = b"".join(command("PEXPIRE", name, ms(life_s), "GT").packed for name in names)
+        self._store.request_conn(job.id).post(words, len(names))
+        size = REQUEST_BYTES + len(encode_job(job.kept()))
+        self._post_for(job, scripts.book(job, size, num_bytes, ms(life_s), Share()))
 
     # ── for the gateway's side ───────────────────────────────────────────────────────────────────────────────────
 

@@ -79,6 +79,7 @@ _cancel = Script("cancel")
 _requeue = Script("requeue")
 _adopt = Script("adopt")
 _glance = Script("glance")
+_shorten = Script("shorten")
 _enqueue = Script("enqueue")
 _ensure = Script("ensure")
 _withdraw = Script("withdraw")
@@ -164,6 +165,10 @@ def cancel(job_id: str, reason: EndReason, owner: str | None, keep_ms: int) -> C
 
 def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
     return _requeue((keys.job(job_id),), attempt, worker_id)
+
+
+def shorten(job_id: str, job: bytes) -> Command:
+    return _shorten((keys.job(job_id),), job)
 
 
 def glance(job_id: str) -> Command:
@@ -267,9 +272,9 @@ def book(job: Job, request: int, answer: int, life_ms: int, share: Share) -> Com
     return _book(keys.caller(job.caller), job.id, request, answer, life_ms, *limits)
 
 
-def weigh(job: Job, answer: int, life_ms: int) -> Command:
-    """`life_ms`: from now on; 0 if it was not admitted."""
-    return _weigh(keys.caller(job.caller), job.id, answer, life_ms)
+def weigh(job: Job, answer: int, life_ms: int, request: int | None = None) -> Command:
+    """`life_ms`: from now on; 0 if it was not admitted. `request`: its bytes, where they are fewer than were booked."""
+    return _weigh(keys.caller(job.caller), job.id, answer, life_ms, *(() if request is None else (request,)))
 
 
 def once(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:

@@ -1,7 +1,7 @@
 #!lua
 -- book: a caller is about to have a request stored: list it, and count its bytes against what the caller may have.
 -- What has expired is taken off first, so that nothing counts longer than it was booked for, whoever died meanwhile. A
--- request that is booked already is booked anew, and never refused.
+-- request that is booked already is booked anew, never for a shorter time, and never refused.
 -- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
 --       3 {inference:caller:<caller>}:bytes
 -- ARGV  1 request id   2 bytes of the request   3 most bytes of its answer   4 how long it is kept at most, ms
@@ -53,14 +53,13 @@ local is_longer = redis.call('PTTL', KEYS[2]) < life
 local function keep(key, is_new)
   if is_new or is_longer then redis.call('PEXPIRE', key, int(life + 600000)) end
 end
-local is_added = redis.call('ZADD', KEYS[2], int(now + life), ARGV[1]) == 1
+local is_added = redis.call('ZADD', KEYS[2], 'GT', int(now + life), ARGV[1]) == 1
 keep(KEYS[2], num == 0)
 sum = sum + wanted - size(booked)
 local added = redis.call('HSET', KEYS[3], 'sum', int(sum), ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 keep(KEYS[3], added == 2)
-if is_added then
+if not booked then
   keep(KEYS[1], redis.call('LPUSH', KEYS[1], ARGV[1]) == 1)
   redis.call('LTRIM', KEYS[1], 0, ARGV[7] - 1)
-  num = num + 1
 end
-return {1, num, sum, 0}
+return {1, is_added and num + 1 or num, sum, 0}

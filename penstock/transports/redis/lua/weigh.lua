@@ -4,6 +4,7 @@
 -- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
 --       3 {inference:caller:<caller>}:bytes
 -- ARGV  1 request id   2 bytes of its answer   3 how long it is kept from now on, ms
+--       4 bytes of the request (may be missing: as they were booked)
 -- Returns 1; 0 if it is not booked.
 local booked = redis.call('HMGET', KEYS[3], 'sum', ARGV[1])
 if not booked[2] then return 0 end
@@ -21,8 +22,8 @@ if ARGV[3] == '0' then
   redis.call('LREM', KEYS[1], 1, ARGV[1])
   return 1
 end
-local has = tonumber(ARGV[2])
-if has < answer then write(request, has, answer - has) end
+local own, has = math.min(request, ARGV[4] or request), math.min(answer, ARGV[2])
+if own + has < request + answer then write(own, has, request + answer - own - has) end
 local t = redis.call('TIME')
 redis.call('ZADD', KEYS[2], 'XX', 'LT', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3]), ARGV[1])
 return 1

@@ -1,0 +1,8 @@
+#!lua flags=allow-oom
+-- shorten: a job has ended, and an earlier request holds a part of what was asked: only the rest is kept with it.
+-- KEYS  1 {inference:response:<id>}:job
+-- ARGV  1 job, JSON
+-- Returns 1; 0 if it has not ended, or is gone.
+if redis.call('HGET', KEYS[1], 'state') ~= 'done' then return 0 end
+redis.call('HSET', KEYS[1], 'job', ARGV[1])
+return 1
