@@ -20,12 +20,12 @@ from pathlib import Path
 
 import uvloop
 
-from tests.chaos import clients, mixed, refusals, report, stores, workers
+from tests.chaos import clients, lost, mixed, refusals, report, stores, workers
 from tests.chaos.registry import SCENARIOS, Scenario
 from tests.chaos.run import Result, Run, Skip, told
 
 # Which register their scenarios when they are imported; this is the order to run them in.
-_ORDER = [module.__name__ for module in (workers, stores, refusals, clients, mixed)]
+_ORDER = [module.__name__ for module in (workers, stores, lost, refusals, clients, mixed)]
 
 BEYOND_S = 150.0
 SLACK = 3.0

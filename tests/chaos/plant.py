@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -170,6 +171,7 @@ class Plant:
         self.directory = directory
         self.server_name = server or next(iter(servers.find_servers()))
         self.port = own_port()
+        self._options: tuple[str, ...] = ()
         self.server = self._serve()
         self.proxy: Proxy | None = None
         self.members: list[Member] = []
@@ -238,14 +240,31 @@ class Plant:
 
     # ── the server ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _serve(self) -> servers.Server:
-        return servers.start_server(self.server_name, "--logfile", str(self.directory / "server.log"), port=self.port)
+    def _serve(self, directory: tempfile.TemporaryDirectory[str] | None = None) -> servers.Server:
+        log = "--logfile", str(self.directory / "server.log")
+        return servers.start_server(self.server_name, *log, *self._options, port=self.port, directory=directory)
 
     async def crash_server(self, away_s: float) -> None:
         """kill -9, and another one, empty, on the same port."""
         self.server.stop()
         await asyncio.sleep(away_s)
         self.server = await asyncio.to_thread(self._serve)
+
+    async def keep_log(self) -> None:
+        """From here on the server has an append-only file. To be called before anything is in it."""
+        self.server.stop()
+        self._options = ("--appendonly", "yes", "--appendfsync", "everysec")
+        self.server = await asyncio.to_thread(self._serve)
+
+    async def cut_back(self, lost_s: float, away_s: float) -> None:
+        """kill -9, and the same server again without what it had written in the last `lost_s`."""
+        sizes = self.server.log_sizes()
+        await asyncio.sleep(lost_s)
+        before = self.server
+        before.kill()
+        before.cut_back(sizes)
+        await asyncio.sleep(away_s)
+        self.server = await asyncio.to_thread(self._serve, before.directory)
 
     async def stop_server(self, for_s: float) -> None:
         """SIGSTOP: it holds every connection and answers nobody."""
