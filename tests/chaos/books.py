@@ -19,6 +19,9 @@ from tests.process.reading import metric
 MAX_SHOWN = 8
 MORE_DESCRIPTORS = 6
 MORE_KIB = 64 * 1024
+ZERO_AT_REST = (
+    *("penstock_running", "penstock_open_streams", "penstock_queue_depth", "penstock_upstream_open_streams"),
+)
 JOB = "}:job"
 LOG = "}:log"
 
@@ -32,6 +35,7 @@ async def balance(plant: Plant, load: Load, settle_s: float) -> list[str]:
     for gateway in plant.gateways:
         if gateway.is_survivor:
             problems += await _counters(gateway, load.entries)
+    problems += await _at_rest(plant)
     problems += await _use(plant)
     problems += _said(plant.members)
     return problems
@@ -130,7 +134,6 @@ async def _counters(gateway: Member, entries: list[Entry]) -> list[str]:
         )
         ok = metric(page, "penstock_requests_total", outcome="ok", endpoint="/v1/generate")
         cancelled = metric(page, "penstock_requests_total", outcome="cancelled", endpoint="/v1/generate")
-        running, streams = metric(page, "penstock_running"), metric(page, "penstock_open_streams")
         failed = total - refused - ok - cancelled
         admitted = sure["done"] + sure["failed"] + sure["left"]
         found = []
@@ -141,10 +144,32 @@ async def _counters(gateway: Member, entries: list[Entry]) -> list[str]:
             found.append(f"{gateway.name} counts {ok:g} completed requests, its clients {sure['done']}")
         if not sure["failed"] <= failed <= sure["failed"] + vague:
             found.append(f"{gateway.name} counts {failed:g} failed requests, its clients {sure['failed']}")
-        if running or streams:
-            found.append(f"{gateway.name} says that {running:g} requests run and {streams:g} streams are open")
         if not found or time.monotonic() > deadline:
             return found
+        await asyncio.sleep(0.1)
+
+
+async def _at_rest(plant: Plant) -> list[str]:
+    """Every gauge of those that lived through it is where it is when nothing is asked."""
+    deadline = time.monotonic() + 5.0
+    while True:
+        found = []
+        for member in plant.members:
+            if not (member.is_survivor and member.is_alive and member.is_ready):
+                continue
+            try:
+                _, body = await get(member.url, "/metrics")
+            except Cut as cut:
+                return [f"{member.name} does not answer any more: {cut}"]
+            page = body.decode()
+            for name in ZERO_AT_REST:
+                if value := metric(page, name):
+                    found.append(f"{member.name} says that {name} is {value:g}, and nothing runs")
+            slots, free = metric(page, "penstock_slots"), metric(page, "penstock_slots_free")
+            if slots != free:
+                found.append(f"{member.name} has {free:g} of {slots:g} slots free, and nothing runs")
+        if not found or time.monotonic() > deadline:
+            return _some(found)
         await asyncio.sleep(0.1)
 
 

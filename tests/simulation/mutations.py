@@ -244,7 +244,7 @@ def restored_tokens_are_only_added(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_has_ended_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """19: a gateway does not give back how a request ended."""
+    """A gateway does not give back how a request ended."""
 
     async def nothing(self: Keeper, job_id: str, state: str | None) -> None:
         return
@@ -258,7 +258,7 @@ def what_is_unknown_is_cancelled(patch: pytest.MonkeyPatch) -> None:
 
 
 def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
-    """20: the gateway that holds a request does not answer for it."""
+    """The gateway that holds a request does not answer for it."""
 
     async def look_up(self: Relay, job_id: str, job: Any = None) -> Record | None:
         return await self._transport.read(job_id)
@@ -267,7 +267,7 @@ def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_key_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
-    """21: an idempotency key is bound once, and never again with its request."""
+    """An idempotency key is bound once, and never again with its request."""
     bind = Keeper.bind
 
     async def bind_new(self: Keeper, job: Any, keep_s: float, instead_of: str = "") -> Bound | None:
