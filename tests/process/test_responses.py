@@ -85,9 +85,11 @@ def test_after_every_number_comes_the_rest(client: OpenAI) -> None:
     assert numbers == list(range(len(numbers)))
     found = client.responses.create(model="mock", input="hello", max_output_tokens=6)
     events = _told(client.responses.retrieve(found.id, stream=True))
-    for after in range(len(events) + 1):
+    for after in range(len(events)):
         rest = _told(client.responses.retrieve(found.id, stream=True, starting_after=after))
         assert rest == events[after + 1 :]
+    with pytest.raises(openai.BadRequestError, match="not there"):
+        client.responses.retrieve(found.id, stream=True, starting_after=len(events))
     with client.responses.stream(response_id=found.id, starting_after=5) as again:
         assert [event.sequence_number for event in again] == list(range(6, len(events)))
 

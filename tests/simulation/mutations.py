@@ -296,7 +296,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (whatever_is_heard_is_believed, 2),
     (a_new_subscription_is_no_reason_to_ask, 6),
     (nothing_is_restored, 19),
-    (restored_tokens_are_only_added, 305),
+    (restored_tokens_are_only_added, 21036),
     (the_reply_is_what_a_worker_holds, 8),
     (a_repeated_claim_is_a_death, 292),
     (a_duplicate_steals, 8),

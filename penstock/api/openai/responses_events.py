@@ -159,6 +159,17 @@ class ResponseEvents(Parts):
         return item | {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": arguments}
 
 
+def num_events(job: Job, tokens: Sequence[Token], end: Terminal | None) -> int:
+    """How many events there are so far."""
+    events = ResponseEvents(job)
+    events.all_of(list(tokens))
+    if end is not None:
+        events.end(end)
+    elif not tokens:
+        events.opening()
+    return events.num
+
+
 def response_of(job: Job, tokens: Sequence[Token], end: Terminal | None, *, is_queued: bool = False) -> dict[str, Any]:
     """The whole response, as far as it has come."""
     events = ResponseEvents(job)

@@ -17,7 +17,7 @@ from penstock.api.intake import enter, receive
 from penstock.api.openai.fields import without_refused
 from penstock.api.openai.responses import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of
 from penstock.api.openai.responses_chain import PARAM, conversation, keep
-from penstock.api.openai.responses_events import ResponseEvents, response_of
+from penstock.api.openai.responses_events import ResponseEvents, num_events, response_of
 from penstock.api.openai.routes import begin
 from penstock.api.openapi import SUBMIT_ERRORS, error_responses
 from penstock.api.reading import check_bodiless
@@ -137,13 +137,18 @@ class ResponsesAPI:
         if not stream:
             return _shown(record)
         permit = await self.gateway.admission.admit(caller, needs_worker=False)
+        after = -1 if starting_after is None else starting_after
         try:
-            reader = self.gateway.relay.read(await self.gateway.relay.attach(record.job.id, record))
+            joined = await self.gateway.relay.attach(record.job.id, record)
+            end = joined.end if joined.is_ended else None
+            if starting_after is not None and after >= (num := num_events(record.job, joined.tokens, end)):
+                message = f"Event {after} is not there: the response has {num} events so far."
+                raise InvalidRequest(message, param="starting_after")
+            reader = self.gateway.relay.read(joined)
         except BaseException:
             permit.release()
             raise
         call.fields["model"] = record.job.model
-        after = -1 if starting_after is None else starting_after
         return ResponseStream(self.gateway, call, reader, permit, is_stream=True, is_replay=True, after=after)
 
     async def cancel(self, request: Request, response_id: str) -> Response:
