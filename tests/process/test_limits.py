@@ -49,7 +49,7 @@ async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None
         store = redis.asyncio.from_url(redis_url)
         try:
             highest = 0
-            async with reading.client(connections=2000) as http:
+            async with reading.client(timeout_s=300, connections=2000) as http:
                 tasks = [
                     asyncio.create_task(
                         reading.whole(http, fleet.gateways[i % 8], prompt=f"flood {i}", max_tokens=1, timeout_s=300)
