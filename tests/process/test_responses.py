@@ -206,6 +206,10 @@ def test_failures(client: OpenAI) -> None:
     assert names == ["response.created", "response.queued", "response.failed"]
 
 
+def _image(url: str) -> dict[str, Any]:
+    return {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
@@ -214,7 +218,8 @@ def test_failures(client: OpenAI) -> None:
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"max_output_tokens": 100_000}, "max_output_tokens", "invalid_request"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input", None),
+        (_image("data:image/png;base64,AAAA"), "input", None),
+        (_image("file:///etc/passwd"), "input.0.content.0.image_url", "invalid_request"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate", "invalid_request"),
     ],
 )
