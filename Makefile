@@ -59,7 +59,7 @@ bench-scale: $(READY)  ## cost per token and per open stream as they grow, in fo
 
 CHAOS = $(BIN)/python -m tests.chaos --all $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-chaos: $(READY)  ## kill everything on purpose for some five minutes, and balance the books; SEED=n repeats a run
+chaos: $(READY)  ## kill everything on purpose for some ten minutes, and balance the books; SEED=n repeats a run
 	$(CHAOS) --report bench/results/chaos --made-by 'make chaos'
 
 MINUTES ?= 60
