@@ -8,6 +8,7 @@ continuation know no difference.
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,11 @@ def encode_vector(vector: Sequence[float]) -> str:
     if sys.byteorder == "big":
         floats.byteswap()
     return base64.b64encode(floats).decode()
+
+
+def encoded_length(num: int) -> int:
+    """Of a vector of so many numbers."""
+    return 4 * math.ceil(4 * num / 3)
 
 
 def decode_vector(text: str) -> list[float]:

@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from penstock.errors import QueueFull, StorageQuota
 from penstock.job import Job
-from penstock.piece import Piece, Token
+from penstock.piece import Piece, Token, encoded_length
 
 REQUEST_BYTES = 1024  # what a store needs for any request: its fields, its names, its places in lists
 TOKEN_BYTES = 128  # a token in a log, with the frame around it
+LOGPROB_BYTES = 32  # more, for the token itself and each likely one, where log probabilities are asked for
 VECTOR_BYTES = 8192  # an embedding of 1,536 dimensions, as it is stored
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_REMEMBERED = 10_000
@@ -64,14 +65,22 @@ class Share(Struct, frozen=True, kw_only=True):
 
 def most_answer_bytes(job: Job) -> int:
     """The most that the answer may take."""
-    return VECTOR_BYTES * len(job.inputs) if job.inputs else TOKEN_BYTES * job.sampling.max_tokens
+    if not job.inputs:
+        return _token_bytes(job) * job.sampling.max_tokens
+    numbers = encoded_length(job.sampling.dimensions or 0)
+    return max(VECTOR_BYTES, TOKEN_BYTES + numbers) * len(job.inputs)
 
 
 def answer_bytes(job: Job, tokens: Sequence[Token]) -> int:
     """What an answer of these tokens takes."""
     if not job.inputs:
-        return TOKEN_BYTES * len(tokens)
+        return _token_bytes(job) * len(tokens)
     return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, Piece))
+
+
+def _token_bytes(job: Job) -> int:
+    likely = job.sampling.logprobs
+    return TOKEN_BYTES if likely is None else TOKEN_BYTES + LOGPROB_BYTES * (1 + likely)
 
 
 class Books:

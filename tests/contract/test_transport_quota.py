@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import redis
 
 from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
 from penstock.event import Done
 from penstock.job import Message, Sampling
+from penstock.piece import Logprob, Piece, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
@@ -266,6 +268,36 @@ def test_how_an_answer_is_counted() -> None:
     texts = new_job(prompt=None, inputs=("a", "b", "c"))
     assert most_answer_bytes(texts) == 3 * VECTOR_BYTES
     assert REQUEST_BYTES > 0
+
+
+def test_log_probabilities_and_long_vectors_are_counted_as_what_they_take() -> None:
+    likely = new_job(sampling=Sampling(max_tokens=100, logprobs=20))
+    names = tuple((f"token{number}", -1.25) for number in range(20))
+    token = Piece("token", logprobs=(Logprob("token", -0.125, names),))
+    assert answer_bytes(likely, [token] * 100) == most_answer_bytes(likely) > 100 * len(msgspec.msgpack.encode(token))
+    vector = Piece(embedding=encode_vector([0.5] * 65_536))
+    long = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=65_536))
+    assert most_answer_bytes(long) == answer_bytes(long, [vector, vector]) > 2 * len(vector.embedding)
+    short = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=8))
+    assert most_answer_bytes(short) == 2 * VECTOR_BYTES
+
+
+@pytest.mark.parametrize("planted", ["inf", "-inf", "nan", "-1e300", "1e300", "-1"])
+async def test_a_sum_that_is_none_is_added_up_anew(real: RedisStore, client: redis.Redis, planted: str) -> None:
+    """It neither shuts a caller out nor lets it in without a limit."""
+    transport = await real.transport()
+    share = Share(max_stored_bytes=200_000)
+    await transport.submit(new_job(caller="bob", prompt="x" * 50_000), "g1", 0, share=share)
+    _, _, sizes = keys.caller("bob")
+    before = client.hget(sizes, "sum")
+    client.hset(sizes, "sum", planted)
+    assert await _has_room(transport, share)
+    with pytest.raises(StorageQuota):
+        await transport.submit(new_job(caller="bob", prompt="x" * 150_000), "g1", 0, share=share)
+    booked = client.hgetall(sizes)
+    assert isinstance(booked, dict)
+    total = int(booked.pop("sum"))
+    assert total == sum(sum(map(int, entry.split())) for entry in booked.values()) > int(str(before))
 
 
 async def test_after_its_end_a_job_holds_only_what_no_other_holds(store: Store) -> None:

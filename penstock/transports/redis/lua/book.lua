@@ -13,10 +13,17 @@ local function int(number) return string.format('%.0f', number) end
 local function size(entry)
   if not entry then return 0 end
   local request, answer = string.match(entry, '^(%d+) (%d+)$')
-  return (request or 0) + (answer or 0)
+  local bytes = (request or 0) + (answer or 0)
+  return bytes < 2 ^ 53 and bytes or 0 -- else it was not written here
 end
 
 local sum = tonumber(redis.call('HGET', KEYS[3], 'sum') or 0) or 0
+if not (sum >= 0 and sum < 2 ^ 53) then -- written by something else: it is added up anew
+  sum = 0
+  for i, value in ipairs(redis.call('HGETALL', KEYS[3])) do
+    if i % 2 == 0 then sum = sum + size(value) end -- of 'sum' itself it is 0
+  end
+end
 for _ = 1, 10 do -- nearly always one round finds all
   local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
   if not gone[1] then break end
