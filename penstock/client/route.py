@@ -50,8 +50,9 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
     read = []
     for url in urls:
         try:
-            split = urlsplit(url.strip())
-        except ValueError:  # an IPv6 address that is none
+            split = urlsplit(url.strip() if url.isprintable() else "")
+            _ = split.port
+        except ValueError:  # an IPv6 address or a port that is none
             split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
             raise ConfigError(f"{shown(url)!r} is no http:// or https:// URL of a server")

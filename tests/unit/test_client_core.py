@@ -325,7 +325,16 @@ def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypat
     assert "authorization" not in headers_of("")
     with pytest.raises(ConfigError):
         headers_of("line\nbreak")
-    for bad in ("one:1", "ftp://x", "http://", "http://x?a=b"):
+    for bad in (
+        "one:1",
+        "ftp://x",
+        "http://",
+        "http://x?a=b",
+        "http://[::1",
+        "http://x:99999",
+        "http://x:a",
+        "http://x/\x1b",
+    ):
         with pytest.raises(ConfigError):
             read_urls([bad])
 
