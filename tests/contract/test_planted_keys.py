@@ -187,6 +187,30 @@ def _spoil(client: redis.Redis, job: Job, fields: dict[str, Any]) -> None:
             client.hset(name, field, value)
 
 
+@pytest.mark.parametrize("value", ["0", "00", "-5", "9" * 16, "9" * 30, "1.5", ""])
+async def test_a_retention_of_garbage_leaves_no_key_without_expiry(
+    real: RedisStore, client: redis.Redis, value: str
+) -> None:
+    """However it ends: finished, cancelled, refused by a claim, or by a script that was stopped halfway."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    finished, cancelled, late, halfway = (new_job() for _ in range(4))
+    for job in (cancelled, late, finished, halfway):
+        await transport.submit(job, "g1", 0)
+        _spoil(client, job, {"retention": value})
+    _spoil(client, late, {"deadline": "1"})
+    assert await transport.cancel(cancelled.id, "no_workers") == "ended"
+    assert late.id in await transport.take("w1", 2)
+    assert await transport.claim("w1", [late.id]) == []
+    claim = await run_one(transport, "w1", finished.id)
+    assert await transport.emit("w1", [Done(finished.id, claim.attempt, 0, finish_reason="stop")]) == set()
+    client.xadd(f"{{inference:response:{halfway.id}}}:log", {"f": "x"}, id=f"5-{2**64 - 1}")
+    assert not await transport.restore(halfway, "g1", ["a"], 1)
+    for job in (finished, cancelled, late, halfway):
+        for part in ("job", "log"):
+            assert 59_000 < client.pttl(f"{{inference:response:{job.id}}}:{part}") <= 60_000  # type: ignore[operator]
+
+
 async def test_an_id_that_is_not_utf_8_is_set_aside_alone(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))

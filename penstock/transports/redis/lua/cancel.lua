@@ -26,7 +26,8 @@ elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
   return 'owned'
 end
 
-local retention = string.match(hash[5] or '', '^%d+$') or 60000
+local retention = hash[5] or ''
+if #retention > 15 or not string.find(retention, '^[1-9]%d*$') then retention = '60000' end -- as in `finish`
 if ARGV[4] and (ARGV[2] == 'client' or ARGV[2] == 'operator') and tonumber(ARGV[4]) < tonumber(retention) then
   retention = ARGV[4]
   redis.call('HSET', KEYS[1], 'retention', retention)

@@ -42,7 +42,8 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function int(number) return string.format('%.0f', number) end
 
-local deadline, retention = number(hash[5]), int(number(hash[10]) or 60000)
+local deadline, retention = number(hash[5]), number(hash[10]) or 0
+retention = int(retention > 0 and retention or 60000)
 local attempt, tokens = number(hash[2]), 0
 local wrong = not is_hash and 'its hash is of another type' or state ~= 'queued' and state ~= 'running' and 'state'
   or not attempt and 'attempt' or not deadline and 'deadline' or not number(hash[6]) and 'created'

@@ -41,7 +41,8 @@ end
 -- Publishing last: it may fail, and costs a delay then.
 local t = redis.call('TIME')
 if not is_written then redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. END, 'f', ARGV[4]) end
-local life = string.match(hash[3] or '', '^%d+$') or 60000
+local life = hash[3] or ''
+if #life > 15 or not string.find(life, '^[1-9]%d*$') then life = '60000' end -- PEXPIRE would fail, or delete at once
 redis.call('PEXPIRE', KEYS[2], life)
 redis.call('PEXPIRE', KEYS[1], life)
 local changed = {'state', 'done', 'ended', t[1] .. string.format('%03d', math.floor(t[2] / 1000))}

@@ -29,7 +29,8 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, at = string.match(last[1], '^(%d+)-(%d+)$')
   if at == '18446744073709551615' then -- it has ended, and the script that did it was refused its next command
-    local life = string.match(hash[4] or '', '^%d+$') or 60000
+    local life = hash[4] or ''
+    if #life > 15 or not string.find(life, '^[1-9]%d*$') then life = '60000' end -- as in `finish`
     redis.call('PEXPIRE', KEYS[2], life)
     redis.call('PEXPIRE', KEYS[1], life)
     redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', written, 'ended', int(now))
