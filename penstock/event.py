@@ -17,6 +17,8 @@ from penstock.piece import Token, join_text
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
+MAX_ATTEMPT = 2**53  # it is a time in ms; scripts and the ids of entries could not go on after a higher one
+
 
 class Usage(Struct, frozen=True):
     prompt_tokens: int = 0
@@ -29,7 +31,7 @@ class Usage(Struct, frozen=True):
 
 class _Event(Struct, frozen=True, gc=False, tag_field="kind"):
     job_id: str = field(name="id")
-    attempt: int
+    attempt: Annotated[int, Meta(lt=MAX_ATTEMPT)]
     seq: Annotated[int, Meta(ge=0)]
 
     @property

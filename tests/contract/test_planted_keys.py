@@ -208,7 +208,7 @@ async def test_a_retention_of_garbage_leaves_no_key_without_expiry(
     assert not await transport.restore(halfway, "g1", ["a"], 1)
     for job in (finished, cancelled, late, halfway):
         for part in ("job", "log"):
-            assert 59_000 < client.pttl(f"{{inference:response:{job.id}}}:{part}") <= 60_000  # type: ignore[operator]
+            assert 59_000 < client.pttl(f"{{inference:response:{job.id}}}:{part}") <= 60_000
 
 
 async def test_an_id_that_is_not_utf_8_is_set_aside_alone(real: RedisStore, client: redis.Redis) -> None:

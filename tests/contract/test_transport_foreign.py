@@ -132,14 +132,17 @@ async def test_a_request_that_cannot_be_read_is_an_error_for_its_reader_alone(
         assert isinstance(reader.stream.end, Done)
 
 
+@pytest.mark.parametrize("attempt_said", [None, 2**53, 10**20], ids=["no frame", "2**53", "10**20"])
 async def test_rubbish_on_the_channel_alone_harms_nothing(
-    real: RedisStore, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    real: RedisStore, client: redis.Redis, caplog: pytest.LogCaptureFixture, attempt_said: int | None
 ) -> None:
+    """No frame, or one of an attempt that nothing could follow, which its gateway would wait for until the deadline."""
     transport = await real.transport()
     async with asked(transport) as (_, reader, attempt):
         job_id = reader.stream.job.id
+        forged = f'{{"kind":"started","id":"{job_id}","attempt":{attempt_said},"seq":0}}'
         for _ in range(50):
-            client.publish(keys.channel(job_id), "rubbish")
+            client.publish(keys.channel(job_id), "rubbish" if attempt_said is None else forged)
         head = f'"id":"{job_id}","attempt":{attempt}'
         last = f'{{"kind":"done",{head},"seq":0,"tokens":["a"],"finish_reason":"stop"}}'
         write(client, job_id, f"{attempt}-{END}", last, is_end=True)
