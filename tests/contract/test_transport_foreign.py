@@ -83,6 +83,41 @@ async def test_an_end_that_cannot_be_read_ends_the_request_at_once(
         assert isinstance(glance.end, Failed)
 
 
+ENDS_THAT_ARE_NONE = {
+    "started": '{"kind":"started","id":"ID","attempt":A,"seq":0}',
+    "tokens": '{"kind":"tokens","id":"ID","attempt":A,"seq":0,"tokens":["a"]}',
+    "a kind to come": '{"kind":"thoughts","id":"ID","attempt":A,"seq":0}',
+    "an older attempt": '{"kind":"done","id":"ID","attempt":5,"seq":0,"finish_reason":"stop"}',
+    "behind a hole": '{"kind":"done","id":"ID","attempt":A,"seq":77,"finish_reason":"stop"}',
+    "no log": "",
+}
+
+
+@pytest.mark.parametrize("what", ENDS_THAT_ARE_NONE)
+async def test_an_end_that_is_none_is_an_error_for_every_reader(
+    real: RedisStore, client: redis.Redis, what: str
+) -> None:
+    """Also for one that comes later: nothing is to follow, so it would wait for ever."""
+    transport = await real.transport()
+    async with asked(transport) as (_, reader, attempt):
+        job_id = reader.stream.job.id
+        frame = ENDS_THAT_ARE_NONE[what].replace("ID", job_id).replace("A", str(attempt))
+        write(client, job_id, f"{attempt}-{END}", frame, is_end=True)
+        if not frame:
+            client.delete(keys.log(job_id))
+        await wait_until(lambda: reader.stream.end is not None, "the stream to end")
+        record = await transport.read(job_id)
+        assert record is not None
+        stream = await Relay("g2", transport, max_depth=0).attach(job_id, record)
+        (glance,) = await transport.glance([job_id])
+        assert glance is not None
+        for end in (reader.stream.end, record.events[-1], stream.end):
+            assert isinstance(end, Failed)
+            assert end.code == "internal_error"
+        if what not in ("an older attempt", "behind a hole"):  # a list reads the last frame alone
+            assert isinstance(glance.end, Failed)
+
+
 async def test_tokens_that_cannot_be_read_end_the_request_and_its_work(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     async with asked(transport) as (_, reader, attempt):

@@ -15,7 +15,7 @@ from penstock.transports.base import CancelOutcome, EndReason, Outcome, Record
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.caller_side import ms
 from penstock.transports.redis.object_side import ObjectSide
-from penstock.transports.redis.records import FIELDS, events_of, record_of
+from penstock.transports.redis.records import FIELDS, ended, events_of, record_of
 from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.submit_side import SubmitSide
@@ -112,7 +112,10 @@ class GatewaySide(ObjectSide, SubmitSide):
             if not any(hash_):
                 return None
             job = job or decode_job(hash_[-1] or b"")
-            return record_of(job, hash_[: len(FIELDS)], now, events_of(job_id, entries, after[1] if after else 0))
+            events = events_of(job_id, entries, after[1] if after else 0)
+            if after is None and hash_[0] == b"done":
+                events = ended(job_id, events)
+            return record_of(job, hash_[: len(FIELDS)], now, events)
         except (ValueError, Refused) as error:  # of the wire, of a number, of Unicode; or of Redis
             if isinstance(error, Refused) and error.kind != "wrong_type":
                 raise

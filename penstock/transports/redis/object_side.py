@@ -15,6 +15,7 @@ from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
 from penstock.transports.base import Bound, Glance, State, Transport
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.records import missing_end
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
 from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Store
@@ -138,7 +139,7 @@ def _glance_of(job_id: str, reply: list[Any]) -> Glance:
 def _end(job_id: str, frame: bytes) -> Terminal:
     """The terminal frame without its tokens; an error in place of one that cannot be read."""
     try:
-        end: Any = replace(decode_event(frame), tokens=())
+        end = decode_event(frame)
     except WireError:
         return Failed.of(job_id, 0, 0, InternalError("A part of this request's log cannot be read."))
-    return end if isinstance(end, Done | Failed) else Done(job_id, end.attempt, end.seq, finish_reason="stop")
+    return replace(end, tokens=()) if isinstance(end, Done | Failed) else missing_end(job_id, end.attempt, end.seq)

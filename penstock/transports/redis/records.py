@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from penstock.errors import InternalError
-from penstock.event import Event, Failed
+from penstock.event import Event, Failed, fold
 from penstock.job import Job
 from penstock.transports.base import Record
 from penstock.wire import WireError, decode_event
@@ -33,6 +33,19 @@ def events_of(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, 
             events.append(Failed.of(job_id, attempt, events[-1].end if events else num_tokens, unreadable))
             break
     return tuple(events)
+
+
+def ended(job_id: str, events: tuple[Event, ...]) -> tuple[Event, ...]:
+    """The whole log of what has ended. Where it does not say how, an error says that: a reader waits for an end."""
+    said = fold(events)
+    if said.end is not None:
+        return events
+    return (*events, missing_end(job_id, said.attempt, len(said.tokens)))
+
+
+def missing_end(job_id: str, attempt: int, num_tokens: int) -> Failed:
+    error = InternalError("The end of this request is missing from its log.")
+    return Failed.of(job_id, attempt, num_tokens, error)
 
 
 def record_of(job: Job, hash_: list[bytes | None], now: list[bytes], events: tuple[Event, ...]) -> Record:
