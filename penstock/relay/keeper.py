@@ -17,13 +17,13 @@ from penstock.job import Job
 from penstock.relay.ended import Ended
 from penstock.relay.records import is_dead, outcome_of
 from penstock.relay.stream import Stream
-from penstock.transports.base import LEASE_S, Bound, Transport
+from penstock.transports.base import LEASE_S, TICK_S, Bound, Transport
 from penstock.transports.quota import answer_bytes
 
 logger = logging.getLogger(__name__)
 
 UNSURE_S = LEASE_S  # a gateway that lives has looked at the store by then, and given back what it holds
-SETTLED_S = 1.5
+SETTLED_S = LEASE_S + TICK_S  # so does one that was frozen and is not taken for dead: then its keys are bound again
 LOST_ONCE_S = 0.1
 KEY_SLACK_S = 30.0
 EXPIRE_S = 5.0

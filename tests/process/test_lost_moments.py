@@ -172,6 +172,23 @@ async def test_a_cancel_through_another_gateway_outlives_an_empty_store(store: S
         await _until(http, there, request_id, "cancelled")
 
 
+async def test_a_gateway_that_was_frozen_keeps_its_keys(store: Store, http: httpx2.AsyncClient) -> None:
+    """Its lease holds still, so it gives its keys back to a store that was emptied meanwhile; others wait for that."""
+    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+        here, there = fleet.gateways
+        owner = fleet.programs[1]
+        first = asyncio.create_task(_generate(http, here, "k", max_tokens=600))
+        await asyncio.sleep(0.5)
+        owner.signal(signal.SIGSTOP)
+        client.flushall()
+        second = asyncio.create_task(_generate(http, there, "k", max_tokens=600))
+        await asyncio.sleep(2.2)
+        owner.signal(signal.SIGCONT)
+        answers = await asyncio.gather(first, second)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.json()["request_id"] for answer in answers}) == 1
+
+
 async def test_a_key_is_free_as_soon_as_its_request_is_forgotten(store: Store, http: httpx2.AsyncClient) -> None:
     with _fleet(store.url, "--retention-s", "1") as fleet:
         here, there = fleet.gateways
