@@ -42,8 +42,8 @@ class Program:
         )
 
     def output(self) -> str:
-        self.log.seek(0)
-        return self.log.read().decode("utf-8", "replace")[-4000:]
+        fd = self.log.fileno()  # its position is the program's, too: reading must not move it
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace")[-4000:]
 
     def stop(self) -> None:
         if self.process.poll() is None:

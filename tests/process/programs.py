@@ -54,8 +54,9 @@ class Program:
         return self.process.pid
 
     def output(self) -> str:
-        self.log.seek(0)
-        return self.log.read().decode("utf-8", "replace")
+        """Without moving the file's position, which the program shares: it would write over what it has written."""
+        fd = self.log.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace")
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
