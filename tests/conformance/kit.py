@@ -122,8 +122,8 @@ class Kit:
         """What the workers have printed."""
         said = []
         for log in self._logs:
-            log.seek(0)
-            said.append(log.read().decode("utf-8", "replace")[-3000:])
+            fd = log.fileno()  # its position is the worker's, too: reading must not move it
+            said.append(os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace")[-3000:])
         return "\n──\n".join(said)
 
     # ── a producer ───────────────────────────────────────────────────────────────────────────────────────────────
