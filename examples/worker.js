@@ -187,12 +187,13 @@ class Life {
     for (const id of new Set(held)) if (!this.running.has(id) && !this.isLost) await this.claim(id, "");
   }
 
-  async claim(id, from) { // 3
-    const [answer, ...more] = await run(this.redis, "claim", [jobKey(id), logKey(id)], id, this.wid, from);
+  async claim(id, from, lives = "") { // 3
+    const [answer, ...more] = await run(this.redis, "claim", [jobKey(id), logKey(id)], id, this.wid, from, lives);
     if (answer === "claimed") return this.open(id, more);
     if (answer === "busy") {
       const keys = [list(more[0]), list(this.wid), workers, clock];
-      if (!from && !(await run(this.redis, "settle", keys, more[0], id))) await this.claim(id, more[0]);
+      const settled = from ? 1 : await run(this.redis, "settle", keys, more[0], id, "lives");
+      if (settled !== 1) await this.claim(id, more[0], settled === 2 ? "lives" : "");
       return;
     }
     if (answer === "newer") {

@@ -513,7 +513,7 @@ class MemoryTransport(Transport):
         if entry.cancel is not None or now >= entry.deadline_at:
             self._end(entry, entry.cancel or "deadline")
             return None
-        if is_taken_over:
+        if is_taken_over and not self._may_live(entry.worker):
             entry.num_deaths += 1
             entry.deaths_in_a_row = 0 if entry.num_tokens > entry.tokens_at_claim else entry.deaths_in_a_row + 1
             if entry.deaths_in_a_row >= MAX_DEATHS_IN_A_ROW or entry.num_deaths >= MAX_DEATHS:
@@ -640,7 +640,15 @@ class MemoryTransport(Transport):
 
     def _is_live(self, worker_id: str) -> bool:
         lease = self._workers.get(worker_id)
-        return lease is not None and (lease.lapses_at > self._now() or self._now() < self._amnesty_until)
+        return lease is not None and (lease.lapses_at > self._now() or self._is_amnesty())
+
+    def _may_live(self, worker_id: str) -> bool:
+        """Also of one that is unknown: in an amnesty it may only have been forgotten."""
+        return self._is_live(worker_id) or self._is_amnesty()
+
+    def _is_amnesty(self) -> bool:
+        now = self._now()  # a gap in everybody's pulse is an amnesty that nobody has begun yet
+        return now < self._amnesty_until or now - self._pulse_at > _PULSE_GAP_S
 
     def _beat(self) -> float:
         """After a gap in everybody's pulse nobody is declared dead for one lease."""

@@ -23,7 +23,7 @@ from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
 from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
-from penstock.transports.base import Renewal, Transport
+from penstock.transports.base import LEASE_S, Renewal, Transport
 from penstock.worker.faults import Fault, no_fault
 from penstock.worker.lane import Lane
 from penstock.worker.outbox import Outbox
@@ -84,6 +84,7 @@ class Shift:
         self._suspects = Suspects(limits.max_batch_size)
         self._is_stopping = False
         self._has_strays = False
+        self._renewed_at = time.monotonic()
         self._freed = asyncio.Event()
         self._came = asyncio.Event()
         self._over = asyncio.Event()
@@ -141,6 +142,10 @@ class Shift:
     async def _intake(self) -> None:
         while not self._is_stopping:
             room, moved = self._room(), None
+            if self._may_be_lost():
+                self._freed.clear()
+                await self._freed.wait()
+                continue
             if room > 0:
                 try:
                     moved = await self._transport.wait(self.id, WAIT_S)
@@ -183,6 +188,9 @@ class Shift:
         """Claim these, and let them wait for their batch."""
         if not fresh or self._lost.is_set():
             return
+        if self._may_be_lost():
+            self._has_strays = True
+            return
         self._fault("after_pop")
         claims = await self._transport.claim(self.id, fresh)
         self._fault("after_claim")
@@ -198,6 +206,11 @@ class Shift:
         for claim in claims:
             self._admit(claim, now)
         self._came.set()
+
+    def _may_be_lost(self) -> bool:
+        """Nobody has renewed the lease for as long as it lasts. What is claimed now, others may count as dead at once:
+        a few workers that come back together would take a request from each other until it is poison."""
+        return time.monotonic() - self._renewed_at > LEASE_S
 
     async def _take(self, want: int) -> list[str]:
         return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._lanes]
@@ -358,6 +371,9 @@ class Shift:
             logger.warning("the lease was lost", extra={"worker": self.id, "jobs": len(self._lanes)})
             self.lose()
             return
+        was_unsure, self._renewed_at = self._may_be_lost(), time.monotonic()
+        if was_unsure:
+            self._freed.set()
         for job_id, reason in renewal.cancelled.items():
             self.cancel(job_id, reason)
         for job_id in renewal.gone:

@@ -31,6 +31,7 @@ async def balance(plant: Plant, load: Load, settle_s: float) -> list[str]:
     problems = _entries(load.entries)
     problems += await _settled(plant, settle_s)
     problems += await _keys(plant)
+    problems += await _deaths(plant)
     problems += await _logs(plant, {entry.request_id: entry for entry in load.entries if not entry.is_second})
     for gateway in plant.gateways:
         if gateway.is_survivor:
@@ -87,6 +88,18 @@ async def _keys(plant: Plant) -> list[str]:
     for key in await plant.keys():
         if await plant.ask("PTTL", key) == -1:
             found.append(f"{key} never expires")
+    return _some(found)
+
+
+async def _deaths(plant: Plant) -> list[str]:
+    """Where no worker was touched, none has died: what Redis loses or refuses brings no request nearer to poison."""
+    workers = [member for member in plant.members if member.kind == "worker"]
+    if any(worker.was_touched or not worker.is_alive for worker in workers):
+        return []
+    found = []
+    for key in await plant.keys(f"*{JOB}"):
+        if await plant.ask("TYPE", key) == "hash" and (num := await plant.ask("HGET", key, "all_deaths")):
+            found.append(f"{key} counts {num} deaths, and no worker has died")
     return _some(found)
 
 

@@ -82,6 +82,7 @@ class Member:
         self.is_survivor = True
         self.is_ready = False
         self.was_killed = False
+        self.was_touched = False  # a signal was sent to it
         self.before: tuple[int, int] = (0, 0)
 
     @property
@@ -99,13 +100,14 @@ class Member:
 
     def signal(self, number: int) -> None:
         """To the process that works: the child, where there is a supervisor. For SIGSTOP, SIGCONT, SIGKILL."""
+        self.was_touched = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pids()[-1], number)
 
     def kill(self) -> None:
         """SIGKILL, the supervisor with it, so that nobody is left to tell."""
         self.is_survivor = False
-        self.was_killed = True
+        self.was_killed = self.was_touched = True
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -127,6 +129,7 @@ class Member:
     async def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.is_survivor = False
+        self.was_touched = True
         self.process.send_signal(signal.SIGTERM)
         return await self.ended()
 

@@ -20,6 +20,7 @@ from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Batch, Claim, Job, Sampling
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
+from penstock.worker import shift
 from penstock.worker.faults import POINTS, fault_from, no_fault
 from penstock.worker.lease import Progress
 from penstock.worker.worker import Worker
@@ -510,6 +511,29 @@ class TestLease:
             assert verify_chain(done.tokens) is None
             assert len(done.tokens) == 300
             assert old not in r.store._lists
+
+    async def test_a_worker_whose_lease_may_have_lapsed_claims_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Deaf(Store):
+            num_refused = 0
+            is_deaf = False
+
+            async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
+                if self.is_deaf:
+                    self.num_refused += 1
+                    raise StoreUnavailable("of all commands this one does not come through")
+                return await super().renew(info, running)
+
+        monkeypatch.setattr(shift, "LEASE_S", 0.3)  # of the worker alone: for the store it goes on
+        store = Deaf()
+        async with rig({"mock": MockBackend()}, store) as r:
+            await r.end(await r.submit("before"))
+            store.is_deaf = True
+            await wait_until(lambda: store.num_refused > 1, "the lease has not been renewed for longer than it lasts", 5)
+            job = await r.submit("after")
+            await wait_until(lambda: store.num_refused > 3, "there was time to take it", 5)
+            assert r.log(job) == []
+            store.is_deaf = False
+            await r.end(job)
 
     async def test_an_engine_that_hangs_ends_the_worker_and_is_not_renewed(self) -> None:
         stalls: list[float] = []

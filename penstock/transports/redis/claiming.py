@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 
@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 NEWER_REST_S = 1.0
 MAX_CLAIM_ROUNDS = 4
 
+
+class _Try(NamedTuple):
+    id: str
+    holder: str | bytes = ""  # the worker that it may be taken from
+    lives: bool = False  # that worker does, as far as is known
+
+
 _Dead = tuple[str | bytes, str, int, str]  # id, model, deaths, why it cannot be read ("" for one that is poison)
 
 
@@ -45,14 +52,14 @@ class ClaimingSide(Transport):
         newer: list[str] = []
         dead: list[_Dead] = []
         failed: list[ReplyError] = []
-        todo: list[tuple[str, str | bytes]] = [(job_id, "") for job_id in dict.fromkeys(ids)]
+        todo: list[_Try] = [_Try(job_id) for job_id in dict.fromkeys(ids)]
         for _ in range(MAX_CLAIM_ROUNDS):
             if not todo:
                 break
             busy: list[tuple[str, bytes]] = []
-            asked = [(keys.job(job_id), scripts.claim(job_id, worker_id, holder)) for job_id, holder in todo]
+            asked = [(keys.job(one.id), scripts.claim(one.id, worker_id, one.holder, lives=one.lives)) for one in todo]
             replies = await self._store.run_each("claim", asked, may_miss=True)
-            for (job_id, _), reply in zip(todo, replies, strict=True):
+            for (job_id, _, _), reply in zip(todo, replies, strict=True):
                 if reply is MISSED:  # it stays in the list, and is claimed again
                     continue
                 if isinstance(reply, ReplyError):  # so does this one: it must not cost the others their claims
@@ -92,14 +99,18 @@ class ClaimingSide(Transport):
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _settle(self, worker_id: str, busy: list[tuple[str, bytes]]) -> list[tuple[str, str | bytes]]:
+    async def _settle(self, worker_id: str, busy: list[tuple[str, bytes]]) -> list[_Try]:
         """Of jobs that run at another worker: those whose worker is dead, or has lost them, to be claimed from it."""
         if not busy:
             return []
         pool = self._store.pool
         asked = [scripts.settle(pool, worker_id, other, job_id) for job_id, other in busy]
         settled = await self._store.run("settle", pool.queue, *asked)
-        return [pair for pair, is_settled in zip(busy, settled, strict=True) if not is_settled]
+        return [
+            _Try(job_id, other, how == scripts.LIVES)
+            for (job_id, other), how in zip(busy, settled, strict=True)
+            if how != scripts.SETTLED
+        ]
 
     @property
     def _rest_s(self) -> float:

@@ -144,8 +144,9 @@ def discard(job_id: str) -> Command:
     return _discard(_request(job_id))
 
 
-def claim(job_id: str, worker_id: str, take_from: str | bytes) -> Command:
-    return _claim(_request(job_id), job_id, worker_id, take_from)
+def claim(job_id: str, worker_id: str, take_from: str | bytes, *, lives: bool) -> Command:
+    """`lives`: the worker that it may be taken from is not known to be dead, as `settle` said."""
+    return _claim(_request(job_id), job_id, worker_id, take_from, *(("lives",) if lives else ()))
 
 
 def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) -> Command:
@@ -209,8 +210,12 @@ def take(pool: PoolKeys, worker_id: str, want: int) -> Command:
     return _take((pool.queue, pool.worker(worker_id), pool.workers, pool.clock), worker_id, want)
 
 
+# What it answers.
+IS_DEAD, SETTLED, LIVES = 0, 1, 2
+
+
 def settle(pool: PoolKeys, worker_id: str, other: bytes, job_id: str) -> Command:
-    return _settle((_list_of(pool, other), pool.worker(worker_id), pool.workers, pool.clock), other, job_id)
+    return _settle((_list_of(pool, other), pool.worker(worker_id), pool.workers, pool.clock), other, job_id, "lives")
 
 
 def hand_back(pool: PoolKeys, worker_id: str, job_ids: Iterable[str]) -> Command:

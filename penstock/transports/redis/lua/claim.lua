@@ -5,6 +5,7 @@
 -- that an interrupted script has left in the log alone is completed.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 worker id   3 the worker that it may be taken from, "" for none
+--       4 "lives" if that worker is not dead, as `settle` says: then it is no death (may be missing)
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
 --         {"newer", version} (of a release to come: nothing is done, it goes to the tail of the queue for another worker) |
 --         {"unreadable", model, why} (the caller buries these two, and may be told of them again) |
@@ -35,8 +36,9 @@ local function over() -- of what has ended: whether the caller has something to 
   return hash[15] and {'unreadable', model, hash[15]} or is_poison() and {'poisoned', model, all_deaths} or {'done'}
 end
 if state == 'done' then return over() end
-local is_death = state == 'running' and holder ~= ARGV[2]
-if is_death and holder ~= ARGV[3] then return {'busy', holder} end
+local is_taken_over = state == 'running' and holder ~= ARGV[2]
+local is_death = is_taken_over and ARGV[4] ~= 'lives'
+if is_taken_over and holder ~= ARGV[3] then return {'busy', holder} end
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

@@ -5,14 +5,17 @@
 -- KEYS  1 Q   2 {Q}:worker:<wid>   3 {Q}:workers   4 {Q}:about   5 {Q}:clock
 -- ARGV  1 worker id   2 "reap" or "leave"
 -- Returns how many ids were moved; 0 if the worker lives.
+local GAP_MS = 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0)
 if ARGV[2] == 'leave' then
   redis.call('ZADD', KEYS[3], 'XX', string.format('%.0f', now), ARGV[1])
   redis.call('HDEL', KEYS[4], ARGV[1])
-elseif lease > now or (lease > 0 and now < (tonumber(redis.call('HGET', KEYS[5], 'amnesty') or 0) or 0)) then
-  return 0
+else
+  local clock = redis.call('HMGET', KEYS[5], 'pulse', 'amnesty')
+  local is_amnesty = now < (tonumber(clock[2] or 0) or 0) or not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS)
+  if lease > now or (lease > 0 and is_amnesty) then return 0 end
 end
 
 local moved = 0 -- one at a time, each in one command: an interrupted call has moved some, and none twice

@@ -4,10 +4,12 @@
 -- KEYS  1 Q   2 {Q}:worker:<wid>   3 {Q}:workers   4 {Q}:clock
 -- ARGV  1 worker id   2 how many
 -- Returns the list, oldest first.
+local GAP_MS = 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0)
-if lease > now or (lease > 0 and now < (tonumber(redis.call('HGET', KEYS[4], 'amnesty') or 0) or 0)) then
+local clock = lease > 0 and lease <= now and redis.call('HMGET', KEYS[4], 'pulse', 'amnesty')
+if lease > now or (clock and (now < (tonumber(clock[2] or 0) or 0) or not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS))) then
   for _ = 1, tonumber(ARGV[2]) do
     if not redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') then break end
   end

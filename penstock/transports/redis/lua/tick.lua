@@ -32,7 +32,9 @@ end
 local depth = redis.call('LLEN', KEYS[5])
 local taken = math.max(tonumber(clock[4] or 0) or 0, (tonumber(clock[3] or 0) or 0) - depth)
 if not (taken >= 0 and taken < 1e15) then taken = 0 end
--- The pulse after the lease: where leases cannot be written nobody seems to live, and nobody is declared dead for it.
+-- The pulse after the lease, and after what `renew` needs for one: where leases cannot be read or written nobody seems to
+-- live, and nobody is declared dead for it.
+redis.call('ZSCORE', KEYS[2], ARGV[1])
 local is_new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
 redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),
   'taken', string.format('%.0f', taken), 'protocol', PROTOCOL, 'away', ARGV[2])
