@@ -1,4 +1,4 @@
-"""What counts as the death of a worker: a lease that has lapsed while others had a pulse, and nothing that Redis lost."""
+"""What counts as the death of a worker: a lease that lapsed while others had a pulse, and nothing that Redis lost."""
 
 from __future__ import annotations
 
@@ -98,6 +98,17 @@ async def test_where_no_lease_can_be_renewed_nobody_has_a_pulse(real: RedisStore
         client.execute_command("ACL", "SETUSER", "default", f"+{name}")  # type: ignore[no-untyped-call]
         lease: Any = client.zscore("{inference:queue}:workers", "w1")
         assert lease > 1 or client.hget("{inference:queue}:clock", "pulse") == "1", name
+
+
+async def test_leases_that_another_program_overwrote_begin_an_amnesty(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    client.hset("{inference:queue}:clock", mapping={"pulse": int(time.time() * 1000) + 60_000, "amnesty": 0})
+    client.delete("{inference:queue}:workers")
+    client.set("{inference:queue}:workers", "garbage")
+    with suppress(StoreUnavailable):
+        await transport.renew(new_worker("w1"), [])
+    assert not (await transport.renew(new_worker("w1"), [])).is_lost
 
 
 async def test_a_worker_that_was_forgotten_long_ago_is_dead(real: RedisStore, client: redis.Redis) -> None:

@@ -528,7 +528,7 @@ class TestLease:
         async with rig({"mock": MockBackend()}, store) as r:
             await r.end(await r.submit("before"))
             store.is_deaf = True
-            await wait_until(lambda: store.num_refused > 1, "the lease has not been renewed for longer than it lasts", 5)
+            await wait_until(lambda: store.num_refused > 1, "the lease has not been renewed for so long", 5)
             job = await r.submit("after")
             await wait_until(lambda: store.num_refused > 3, "there was time to take it", 5)
             assert r.log(job) == []
