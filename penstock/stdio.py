@@ -20,7 +20,7 @@ from typing import IO
 
 MAX_BYTES = 1024 * 1024  # of lines that wait for the reader
 FLUSH_S = 1.0  # how long the end of a process waits for its reader
-PAUSE_S = 0.005  # between two writes: under load one waking of the thread serves many lines
+PAUSE_S = 0.05  # between two writes: each waking of the thread takes the interpreter from who serves
 AGAIN_S = 0.05
 
 
@@ -81,6 +81,7 @@ class LineWriter:
         """As new: nothing waits, nothing was dropped."""
         self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._hurry = threading.Event()  # somebody waits for what was put
         # Each is written by one side only, so that none needs a lock: `put` may be called in a signal handler.
         self._bytes_put = self._bytes_written = self._num_refused = self._num_failed = 0
 
@@ -105,6 +106,7 @@ class LineWriter:
             return True
         is_done = threading.Event()
         self._lines.put(is_done)
+        self._hurry.set()
         return is_done.wait(timeout_s)
 
     def _start(self) -> None:
@@ -116,6 +118,7 @@ class LineWriter:
         num_said = 0
         is_well = True
         while True:
+            self._hurry.clear()
             taken = list(self._take())
             for chunk in _chunks(item for item in taken if isinstance(item, bytes)):
                 is_well = self._write(chunk)
@@ -128,7 +131,7 @@ class LineWriter:
             for item in taken:
                 if isinstance(item, threading.Event):
                     item.set()
-            time.sleep(PAUSE_S)
+            self._hurry.wait(PAUSE_S)
 
     def _take(self) -> Iterator[bytes | threading.Event]:
         """All that waits, once there is something."""

@@ -109,7 +109,7 @@ async def enter(
 
     The rate limit counts them all; `receive` has counted one.
     """
-    cost = sum(max(1, math.ceil(len(draft.inputs) / INPUTS_PER_UNIT)) for draft in drafts)
+    cost = sum([max(1, math.ceil(len(draft.inputs) / INPUTS_PER_UNIT)) for draft in drafts])
     call.headers |= await gateway.admission.charge(received.caller, cost, charged=1)
     permit = await gateway.admission.admit(received.caller)
     readers: list[Reader] = []

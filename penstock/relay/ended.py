@@ -7,7 +7,6 @@ gateway gives the end back (`keeper.py`). Pure: no store, no clock.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,8 +18,7 @@ MAX_KEPT, MAX_KEPT_BYTES = 4096, 32 * 1024 * 1024
 MAX_DELIVERED, MAX_DELIVERED_BYTES = 4096, 8 * 1024 * 1024
 
 
-@dataclass(slots=True, frozen=True)
-class _Kept:
+class _Kept(msgspec.Struct, gc=False):
     stream: Stream
     until: float
     num_bytes: int
@@ -35,8 +33,9 @@ class _Shelf:
         self.num_bytes = 0
 
     def put(self, kept: _Kept) -> None:
-        self.pop(kept.stream.job.id)
-        self.kept[kept.stream.job.id] = kept
+        job_id = kept.stream.job.id
+        self.pop(job_id)
+        self.kept[job_id] = kept
         self.num_bytes += kept.num_bytes
         while len(self.kept) > self._max_num or self.num_bytes > self._max_bytes:
             self.pop(next(iter(self.kept)))
@@ -67,7 +66,8 @@ class Ended:
         """Its client has the whole answer; nobody is to come back for it."""
         kept = self._kept.pop(job_id)
         if kept is not None:
-            self._delivered.put(_Kept(kept.stream, until, kept.num_bytes))
+            kept.until = until
+            self._delivered.put(kept)
 
     def get(self, job_id: str, now: float) -> Stream | None:
         kept = self._kept.kept.get(job_id) or self._delivered.kept.get(job_id)

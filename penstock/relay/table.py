@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from penstock.job import Job
 from penstock.relay.stream import Stream
@@ -31,24 +30,9 @@ class Table:
         """The request that the idempotency key of `job` names, as far as this gateway knows; "" for none."""
         return self._named.get(_key_of(job), "")
 
-    @contextmanager
-    def hold(self, stream: Stream) -> Iterator[None]:
+    def hold(self, stream: Stream) -> _Opening:
         """Around what opens a stream: it is heard from the start, and read by others once the block has gone well."""
-        job = stream.job
-        opened = self._opening[job.id] = asyncio.Event()
-        self.streams[job.id] = stream
-        if job.once:
-            self._named[_key_of(job)] = job.id
-        try:
-            yield
-        except BaseException:
-            if stream.meter is not None:
-                stream.meter.drop()
-            self.remove(stream)
-            raise
-        finally:
-            del self._opening[job.id]
-            opened.set()
+        return _Opening(self, stream, self._opening, self._named)
 
     def remove(self, stream: Stream) -> bool:
         """It is held no more, nor measured. False if it was not held."""
@@ -63,6 +47,33 @@ class Table:
         """Forget the keys of requests that are neither held nor `remembered`."""
         known = self.streams.keys() | remembered
         self._named = {key: job_id for key, job_id in self._named.items() if job_id in known}
+
+
+class _Opening:
+    """A context manager, and no generator, as every request goes through it."""
+
+    __slots__ = ("_event", "_named", "_opening", "_stream", "_table")
+
+    def __init__(
+        self, table: Table, stream: Stream, opening: dict[str, asyncio.Event], named: dict[tuple[str, str], str]
+    ) -> None:
+        self._table, self._stream, self._opening, self._named = table, stream, opening, named
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> None:
+        job = self._stream.job
+        self._opening[job.id] = self._event
+        self._table.streams[job.id] = self._stream
+        if job.once:
+            self._named[_key_of(job)] = job.id
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None:
+            if self._stream.meter is not None:
+                self._stream.meter.drop()
+            self._table.remove(self._stream)
+        del self._opening[self._stream.job.id]
+        self._event.set()
 
 
 class Budget:

@@ -7,6 +7,7 @@ and, if that was refused, again with it, as the loops of gateways and workers do
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -244,6 +245,8 @@ async def poisoned(site: Site) -> None:
     await site.run("w1", job)
     name = f"{{inference:response:{job.id}}}:job"
     site.admin.hset(name, mapping={"worker": "w9", "deaths": 2, "all_deaths": 4})
+    far = int(time.time() * 1000) + 60_000  # others have a pulse, so w9 is dead and not only forgotten
+    site.admin.hset("{inference:queue}:clock", mapping={"pulse": far, "amnesty": 0})
     assert await site.claims("w1", job) == []
     assert [dead.id for dead in await site.do(site.transport.dead)] == [job.id]
     assert await site.do(lambda: site.transport.bury(job.id)) or site.command == "LREM"

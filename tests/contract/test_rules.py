@@ -121,7 +121,7 @@ RULES = (
     Rule(
         7,
         rules.a_second_copy_steals_nothing,
-        script("claim", ("if is_death and holder ~= ARGV[3] then return {'busy', holder} end", "")),
+        script("claim", ("if is_taken_over and holder ~= ARGV[3] then return {'busy', holder} end", "")),
     ),
     Rule(7, rules.a_second_copy_steals_nothing, script("settle", ("if not is_live or", "if true or"))),
     Rule(

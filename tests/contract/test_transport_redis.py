@@ -196,6 +196,8 @@ async def test_poison_is_on_the_dead_list_without_its_prompt(real: RedisStore, c
     await transport.enlist(new_worker("w1"))
     await run_one(transport, "w1", job.id)
     client.hset(f"{{inference:response:{job.id}}}:job", mapping={"worker": "w0", "deaths": 2, "all_deaths": 4})
+    far = int(time.time() * 1000) + 60_000  # others have a pulse, so w0 is dead and not only forgotten
+    client.hset("{inference:queue}:clock", mapping={"pulse": far, "amnesty": 0})
     await transport.claim("w1", [job.id])
     (entry,) = client.lrange("{inference:queue}:dead", 0, -1)
     assert json.loads(entry) == {"id": job.id, "model": "m", "deaths": 5, "error": "request_poisoned", "reason": ""}

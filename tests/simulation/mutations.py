@@ -129,6 +129,8 @@ def a_repeated_claim_is_a_death(patch: pytest.MonkeyPatch) -> None:
             entry.worker = "nobody"
         return claim_one(self, worker_id, job_id, now)
 
+    may_live = MemoryTransport._may_live
+    patch.setattr(MemoryTransport, "_may_live", lambda self, worker: worker != "nobody" and may_live(self, worker))
     patch.setattr(MemoryTransport, "_claim_one", claim)
 
 

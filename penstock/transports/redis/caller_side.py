@@ -20,6 +20,7 @@ from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.refusals import shown
 from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
+from penstock.transports.redis.weighing import Weighing
 from penstock.wire import encode_job
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class CallerSide(Transport):
     _store: Store
     _terms: Terms
     _near: Recently
+    _weighing: Weighing
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)[0]
@@ -62,18 +64,19 @@ class CallerSide(Transport):
         keep_ms = self._terms.retention_ms if keep_s is None else ms(keep_s)
         kept = job.kept()
         if kept is job:
-            self._post_for(job, scripts.weigh(job, num_bytes, keep_ms))
+            self._weighing.add(job.caller, (job.id, num_bytes, keep_ms, ""))
             return
         shorter = encode_job(kept)
         self._store.request_conn(job.id).post(scripts.shorten(job.id, shorter).packed, 1)
-        self._post_for(job, scripts.weigh(job, num_bytes, keep_ms, REQUEST_BYTES + len(shorter)))
+        self._weighing.add(job.caller, (job.id, num_bytes, keep_ms, REQUEST_BYTES + len(shorter)))
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         names = keys.job(job.id), keys.log(job.id)
         words = b"".join(command("PEXPIRE", name, ms(life_s), "GT").packed for name in names)
         self._store.request_conn(job.id).post(words, len(names))
         size = REQUEST_BYTES + len(encode_job(job.kept()))
-        self._post_for(job, scripts.book(job, size, num_bytes, ms(life_s), Share()))
+        self._weighing.flush()  # it must not come behind this
+        self._post_for(job.caller, scripts.book(job, size, num_bytes, ms(life_s), Share()))
 
     # ── for the gateway's side ───────────────────────────────────────────────────────────────────────────────────
 
@@ -100,6 +103,7 @@ class CallerSide(Transport):
 
     async def _book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
         """Book before anything is stored: a round trip of its own."""
+        self._weighing.flush()  # where little is left, all that has ended is to count as what it is
         (reply,) = await self._store.exchange("book", self._store.conn(keys.caller(job.caller)[0]), (booking,))
         booked: list[int] | ReplyError = reply
         return await self._repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked
@@ -122,11 +126,11 @@ class CallerSide(Transport):
             log.warning("request %s is not in its caller's books: %s", job.id, error.message)
 
     def _unbook(self, job: Job) -> None:
-        self._post_for(job, scripts.weigh(job, 0, 0))
+        self._weighing.add(job.caller, (job.id, 0, 0, ""))
 
-    def _post_for(self, job: Job, what: Command) -> None:
+    def _post_for(self, caller: str, what: Command) -> None:
         """On the caller's slot, not awaited."""
-        self._store.conn(keys.caller(job.caller)[0]).post(what.packed, 1)
+        self._store.conn(keys.caller(caller)[0]).post(what.packed, 1)
 
 
 def ms(seconds: float) -> int:

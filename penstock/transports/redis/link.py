@@ -1,10 +1,10 @@
 """One socket to one Redis server, from connected to lost, for traffic that goes through it by the thousand a second.
 
 One reader owns it, replies go to futures in the order of the commands. What is sent first in a turn of the event loop
-leaves at once, what else is sent in that turn is joined. Whatever breaks it fails everything that waits with
-`StoreUnavailable`; nothing is repeated here, because only the caller knows what may be. A cancelled caller's reply is
-discarded by its position, never handed to another. Knows nothing of keys, scripts or jobs, and not when to connect
-again: that is `connection.py`.
+leaves at once, what else is sent in that turn is joined, and what is only posted leaves with the next command that
+somebody waits for. Whatever breaks it fails everything that waits with `StoreUnavailable`; nothing is repeated here,
+because only the caller knows what may be. A cancelled caller's reply is discarded by its position, never handed to
+another. Knows nothing of keys, scripts or jobs, and not when to connect again: that is `connection.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 1.0
 MAX_PENDING = 100_000
 MAX_JOINED = 16
+POST_WITHIN_S = 0.01
 
 # Replies that say "not this server, not now": the address must be resolved and dialled again.
 _TURNED_AWAY = ("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
@@ -72,6 +73,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._is_joining = False
+        self._posting: asyncio.TimerHandle | None = None
         self._waiting: deque[_Waiting] = deque()
         self._num_pending = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -91,20 +93,26 @@ class Link(asyncio.Protocol):
         elif self._num_pending + count > MAX_PENDING:
             future.set_exception(StoreUnavailable("Too many commands wait for Redis."))
         else:
-            self._send(data, count, timeout_s, future)
+            self._await(count, timeout_s, future)
+            self.write(data)
         return future
 
     def post(self, data: bytes, count: int, timeout_s: float) -> None:
-        """The same for replies that nobody needs. Nothing is sent where `send` would fail."""
+        """The same for replies that nobody needs, within `POST_WITHIN_S`: a system call of its own would cost more than
+        the command. Nothing is sent where `send` would fail."""
         if self.is_open and self._num_pending + count <= MAX_PENDING:
-            self._send(data, count, timeout_s, None)
+            self._await(count, timeout_s, None)
+            self._out.append(data)
+            if len(self._out) >= MAX_JOINED:
+                self._flush()
+            elif self._posting is None:
+                self._posting = self._loop.call_later(POST_WITHIN_S, self._flush_posted)
 
-    def _send(self, data: bytes, count: int, timeout_s: float, future: asyncio.Future[list[Reply]] | None) -> None:
+    def _await(self, count: int, timeout_s: float, future: asyncio.Future[list[Reply]] | None) -> None:
         self._num_pending += count
         self._waiting.append(_Waiting(future, count, self._loop.time() + timeout_s))
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(timeout_s, self._watch)
-        self.write(data)
 
     def write(self, data: bytes) -> None:
         """Send without awaiting a reply here. The first of a turn never waits: a callback comes a whole turn later."""
@@ -127,6 +135,8 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         """Close on purpose."""
         if not self.closed.done():
+            if self._out:
+                self._flush()
             self._reason = "the transport is closed"
             self._end()
 
@@ -177,6 +187,11 @@ class Link(asyncio.Protocol):
         if self._out:
             self._flush()
 
+    def _flush_posted(self) -> None:
+        self._posting = None
+        if self._out:
+            self._flush()
+
     def _flush(self) -> None:
         if self._transport is not None and not self.closed.done():
             self._transport.write(b"".join(self._out))
@@ -195,8 +210,9 @@ class Link(asyncio.Protocol):
 
     def _end(self) -> None:
         self.closed.set_result(None)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for timer in (self._watchdog, self._posting):
+            if timer is not None:
+                timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         waiting, self._waiting, self._num_pending = self._waiting, deque(), 0

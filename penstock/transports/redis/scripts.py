@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from hiredis import pack_command
@@ -277,9 +278,12 @@ def book(job: Job, request: int, answer: int, life_ms: int, share: Share) -> Com
     return _book(keys.caller(job.caller), job.id, request, answer, life_ms, *limits)
 
 
-def weigh(job: Job, answer: int, life_ms: int, request: int | None = None) -> Command:
-    """`life_ms`: from now on; 0 if it was not admitted. `request`: its bytes, where they are fewer than were booked."""
-    return _weigh(keys.caller(job.caller), job.id, answer, life_ms, *(() if request is None else (request,)))
+Weight = tuple[str, int, int, int | str]  # id, bytes of its answer, how long it is kept, bytes of its request
+
+
+def weigh(caller: str, weights: Iterable[Weight]) -> Command:
+    """How long it is kept: ms from now on, 0 if it was not admitted. Bytes of the request: "" for as it was booked."""
+    return _weigh(keys.caller(caller), *chain.from_iterable(weights))
 
 
 def once(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:

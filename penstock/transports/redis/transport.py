@@ -15,6 +15,7 @@ from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.operator_side import OperatorSide
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.submit_side import CROWDING_FOR_S
+from penstock.transports.redis.weighing import Weighing
 from penstock.transports.redis.worker_side import WorkerSide
 
 
@@ -42,6 +43,7 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
         self._terms = Terms(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
         self._store = Store(parse(url), PoolKeys(pool), metrics)
         self._emitter = Emitter(self._store)
+        self._weighing = Weighing(self._post_for)
         self._near, self._crowding = Recently(NEAR_FOR_S), Recently(CROWDING_FOR_S)
         self._unreadable_frames, self._unreadable_workers, self._newer_jobs = Seldom(), Seldom(), Seldom()
 
@@ -49,6 +51,7 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
         await self._store.open()
 
     async def close(self) -> None:
+        self._weighing.flush()
         await self._store.close()
 
     def beside(self) -> RedisTransport:

@@ -1,29 +1,46 @@
 #!lua flags=allow-oom
--- weigh: a request has ended: its answer counts as what it is, and the request no longer than it is kept from now on.
--- Neither is ever raised. With 0 as the time nothing is left of it, not even in the list: it was not admitted.
+-- weigh: requests of one caller have ended: each answer counts as what it is, and each request no longer than it is kept
+-- from now on. Neither is ever raised. With 0 as the time nothing is left of it, not even in the list: it was not admitted.
 -- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
 --       3 {inference:caller:<caller>}:bytes
 -- ARGV  1 request id   2 bytes of its answer   3 how long it is kept from now on, ms
---       4 bytes of the request (may be missing: as they were booked)
--- Returns 1; 0 if it is not booked.
-local booked = redis.call('HMGET', KEYS[3], 'sum', ARGV[1])
-if not booked[2] then return 0 end
-local sum = tonumber(booked[1] or 0) or 0
-local request, answer = string.match(booked[2], '^(%d+) (%d+)$')
-request, answer = tonumber(request or 0), tonumber(answer or 0)
-local function write(request, answer, freed)
-  local entry = string.format('%.0f %.0f', request, answer)
-  redis.call('HSET', KEYS[3], 'sum', string.format('%.0f', math.max(0, sum - freed)), ARGV[1], entry)
-end
-if ARGV[3] == '0' then
-  write(0, 0, request + answer) -- so that what is cut off here frees it once
-  redis.call('HDEL', KEYS[3], ARGV[1])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('LREM', KEYS[1], 1, ARGV[1])
-  return 1
-end
-local own, has = math.min(request, ARGV[4] or request), math.min(answer, ARGV[2])
-if own + has < request + answer then write(own, has, request + answer - own - has) end
+--       4 bytes of the request, "" for as they were booked   5… the same four of more requests, 1,000 of them at most
+-- Returns how many of them are booked.
+local fields = {'sum', 'due'}
+for i = 1, #ARGV, 4 do fields[#fields + 1] = ARGV[i] end
+local known = redis.call('HMGET', KEYS[3], unpack(fields))
 local t = redis.call('TIME')
-redis.call('ZADD', KEYS[2], 'XX', 'LT', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3]), ARGV[1])
-return 1
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local sum, due = tonumber(known[1] or 0) or 0, tonumber(known[2] or 0) or 0
+local changed, scores, gone, num, last = {}, {}, {}, 0, {}
+for i = 1, #ARGV, 4 do
+  local id, answer_has, keep = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local booked = last[id] or known[(i - 1) / 4 + 3]
+  if booked then
+    num = num + 1
+    local request, answer = string.match(booked, '^(%d+) (%d+)$')
+    request, answer = tonumber(request or 0), tonumber(answer or 0)
+    local own, has = 0, 0 -- of what goes: so that what is cut off here frees it once
+    if keep > 0 then
+      own, has = math.min(request, tonumber(ARGV[i + 3]) or request), math.min(answer, answer_has)
+      scores[#scores + 1], scores[#scores + 2] = string.format('%.0f', now + keep), id
+      due = math.min(due, now + keep)
+    else
+      gone[#gone + 1] = id
+    end
+    if own + has < request + answer then
+      sum = sum - request - answer + own + has
+      last[id] = string.format('%.0f %.0f', own, has)
+      changed[#changed + 1], changed[#changed + 2] = id, last[id]
+    end
+  end
+end
+if num == 0 then return 0 end
+redis.call('HSET', KEYS[3], 'sum', string.format('%.0f', math.max(0, sum)), 'due', string.format('%.0f', due), unpack(changed))
+if scores[1] then redis.call('ZADD', KEYS[2], 'XX', 'LT', unpack(scores)) end
+if gone[1] then
+  redis.call('HDEL', KEYS[3], unpack(gone))
+  redis.call('ZREM', KEYS[2], unpack(gone))
+  for _, id in ipairs(gone) do redis.call('LREM', KEYS[1], 1, id) end
+end
+return num
