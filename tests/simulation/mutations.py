@@ -305,7 +305,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (nothing_is_restored, 35),
     (restored_tokens_are_only_added, 21036),
     (the_reply_is_what_a_worker_holds, 24),
-    (a_repeated_claim_is_a_death, 740),
+    (a_repeated_claim_is_a_death, 1543),
     (a_duplicate_steals, 90),
     (a_lost_id_stays_lost, 35),
     (only_queued_jobs_are_looked_for, 1571),
