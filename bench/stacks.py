@@ -30,15 +30,20 @@ SLOW = "slow=mock:step_ms=250"  # for streams that are to stay open
 
 
 class Program:
-    """One process and what it wrote."""
+    """One process and what it wrote. `tree`: run the code of another checkout."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, tree: Path | None = None) -> None:
         self.command = command
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
         self.launched_at = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command], env=clean, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            [sys.executable, "-m", *command],
+            env=clean if tree is None else {**clean, "PYTHONPATH": str(tree)},
+            cwd=tree,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
         )
 
     def output(self) -> str:
@@ -77,7 +82,10 @@ class Stack:
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes so far."""
-        return sum(_cpu_s(pid) for pid in self.pids.values())
+        return sum(self.cpu_s_each().values())
+
+    def cpu_s_each(self) -> dict[str, float]:
+        return {name: _cpu_s(pid) for name, pid in self.pids.items()}
 
     def rss_mb(self) -> dict[str, float]:
         return {name: _rss_kb(pid) / 1024 for name, pid in self.pids.items()}
@@ -144,24 +152,23 @@ def _rss_kb(pid: int) -> int:
     return 0
 
 
-def launch(name: str, step_ms: float) -> Stack:
-    """Start a system without waiting for it."""
+def launch(name: str, step_ms: float, tree: Path | None = None) -> Stack:
+    """Start a system without waiting for it. `tree`: `penstock`, `defaults` or `embedded` from another checkout."""
     port = free_port()
     model = ["--model", f"mock=mock:step_ms={step_ms:g}"]
     if name == "bare":
         return Stack(name, port, [Program("bench.baselines.bare", f"--port={port}", f"--step-ms={step_ms:g}")], None)
     if name == "embedded":
-        return Stack(name, port, [Program("penstock", "serve", f"--port={port}", *model, *WORKER, *GATEWAY)], None)
+        serve = Program("penstock", "serve", f"--port={port}", *model, *WORKER, *GATEWAY, tree=tree)
+        return Stack(name, port, [serve], None)
     redis = start_server()
     store = ["--redis-url", redis.url]
     if name in ("penstock", "defaults"):
-        places = WORKER if name == "penstock" else []
+        more = [*model, "--model", SLOW, *(WORKER if name == "penstock" else [])]
         programs = [
-            Program("penstock", "gateway", f"--port={port}", *store, *GATEWAY),
+            Program("penstock", "gateway", f"--port={port}", *store, *GATEWAY, tree=tree),
             # Its parent would be a fourth process, and the one that is measured; it does nothing while nothing dies.
-            Program(
-                "penstock", "worker", "--no-supervised", "--metrics-port=0", *store, *model, "--model", SLOW, *places
-            ),
+            Program("penstock", "worker", "--no-supervised", "--metrics-port=0", *store, *more, tree=tree),
         ]
     elif name == "naive":
         programs = [
