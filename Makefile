@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs audit conformance clean
+.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -68,6 +68,9 @@ chaos-long: $(READY)  ## the same for MINUTES=60
 
 chaos-docs: $(READY)  ## put the table of the last `make chaos` into docs/reliability.md
 	$(BIN)/python -m tests.chaos --quote bench/results/chaos.json docs/reliability.md
+
+cast: $(READY)  ## record an answer whose worker is killed, as docs/img/kill.svg
+	PYTHONPATH=. $(BIN)/python docs/cast.py
 
 # Not part of any other target: it asks an index of advisories about every package, so it needs the network.
 AUDIT := .venv-audit
