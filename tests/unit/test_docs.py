@@ -110,6 +110,22 @@ def test_the_readme_runs_by_line_20() -> None:
     assert "event: token" in head
 
 
+def test_the_tour_has_twenty_files_that_exist() -> None:
+    """Each once, by the name that it is linked to."""
+    stops = re.findall(r"^\d+\. \[`([^`]+)`\]\(\.\./([^)]+)\)", (ROOT / "docs/tour.md").read_text(), re.MULTILINE)
+    assert len(set(stops)) == len(stops) == 20
+    assert [(name, path) for name, path in stops if name != path or not (ROOT / path).is_file()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(re.findall(r"\]\(([a-z]+\.md)\)", (ROOT / "docs/index.md").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - linked == {"index.md"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
     drawn = {}
     for line in (errors.__doc__ or "").splitlines():
