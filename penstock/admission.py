@@ -220,7 +220,7 @@ class Admission:
             served = sorted(model for model in models if key is None or key.may_use(model))
             more = f" and {len(served) - MAX_NAMED} more" if len(served) > MAX_NAMED else ""
             shown = ", ".join(served[:MAX_NAMED]) + more or "none"
-            raise ModelNotFound(f"There is no model {name!r}; served: {shown}.", param="model")
+            raise ModelNotFound(f"Unknown model {name!r}; served: {shown}.", param="model")
         return name, models[name]
 
     def judge_deadline(self, timeout_s: float) -> None:

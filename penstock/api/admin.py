@@ -31,7 +31,7 @@ _OUTCOMES = {
     "ended": "cancelled",
     "marked": "being cancelled",
     "done": "it had ended already",
-    "owned": "left alone: another gateway answers for it",
+    "owned": "not cancelled: another gateway owns this request",
 }
 
 
@@ -143,7 +143,7 @@ class AdminAPI:
         """Take it off the list."""
         await self._admit(request)
         if not await self.gateway.transport.bury(request_id):
-            raise RequestNotFound("It is not on the list of the dead.", param="request_id")
+            raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
         return _json({"dropped": request_id})
 
     async def cancel(self, request: Request, request_id: str) -> Response:
@@ -152,7 +152,7 @@ class AdminAPI:
         is_id = JOB_ID.fullmatch(request_id)
         outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
-            raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
+            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
         return _json({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
 
     async def cancel_all(self, request: Request, caller: Annotated[str, Path(max_length=64)]) -> Response:
@@ -184,7 +184,7 @@ class AdminAPI:
         for job in await self.gateway.transport.dead():
             if job.id == request_id:
                 return job
-        raise RequestNotFound("It is not on the list of the dead.", param="request_id")
+        raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
 
 
 async def examine(gateway: Gateway) -> dict[str, Any]:

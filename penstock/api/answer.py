@@ -183,7 +183,7 @@ class Answer(Response):
         finally:
             self.gateway.sweep.pulses.discard(pulse)
             if pulse.was_cut:
-                logger.warning("cut: the client takes no bytes", extra={"request_id": stream.job.id})
+                logger.warning("cut: the client does not read", extra={"request_id": stream.job.id})
 
     async def _relay(self, departure: Departure, pulse: Pulse, client: Client, send: Send) -> bool:
         """Whatever waits, in one write, until the end; `send` is the server's own."""

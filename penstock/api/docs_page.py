@@ -75,7 +75,7 @@ def docs_routes(openapi_url: str, title: str = "Penstock") -> APIRouter:
     async def docs_file(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in _FILES:
-            missing = NotFound("There is no such file of the docs page.")
+            missing = NotFound("The docs page has no such file.")
             return Response(msgspec.json.encode(missing.envelope()), missing.status, media_type="application/json")
         source, media_type = _FILES[name]
         if name not in kept:  # read once, on first need: 2 MB that most processes never show

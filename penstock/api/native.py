@@ -64,7 +64,7 @@ class GenerateBody(BaseModel):
     background: bool | None = Field(None, description="Answer 202 at once; the request runs on its own.")
     on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
         None,
-        description="When the last reader leaves: cancel, wait for somebody to resume it, or continue. "
+        description="When the last reader leaves: cancel, wait to be resumed, or continue. "
         "Default: cancel; with an Idempotency-Key, resume.",
     )
     queue_events: bool | None = Field(

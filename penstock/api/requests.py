@@ -132,7 +132,7 @@ class RequestsAPI:
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)
         if record is None:
-            raise RequestNotFound("There is no such request; it may have been forgotten.", param="request_id")
+            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
         call.fields["subject"] = request_id
         return record
 
@@ -216,7 +216,7 @@ def _position(last_event_id: str | None, request_id: str) -> int:
         return 0
     match = _POSITION.fullmatch(last_event_id)
     if match is None or match[1] != request_id:
-        raise InvalidRequest("This is no id of an event of this request.", param="Last-Event-ID")
+        raise InvalidRequest("Last-Event-ID does not belong to this request.", param="Last-Event-ID")
     return int(match[3])
 
 

@@ -96,7 +96,9 @@ class AnswerLog:
                 record = json.loads(line)
                 key = (str(record["id"]), str(record["digest"]))
             except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{self._path}: line {number} is no answer; name another file with --out") from error
+                raise ConfigError(
+                    f"{self._path}: line {number} is not an answer record; choose another file with --out"
+                ) from error
             if "error" in record:
                 is_whole = False
                 continue

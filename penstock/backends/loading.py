@@ -46,7 +46,7 @@ def find_backend(spec: str) -> type[Backend]:
     """The class that `spec` names. `ConfigError` when there is none, or when it is no `Backend`."""
     found = _load(spec)
     if not (isinstance(found, type) and issubclass(found, Backend)) or found is Backend:
-        raise ConfigError(f"backend {spec}: {found!r} is no subclass of penstock.backends.Backend")
+        raise ConfigError(f"backend {spec}: {found!r} is not a subclass of penstock.backends.Backend")
     return found
 
 

@@ -75,4 +75,4 @@ def read_costs(path: Path = PACKAGED) -> Costs:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no file of costs: {error}") from error
+        raise ConfigError(f"{path} is not a costs file: {error}") from error

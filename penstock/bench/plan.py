@@ -86,9 +86,9 @@ def target_of(url: str, api: API) -> Target:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no URL: {error}") from error
+        raise ConfigError(f"{url!r} is not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url!r} is no http:// or https:// URL")
+        raise ConfigError(f"{url!r} is not an http:// or https:// URL")
     is_tls = parts.scheme == "https"
     base = parts.path.rstrip("/").removesuffix("/v1")
     return Target(parts.hostname, port or (443 if is_tls else 80), is_tls, base + PATHS[api])

@@ -45,7 +45,7 @@ def from_file(api: API, path: Path, *, output_tokens: int, is_stream: bool, extr
     defaults = {"max_tokens": output_tokens, **extra}
     found = [_prepare(api, prompt.body, is_stream) for prompt in read_prompts(path, defaults)]
     if not found:
-        raise ConfigError(f"{path}: there are no prompts in it")
+        raise ConfigError(f"{path}: it contains no prompts")
     return found
 
 
@@ -61,5 +61,5 @@ def _prepare(api: API, body: Mapping[str, Any], is_stream: bool) -> Prepared:
             data["stream_options"] = {"include_usage": True}
     max_tokens = data["max_tokens"]
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise ConfigError(f"max_tokens: {max_tokens!r} is no whole number of at least 1")
+        raise ConfigError(f"max_tokens: {max_tokens!r} is not a whole number of at least 1")
     return Prepared(json.dumps(data, ensure_ascii=False, separators=(",", ":")), max_tokens)

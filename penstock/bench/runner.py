@@ -67,7 +67,7 @@ class _Child:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
-            raise InternalError("A process of load ended before its time; what it said is above.")
+            raise InternalError("A load process ended early; its output is above.")
         message: dict[str, Any] = msgspec.json.decode(line)
         return message
 

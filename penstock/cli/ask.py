@@ -69,7 +69,9 @@ def ask(
         asker = Asker(url, api_key, max_connections=concurrency)
         return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command goes on from {out}")
     if prompt is None and sys.stdin.isatty():
-        raise ConfigError('ask what? penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl')
+        raise ConfigError(
+            'no prompt given; usage: penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl'
+        )
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.
     return _run(_ask_one(Asker(url, api_key), {"prompt": text, "queue_events": True, **body}), "stopped")
@@ -147,5 +149,5 @@ def _report(summary: Summary, out: Path, last_error: str) -> int:
     before = f", {summary.num_before} were there before" if summary.num_before else ""
     complain(f"{summary.num_answered} answered{before}, {summary.num_failed} failed; answers in {out}")
     if summary.num_failed:
-        complain(f"the same command asks the failed ones again; the last said: {last_error}")
+        complain(f"the same command retries the failed ones; the last error: {last_error}")
     return 1 if summary.num_failed else 0

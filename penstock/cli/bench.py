@@ -163,7 +163,7 @@ def _extra(text: str | None, model: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text) if text else {}
     except ValueError as error:
-        raise ConfigError(f"--extra is no JSON: {error}") from error
+        raise ConfigError(f"--extra is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError("--extra must be a JSON object")
     return {**found, **({"model": model} if model else {})}

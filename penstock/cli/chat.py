@@ -14,7 +14,7 @@ from penstock.client import Client, Stream
 from penstock.client.options import Options
 from penstock.errors import PenstockError
 
-HELP = """/system TEXT   what the model is told before everything else; without TEXT: nothing
+HELP = """/system TEXT   the system prompt; without TEXT: none
 /model NAME    another model
 /undo          forget the last question and its answer
 /reset         forget the conversation
@@ -33,7 +33,7 @@ def chat(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the server's first.")] = None,
-    system: Annotated[str, typer.Option(help="What the model is told before everything else.")] = "",
+    system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Of one answer.")] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
 ) -> int:
@@ -62,7 +62,7 @@ class _Chat:
         if self._is_person:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  # gives `input` a history and keys to edit with
-            self._aside.print("/help says what there is; Ctrl-D leaves.", style="dim")
+            self._aside.print("/help lists the commands; Ctrl-D leaves.", style="dim")
         while True:
             try:
                 line = input("> " if self._is_person else "").strip()

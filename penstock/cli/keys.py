@@ -51,7 +51,7 @@ def create(
         raise ConfigError("--metrics makes a key for /metrics alone: leave out --model and --admin")
     models = () if metrics else model or None
     key, text = store.create_key(_path(file), name, rpm=rpm, burst=burst, models=models, admin=admin, metrics=metrics)
-    _reveal(text, f"{key.id} is created. This is its only showing:")
+    _reveal(text, f"Created {key.id}. Copy the key now; it will not be shown again:")
     return 0
 
 
@@ -102,7 +102,10 @@ def rotate(
         ended = store.retire_old_secret(path, key_id)
         typer.echo(f"{key_id}: {'the old secret has ended' if ended else 'there was only one secret'}", err=True)
         return 0
-    _reveal(store.rotate_key(path, key_id), f"{key_id} has a new secret; the one before still works. Its only showing:")
+    _reveal(
+        store.rotate_key(path, key_id),
+        f"{key_id} has a new secret; the old one still works. Copy it now; it will not be shown again:",
+    )
     return 0
 
 

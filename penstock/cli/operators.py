@@ -85,7 +85,7 @@ def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise ConfigError("the API key holds characters that no key has") from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise ConfigError(f"{url!r} is no http:// or https:// URL: {error}") from error
+        raise ConfigError(f"{url!r} is not an http:// or https:// URL: {error}") from error
     except httpx2.HTTPError as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"no answer from {where} ({reason}); is a gateway there? (--url, PENSTOCK_URL)") from error

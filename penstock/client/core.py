@@ -116,7 +116,7 @@ def ask(
             found = _parsed(content)
             if found is not None:
                 return found
-            error = BackendError(f"{shown(url)}: the answer is no JSON object")
+            error = BackendError(f"{shown(url)}: the answer is not a JSON object")
         yield from _wait(terms, patience, error, url)
 
 
@@ -179,7 +179,7 @@ def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew:
         for event in events:
             data = _parsed(event.data)
             if data is None:
-                return broken(url, "an event is no JSON object")
+                return broken(url, "an event is not a JSON object")
             if event.event == "error":
                 return _reported(data, progress, can_begin_anew=can_begin_anew)
             if event.event == "done" and data.get("finish_reason") == "cancelled":

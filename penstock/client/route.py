@@ -55,7 +55,7 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
         except ValueError:  # an IPv6 address or a port that is none
             split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
-            raise ConfigError(f"{shown(url)!r} is no http:// or https:// URL of a server")
+            raise ConfigError(f"{shown(url)!r} is not an http:// or https:// URL of a server")
         read.append(url.strip().rstrip("/"))
     if not read:
         raise ConfigError("at least one URL is needed")

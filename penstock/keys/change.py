@@ -96,5 +96,5 @@ def _edit(path: Path, *, missing_ok: bool = False) -> Iterator[dict[str, Key]]:
 
 def _find(keys: dict[str, Key], key_id: str) -> Key:
     if key_id not in keys:
-        raise ConfigError(f"there is no API key {key_id!r}; `penstock keys list` shows them")
+        raise ConfigError(f"no such API key: {key_id!r}; `penstock keys list` shows them")
     return keys[key_id]

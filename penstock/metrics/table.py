@@ -76,7 +76,7 @@ _SPECS = (
     Spec("penstock_e2e_seconds", "seconds", _M, "gateway",
          "From the arrival of a request to its end, of those with outcome ok.", _WHOLE_S),
     Spec("penstock_relayed_tokens_total", "tokens", _M, "gateway",
-         "Completion tokens that reached a gateway; the workers' count less this was generated in vain."),
+         "Completion tokens that reached a gateway; what workers generated minus this was never delivered."),
     Spec("penstock_log_reads_total", "reads", ("reason",), "gateway",
          "Readings of a request's log to repair or to check its stream, by what asked for it."),
     Spec("penstock_keys_stale_seconds", "seconds", (), "gateway",
@@ -131,7 +131,7 @@ def render_markdown() -> str:
         "`ok`, `cancelled` or an error code of `penstock/errors.py`. Several gateway processes on one port answer",
         "with their sum; tokens counted by another of them appear there within half a second.",
         "",
-        "| name | type | unit | labels | on | what it says |",
+        "| name | type | unit | labels | on | meaning |",
         "|---|---|---|---|---|---|",
     ]
     for spec in TABLE.values():
@@ -141,5 +141,5 @@ def render_markdown() -> str:
     for spec in TABLE.values():
         if spec.buckets:
             lines.append(f"| `{spec.name}` | {', '.join(f'{bound:g}' for bound in spec.buckets)} |")
-    lines += ["", "Beside these, a single process shows its own `process_*` metrics (memory, CPU, descriptors).", ""]
+    lines += ["", "In addition, a single process shows its own `process_*` metrics (memory, CPU, descriptors).", ""]
     return "\n".join(lines)

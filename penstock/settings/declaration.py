@@ -177,7 +177,7 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[
         tuple[Network, ...],
         About(
-            "Proxies whose X-Forwarded-For is believed. Empty: nobody's.",
+            "Proxies whose X-Forwarded-For is believed. Empty: none.",
             EDGE,
             allowed="addresses or networks, separated by commas",
         ),
@@ -373,7 +373,7 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("true and false are no value here")
+            raise ValueError("must not be true or false")
         return value
 
     @field_validator("models", mode="before")
@@ -406,14 +406,16 @@ class Settings(BaseModel):
         for item in filter(None, items):
             split = urlsplit(item)
             if item != "*" and (split.scheme not in ("http", "https") or item != f"{split.scheme}://{split.netloc}"):
-                raise ValueError(f"{item!r} is no origin: scheme, host and port only, as in https://app.example.org")
+                raise ValueError(
+                    f"{item!r} is not an origin: scheme, host and port only, as in https://app.example.org"
+                )
         return tuple(filter(None, items))
 
     @field_validator("host", "metrics_host")
     @classmethod
     def _is_host(cls, value: str) -> str:
         if not value.isprintable() or any(c in value for c in " /@"):
-            raise ValueError("is no address")
+            raise ValueError("is not an address")
         return value.removeprefix("[").removesuffix("]")
 
     @field_validator("redis_url")
@@ -425,12 +427,12 @@ class Settings(BaseModel):
         server, _, kind = url.scheme.partition("+")
         is_known = url.scheme == "unix" or (server in ("redis", "rediss") and kind in ("", "sentinel", "cluster"))
         if not is_known or (url.scheme.endswith("+sentinel") and not url.path.strip("/")):
-            raise ValueError("is no Redis URL")
+            raise ValueError("is not a Redis URL")
         hosts = url.netloc.rpartition("@")[2]
         for host in hosts.split(",") if kind else [hosts]:
             split = urlsplit(f"//{host}")
             if not (url.path if url.scheme == "unix" else split.hostname):
-                raise ValueError("is no Redis URL")
+                raise ValueError("is not a Redis URL")
             _ = split.port  # raises for a port that is none
         return value
 

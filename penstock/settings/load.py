@@ -92,7 +92,7 @@ def _settle(layers: list[_Layer], problems: list[str], notes: list[str]) -> Sett
         problems += bad.values()
         settings = None
     if problems or settings is None:
-        head = "a setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+        head = "invalid setting" if len(problems) == 1 else f"{len(problems)} invalid settings"
         raise ConfigError("\n  ".join([head + ":", *problems]))
     settings._origins.update({name: layer.origin for name, layer in source.items()})
     settings._notes = tuple(notes)
@@ -128,7 +128,7 @@ def _from_variables(variables: Mapping[str, str], where: str, notes: list[str]) 
         if variable in known:
             values[known[variable]] = text.strip()
         elif not (_OTHERS.fullmatch(variable) or _is_kubernetes(variable, text)):
-            notes.append(f"{variable}{where} is no setting of Penstock and does nothing{_nearest(variable, known)}")
+            notes.append(f"{variable}{where} is not a Penstock setting and is ignored{_nearest(variable, known)}")
     return values
 
 
@@ -142,7 +142,7 @@ def _from_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: the configuration file cannot be read: {error}") from error
     for key in sorted(set(table) - set(Settings.model_fields)):
-        problems.append(f"{key} ({path.name}) is no setting{_nearest(key, Settings.model_fields)}")
+        problems.append(f"{key} ({path.name}) is not a setting{_nearest(key, Settings.model_fields)}")
     return {key: value for key, value in table.items() if key in Settings.model_fields}
 
 

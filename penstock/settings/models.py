@@ -45,19 +45,21 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no model name: letters, digits and ._:/@+- (at most 128)")
+            raise ValueError(f"{self.name!r} is not a model name: letters, digits and ._:/@+- (at most 128)")
         if not self.backend or self.backend != self.backend.strip() or not self.backend.isprintable():
             raise ValueError(f"model {self.name}: the backend is missing (NAME=BACKEND)")
         if re.search(r"[;=,\\]", self.backend):
             raise ValueError(f"model {self.name}: a backend holds none of ; = , \\ (is an option's name misspelt?)")
         for option, value in self.options.items():
             if not WORD.fullmatch(option):
-                raise ValueError(f"model {self.name}: {option!r} is no option name")
+                raise ValueError(f"model {self.name}: {option!r} is not an option name")
             if value != value.strip() or not value.isprintable():
                 raise ValueError(f"model {self.name}: option {option}: no line breaks, no space at the ends")
         for alias in self.names[1:]:
             if not NAME.fullmatch(alias):
-                raise ValueError(f"model {self.name}: {alias!r} in {ALIASES} is no model name (names are joined by +)")
+                raise ValueError(
+                    f"model {self.name}: {alias!r} in {ALIASES} is not a model name (names are joined by +)"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:

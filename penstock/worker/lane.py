@@ -12,7 +12,7 @@ from penstock.job import Batch, Claim
 from penstock.piece import Piece, Token
 from penstock.wire import check_event, encode_event
 
-UNWRITABLE = "The model's backend failed, with a message that is no text."
+UNWRITABLE = "The model's backend failed with an unreadable error message."
 
 
 def is_writable(event: Terminal | Tokens) -> bool:
@@ -84,7 +84,7 @@ class Lane:
                 try:
                     token.encode()
                 except UnicodeEncodeError:
-                    return "yielded a token that is no valid Unicode"
+                    return "yielded a token that is not valid Unicode"
         if type(event) is not Tokens and not is_writable(event):
             return "yielded an end that cannot be written"
         return None

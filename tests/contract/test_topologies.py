@@ -209,7 +209,7 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
         first, before = new_job(), site.master_port
         await transport.submit(first, "g1", 0)
         replica = ServerConnection(Endpoint(port=site.servers[1].port, is_master=True), "test", NoMetrics())
-        with pytest.raises(StoreUnavailable, match="is no master"):
+        with pytest.raises(StoreUnavailable, match="is not a master"):
             await replica.connect()
         assert site.masters[0].wait(1, 2000) == 1  # what the replica has not heard of is lost
         if is_killed:

@@ -106,7 +106,7 @@ def test_a_chat_says_what_went_wrong_and_goes_on(server: Site) -> None:
         timeout=60,
     )
     assert done.returncode == 1
-    assert "penstock: There is no model 'none'" in done.stderr
+    assert "penstock: Unknown model 'none'" in done.stderr
     assert len(done.stdout.splitlines()) == 1
 
 

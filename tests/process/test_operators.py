@@ -106,7 +106,7 @@ async def test_ps_and_cancel(request: pytest.FixtureRequest, store: str) -> None
             assert (answer.end, answer.data["finish_reason"]) == ("done", "cancelled")
             unknown = await asyncio.to_thread(_command, "cancel", "g1.X?#", "--url", fleet.gateways[0])
             assert unknown.returncode == 2
-            assert "no such request" in unknown.stderr
+            assert "Request not found" in unknown.stderr
 
 
 def test_what_is_no_gateway_is_said_in_one_sentence(redis_url: str) -> None:

@@ -227,7 +227,7 @@ def test_an_error_names_no_model_that_the_key_may_not_use(tmp_path: Path) -> Non
     admission.look(Pool(depth=0, workers=(WORKER,)))
     with pytest.raises(ModelNotFound) as refused:
         admission.choose_model("gone", Caller("B", "x", key))
-    assert refused.value.message == "There is no model 'gone'; served: b."
+    assert refused.value.message == "Unknown model 'gone'; served: b."
     many = WorkerInfo(
         id="w2", models={f"m{number:03}": Capabilities() for number in range(100)}, num_slots=1, num_free=1
     )

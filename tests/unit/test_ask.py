@@ -264,7 +264,7 @@ async def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
 async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "notes.txt"
     out.write_text("dear diary\n")
-    with pytest.raises(ConfigError, match="line 1 is no answer"):
+    with pytest.raises(ConfigError, match="line 1 is not an answer record"):
         await run_file(Server(), prompts(tmp_path, {"prompt": "a"}), out)
     assert out.read_text() == "dear diary\n"
 

@@ -69,7 +69,7 @@ def test_a_command_runs_its_process_with_the_settings(
     result = run(command, "--drain-s", "5", LOG_LEVEL="debug", REDIS_URL="redis://h:1", DRAIN_S="6", PROT="1")
     assert result.exit_code == 7, result.output
     assert (given[0].drain_s, given[0].log_level) == (5.0, "debug")
-    assert "penstock: PENSTOCK_PROT is no setting of Penstock" in result.stderr
+    assert "penstock: PENSTOCK_PROT is not a Penstock setting" in result.stderr
 
 
 def test_serve_takes_models_one_flag_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_bad_settings_end_with_2_and_name_themselves() -> None:
     result = run("serve", "--port", "http", MAX_BATCHES="0")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "2 settings are wrong" in result.stderr
+    assert "2 invalid settings" in result.stderr
     assert "--port (PENSTOCK_PORT)='http': allowed is a whole number from 0 to 65535" in result.stderr
     assert "PENSTOCK_MAX_BATCHES='0'" in result.stderr
 

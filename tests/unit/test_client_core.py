@@ -218,7 +218,7 @@ def test_one_object_for_another() -> None:
     assert _play(world, core.ask(_terms(), "POST", "/x", {"b": 2}, key="k")) == {"a": 1}
     assert [send.url for send in world.sent] == ["http://a:1/x", "http://b:2/x", "http://c:3/x"]
     assert world.pauses == []
-    with pytest.raises(BackendError, match="no JSON object"):
+    with pytest.raises(BackendError, match="not a JSON object"):
         _play(World([(200, {}, b"<html>")]), core.ask(_terms(), "GET", "/x"))
 
 

@@ -104,7 +104,7 @@ def test_a_revoked_key_ends_and_its_id_stays(path: Path) -> None:
 def test_commands_on_an_unknown_key(path: Path) -> None:
     create_key(path, "Ada")
     for command in (revoke_key, rotate_key, retire_old_secret):
-        with pytest.raises(ConfigError, match="there is no API key 'pk_0'"):
+        with pytest.raises(ConfigError, match="no such API key: 'pk_0'"):
             command(path, "pk_0")
 
 

@@ -40,7 +40,7 @@ async def test_a_refusal_is_the_clients_own_error_and_is_tried_once(mood: str, s
         ("status=403", "backend_error", "credentials"),
         ("status=404", "backend_error", "'m'"),
         ("status=418", "backend_error", "HTTP 418"),
-        ("status=429", "overloaded", "takes no more"),
+        ("status=429", "overloaded", "is at capacity"),
         ("status=500", "backend_error", "HTTP 500"),
         ("another key", "backend_error", "credentials"),
     ],

@@ -227,7 +227,7 @@ def test_a_full_replica_is_waited_for_without_limit_and_a_trial_until_patience_e
     tiers[0].replicas[0].breaker.begin()
     one = trip(tiers)
     assert one.next(1.0) == Wait(30.0)
-    with pytest.raises(BackendError, match="at present"):
+    with pytest.raises(BackendError, match="available right now"):
         one.next(30.0)
 
 

@@ -127,14 +127,14 @@ def test_every_bad_value_is_named_at_once_and_where_it_stands(tmp_path: Path) ->
     (tmp_path / "c.toml").write_text("max_batch_size = 0\nport = true\nprot = 1\n")
     (tmp_path / ".env").write_text("PENSTOCK_MAX_BATCHES=none\n")
     message = refusal(tmp_path, {"drain_s": "-1", "config": str(tmp_path / "c.toml")}, LOG_LEVEL="loud")
-    assert "6 settings are wrong" in message
+    assert "6 invalid settings" in message
     for words in (
         "--drain-s (PENSTOCK_DRAIN_S)='-1'",
         "PENSTOCK_LOG_LEVEL='loud'",
         "PENSTOCK_MAX_BATCHES (.env)='none'",
         "max_batch_size (c.toml)=0",
         "port (c.toml)=True",
-        "prot (c.toml) is no setting; did you mean port?",
+        "prot (c.toml) is not a setting; did you mean port?",
     ):
         assert words in message
 
@@ -208,8 +208,8 @@ def test_an_unknown_variable_is_a_note_with_the_nearest_name(tmp_path: Path) -> 
     (tmp_path / ".env").write_text("PENSTOCK_DRIAN_S=1\nDRAIN=1\n")
     notes = load(tmp_path, PROT="1").notes
     assert notes == (
-        "PENSTOCK_PROT is no setting of Penstock and does nothing; did you mean PENSTOCK_PORT?",
-        "PENSTOCK_DRIAN_S (.env) is no setting of Penstock and does nothing; did you mean PENSTOCK_DRAIN_S?",
+        "PENSTOCK_PROT is not a Penstock setting and is ignored; did you mean PENSTOCK_PORT?",
+        "PENSTOCK_DRIAN_S (.env) is not a Penstock setting and is ignored; did you mean PENSTOCK_DRAIN_S?",
     )
 
 

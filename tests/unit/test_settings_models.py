@@ -106,5 +106,5 @@ def test_aliases_are_names_like_any_other() -> None:
         with pytest.raises(ValueError, match="small is given twice"):
             read_models(twice)
     for wrong in ("a=mock:aliases=+", "a=mock:aliases=b++c", "a=mock:aliases=b c"):
-        with pytest.raises(ValueError, match="aliases is no model name"):
+        with pytest.raises(ValueError, match="aliases is not a model name"):
             ModelSpec.parse(wrong)

@@ -228,7 +228,7 @@ def _user(index: int, blocks: list[Block], called: set[str]) -> list[Message]:
     for number, block in enumerate(blocks):
         if isinstance(block, ToolResultBlock):
             if said:
-                raise _fault(index, number, "is a tool's result and must stand before what the user says")
+                raise _fault(index, number, "is a tool's result and must come before the user's text")
             if block.tool_use_id not in called:
                 raise _fault(index, number, "answers no tool use before it")
             content = block.content if isinstance(block.content, str) else _text(block.content or [])

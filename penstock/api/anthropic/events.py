@@ -67,7 +67,7 @@ class MessageEvents(Parts):
         if end.finish_reason != "length" and any(
             part.kind == "call" and part.arguments() is None for part in self.parts
         ):
-            return BackendError("The model called a tool with an input that is no JSON object.")
+            return BackendError("The model called a tool with an input that is not a JSON object.")
         return None
 
     def opened(self, part: Part) -> list[bytes]:

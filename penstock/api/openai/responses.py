@@ -104,7 +104,7 @@ class ResponseBody(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     metadata: Metadata | None = None
     store: bool | None = Field(None, description="It can be retrieved after its end. Default: true.")
-    background: bool | None = Field(None, description="It runs on its own, whoever reads it. Default: false.")
+    background: bool | None = Field(None, description="It runs whether or not anyone reads it. Default: false.")
     stream_options: ResponseStreamOptions | None = None
     on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
         None,

@@ -166,7 +166,7 @@ class ResponsesAPI:
         record = None if request_id is None else await find(self.gateway, caller, request_id)
         notes = None if record is None else notes_of(record.job)
         if record is None or notes is None or not notes.store:
-            raise RequestNotFound("There is no such response; it may have been forgotten.", param=param)
+            raise RequestNotFound("Response not found; it may have expired.", param=param)
         return record
 
     async def _before(self, caller: Caller, response_id: str | None) -> tuple[Before, list[Record]]:
@@ -175,7 +175,7 @@ class ResponsesAPI:
             return NOTHING, []
         record = await self._find(caller, response_id, PARAM)
         if record.job.caller != caller.id:  # an administrator may look at it, and not go on from it
-            raise RequestNotFound("There is no such response; it may have been forgotten.", param=PARAM)
+            raise RequestNotFound("Response not found; it may have expired.", param=PARAM)
         return await conversation(self.gateway, caller, record)
 
 

@@ -138,7 +138,7 @@ class OpenAIAPI:
         """One of them."""
         caller = await self.gateway.welcome(request, begin(request, MODELS))
         if not self.gateway.admission.models:
-            raise ModelNotFound("No model is served at present.", param="model")
+            raise ModelNotFound("No model is being served.", param="model")
         name, _ = self.gateway.admission.choose_model(model, caller)
         return _json(self._shown(name))
 

@@ -63,9 +63,9 @@ class Chunks:
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, RecursionError):
-            raise malformed("a chunk is no JSON") from None
+            raise malformed("a chunk is not JSON") from None
         if not isinstance(chunk, dict):
-            raise malformed("a chunk is no object")
+            raise malformed("a chunk is not an object")
         if event.event == "error" or chunk.get("error") or chunk.get("object") == "error":
             raise of_stream(chunk.get("error") or chunk, self._model, self._key)
         usage = chunk.get("usage")
@@ -124,7 +124,7 @@ def _first_choice(choices: Any) -> Mapping[str, Any] | None:
     if choices is None or choices == []:
         return None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise malformed("a chunk's choices are no list of objects")
+        raise malformed("a chunk's choices are not a list of objects")
     return next((choice for choice in choices if choice.get("index", 0) in (0, None)), None)
 
 

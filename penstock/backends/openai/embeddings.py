@@ -32,17 +32,17 @@ def read(data: bytes, num: int) -> Embedded:
     try:
         answer = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError):
-        raise malformed("embeddings that are no JSON") from None
+        raise malformed("embeddings that are not JSON") from None
     rows = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(rows, list) or len(rows) != num or not all(isinstance(row, dict) for row in rows):
         raise malformed(f"not {num} embeddings")
     indices = [row.get("index", place) for place, row in enumerate(rows)]
     if not all(type(index) is int for index in indices):
-        raise malformed("an embedding whose index is no number")
+        raise malformed("an embedding whose index is not a number")
     by_index = {index: row.get("embedding") for index, row in zip(indices, rows, strict=True)}
     vectors = [by_index.get(place) for place in range(num)]
     if not all(isinstance(vector, list) and vector and all(map(_is_number, vector)) for vector in vectors):
-        raise malformed("an embedding that is no list of numbers")
+        raise malformed("an embedding that is not a list of numbers")
     usage = answer.get("usage")
     prompt_tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     is_count = type(prompt_tokens) is int and prompt_tokens >= 0

@@ -108,7 +108,7 @@ def _urls(text: str, option: str) -> list[httpx2.URL]:
         try:
             url = httpx2.URL(part.strip())
         except httpx2.InvalidURL:
-            raise ValueError(f"{option} is no URL") from None
+            raise ValueError(f"{option} is not a URL") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"{option} must be http:// or https:// URLs, joined by +")
         if url.userinfo or url.fragment:

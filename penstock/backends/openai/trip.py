@@ -127,8 +127,8 @@ class Trip:
         soon = retry_after_s if math.isfinite(retry_after_s) else None
         if self._last is None:
             if is_resting:
-                return Overloaded("The model's upstreams take no more at present.", retry_after_s=soon)
-            return BackendError("None of the model's upstreams can be used at present.", retry_after_s=soon)
+                return Overloaded("The model's upstreams are at capacity.", retry_after_s=soon)
+            return BackendError("No upstream of this model is available right now.", retry_after_s=soon)
         error = self._last.error
         if error.retry_after_s is None:
             error.retry_after_s = soon

@@ -86,7 +86,7 @@ def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
         message = said.message or f"The model's upstream refused the request (HTTP {status})."
         return Trouble("invalid", InvalidRequest(message, param=said.param), again="never", is_fault=False)
     if status == 429:
-        error: PenstockError = Overloaded("The model's upstream takes no more at present.", retry_after_s=rest_s)
+        error: PenstockError = Overloaded("The model's upstream is at capacity.", retry_after_s=rest_s)
         again: Again = "elsewhere" if said.code == "insufficient_quota" else "later"
         return Trouble("rate_limited", error, again=again, is_fault=False, costs_try=False, rest_s=rest_s)
     error = BackendError(f"The model's upstream failed (HTTP {status}).")
@@ -100,7 +100,7 @@ def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
     elif status == 404:
         reason, error = (
             "not_found",
-            BackendError(f"The upstream knows no model {model!r}, or no such route (HTTP 404)."),
+            BackendError(f"The upstream returned 404: it does not serve {model!r}, or the route is wrong."),
         )
     return Trouble(reason, error, again="elsewhere", is_fault=False, costs_try=False)
 
@@ -126,7 +126,7 @@ def too_much(limit: int, max_tokens: int) -> Trouble:
 
 def malformed(what: str) -> Trouble:
     """It is up, and what it says is no answer."""
-    return Trouble("malformed", BackendError(f"The model's upstream sent what is no answer: {what}."))
+    return Trouble("malformed", BackendError(f"The model's upstream sent an invalid response: {what}."))
 
 
 def of_stream(error: Any, model: str, key: str = "") -> Trouble:

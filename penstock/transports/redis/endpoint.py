@@ -169,7 +169,7 @@ def _options(url: str) -> dict[str, Any]:
         if split.path.strip("/").isdecimal():
             options.setdefault("db", split.path.strip("/"))
     else:
-        raise ValueError(f"{split.scheme!r} is no scheme of a Redis URL")
+        raise ValueError(f"{split.scheme!r} is not a scheme of a Redis URL")
     return options
 
 

@@ -22,7 +22,7 @@ FULL = 0.8
 SMALL_BUFFER = 8 * 1024 * 1024
 
 _MEND = (
-    "Mend what is said of rights first. A key of a pool that is of the wrong type is removed by the next gateway or "
+    "Fix the rights first. A key of a pool that is of the wrong type is removed by the next gateway or "
     "worker that needs it, and said in its log"
 )
 _BADNESS: dict[Level, int] = {"ok": 0, "warning": 1, "error": 2}
@@ -158,7 +158,7 @@ def network(deployment: Deployment) -> Finding:
     lacks = [word for word, is_there in (("TLS", data.tls), ("a password", data.password)) if not is_there]
     if not lacks:
         return _finding("network", "ok", "TLS and a password")
-    advice = "Prompts and answers can be read by whoever reaches that network. Use rediss:// and a password there."
+    advice = "Prompts and answers can be read by anyone who reaches that network. Use rediss:// and a password there."
     return _finding("network", "warning", f"{outside[0].host} is reached without {' and without '.join(lacks)}", advice)
 
 
@@ -196,7 +196,7 @@ def _finding(name: str, level: Level, value: str, advice: str = "") -> Finding:
 
 
 def _hidden(name: str, needs: str) -> Finding:
-    return _finding(name, "warning", "hidden", f"This server does not allow {needs}; look at its own console.")
+    return _finding(name, "warning", "hidden", f"This server does not allow {needs}; check its own console.")
 
 
 def _is_loopback(host: str) -> bool:

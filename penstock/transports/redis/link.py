@@ -172,7 +172,7 @@ class Link(asyncio.Protocol):
                     return
                 if type(reply) is ReplyError and str(reply).startswith(_TURNED_AWAY):
                     self.is_turned_away = True
-                    self.abort(f"Redis turns commands away: {reply}", "turned_away")
+                    self.abort(f"Redis rejects commands: {reply}", "turned_away")
                     return
                 caller.replies.append(reply)
             waiting.popleft()
@@ -180,7 +180,7 @@ class Link(asyncio.Protocol):
             if caller.future is not None and not caller.future.done():  # a cancelled caller's replies end here
                 caller.future.set_result(caller.replies)
         if gets() is not NOT_YET:
-            self.abort("Redis answered what nobody had asked", "protocol")
+            self.abort("unexpected reply from Redis", "protocol")
 
     def _flush_turn(self) -> None:
         self._is_joining = False
@@ -253,8 +253,8 @@ async def let_in(endpoint: Endpoint, link: Link, name: str, preload: Sequence[tu
     role = [("ROLE",)] if endpoint.is_master else []
     replies = await greet(link, [*endpoint.greeting(name), *role, *preload])
     if role and replies[len(replies) - len(preload) - 1][0] != b"master":
-        link.abort(f"{endpoint} is no master", "turned_away")
-        raise StoreUnavailable(f"Redis is away: {endpoint} is no master")
+        link.abort(f"{endpoint} is not a master", "turned_away")
+        raise StoreUnavailable(f"Redis is away: {endpoint} is not a master")
 
 
 async def ask_once(endpoint: Endpoint, metrics: StoreMetrics, *command: str) -> Reply:

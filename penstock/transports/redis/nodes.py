@@ -51,10 +51,10 @@ class Nodes:
         return node
 
     def keep(self, masters: Sequence[Endpoint]) -> None:
-        """Let go of connections to what is no master any more; whoever still needs one gets it again."""
+        """Let go of connections to what is no longer a master; whoever still needs one gets it again."""
         for endpoint, node in self._nodes.items():
             if endpoint not in masters:
-                node.server.redial("the node is no master any more")
+                node.server.redial("the node is no longer a master")
 
     async def close(self) -> None:
         for node in self._nodes.values():

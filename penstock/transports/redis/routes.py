@@ -150,4 +150,4 @@ class ClusterRoutes:
         self._blocking.keep(masters)
         self._bulk.keep(masters)
         if self._ears.endpoint not in masters:
-            self._ears.redial("the node is no master any more")
+            self._ears.redial("the node is no longer a master")

@@ -86,7 +86,7 @@ class Sentinels:
         try:
             await self._news.subscribe(SWITCHED, self._heard, self._missed)
         except StoreUnavailable as error:  # it goes on trying, and will say that it has missed something
-            log.warning("no sentinel tells of a new master: %s", error.message)
+            log.warning("no sentinel names a new master: %s", error.message)
         else:
             await self._look()
 
