@@ -120,6 +120,20 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
             client.delete(key)
 
 
+async def test_who_waits_for_work_removes_what_is_in_the_way(real: RedisStore, client: redis.Redis) -> None:
+    """Nothing else may have to do with these keys for a while."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    first, second = new_job(), new_job()
+    await transport.submit(first, "g1", 0)
+    plant(client, "{inference:queue}:worker:w1", "string")
+    assert await again(lambda: transport.wait("w1", 0.01)) == first.id
+    plant(client, "inference:queue", "string")
+    assert await again(lambda: transport.wait("w1", 0.01)) is None
+    await transport.submit(second, "g1", 0)
+    assert await transport.wait("w1", 5.0) == second.id
+
+
 SPOILT: dict[str, dict[str, Any]] = {
     "attempt that is not a number": {"attempt": "nan"},
     "attempt that is text": {"attempt": "many"},

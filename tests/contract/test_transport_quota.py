@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import redis
 
 from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
 from penstock.event import Done
-from penstock.job import Message, Sampling
+from penstock.job import Job, Message, Sampling
 from penstock.piece import Logprob, Piece, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
 from penstock.transports.quota import REQUEST_BYTES, TOKEN_BYTES, VECTOR_BYTES, Share, answer_bytes, most_answer_bytes
-from penstock.transports.redis import keys
+from penstock.transports.redis import RedisTransport, keys, link, weighing
 from tests.contract.stores import RedisStore, Store, new_job, new_worker, run_one
+from tests.waiting import wait_until_async
 
 
 async def _has_room(transport: Transport, share: Share, caller: str = "bob") -> bool:
@@ -220,13 +223,23 @@ async def test_books_that_are_lost_begin_anew(real: RedisStore, client: redis.Re
     assert not await _has_room(transport, share)
 
 
+@pytest.mark.parametrize("is_near", [False, True], ids=["booked with the rest", "booked first"])
 @pytest.mark.parametrize("name", [*keys.caller("bob"), keys.PoolKeys().waiting("bob")])
-async def test_books_of_a_wrong_type_are_begun_anew(real: RedisStore, client: redis.Redis, name: str) -> None:
+async def test_books_of_a_wrong_type_are_begun_anew(
+    real: RedisStore, client: redis.Redis, name: str, is_near: bool
+) -> None:
+    """The request that finds them so is booked all the same."""
     transport = await real.transport()
-    share = Share(max_stored=2, max_queued=10)
-    await transport.submit(new_job(caller="bob"), "g1", 0, share=share)
+    share = Share(max_stored=10, max_queued=10)
+    num = 9 if is_near else 1
+    for _ in range(num):
+        await transport.submit(new_job(caller="bob"), "g1", 0, share=share)
     client.set(name, "a string", px=60_000)
-    assert await transport.submit(new_job(caller="bob"), "g1", 0, share=share) == 2
+    job = new_job(caller="bob")
+    assert await transport.submit(job, "g1", 0, share=share) == num + 1
+    _, stored, sizes = keys.caller("bob")
+    assert client.zscore(stored, job.id) is not None
+    assert client.hexists(sizes, job.id)
     transport.weigh(new_job(caller="bob"), 0, 1.0)
 
 
@@ -348,3 +361,223 @@ async def test_what_others_go_on_from_is_kept_longer_and_counts_longer(store: St
     await store.until(has_expired, "another one to expire")
     assert await transport.read(job.id) is not None
     assert not await _has_room(transport, share)
+
+
+# ── the books in Redis: what is swept, and when ──────────────────────────────────────────────────────────────────────
+
+_, STORED, SIZES = keys.caller("bob")
+
+
+def _booked(client: redis.Redis) -> dict[str, int]:
+    """The bytes of each of Bob's requests. The sum is theirs, and none expires before the books are looked at again."""
+    entries: Any = client.hgetall(SIZES)
+    expiries: Any = client.zrange(STORED, 0, -1, withscores=True)
+    total, due = int(entries.pop("sum")), int(entries.pop("due"))
+    sizes = {name: sum(map(int, entry.split())) for name, entry in entries.items()}
+    assert total == sum(sizes.values())
+    assert sizes.keys() == {name for name, _ in expiries}
+    assert due <= min((int(at) for _, at in expiries), default=due)
+    return sizes
+
+
+def _expire(client: redis.Redis, *jobs: Job) -> None:
+    """As if their time had passed, and the books had not been looked at since."""
+    client.zadd(STORED, {job.id: 1 for job in jobs}, xx=True)
+
+
+async def test_a_caller_at_its_limit_has_what_expired_a_moment_ago(real: RedisStore, client: redis.Redis) -> None:
+    """Else it is refused what it may have until the books are looked at the next time."""
+    transport = await real.transport()
+    first, second = (new_job(caller="bob", prompt="x" * 60_000) for _ in range(2))
+    for share in (Share(max_stored=2), Share(max_stored_bytes=150_000)):
+        for job in (first, second):
+            await transport.submit(job, "g1", 0, share=share)
+        _expire(client, first)
+        await transport.submit(new_job(caller="bob", prompt="x" * 60_000), "g1", 0, share=share)
+        assert first.id not in _booked(client)
+        client.flushall()
+
+
+@pytest.mark.parametrize("due", ["1", "0", "9" * 14, "inf", "nan", "text", "", None])
+async def test_what_has_expired_goes_although_no_limit_is_near(
+    real: RedisStore, client: redis.Redis, due: str | None
+) -> None:
+    """Whenever it is time for that, and where the time of that is none."""
+    transport = await real.transport()
+    old, kept, new = (new_job(caller="bob") for _ in range(3))
+    await transport.submit(old, "g1", 0)
+    await transport.submit(kept, "g1", 0)
+    _expire(client, old)
+    if due is None:
+        client.hdel(SIZES, "due")
+    else:
+        client.hset(SIZES, "due", due)
+    await transport.submit(new, "g1", 0)
+    assert _booked(client).keys() == {kept.id, new.id}
+    assert int(client.hget(SIZES, "due") or 0) == int(client.zrange(STORED, 0, 0, withscores=True)[0][1])
+
+
+async def test_the_books_are_looked_at_before_the_first_of_them_expires(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    long, short = new_job(caller="bob"), new_job(caller="bob", timeout_s=50.0, retention_s=10.0)
+    for job in (long, short):  # of two bookings the later one may be over sooner
+        await transport.submit(job, "g1", 0)
+        _booked(client)
+    transport.weigh(long, 0, 2.0)  # and so may one that has ended
+
+    async def is_weighed() -> bool:
+        expiries: Any = client.zrange(STORED, 0, -1, withscores=True)
+        return [name for name, _ in expiries] == [long.id, short.id]
+
+    await wait_until_async(is_weighed, "it is kept for 2 s more")
+    assert _booked(client).keys() == {long.id, short.id}
+
+
+async def test_a_request_that_is_booked_again_after_it_expired_counts_once(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await real.transport()
+    job, other = new_job(caller="bob", prompt="x" * 500), new_job(caller="bob")
+    await transport.submit(job, "g1", 0)
+    await transport.submit(other, "g1", 0)
+    before = _booked(client)
+    _expire(client, job)
+    client.hset(SIZES, "due", 1)
+    await transport.submit(job, "g1", 0, front=True)
+    assert _booked(client) == before
+
+
+async def test_books_without_a_request_begin_at_nothing(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.submit(new_job(caller="bob"), "g1", 0)
+    client.delete(STORED)
+    job = new_job(caller="bob")
+    await transport.submit(job, "g1", 0)
+    assert _booked(client).keys() == {job.id}
+
+
+async def test_the_list_of_a_callers_requests_has_a_bound(
+    real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shortened once in a hundred requests."""
+    monkeypatch.setattr(keys, "MAX_LISTED", 5)
+    transport = await real.transport()
+    jobs = [new_job(caller="bob") for _ in range(106)]
+    for job in jobs[:105]:
+        await transport.submit(job, "g1", 0)
+    assert client.llen(keys.caller("bob")[0]) == 105
+    await transport.submit(jobs[105], "g1", 0)
+    assert await transport.requests_of("bob", 1000) == [job.id for job in reversed(jobs[101:])]
+
+
+async def test_requests_that_end_together_are_each_weighed(real: RedisStore, client: redis.Redis) -> None:
+    """In one script, whatever each of them is: one that is heard of twice, one that is unknown, those of others."""
+    transport = await real.transport()
+    first, twice, refused, kept = (new_job(caller="bob", prompt="x" * 500) for _ in range(4))
+    alices = new_job(caller="alice")
+    for job in (first, twice, refused, kept, alices):
+        await transport.submit(job, "g1", 0)
+    before = _booked(client)
+    hers = str(client.hget(keys.caller("alice")[2], alices.id)).split()
+    most = most_answer_bytes(first)
+    transport.weigh(first, 1 * TOKEN_BYTES, 60.0)
+    transport.weigh(twice, 3 * TOKEN_BYTES, 60.0)
+    transport.weigh(new_job(caller="bob"), 0, 60.0)
+    assert isinstance(transport, RedisTransport)
+    transport._unbook(refused)
+    transport._unbook(refused)
+    transport.weigh(twice, 2 * TOKEN_BYTES, 60.0)
+    transport.weigh(twice, 9 * most, 10_000.0)  # never raised
+    transport.weigh(alices, 0, 60.0)
+
+    async def is_weighed() -> bool:
+        return client.zscore(STORED, refused.id) is None
+
+    await wait_until_async(is_weighed, "they are weighed")
+    assert _booked(client) == {
+        first.id: before[first.id] - most + TOKEN_BYTES,
+        twice.id: before[twice.id] - most + 2 * TOKEN_BYTES,
+        kept.id: before[kept.id],
+    }
+    expiries: Any = client.zrange(STORED, 0, -1, withscores=True)
+    assert {name for name, at in expiries if at < dict(expiries)[kept.id]} == {first.id, twice.id}
+    assert await transport.requests_of("bob", 10) == [kept.id, twice.id, first.id]
+
+    async def is_alices_weighed() -> bool:
+        return client.hget(keys.caller("alice")[2], alices.id) == f"{hers[0]} 0"
+
+    await wait_until_async(is_alices_weighed, "hers is weighed")
+
+
+# ── when what has ended is told to the store ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_ended_counts_before_the_next_booking_near_the_limit(
+    real: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
+    transport = await real.transport()
+    share = Share(max_stored_bytes=200_000)
+    large = new_job(caller="bob", sampling=Sampling(max_tokens=1200))  # 153,600 bytes
+    await transport.submit(large, "g1", 0, share=share)
+    another = new_job(caller="bob", prompt="x" * 100_000)
+    with pytest.raises(StorageQuota):  # from now on it is asked first
+        await transport.submit(another, "g1", 0, share=share)
+    transport.weigh(large, 0, 60.0)
+    await transport.submit(another, "g1", 0, share=share)
+
+
+async def test_what_is_prolonged_is_weighed_first(
+    real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
+    transport = await real.transport()
+    job = new_job(caller="bob")
+    await transport.submit(job, "g1", 0)
+    transport.weigh(job, 0, 5.0)
+    transport.prolong(job, 0, 7200.0)
+    await transport.close()
+
+    async def is_kept() -> bool:
+        now: Any = client.time()
+        score: Any = client.zscore(STORED, job.id)
+        return bool(score / 1000 - now[0] > 7000)
+
+    await wait_until_async(is_kept, "it is kept for the two hours")
+
+
+async def test_what_ended_is_told_at_the_end_of_the_process_too(
+    real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
+    monkeypatch.setattr(link, "POST_WITHIN_S", 3600.0)
+    transport = await real.transport()
+    job = new_job(caller="bob")
+    await transport.submit(job, "g1", 0)
+    before = _booked(client)[job.id]
+    transport.weigh(job, 0, 60.0)
+    await transport.close()
+
+    async def is_weighed() -> bool:
+        return _booked(client)[job.id] == before - most_answer_bytes(job)
+
+    await wait_until_async(is_weighed, "it is weighed")
+
+
+async def test_a_hundred_that_ended_do_not_wait_for_more(
+    real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
+    monkeypatch.setattr(weighing, "MAX_AT_ONCE", 3)
+    transport = await real.transport()
+    jobs = [new_job(caller="bob") for _ in range(4)]
+    for job in jobs:
+        await transport.submit(job, "g1", 0)
+    before = _booked(client)
+    for job in jobs:
+        transport.weigh(job, 0, 60.0)
+
+    async def are_weighed() -> bool:
+        return sum(size < before[name] for name, size in _booked(client).items()) == 3
+
+    await wait_until_async(are_weighed, "three of them are weighed, and the fourth waits")

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis.link import MAX_JOINED, Link, NoMetrics
+from tests.waiting import wait_until
 
 
 class Wire:
@@ -67,3 +68,51 @@ async def test_a_lost_link_writes_nothing_and_says_so(link: Link, wire: Wire) ->
     for future in (waiting, link.send(b"d", 1, 1.0)):
         with pytest.raises(StoreUnavailable):
             await future
+
+
+async def test_what_is_posted_leaves_with_what_somebody_waits_for(link: Link, wire: Wire) -> None:
+    link.post(b"a", 1, 1.0)
+    link.post(b"b", 2, 1.0)
+    assert wire.writes == []
+    waiting = link.send(b"c", 1, 1.0)
+    assert wire.writes == [b"abc"], "in the order of the calls, at once"
+    link.data_received(b":1\r\n:2\r\n:3\r\n:4\r\n")
+    assert await waiting == [4], "replies that nobody needs are counted"
+
+
+async def test_what_is_posted_alone_leaves_all_the_same(
+    link: Link, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link.post(b"a", 1, 60.0)
+    link.post(b"b", 1, 60.0)
+    await wait_until(lambda: wire.writes == [b"ab"], "they leave, together")
+    link.post(b"c", 1, 60.0)
+    await wait_until(lambda: wire.writes == [b"ab", b"c"], "so does what is posted later")
+    monkeypatch.setattr("penstock.transports.redis.link.POST_WITHIN_S", 3600.0)
+    for _ in range(MAX_JOINED):
+        link.post(b"x", 1, 60.0)
+    assert wire.writes[2:] == [b"x" * MAX_JOINED], "many do not wait"
+
+
+async def test_what_is_posted_leaves_before_the_link_is_closed(link: Link, wire: Wire) -> None:
+    link.post(b"a", 1, 1.0)
+    link.close()
+    assert wire.writes == [b"a"]
+    link.post(b"b", 1, 1.0)
+    link.close()
+    assert wire.writes == [b"a"]
+
+
+async def test_nothing_is_posted_where_a_command_would_be_refused(
+    link: Link, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.transports.redis.link.MAX_PENDING", 2)
+    link.post(b"a", 2, 60.0)
+    link.post(b"b", 1, 60.0)
+    with pytest.raises(StoreUnavailable, match="Too many"):
+        await link.send(b"c", 1, 60.0)
+    link.data_received(b":1\r\n:2\r\n")
+    waiting = link.send(b"d", 1, 60.0)
+    link.data_received(b":3\r\n")
+    assert await waiting == [3]
+    assert b"".join(wire.writes) == b"ad"

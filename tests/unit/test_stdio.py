@@ -61,6 +61,18 @@ async def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     assert writer.num_dropped == 0
 
 
+async def test_who_waits_for_its_lines_does_not_wait_for_the_pause(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.stdio.PAUSE_S", 3600.0)
+    reader, writer = Reader(pipe[0]), LineWriter(pipe[1])
+    for number in range(3):
+        writer.put(f"{number}\n")
+        assert writer.flush(timeout_s=20)
+    await wait_until(lambda: reader.data == b"0\n1\n2\n", "all of it was read")
+    await wait_until(lambda: not writer._hurry.is_set(), "it is not in a hurry any more")
+
+
 async def test_a_reader_that_stands_still_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1], max_bytes=10_000)
     writer.describe = lambda num: f"dropped {num}\n"
