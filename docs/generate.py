@@ -44,7 +44,7 @@ def render_api() -> str:
     rows = "".join(
         f"| {status} | `{code}` | {kind} | {again} | {when} |\n" for code, status, again, kind, when in error_rows()
     )
-    table = "| status | code | type | again? | when |\n|---|---|---|---|---|\n" + rows
+    table = "| status | code | type | retryable | when |\n|---|---|---|---|---|\n" + rows
     return _filled(page, "errors", "penstock/errors.py", table)
 
 

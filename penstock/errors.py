@@ -1,10 +1,10 @@
-"""Every way in which Penstock says no: one tree, one envelope, the same classes at the client.
+"""Every error that Penstock reports: one tree, one envelope, the same classes at the client.
 
 Knows nothing of HTTP libraries or Redis. An error travels as its `code`; `from_code` builds the same class again at
 the other end of a wire.
 
     PenstockError
-    |  code                   status  again?  OpenAI type             meaning
+    |  code                   status  retry   OpenAI type             meaning
     +- InvalidRequest
     |  |  invalid_request        400    no    invalid_request_error   malformed, unknown field, out of range (`param`)
     |  +- UnsupportedParameter
@@ -12,7 +12,7 @@ the other end of a wire.
     |  +- SlowBody
     |  |  request_timeout        408    yes   invalid_request_error   the body did not arrive in time
     |  +- BodyTooLarge
-    |  |  body_too_large         413    no    invalid_request_error   more than the gateway takes
+    |  |  body_too_large         413    no    invalid_request_error   larger than the gateway accepts
     |  +- UnsupportedMediaType
     |  |  unsupported_media_type 415    no    invalid_request_error   not application/json
     |  +- Misdirected
@@ -30,21 +30,21 @@ the other end of a wire.
     |  +- ModelNotFound
     |  |  model_not_found        404    no    not_found_error         no live worker serves it
     |  +- RequestNotFound
-    |     request_not_found      404    no    not_found_error         unknown, another caller's, or forgotten
+    |     request_not_found      404    no    not_found_error         unknown, another caller's, or expired
     +- MethodNotAllowed
     |     method_not_allowed     405    no    invalid_request_error   the route knows other methods
     +- IdempotencyConflict
     |     idempotency_conflict   409    no    invalid_request_error   same key, another body
     +- Overloaded
-    |  |  overloaded             429    yes   rate_limit_error        the parent of all "come back later"
+    |  |  overloaded             429    yes   rate_limit_error        the model's upstream is at capacity
     |  +- RateLimited
     |  |  rate_limited           429    yes   rate_limit_error        the caller's own limit
     |  +- QueueFull
-    |  |  queue_full             429    yes   rate_limit_error        as many wait as may wait
+    |  |  queue_full             429    yes   rate_limit_error        the queue, or this caller's share of it, is full
     |  +- StorageQuota
-    |  |  storage_quota          429    yes   rate_limit_error        as much of the caller is stored as may be
+    |  |  storage_quota          429    yes   rate_limit_error        the caller's storage is full
     |  +- DeadlineUnreachable
-    |     deadline_unreachable   429    yes   rate_limit_error        it would run for nobody
+    |     deadline_unreachable   429    yes   rate_limit_error        it would expire before it could start
     +- Cancelled
     |     cancelled              499    no    cancelled               by its client or an operator
     +- InternalError
@@ -58,11 +58,11 @@ the other end of a wire.
     +- Unavailable
     |  |  unavailable            503    yes   server_error            too many connections
     |  +- NoWorkers
-    |  |  no_workers             503    yes   server_error            no worker came within the grace
+    |  |  no_workers             503    yes   server_error            no worker came in time
     |  +- StoreUnavailable
     |  |  store_unavailable      503    yes   server_error            Redis is away or full
     |  +- Draining
-    |     draining               503    yes   server_error            this gateway is going away
+    |     draining               503    yes   server_error            this gateway is shutting down
     +- DeadlineExceeded
           deadline_exceeded      504    no    timeout_error           it did not end within its timeout_s
 """

@@ -117,6 +117,22 @@ def test_the_tour_has_twenty_files_that_exist() -> None:
     assert [(name, path) for name, path in stops if name != path or not (ROOT / path).is_file()] == []
 
 
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them."""
+    lines = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if re.match(r"#{1,6} ", line)]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_find_one(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    wrong = [
+        f"{name}#{anchor}" for name, anchor in links if anchor not in _anchors(page.parent / name if name else page)
+    ]
+    assert wrong == []
+
+
 def test_every_page_is_in_the_index() -> None:
     linked = set(re.findall(r"\]\(([a-z]+\.md)\)", (ROOT / "docs/index.md").read_text()))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - linked == {"index.md"}
