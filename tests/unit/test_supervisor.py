@@ -9,11 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
-from penstock.supervisor import Supervisor, once_each, tell_parent
+from penstock.supervisor import LIFELINE, Supervisor, once_each, tell_parent
 from tests.waiting import wait_until
 
 PARENT = """
@@ -68,6 +68,15 @@ def parents() -> Iterator[list[Parent]]:
     yield started
     for parent in started:
         parent.stop()
+
+
+@pytest.fixture
+def lifeline() -> Iterator[tuple[int, int]]:
+    """Its two ends: what a child watches, and what its parent holds."""
+    ends = os.pipe()
+    yield ends
+    for number in ends:
+        os.close(number)
 
 
 def _is_alive(pid: int) -> bool:
@@ -149,9 +158,116 @@ async def test_a_pause_is_not_cut_short_by_another_death(monkeypatch: pytest.Mon
     now = 100.0
     monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
     supervisor = Supervisor(["unused"], num=2)
-    for _ in range(3):
+    for _ in range(6):
         supervisor._failed()
-    assert supervisor._due == [100.05, 100.5, 101.0]
+    assert supervisor._due == [100.05, 100.5, 101.0, 102.0, 105.0, 105.0]
+
+
+def test_after_a_child_that_was_healthy_the_pauses_begin_anew(
+    lifeline: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    supervisor = Supervisor([sys.executable, "-c", "pass"])
+    supervisor._failures = 4
+    for now, pause in ((200.0, 5.0), (300.0, 5.0), (400.0, 0.05)):
+        supervisor._due.clear()
+        supervisor._start(lifeline[0])
+        (child,) = supervisor._children.values()
+        child.process.wait()
+        now += 9.0 if pause == 5.0 else 11.0
+        assert supervisor._reap() == [0]
+        assert supervisor._due == [now + pause]
+
+
+async def test_a_status_of_2_ends_no_others_that_have_run_for_a_while(parents: list[Parent], tmp_path: Path) -> None:
+    program = PARENT.replace("\nnum,", "\nfrom penstock import supervisor\nsupervisor._HEALTHY_S = 0.0\nnum,")
+    first = f"try: os.mkdir({str(tmp_path / 'first')!r})\nexcept FileExistsError: sys.exit(2)"
+    parents.append(parent := Parent(first + WAIT, num=2, program=program))
+    (child,) = await parent.children(1)
+    await wait_until(lambda: len(parent.lines("death")) >= 2, "the other one is tried again", timeout_s=8)
+    assert set(parent.lines("death")) == {"death 2 "}
+    assert parent.process.poll() is None
+    assert _is_alive(child)
+
+
+async def test_a_death_is_told_before_another_child_is_started(parents: list[Parent]) -> None:
+    code = """
+import subprocess, sys
+from penstock import supervisor
+start = subprocess.Popen
+
+def popen(*args, **more):
+    print("start", flush=True)
+    return start(*args, **more)
+
+subprocess.Popen = popen
+command = [sys.executable, "-c", "pass"]
+sys.exit(supervisor.Supervisor(command, on_death=lambda death: print("start of", death.pid, flush=True)).run())
+"""
+    parents.append(parent := Parent("", program=code))
+    await wait_until(lambda: len(parent.lines("start")) >= 5, "two have died", timeout_s=8)
+    assert ["of" in line for line in parent.lines("start")[:5]] == [False, True, False, True, False]
+
+
+def test_a_child_that_is_just_being_started_is_told_to_stop_too(
+    lifeline: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"])
+    start = subprocess.Popen
+
+    def popen(*args: Any, **more: Any) -> subprocess.Popen[bytes]:
+        process = start(*args, **more)
+        supervisor._stop(signal.SIGTERM)  # the signal comes now
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    supervisor._start(lifeline[0])
+    (child,) = supervisor._children.values()
+    try:
+        assert child.process.wait(8) == -signal.SIGTERM
+    finally:
+        child.process.kill()
+        child.process.wait()
+
+
+def test_while_it_stops_none_is_started(lifeline: tuple[int, int]) -> None:
+    supervisor = Supervisor([sys.executable, "-c", "pass"], num=2)
+    supervisor._stop(signal.SIGTERM)
+    supervisor._failed()
+    supervisor._due = [0.0]
+    supervisor._start_due(lifeline[0])
+    assert not supervisor._children
+
+
+def test_the_stand_in_answers_while_no_child_runs_and_none_is_due_at_once(
+    lifeline: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable, writable = os.pipe()
+    os.write(writable, b"somebody waits")
+    answered: list[float] = []
+    now = 100.0
+
+    class StandIn:
+        def fileno(self) -> int:
+            return readable
+
+        def answer(self) -> None:
+            answered.append(now)
+
+    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    supervisor = Supervisor([sys.executable, "-c", "pass"], stand_in=StandIn())
+    for now, due in ((101.0, 101.05), (102.0, 102.5), (103.0, 103.5)):
+        if now == 103.0:
+            supervisor._start(lifeline[0])
+        supervisor._due = [due]
+        os.write(supervisor._wake_out, b"x")
+        supervisor._sleep()
+    assert answered == [102.0]
+    for child in supervisor._children.values():
+        child.process.wait()
+    for number in (readable, writable):
+        os.close(number)
 
 
 async def test_a_child_that_cannot_be_started_or_mourned_takes_nothing_down(parents: list[Parent]) -> None:
@@ -188,8 +304,31 @@ async def test_children_die_with_a_parent_that_was_killed(parents: list[Parent])
     await wait_until(lambda: not any(map(_is_alive, children)), "no child is left")
 
 
-def test_without_a_parent_nothing_is_told() -> None:
+def test_without_its_parent_a_child_says_so_and_ends_with_1() -> None:
+    watched, held = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", CHILD + "time.sleep(60)"],
+        env={**os.environ, LIFELINE: str(watched)},
+        pass_fds=[watched],
+        stderr=subprocess.PIPE,
+    )
+    os.close(watched)
+    os.close(held)
+    try:
+        _, said = child.communicate(timeout=8)
+    finally:
+        child.kill()
+    assert child.returncode == 1
+    assert b"the supervising process is gone" in said
+
+
+def test_without_a_parent_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     tell_parent("nobody hears this")
+    ear, mouth = os.pipe()
+    os.close(ear)
+    monkeypatch.setattr("penstock.supervisor._mouth", mouth)
+    tell_parent("nor this: it has died a moment ago")
+    os.close(mouth)
 
 
 def test_two_signals_within_a_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
