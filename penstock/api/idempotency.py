@@ -22,7 +22,7 @@ from penstock.api.connection import header
 from penstock.api.edge import Call
 from penstock.errors import IdempotencyConflict, InvalidRequest, StoreUnavailable
 from penstock.event import Done, Failed, fold
-from penstock.job import Job
+from penstock.job import Job, new_ulid
 from penstock.relay import Reader
 from penstock.transports.base import Record
 
@@ -74,7 +74,8 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
                 return reader
             relay.leave(reader, is_delivered=False)  # it took so long that another client was given the key
             relay.abandon(reader.stream)
-            instead_of = ""
+            # Nor is this one what the key names, as this gateway has it, nor may its id be used again.
+            instead_of, job = job.id, replace(job, id=f"{gateway.id}.{new_ulid()}")
             continue
         record = await relay.known(named) or await relay.look_up(named)
         if record is not None and not _is_worth_another(record):

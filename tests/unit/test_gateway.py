@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,8 +15,10 @@ from penstock import gateway as gateway_module
 from penstock import server
 from penstock.app import create_app
 from penstock.errors import StoreUnavailable
+from penstock.event import Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway import Gateway
+from penstock.job import Job
 from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
@@ -50,14 +55,36 @@ async def gateway(store: Fickle) -> AsyncIterator[Gateway]:
     await gateway.stop()
 
 
-async def test_a_loop_that_dies_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Fickle()
-    store.error = RuntimeError("a bug")
-    monkeypatch.setattr(server, "make_transport", lambda settings, metrics: store)
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "penstock.gateway.Gateway._keep_ticking",
+        "penstock.gateway.Gateway._watch_keys",
+        "penstock.gateway.watch_lag",
+        "penstock.relay.Relay.watch",
+        "penstock.api.sweep.Sweep.run",
+    ],
+)
+async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(lost, fail)
+    monkeypatch.setattr(server, "make_transport", lambda settings, metrics: Fickle())
+    (keys := tmp_path / "keys.json").write_text('{"keys": []}')
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        status = await server.serve(Settings(host="127.0.0.1"), listener)
+        status = await server.serve(Settings(host="127.0.0.1", api_keys_file=keys), listener)
     assert status == server.EXIT_FAILED == 70
+
+
+async def test_who_reads_at_a_gateway_that_has_failed_is_told_so(gateway: Gateway, store: Fickle) -> None:
+    reader = await gateway.submit(Job(id=gateway.mint(), model="mock", prompt="x"), "/v1/generate")
+    store.error = RuntimeError("a bug")
+    await wait_until(lambda: reader.stream.end is not None, "its stream ends")
+    assert isinstance(reader.stream.end, Failed)
+    assert reader.stream.end.code == "store_unavailable"
+    assert "the store cannot be reached" in gateway.why_not_ready()
 
 
 async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fickle) -> None:
@@ -69,6 +96,25 @@ async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fi
     store.error = None
     await wait_until(lambda: gateway.why_not_ready() == [], "it is ready again")
     assert deaths == []
+
+
+async def test_without_a_lease_a_gateway_cancels_nothing(
+    gateway: Gateway, store: Fickle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To workers it may be gone, and its clients with it: what they do with its work is for others to say."""
+    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="resume")
+    reader = await gateway.submit(job, "/v1/generate")
+    gateway.relay.leave(reader, is_delivered=False)
+    left_at = time.monotonic()
+    store.error = StoreUnavailable("for now")
+    monkeypatch.setattr(gateway_module, "LEASE_S", 0.0)
+    gateway.relay.look(left_at)
+    for seconds in range(int(gateway.settings.resume_window_s) + 2):
+        gateway.relay.look(left_at + seconds)
+    assert len(gateway.relay) == 1
+    monkeypatch.setattr(gateway_module, "LEASE_S", 3600.0)
+    gateway.relay.look(left_at + gateway.settings.resume_window_s + 2)
+    assert len(gateway.relay) == 0
 
 
 async def test_without_a_lease_a_gateway_takes_no_new_work(

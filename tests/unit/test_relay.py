@@ -686,6 +686,43 @@ async def test_a_gateway_without_its_lease_gives_nothing_up(rig: Rig) -> None:
     assert len(rig.relay) == 0
 
 
+async def test_a_gateway_without_its_lease_says_of_nothing_that_it_has_no_workers(rig: Rig) -> None:
+    rig.has_workers = rig.has_lease = False
+    stream = await rig.open()
+    rig.relay.look(stream.submitted_at + 1.0)
+    await rig.relay.drain()
+    assert stream.verdict is None
+    assert list(rig.transport._queue) == [stream.job.id]
+    rig.has_lease = True
+    rig.relay.look(stream.submitted_at + 2.0)
+    await wait_until(lambda: stream.end is not None, "the grace is over")
+
+
+async def test_a_gateway_without_its_lease_cancels_nothing_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unwanted, "HEARD_WITHIN_S", 0.0)
+    stream = await rig.open()
+    claim = await rig.claim()
+    rig.relay.leave(rig.reader, is_delivered=False)
+    await rig.relay.drain()
+    rig.transport._jobs[stream.job.id].cancel = None
+    rig.has_lease = False
+    await rig.tokens(claim, 0, "a")
+    await rig.relay.drain()
+    assert (await rig.transport.renew(WORKER, [stream.job.id])).cancelled == {}
+
+
+async def test_while_its_gateway_stood_still_no_client_could_come_back(rig: Rig) -> None:
+    rig.on_disconnect = "resume"
+    stream = await rig.open()
+    rig.relay.look(stream.submitted_at)
+    rig.relay.leave(rig.reader, is_delivered=False)
+    for seconds in (10.0, 10.9):  # the window is 1 s
+        rig.relay.look(stream.submitted_at + seconds)
+        assert len(rig.relay) == 1
+    rig.relay.look(stream.submitted_at + 11.5)
+    assert len(rig.relay) == 0
+
+
 async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "QUEUED_SILENCE_S", (0.05, 0.05, 0.05))
     monkeypatch.setattr(patience, "STRANDED_S", 0.1)

@@ -535,6 +535,26 @@ class TestLease:
             store.is_deaf = False
             await r.end(job)
 
+    @pytest.mark.parametrize("lost", ["take", "emit", "renew", "renew beside", "gather"])
+    async def test_a_bug_in_one_of_its_loops_ends_the_worker(self, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def fail(*args: Any) -> Any:
+            raise RuntimeError("a bug")
+
+        store = Store()
+        if lost == "gather":
+            monkeypatch.setattr(shift.Shift, "_gather", fail)
+        elif lost == "renew beside":
+            second = Store()
+            monkeypatch.setattr(second, "renew", fail)
+            monkeypatch.setattr(store, "beside", lambda: second)
+        else:
+            monkeypatch.setattr(store, lost, fail)
+        async with rig({"mock": MockBackend()}, store) as r:
+            await r.submit("a")
+            assert r.running is not None
+            await wait_until(r.running.done, "the worker ends")
+            assert str(r.running.exception()) == "a bug"
+
     async def test_an_engine_that_hangs_ends_the_worker_and_is_not_renewed(self) -> None:
         stalls: list[float] = []
         async with rig({"mock": MockBackend(scripted=True)}, engine_stall_s=0.6, on_stall=stalls.append) as r:
