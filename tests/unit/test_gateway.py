@@ -15,7 +15,7 @@ from penstock import gateway as gateway_module
 from penstock import server
 from penstock.app import create_app
 from penstock.errors import StoreUnavailable
-from penstock.event import Failed
+from penstock.event import Done, Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway import Gateway
 from penstock.job import Job
@@ -96,6 +96,23 @@ async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fi
     store.error = None
     await wait_until(lambda: gateway.why_not_ready() == [], "it is ready again")
     assert deaths == []
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_tick_says_that_the_store_has_lost_data(gateway: Gateway, store: Fickle, is_new: bool) -> None:
+    """It does not know this gateway any more; or it was away, and may have come back as it was before."""
+    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="continue", retention_s=300.0)
+    gateway.relay.leave(await gateway.submit(job, "/v1/generate"), is_delivered=False)
+    (claim,) = await store.claim("w1", await store.take("w1", 1))
+    await store.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="stop")])
+    store._jobs.clear()
+    if is_new:
+        store._gateways.clear()
+    else:
+        store.error = StoreUnavailable("it starts again")
+        await wait_until(lambda: gateway._is_away, "a tick fails")
+        store.error = None
+    await wait_until(lambda: job.id in store._jobs, "what has ended is given back")
 
 
 async def test_without_a_lease_a_gateway_cancels_nothing(

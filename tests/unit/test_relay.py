@@ -16,7 +16,7 @@ from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.piece import text_of
-from penstock.relay import Reader, Relay, Stream, patience, unwanted
+from penstock.relay import Reader, Relay, Stream, keeper, patience, unwanted
 from penstock.relay.stream import MAX_SERVED
 from penstock.transports import memory
 from penstock.transports.memory import MemoryTransport, _Entry
@@ -554,7 +554,8 @@ async def test_an_answer_that_was_delivered_is_not_given_back_to_a_store_that_fo
     assert await rig.transport.read(stream.job.id) is None
 
 
-async def test_the_gateway_that_holds_a_request_answers_for_it(rig: Rig) -> None:
+async def test_the_gateway_that_holds_a_request_answers_for_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 3600.0)
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
@@ -589,6 +590,27 @@ async def test_another_gateway_is_not_sure_of_what_a_store_does_not_have_that_ha
         await other.look_up("g1.nothing")
 
 
+async def test_nobody_is_sure_of_a_store_that_has_just_come_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.relay.distrust()
+    await rig.relay.drain()
+    with pytest.raises(StoreUnavailable):
+        await rig.relay.look_up("g2.nothing")
+    monkeypatch.setattr(keeper, "UNSURE_S", 0.0)
+    assert await rig.relay.look_up("g2.nothing") is None
+    monkeypatch.setattr(MemoryTransport, "is_listening", False)
+    with pytest.raises(StoreUnavailable):
+        await rig.relay.look_up("g2.nothing")
+
+
+async def test_nor_of_a_position_in_it(rig: Rig) -> None:
+    stream = await rig.open()
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    rig.transport._gateways.clear()
+    with pytest.raises(StoreUnavailable):
+        await rig.relay.attach(stream.job.id, record, 2)
+
+
 async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 0.05)
     rig.once = "key hash"
@@ -601,6 +623,55 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
     bound = await rig.transport.once(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
     assert bound.job_id == stream.job.id
+
+
+async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
+    rig.retention_s = 300.0
+    stream, _, _ = await ended(rig, once="key hash")
+    await rig.relay.drain()
+    for name in ("_jobs", "_bound", "_gateways"):
+        getattr(rig.transport, name).clear()
+    rig.relay.distrust()
+    await wait_until(lambda: stream.job.id in rig.transport._jobs, "it is there again")
+    bound = await rig.transport.once(replace_job(stream.job, id="g2.1"), 60.0)
+    assert bound is not None
+    assert bound.job_id == stream.job.id
+
+
+async def test_what_a_poller_was_told_its_gateway_knows_from_then_on(rig: Rig) -> None:
+    rig.on_disconnect, rig.retention_s = "continue", 300.0
+    stream = await rig.open()
+    claim = await rig.claim()
+    other = Relay("g2", rig.transport, max_depth=2)
+    rig.is_cut = True
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    for relay in (rig.relay, other):
+        record = await relay.look_up(stream.job.id)
+        assert record is not None
+        assert record.state == "done"
+    assert isinstance(stream.end, Done)
+    rig.transport._jobs.clear()  # and its own gateway, say, is gone by now
+    record = await other.look_up(stream.job.id)
+    assert record is not None
+    assert fold(record.events).tokens == ("a",)
+
+
+async def test_an_attempt_that_the_store_went_back_to_does_not_run_on_unheard(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    entry = rig.transport._jobs[stream.job.id]
+    older = replace(entry, log=list(entry.log))
+    entry.state = "queued"
+    (newer,) = await rig.transport.claim("w1", [stream.job.id])
+    await rig.tokens(newer, 1, "b")
+    rig.transport._jobs[stream.job.id] = older
+    rig.relay.ask(stream, "silence")
+    await wait_until(lambda: older.state == "queued", "it is to run again")
+    again = await rig.claim()
+    assert again.tokens == ("a", "b")
+    assert again.attempt > newer.attempt
 
 
 async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Rig) -> None:
