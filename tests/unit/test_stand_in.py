@@ -49,8 +49,7 @@ def test_who_connects_is_told_to_come_again(listener: socket.socket, refuser: Re
         head, _, body = whole(client).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 5" in head.lower().split(b"\r\n")
-    error = json.loads(body)["error"]
-    assert (error["code"], error["message"]) == ("unavailable", "No process of this gateway runs at present.")
+    assert json.loads(body)["error"]["code"] == "unavailable"
 
 
 def test_where_nobody_waits_any_more_it_goes_on(listener: socket.socket, refuser: Refuser) -> None:
