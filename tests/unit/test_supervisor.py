@@ -319,7 +319,7 @@ def test_without_its_parent_a_child_says_so_and_ends_with_1() -> None:
     finally:
         child.kill()
     assert child.returncode == 1
-    assert b"the supervising process is gone" in said
+    assert b"the parent process exited" in said
 
 
 def test_without_a_parent_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
