@@ -117,6 +117,25 @@ async def test_restore_pushes_what_it_could_not_push_before(real: RedisStore, cl
     assert await transport.waiting() == [job.id]
 
 
+async def test_a_claim_that_is_refused_costs_the_others_nothing(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    bad, good = new_job(), new_job()
+    for job in (bad, good):
+        await transport.submit(job, "g1", 0)
+    held = await transport.take("w1", 2)
+    assert held == [bad.id, good.id]
+    _acl(client, "resetkeys", "~inference:*", "~{inference:queue}*", f"~{{inference:response:{good.id}}}*")
+    try:
+        assert [claim.job.id for claim in await transport.claim("w1", held)] == [good.id]
+        with pytest.raises(StoreUnavailable, match="claim"):
+            await transport.claim("w1", [bad.id])
+    finally:
+        _acl(client, "~*")
+    assert set(await transport.take("w1", 0)) == {bad.id, good.id}
+    assert [claim.job.id for claim in await transport.claim("w1", [bad.id])] == [bad.id]
+
+
 async def test_a_restored_job_is_listed_again(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     first, second = new_job(caller="me"), new_job(caller="me")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from penstock import __version__
 from penstock.cli.app import app
-from penstock.keys import KeyRing
+from penstock.keys import KeyRing, read_keys
 from penstock.settings import About, Command, Settings
 from penstock.settings.about import flag_name
 
@@ -135,6 +135,17 @@ def test_keys_are_created_listed_rotated_and_revoked(tmp_path: Path) -> None:
     assert KeyRing(path).verify(text) is None
     assert run("keys", "revoke", key.id, "--file", str(path)).exit_code == 0
     assert KeyRing(path).verify(rotated) is None
+
+
+def test_keys_that_others_can_write_are_pointed_out_by_every_command(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    assert "chmod" not in run("keys", "create", "--file", str(path)).stderr
+    (key,) = read_keys(path)
+    path.chmod(0o666)
+    for command in (("create",), ("list",), ("rotate", key.id), ("revoke", key.id)):
+        done = run("keys", *command, "--file", str(path))
+        assert done.exit_code == 0
+        assert f"{path}: others than its owner may write" in done.stderr, command
 
 
 def test_keys_need_a_file() -> None:
