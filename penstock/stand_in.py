@@ -23,7 +23,8 @@ class Refuser:
         self._listener = listener
         self._answered: deque[socket.socket] = deque()
         self._answer = refusal.answer(
-            Unavailable("No process of this gateway is running.", retry_after_s=RETRY_AFTER_S)
+            Unavailable("No process of this gateway is running.", retry_after_s=RETRY_AFTER_S),
+            [(b"x-content-type-options", b"nosniff")],
         )
 
     def fileno(self) -> int:

@@ -201,6 +201,7 @@ async def test_gateway_processes_are_started_again_and_refused_for_meanwhile(
                 return False
             assert answer.json()["error"]["code"] == "unavailable"
             assert answer.headers["retry-after"] == "5"
+            assert answer.headers["x-content-type-options"] == "nosniff"
             return True
 
         await wait_until_async(is_refused, "it is refused", timeout_s=40)
