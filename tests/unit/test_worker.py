@@ -420,6 +420,27 @@ class TestStore:
             assert len(done.tokens) == 100
             assert r.store.tried[num + 1] == r.store.tried[num + 2], "the same bytes"
 
+    @pytest.mark.parametrize("verb", ["wait", "take", "claim"])
+    async def test_what_the_intake_is_refused_is_asked_for_again(
+        self, verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with rig() as r:
+            await r.end(await r.submit("a"))
+            worker_id, allowed = r.worker.id, getattr(r.store, verb)
+            refused: list[Any] = []
+
+            async def refuse_twice(*args: Any) -> Any:
+                if len(refused) == 2:
+                    return await allowed(*args)
+                refused.append(args)
+                raise StoreUnavailable("refused")
+
+            monkeypatch.setattr(r.store, verb, refuse_twice)
+            for name in ("b", "c", "d"):
+                await r.end(await r.submit(name))
+            assert len(refused) == 2
+            assert r.worker.id == worker_id, "the same shift goes on"
+
     async def test_an_engine_far_ahead_of_the_store_is_held_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("penstock.worker.outbox.MAX_PENDING", 100)
         async with rig() as r:
