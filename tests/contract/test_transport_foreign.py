@@ -167,6 +167,38 @@ async def test_a_request_that_cannot_be_read_is_an_error_for_its_reader_alone(
         assert isinstance(reader.stream.end, Done)
 
 
+async def test_an_end_without_its_log_is_an_error_for_who_has_a_part_of_the_answer(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await real.transport()
+    async with asked(transport) as (relay, reader, attempt):
+        job_id = reader.stream.job.id
+        frame = f'{{"kind":"tokens","id":"{job_id}","attempt":{attempt},"seq":0,"tokens":["a"]}}'
+        write(client, job_id, f"{attempt}-1", frame, is_end=False)
+        await wait_until(lambda: reader.stream.tokens == ["a"], "the first token")
+        client.hset(keys.job(job_id), mapping={"state": "done", "ended": "1"})
+        client.delete(keys.log(job_id))
+        relay.distrust()
+        await wait_until(lambda: reader.stream.end is not None, "the stream to end")
+        assert isinstance(reader.stream.end, Failed)
+        assert (reader.stream.end.code, reader.stream.tokens) == ("internal_error", ["a"])
+
+
+async def test_a_request_in_whose_place_another_key_lies_ends_for_its_reader(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    """At once: asking again would change nothing until its time is over."""
+    transport = await real.transport()
+    async with asked(transport) as (relay, reader, _):
+        name = keys.job(reader.stream.job.id)
+        client.delete(name)
+        client.set(name, "x", px=60_000)
+        relay.distrust()
+        await wait_until(lambda: reader.stream.end is not None, "the stream to end")
+        assert isinstance(reader.stream.end, Failed)
+        assert reader.stream.end.code == "internal_error"
+
+
 @pytest.mark.parametrize("attempt_said", [None, 2**53, 10**20], ids=["no frame", "2**53", "10**20"])
 async def test_rubbish_on_the_channel_alone_harms_nothing(
     real: RedisStore, client: redis.Redis, caplog: pytest.LogCaptureFixture, attempt_said: int | None
@@ -313,17 +345,19 @@ async def test_a_request_of_a_newer_version_goes_to_a_newer_worker(
 ) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
-    newer, known, later = new_job(), new_job(), new_job()
-    for job in (newer, known):
+    newer, known, behind, later = (new_job() for _ in range(4))
+    for job in (newer, known, behind):
         await transport.submit(job, "g1", 0)
     text = json.dumps({"id": newer.id, "model": "m"})
     client.hset(keys.job(newer.id), "job", envelope % text if "%s" in envelope else envelope)
     held = await transport.take("w1", 2)
     assert [claim.job.id for claim in await transport.claim("w1", held)] == [known.id]
     assert client.lrange(POOL.worker("w1"), 0, -1) == [known.id]
-    assert await transport.waiting() == [newer.id]
+    assert await transport.waiting() == [behind.id, newer.id]
     state: Any = client.hmget(keys.job(newer.id), "state", "deaths")
     assert state == ["queued", None]
+    comes_first = envelope.index('"v"') < envelope.index('"job"')
+    assert bool(client.exists(keys.log(newer.id))) is not comes_first, "nothing is begun where it is seen in time"
     # For a moment this worker takes nothing, then it goes on; what came meanwhile is in front.
     await transport.submit(later, "g1", 0, front=True)
     assert await transport.take("w1", 8) == [known.id]

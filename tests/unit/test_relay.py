@@ -683,9 +683,44 @@ async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Ri
     await wait_until(lambda: stream.cancel == "client", "its owner has heard of it")
     rig.transport._jobs.clear()
     rig.transport._lists.clear()
+    submitted: list[Job] = []
+
+    async def note(job: Job, *args: Any, **kwargs: Any) -> int:
+        submitted.append(job)
+        return 0
+
+    rig.transport.submit = note  # type: ignore[method-assign]
     rig.relay.distrust()
-    await wait_until(lambda: stream.end is not None, "it ends")
+    await wait_until(lambda: stream.end is not None or submitted, "it ends")
+    assert not submitted, "no worker is to run it again, not even for a moment"
     assert isinstance(stream.end, Done)
+    assert (await said(rig, stream))[2] == "cancelled"
+
+
+async def test_a_cancel_that_the_store_has_lost_alone_is_said_again(rig: Rig) -> None:
+    """It went back to a moment at which the request ran."""
+    rig.on_disconnect = "continue"
+    await rig.transport.watch("g1", rig.relay.hinted)
+    stream = await rig.open()
+    await rig.claim()
+    assert await rig.transport.cancel(stream.job.id, "operator") == "marked"
+    await wait_until(lambda: stream.cancel == "operator", "its owner has heard of it")
+    entry = rig.transport._jobs[stream.job.id]
+    entry.cancel = None
+    rig.relay.distrust()
+    await wait_until(lambda: entry.cancel == "operator", "it is to end again")
+
+
+async def test_a_cancel_of_what_the_store_has_just_lost_is_taken(rig: Rig) -> None:
+    """The gateway that holds it knows it: it is not unknown, and it is not left to run."""
+    stream = await rig.open()
+    await rig.claim()
+    rig.transport._jobs.clear()
+    rig.transport._lists.clear()
+    num_reads = len(rig.reads)
+    assert await rig.relay.cancel(stream.job.id, "client") == "marked"
+    assert rig.reads[num_reads:] == ["cancel"]
+    await wait_until(lambda: stream.end is not None, "it ends")
     assert (await said(rig, stream))[2] == "cancelled"
 
 
@@ -703,13 +738,14 @@ async def test_a_submit_of_unknown_outcome_leaves_no_gauge_behind(rig: Rig) -> N
     with pytest.raises(StoreUnavailable):
         await rig.relay.open(Job(id="g1.lost", model="mock", prompt="x"), meter)
     assert meters._series["mock"].num_running == 0
+    assert b'outcome="cancelled"' not in meters.render()[0], "whoever refuses it counts it, and nobody has left"
 
 
 async def test_a_running_request_past_its_deadline_ends_without_a_worker(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "DEADLINE_SLACK_S", 0.1)
-    monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
+    monkeypatch.setattr(memory, "LATE_SLACK_S", 0.5)  # at its deadline it is only marked
     stream = await rig.open(timeout_s=0.2)
     await rig.claim()  # and its worker is never heard of again
     await wait_until(lambda: stream.end is not None, "the deadline ends it")
@@ -720,6 +756,29 @@ async def test_a_running_request_past_its_deadline_ends_without_a_worker(
         return (await said(rig, stream))[0] == "done"
 
     await wait_until_async(is_done, "the store knows it")
+
+
+async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its gateway and its worker have gone nobody else does."""
+    monkeypatch.setattr("penstock.relay.relay.LATE_SLACK_S", 0.0)
+    monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
+    job = Job(id="g2.left", model="mock", prompt="x", timeout_s=0.05)
+    await rig.transport.submit(job, "g2", 0)
+    await rig.claim()
+    seen: list[str] = []
+
+    async def is_done() -> bool:
+        record = await rig.relay.look_up(job.id)
+        seen.append(record.state if record is not None else "unknown")
+        return seen[-1] != "running"
+
+    await wait_until_async(is_done, "it ends")
+    assert seen[-1] == "done"
+    record = await rig.transport.read(job.id)
+    assert record is not None
+    end = fold(record.events).end
+    assert isinstance(end, Failed)
+    assert end.code == "deadline_exceeded"
 
 
 async def test_without_workers_the_store_is_told_why(rig: Rig) -> None:
