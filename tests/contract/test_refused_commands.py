@@ -372,3 +372,71 @@ async def test_the_stories_run_every_script(
     for story in STORIES:
         await _perform(real, client, story, None)
     assert called == {script.name for script in scripts.SCRIPTS}
+
+
+async def _limited(real: RedisStore, admin: redis.Redis, *rules: str) -> RedisTransport:
+    """As a user who may do everything but what these rules take away."""
+    admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", "~*", "&*", "+@all", *rules)  # type: ignore[no-untyped-call]
+    return RedisTransport(real.url.replace("//", f"//{USER}:{PASSWORD}@"), lease_s=30.0)
+
+
+async def test_what_cannot_be_published_begins_and_ends_all_the_same(real: RedisStore, client: redis.Redis) -> None:
+    """The log is the truth; who hears nothing looks there."""
+    transport = await _limited(real, client, "-publish")
+    try:
+        await transport.enlist(new_worker("w1"))
+        run, cancelled, late = new_job(), new_job(), new_job()
+        for job in (run, cancelled, late):
+            await transport.submit(job, "g1", 0)
+        assert await transport.cancel(cancelled.id, "client", "g1") == "ended"
+        client.hset(f"{{inference:response:{late.id}}}:job", "deadline", "1")
+        (claim,) = await transport.claim("w1", await transport.take("w1", 3))
+        end = Done(run.id, claim.attempt, 0, tokens=("z",), finish_reason="stop")
+        assert await transport.emit("w1", [end]) == set()
+        for job in (run, cancelled, late):
+            record = await transport.read(job.id)
+            assert record is not None
+            assert record.state == "done"
+    finally:
+        await transport.close()
+        client.acl_deluser(USER)
+
+
+async def test_a_claim_that_is_refused_halfway_is_not_begun_over_and_over(
+    real: RedisStore, client: redis.Redis
+) -> None:
+    transport = await _limited(real, client)
+    try:
+        await transport.enlist(new_worker("w1"))
+        job = new_job()
+        await transport.submit(job, "g1", 0)
+        held = await transport.take("w1", 1)
+        client.execute_command("ACL", "SETUSER", USER, "-hset")  # type: ignore[no-untyped-call]
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable):
+                await transport.claim("w1", held)
+        assert client.xlen(f"{{inference:response:{job.id}}}:log") <= 1
+        client.execute_command("ACL", "SETUSER", USER, "+hset")  # type: ignore[no-untyped-call]
+        assert [claim.job.id for claim in await transport.claim("w1", held)] == [job.id]
+    finally:
+        await transport.close()
+        client.acl_deluser(USER)
+
+
+async def test_a_claim_that_is_refused_costs_the_others_nothing(real: RedisStore, client: redis.Redis) -> None:
+    refused, allowed = new_job(), new_job()
+    transport = await _limited(real, client)
+    try:
+        await transport.enlist(new_worker("w1"))
+        for job in (refused, allowed):
+            await transport.submit(job, "g1", 0)
+        keys = ("resetkeys", "~inference:*", "~{inference:queue}*", f"~{{inference:response:{allowed.id}}}*")
+        client.execute_command("ACL", "SETUSER", USER, *keys)  # type: ignore[no-untyped-call]
+        held = await transport.take("w1", 2)
+        assert held == [refused.id, allowed.id]
+        assert [claim.job.id for claim in await transport.claim("w1", held)] == [allowed.id]
+        client.execute_command("ACL", "SETUSER", USER, "~*")  # type: ignore[no-untyped-call]
+        assert [claim.job.id for claim in await transport.claim("w1", [refused.id])] == [refused.id]
+    finally:
+        await transport.close()
+        client.acl_deluser(USER)

@@ -191,7 +191,7 @@ class TestAnswers:
             await wait_until(lambda: not r.store.held(), "its list is empty")
 
     async def test_tokens_of_a_step_travel_in_one_write_and_the_last_one_with_the_end(self) -> None:
-        async with rig({"mock": MockBackend(step_ms=15)}) as r:
+        async with rig({"mock": MockBackend(step_ms=15)}, max_batch_size=8, window_s=5.0, closes_early=False) as r:
             jobs = [await r.submit(str(i), max_tokens=3) for i in range(8)]
             await r.end(*jobs)
             assert {len(write) for write in r.store.writes} == {8}
