@@ -625,6 +625,25 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
     assert bound.job_id == stream.job.id
 
 
+async def test_what_cannot_be_asked_for_now_is_asked_for_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.retention_s = 300.0
+    stream, _, _ = await ended(rig)
+    rig.transport._jobs.clear()
+    states, num_asked = rig.transport.states, 0
+
+    async def refuse(job_ids: Any) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 1:
+            raise StoreUnavailable("for now")
+        return await states(job_ids)
+
+    monkeypatch.setattr(rig.transport, "states", refuse)
+    monkeypatch.setattr(keeper, "_AGAIN_S", 0.0)
+    await rig.relay.keeper.check()
+    assert stream.job.id in rig.transport._jobs
+
+
 async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
     rig.retention_s = 300.0
     stream, _, _ = await ended(rig, once="key hash")

@@ -493,6 +493,65 @@ class TestStore:
             await wait_until(lambda: r.store.held() == {"thief": [fenced.id]}, "it lets go of the fenced one")
             assert r.answer(fenced).end is None
 
+    @pytest.mark.parametrize("verb", ["wait", "take", "claim"])
+    async def test_what_is_refused_on_its_way_in_is_tried_again(
+        self, verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Store()
+        real, num_refused = getattr(store, verb), 0
+
+        async def refuse(*args: Any) -> Any:
+            nonlocal num_refused
+            if num_refused < 2:
+                num_refused += 1
+                raise StoreUnavailable("Redis refused it, with words that no list has")
+            return await real(*args)
+
+        monkeypatch.setattr(store, verb, refuse)
+        async with rig({"mock": MockBackend()}, store) as r:
+            (done,) = await r.end(await r.submit("a"))
+            assert isinstance(done.end, Done)
+            assert num_refused
+
+    async def test_a_hand_back_that_is_refused_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store()
+        hand_back, tried = store.hand_back, list[str]()
+
+        async def refuse(worker_id: str, claims: Sequence[Claim]) -> None:
+            tried.append(worker_id)
+            if len(tried) == 1:
+                raise StoreUnavailable("for now")
+            await hand_back(worker_id, claims)
+
+        monkeypatch.setattr(store, "hand_back", refuse)
+        async with rig({"mock": MockBackend(step_ms=20)}, store) as r:
+            await r.begun(await r.submit("a", max_tokens=100_000))
+            r.worker.stop()
+            r.worker.stop()
+            assert r.running is not None
+            await wait_until(r.running.done, "the worker has left")
+            assert r.running.exception() is None
+            assert (len(tried), store.depth) == (2, 1)
+
+    async def test_one_that_cannot_be_reaped_stands_in_nobodys_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store()
+        real, reaped = store.renew, list[str]()
+
+        async def renew(info: WorkerInfo, running: Sequence[str]) -> Renewal:
+            renewal = await real(info, running)
+            return Renewal(is_lost=renewal.is_lost, held=renewal.held, dead=("first", "second"))
+
+        async def reap(dead_worker_id: str) -> int:
+            if dead_worker_id == "first":
+                raise StoreUnavailable("its list is not what it should be")
+            reaped.append(dead_worker_id)
+            return 0
+
+        monkeypatch.setattr(store, "renew", renew)
+        monkeypatch.setattr(store, "reap", reap)
+        async with rig({"mock": MockBackend()}, store):
+            await wait_until(lambda: "second" in reaped, "the other one is reaped")
+
     async def test_an_id_in_its_list_that_it_does_not_know_is_claimed(self) -> None:
         async with rig() as r:
             job = await r.submit("a")
