@@ -136,7 +136,7 @@ def _cancel_all(key_id: str, url: str, api_key: str) -> None:
     time.sleep(2 * store.CHECK_INTERVAL_S)
     then = call_gateway("DELETE", url, path, api_key)
     running = max(first["being_cancelled"], then["being_cancelled"])
-    typer.echo(f"cancelled {first['cancelled'] + then['cancelled']} that waited and {running} that ran", err=True)
+    echo(f"cancelled {first['cancelled'] + then['cancelled']} that waited and {running} that ran", stderr=True)
     if then["is_live"]:
         raise Unavailable(
             f"the gateway at {url} still accepts {key_id}: it reads another file, or cannot read this one "

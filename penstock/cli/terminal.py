@@ -15,11 +15,12 @@ from rich.segment import Segment
 from penstock.log_format import printable
 
 
-def echo(text: str, *, is_line: bool = True) -> None:
-    """Print to stdout, at once."""
-    out = printable(text) if sys.stdout.isatty() else text
-    sys.stdout.write(f"{out}\n" if is_line else out)
-    sys.stdout.flush()
+def echo(text: str, *, is_line: bool = True, stderr: bool = False) -> None:
+    """Print at once."""
+    stream = sys.stderr if stderr else sys.stdout
+    out = printable(text) if stream.isatty() else text
+    stream.write(f"{out}\n" if is_line else out)
+    stream.flush()
 
 
 def console(*, stderr: bool = False) -> Console:

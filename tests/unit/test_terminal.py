@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
+from penstock.cli import ask, chat, keys
 from penstock.cli.flags import complain
 from penstock.cli.tables import dead_table, findings_table
 from penstock.cli.terminal import console, echo
@@ -53,6 +56,35 @@ def test_an_answer_and_an_error(out: Stream) -> None:
         assert "\\u001b]52;c;cm0=\\u0007 \\u009b2J" in said
     else:
         assert said == f"{COMMANDS}ünï\tcode 日本語\nnext\npenstock: {COMMANDS}\n"
+
+
+class Said:
+    """A stream of the client, as far as it is shown."""
+
+    text = COMMANDS
+    num_resumed = 0
+
+    def __iter__(self) -> Iterator[str]:
+        yield COMMANDS
+
+
+def test_what_a_model_says(out: Stream) -> None:
+    said: Any = Said()
+    with redirect_stdout(out):
+        ask._show(COMMANDS)
+        chat._Chat._show(said, said)
+    shown = out.getvalue()
+    assert shown == (printable(COMMANDS) if out.isatty() else COMMANDS) * 2 + "\n"
+    assert bool(UNSAFE.search(shown)) != out.isatty()
+
+
+def test_what_a_gateway_says_it_has_cancelled(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = {"cancelled": COMMANDS, "being_cancelled": COMMANDS, "is_live": False}
+    monkeypatch.setattr(keys, "call_gateway", lambda *_: says)
+    monkeypatch.setattr("penstock.keys.CHECK_INTERVAL_S", 0.0)
+    with redirect_stderr(out):
+        keys._cancel_all("k", "http://h", "")
+    assert bool(UNSAFE.search(out.getvalue())) != out.isatty()
 
 
 def test_tables(out: Stream) -> None:
