@@ -318,6 +318,13 @@ async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
         await other.close()
 
 
+async def test_what_is_large_is_read_on_connections_of_its_own(cluster: Cluster, transport: RedisTransport) -> None:
+    store = transport._store
+    for job in _jobs_at(cluster, 0, 1) + _jobs_at(cluster, 1, 1):
+        name = keys.job(job.id)
+        assert store._routes.bulk(name) is store._routes.bulk(name) is not store.conn(name)
+
+
 async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, transport: RedisTransport) -> None:
     pool = transport._store.pool
     job, waiting = new_job(), asyncio.create_task(transport.wait("w1", 8.0))

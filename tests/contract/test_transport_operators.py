@@ -144,12 +144,22 @@ async def test_what_is_large_is_read_on_a_connection_of_its_own(real: RedisStore
     def sent() -> dict[str, int]:
         return {one["name"]: int(one["tot-net-out"]) for one in client.client_list() if "tot-net-out" in one}
 
+    def last() -> str:
+        """The last command on that connection."""
+        return next((one["cmd"] for one in client.client_list() if one["name"] == "penstock-bulk"), "none yet")
+
     assert await transport.read(job.id, job=job)
+    assert last() == "none yet"
     assert await transport.requests_of("me", 10) == [job.id]
+    assert last() == "lrange"
     before = client.info("stats")["total_net_output_bytes"]
     assert (await transport.glance([job.id]))[0] is not None
     assert client.info("stats")["total_net_output_bytes"] - before < 10_000
+    assert last() == "evalsha"
+    assert await transport.waiting() == [job.id]
+    assert last() == "lrange"
     assert await transport.read(job.id)
+    assert last() == "xrange"
     if client.client_list()[0].get("tot-net-out") is not None:
         assert sent()["penstock"] < 100_000 < sent()["penstock-bulk"]
     assert {"penstock", "penstock-bulk"} <= {one["name"] for one in client.client_list()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -242,6 +243,18 @@ def test_a_link_stays_a_link_and_the_file_behind_it_changes(path: Path, command:
     command(path, key.id)
     assert path.is_symlink()
     assert read_keys(there) == read_keys(path) != before
+
+
+def test_two_commands_are_kept_apart_by_the_folder_of_the_file_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path.parent / "real").mkdir()
+    path.symlink_to(f"real/{path.name}")
+    locked: list[str] = []
+    monkeypatch.setattr(fcntl, "flock", lambda folder, _: locked.append(os.readlink(f"/proc/self/fd/{folder}")))
+    create_key(path, "Ada")
+    create_key(path.parent / "real" / path.name, "Bob")
+    assert locked == [os.path.realpath(path.parent / "real")] * 2
 
 
 def test_a_link_to_nothing_is_where_the_first_key_is_written(path: Path) -> None:

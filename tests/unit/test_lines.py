@@ -25,6 +25,16 @@ class Breaks(Backend):
         yield "é\\x85 ’ f"
         yield Piece(tool_calls=(ToolCall(0, "id", "name", '{"g":"\\u2028"}'),))
 """
+_SLOW = """
+import asyncio
+from penstock import Backend
+
+class Slow(Backend):
+    async def stream(self, job):
+        for _ in range(20):
+            yield "a\\u2028b"
+            await asyncio.sleep(0.01)
+"""
 _TURN = {"role": "user", "content": "x"}
 
 
@@ -53,6 +63,17 @@ async def test_no_line_of_a_stream_is_broken(path: str, body: dict[str, Any], tm
     for line in text.splitlines():
         if line.startswith("data: {"):
             json.loads(line.removeprefix("data: "))
+
+
+async def test_no_line_that_comes_by_itself_is_broken(tmp_path: Path) -> None:
+    """Each token is on its way before the next one comes."""
+    backend = tmp_path / "slow.py"
+    backend.write_text(_SLOW, encoding="utf-8")
+    async with serving(models=[f"m={backend}:Slow"]) as port:
+        _, answer = await post(port, GENERATE, b'{"prompt":"x","stream":true}')
+    text = answer.decode()
+    assert text.count(r"a\u2028b") == 20
+    assert not set(_BREAKS) & set(text)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(_BREAKS + '\\"’')))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from penstock.event import Usage
+from penstock.job import Message
 from tests.unit.asking import PROMPT, TALK, Watch, ask, claim, done_of, failed_of, is_whole, patience, running
 from tests.upstream import Upstream, tokens_of
 from tests.waiting import wait_until, wait_until_async
@@ -121,6 +122,24 @@ async def test_one_callers_limit_at_an_upstream_shuts_out_no_other() -> None:
         assert is_whole(await ask(backend, claim("b", caller="bob")))
         assert failed_of(await ask(backend, claim("c", caller="alice"))).code == "overloaded"
         assert len(up.seen) == 2, "alice is to leave it alone, and does"
+
+
+async def test_nor_does_it_shut_out_others_who_embed() -> None:
+    async with Upstream(retry_after="50") as up, running(up.url, task="embed", retry_s="0.2") as backend:
+        up.moods.append("status=429")
+        assert failed_of(await ask(backend, claim("a", inputs=("x",), caller="alice"))).code == "overloaded"
+        assert done_of(await ask(backend, claim("b", inputs=("x",), caller="bob"))).finish_reason == "stop"
+
+
+async def test_an_image_is_fetched_by_no_engine_that_is_not_declared_to() -> None:
+    image = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+    talk = (Message("user", "", parts=(image,)),)
+    async with Upstream() as up:
+        async with running(up.url) as backend:
+            assert failed_of(await ask(backend, claim(messages=talk))).code == "unsupported_parameter"
+        assert up.seen == []
+        async with running(up.url, images="any") as backend:
+            done_of(await ask(backend, claim(messages=talk)))
 
 
 async def test_how_long_a_retry_after_is_believed_is_an_option() -> None:

@@ -10,16 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.intake import check_capabilities
+from penstock.admission import Caller
+from penstock.api.intake import Draft, check_capabilities, job_of
 from penstock.backends.base import Backend, Embedded
 from penstock.backends.mock import MockBackend
 from penstock.backends.stop import StopMatcher
 from penstock.backends.streams import Finish
 from penstock.errors import UnsupportedParameter
 from penstock.event import Done, Event, Failed, Tokens, Usage, fold
-from penstock.fleet import Capabilities
+from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.gateway import Gateway
 from penstock.job import Batch, Claim, Job, Message, Sampling
+from penstock.metrics import Metrics
 from penstock.piece import Logprob, Piece, Token, ToolCall, decode_vector, encode_vector, join, join_text
+from penstock.settings import Settings
+from penstock.transports.memory import MemoryTransport
 from penstock.wire import decode_event, decode_job, encode_event, encode_job
 
 TOOL = {
@@ -221,6 +226,20 @@ def test_images_that_the_engine_would_have_to_fetch_are_refused() -> None:
         check_capabilities(Sampling(), "m", can, has_images=True, fetches=True, names={"messages": "input"})
     assert refused.value.param == "input"
     check_capabilities(Sampling(), "m", Capabilities(accepts=("images", "image_urls")), has_images=True, fetches=True)
+
+
+def test_what_a_request_has_to_have_fetched_is_seen_at_the_door() -> None:
+    gateway = Gateway(Settings(), MemoryTransport(), Metrics())
+    worker = WorkerInfo(id="w", models={"m": Capabilities(accepts=("images",))}, num_slots=1, num_free=1)
+    gateway.admission.look(Pool(depth=0, workers=(worker,)))
+
+    def job(url: str) -> Job:
+        image = {"type": "image_url", "image_url": {"url": url}}
+        return job_of(gateway, Caller("", ""), Draft(messages=(Message("user", "", parts=(image,)),)), "j")
+
+    assert job("data:image/png;base64,aaaa").messages
+    with pytest.raises(UnsupportedParameter, match="as data: URLs"):
+        job("http://169.254.169.254/latest")
 
 
 @pytest.mark.parametrize(
