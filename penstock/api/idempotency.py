@@ -49,10 +49,13 @@ def hash_of(endpoint: str, body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([endpoint, body], sort_keys=True).encode()).hexdigest()
 
 
-async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key: str, body_hash: str) -> Reader:
+async def submit_once(
+    gateway: Gateway, call: Call, job: Job, endpoint: str, key: str, body_hash: str, rate_key: str
+) -> Reader:
     """Submit `job`, or attach to the request that this key already names. Raises `IdempotencyConflict`.
 
     A key holds as long as its request: one whose request is forgotten, or was cancelled, is bound to `job` instead.
+    What the key names is read whole, whatever this body is, and takes a turn of `rate_key`.
     """
     job = replace(job, once=f"{hashlib.sha256(key.encode()).hexdigest()[:32]} {body_hash}")
     relay = gateway.relay
@@ -77,7 +80,10 @@ async def submit_once(gateway: Gateway, call: Call, job: Job, endpoint: str, key
             # Nor is this one what the key names, as this gateway has it, nor may its id be used again.
             instead_of, job = job.id, replace(job, id=f"{gateway.id}.{new_ulid()}")
             continue
-        record = await relay.known(named) or await relay.look_up(named)
+        record = await relay.known(named)
+        if record is None:
+            async with gateway.turns.of(rate_key):
+                record = await relay.look_up(named)
         if record is not None and not _is_worth_another(record):
             first_hash = record.job.once.partition(" ")[2] if bound is None else bound.body_hash
             if first_hash != body_hash:

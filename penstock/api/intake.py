@@ -124,7 +124,8 @@ async def enter(
                 readers.append(await gateway.submit(job, call.endpoint))
             else:
                 own = key if not number else f"{key}\t{number}"  # a client's own key holds no tab
-                readers.append(await submit_once(gateway, call, job, call.endpoint, own, received.body_hash))
+                once = submit_once(gateway, call, job, call.endpoint, own, received.body_hash, received.caller.rate_key)
+                readers.append(await once)
     except BaseException:
         for reader in readers:
             gateway.relay.leave(reader, is_delivered=False)

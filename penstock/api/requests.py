@@ -106,7 +106,8 @@ class RequestsAPI:
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
-        record = await cancelled(self.gateway, await self._find(request, call_of(request), request_id))
+        record = await self._find(request, call_of(request), request_id)
+        record = await cancelled(self.gateway, self.gateway.identify(request), record)
         return _json(self._whole(record, {}))
 
     async def events(self, request: Request, request_id: str) -> Response:
@@ -185,8 +186,10 @@ async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | No
     return None if record is None or (record.job.caller != caller.id and not is_admin) else record
 
 
-async def cancelled(gateway: Gateway, record: Record) -> Record:
-    """Cancel it, and wait a moment for its end. One that has ended stays as it is."""
+async def cancelled(gateway: Gateway, caller: Caller, record: Record) -> Record:
+    """Cancel it, and wait a moment for its end. One that has ended stays as it is, and is not read again."""
+    if record.state == "done":
+        return record
     request_id = record.job.id
     await gateway.relay.cancel(request_id, "client")
     loop = asyncio.get_running_loop()
@@ -195,7 +198,7 @@ async def cancelled(gateway: Gateway, record: Record) -> Record:
     while seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
         seen = (await gateway.transport.glance([request_id]))[0] or seen
-    return await gateway.relay.look_up(request_id, job=record.job) or record
+    return await find(gateway, caller, request_id) or record
 
 
 def _state(seen: Glance) -> State:

@@ -73,13 +73,13 @@ class Relay:
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def look_up(self, job_id: str, job: Job | None = None) -> Record | None:
+    async def look_up(self, job_id: str) -> Record | None:
         """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
 
-        `job`: as for `Transport.read`. None if there is no such request. Raises `StoreUnavailable` where that is not
-        sure: the store has just lost data, and another gateway may be about to give the request back.
+        None if there is no such request. Raises `StoreUnavailable` where that is not sure: the store has just lost
+        data, and another gateway may be about to give the request back.
         """
-        record = await self._transport.read(job_id, job=job)
+        record = await self._transport.read(job_id)
         if record is not None and record.state == "done":
             if job_id in self._streams:
                 self._mender.learn(self._streams[job_id], record)

@@ -232,7 +232,7 @@ async def _post(client: Client, gateway: Gateway, *, is_again: bool = False) -> 
     if not client.ask.again_at:
         return await gateway.submit(job, "")
     real: Any = gateway  # as much of one as is needed
-    return await submit_once(real, Call(job.id), job, "", f"key {client.ask.number}", "hash")
+    return await submit_once(real, Call(job.id), job, "", f"key {client.ask.number}", "hash", "")
 
 
 async def poll(client: Client, gateway: Gateway) -> None:

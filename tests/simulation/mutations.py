@@ -262,7 +262,7 @@ def what_is_unknown_is_cancelled(patch: pytest.MonkeyPatch) -> None:
 def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
     """The gateway that holds a request does not answer for it."""
 
-    async def look_up(self: Relay, job_id: str, job: Any = None) -> Record | None:
+    async def look_up(self: Relay, job_id: str) -> Record | None:
         return await self._transport.read(job_id)
 
     patch.setattr(Relay, "look_up", look_up)

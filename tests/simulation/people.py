@@ -8,6 +8,7 @@ from collections import Counter
 from typing import cast
 
 from penstock.admission import Admission
+from penstock.api.turns import Turns
 from penstock.backends.mock import MockBackend
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Started
@@ -36,6 +37,7 @@ class Gateway:
         self.is_stopping = False
         self.ticked_at = 0.0
         self.num_running = 0
+        self.turns = Turns()
         self.admission = Admission(self.transport, no_worker_grace_s=GRACE_S)
         self.relay = Relay(
             self.id,

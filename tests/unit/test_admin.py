@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +28,7 @@ from penstock.job import JOB_ID, Job, minted_at, new_ulid
 from penstock.keys import create_key
 from penstock.metrics import Metrics
 from penstock.settings import Settings
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, worst_first
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Glance, worst_first
 from penstock.transports.memory import MemoryTransport
 from tests.waiting import wait_until
 
@@ -133,6 +133,28 @@ async def test_what_could_break_a_key_or_a_pattern_is_not_an_id(site: Site, job_
     assert not JOB_ID.fullmatch(job_id)
     response = await site.http.get(f"http://gateway/v1/requests/{quote(job_id)}")
     assert response.status_code == 404
+
+
+async def test_no_list_reads_a_whole_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await site.enlist()
+    job_id = await site.submit(caller="ada")
+    await site.store.take("w1", 1)
+    await site.submit()
+    read = site.store.read
+
+    async def glance(job_ids: Sequence[str]) -> list[Glance | None]:
+        records = [await read(job_id) for job_id in job_ids]
+        return [None if record is None else Glance.of(record) for record in records]
+
+    async def no_read(*_: object, **__: object) -> None:
+        raise AssertionError("a whole request was read")
+
+    monkeypatch.setattr(site.store, "glance", glance)
+    monkeypatch.setattr(site.store, "read", no_read)
+    assert [one["id"] for one in (await site.get("/overview"))["running"]] == [job_id]
+    assert len((await site.get("http://gateway/v1/requests"))["data"]) == 1
+    await site.get("/doctor")
+    await site.ask("DELETE", "/callers/ada/requests")
 
 
 async def test_the_overview_is_bounded(site: Site) -> None:

@@ -158,7 +158,7 @@ class ResponsesAPI:
         check_bodiless(request)
         record = await self._find(caller, response_id, "response_id")
         call.fields["subject"] = record.job.id
-        return _shown(await cancelled(self.gateway, record))
+        return _shown(await cancelled(self.gateway, caller, record))
 
     async def _find(self, caller: Caller, response_id: str, param: str) -> Record:
         """The caller's own stored response. Raises `RequestNotFound`."""
