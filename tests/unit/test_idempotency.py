@@ -34,7 +34,7 @@ class Rig:
 
     async def post(self, gateway: Gateway, body_hash: str = "hash", **fields: Any) -> Reader:
         job = Job(id=gateway.mint(), model="mock", prompt="x", caller="me", **fields)
-        return await submit_once(gateway, Call(job.id), job, "/v1/generate", "k", body_hash)
+        return await submit_once(gateway, Call(job.id), job, "/v1/generate", "k", body_hash, "key:me")
 
     async def begun(
         self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
