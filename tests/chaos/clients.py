@@ -192,7 +192,7 @@ async def slow_readers(run: Run) -> None:
             most_kib = max(most_kib, gateway.use()[1])
 
         async def are_cut() -> bool:
-            return gateway.output().count("the client takes no bytes") >= len(idlers)
+            return gateway.output().count("the client does not read") >= len(idlers)
 
         if not run.is_long:
             await run.until(are_cut, "those who read nothing are cut off", timeout_s=25)

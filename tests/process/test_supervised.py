@@ -275,4 +275,4 @@ async def test_only_the_parent_says_that_a_variable_is_unknown(redis_url: str, c
             program = fleet.gateway("--processes", "2", env={"PENSTOCK_PROT": "1"}, is_ready=False)
         else:
             program = fleet.worker("--supervised", env={"PENSTOCK_PROT": "1"})
-        assert len(re.findall("PENSTOCK_PROT is not a setting", program.output())) == 1
+        assert len(re.findall("PENSTOCK_PROT is not a Penstock setting", program.output())) == 1
