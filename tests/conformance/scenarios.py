@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.conformance.kit import DEAD, Answer, Kit, Q, Started, expect, job_key, log_key
+from tests.conformance.kit import CLOCK, DEAD, Answer, Kit, Q, Started, expect, job_key, log_key
 
 LONG = 100  # tokens: some seconds at the pace that the kit asks for
 PROMPT = "Tell me of a river."
@@ -224,6 +225,8 @@ def three_deaths(kit: Kit) -> None:
     attempt = int(kit.redis.hget(job_key(job_id), "attempt")) + 1
     dying = {"state": "running", "worker": "nobody-1", "deaths": 2, "all_deaths": 2, "attempt": attempt}
     kit.redis.hset(job_key(job_id), mapping=dying)
+    far = int(time.time() * 1000) + 60_000  # no amnesty: it is dead, and not only forgotten
+    kit.redis.hset(CLOCK, mapping={"pulse": far, "amnesty": 0})
     kit.push(job_id)
     end: Any = kit.wait_end(job_id).end
     expect(end.get("code") == "request_poisoned", f"it has ended with {end}")
