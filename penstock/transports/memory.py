@@ -643,7 +643,10 @@ class MemoryTransport(Transport):
         return lease is not None and (lease.lapses_at > self._now() or self._is_amnesty())
 
     def _may_live(self, worker_id: str) -> bool:
-        """Also of one that is unknown: in an amnesty it may only have been forgotten."""
+        """Also of one that is unknown: in an amnesty it may only have been forgotten. Not of one that has left."""
+        lease = self._workers.get(worker_id)
+        if lease is not None and lease.info is None:
+            return False
         return self._is_live(worker_id) or self._is_amnesty()
 
     def _is_amnesty(self) -> bool:

@@ -94,7 +94,8 @@ async def _keys(plant: Plant) -> list[str]:
 async def _deaths(plant: Plant) -> list[str]:
     """Where no worker was touched, none has died: what Redis loses or refuses brings no request nearer to poison."""
     workers = [member for member in plant.members if member.kind == "worker"]
-    if any(worker.was_touched or not worker.is_alive for worker in workers):
+    # Of a supervised one the child may have died, and another may be in its place.
+    if any(worker.was_touched or not worker.is_alive or len(worker.pids()) > 1 for worker in workers):
         return []
     found = []
     for key in await plant.keys(f"*{JOB}"):

@@ -123,3 +123,16 @@ async def test_a_worker_that_was_forgotten_long_ago_is_dead(real: RedisStore, cl
     client.zrem("{inference:queue}:workers", "w1")
     assert await transport.reap("w1") == 1
     assert (await run_one(transport, "w2", job.id)).num_deaths == 1
+
+
+async def test_a_worker_that_has_left_is_dead_in_an_amnesty_too(real: RedisStore, client: redis.Redis) -> None:
+    """As the parent of a worker says for its child that has crashed, moments after the whole pool was started."""
+    transport = await real.transport()
+    await transport.enlist(new_worker("w1"))
+    await transport.enlist(new_worker("w2"))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await run_one(transport, "w1", job.id)
+    client.hset("{inference:queue}:clock", "amnesty", int(time.time() * 1000) + 60_000)
+    await transport.leave("w1")
+    assert (await run_one(transport, "w2", job.id)).num_deaths == 1

@@ -14,7 +14,9 @@ local clock = redis.call('HMGET', KEYS[4], 'pulse', 'amnesty')
 local is_amnesty = now < (tonumber(clock[2] or 0) or 0) or not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS)
 local is_live = lease > now or (lease > 0 and is_amnesty)
 if not is_live or not redis.call('LPOS', KEYS[1], ARGV[2]) then
-  return ARGV[3] == 'lives' and (is_live or is_amnesty) and 2 or 0 -- in an amnesty one that is unknown may live as well
+  local may_live = is_live or is_amnesty -- in an amnesty one that is unknown may live as well
+  if lease % 1 ~= 0 then may_live = false end -- it has given its lease up, or its parent has, which saw it die
+  return ARGV[3] == 'lives' and may_live and 2 or 0
 end
 redis.call('LREM', KEYS[2], 1, ARGV[2])
 return 1
