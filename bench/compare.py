@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     asked = parser.parse_args(arguments)
     if not (asked.tree / "penstock" / "__init__.py").is_file():
-        parser.error(f"{asked.tree} is no checkout of Penstock")
+        parser.error(f"{asked.tree} is not a checkout of Penstock")
     known = {cell.name: cell for cell in CELLS if not cell.is_burst and not cell.rate}
     names, systems = asked.cells.split(","), asked.systems.split(",")
     if not set(names) <= known.keys() or not set(systems) <= {"penstock", "embedded"}:

@@ -84,12 +84,12 @@ def record(start: Callable[..., subprocess.Popen[bytes]]) -> int:
                 continue
             event = json.loads(line[6:])
             now = time.monotonic()
-            if not num:
-                begun_at = now - shown_s
-                start("worker", *model, "--metrics-port", str(second))
             if "index" in event:
                 if event["index"] != num:
-                    raise RuntimeError(f"token {num} was to come, and {event['index']} came")
+                    raise RuntimeError(f"token {num} was expected, and {event['index']} came")
+                if num == 0:
+                    begun_at = now - shown_s
+                    start("worker", *model, "--metrics-port", str(second))
                 num += 1
                 pause_s = max(pause_s, now - last_at) if last_at else 0.0
                 last_at = now
@@ -130,7 +130,7 @@ COLOURS = {"shell": "#d0d7de", "token": "#ffffff", "again": "#7ee787", "kill": "
 
 
 def render(screen: list[Said]) -> str:
-    """An SVG in which each piece appears at its time; all at once for who wants no motion."""
+    """An SVG in which each piece appears at its time; all at once where the reader prefers reduced motion."""
     row, column, pieces = 0, 0, []
     before = ""
     for said in screen:

@@ -36,7 +36,7 @@ the other end of a wire.
     +- IdempotencyConflict
     |     idempotency_conflict   409    no    invalid_request_error   same key, another body
     +- Overloaded
-    |  |  overloaded             429    yes   rate_limit_error        the model's upstream is at capacity
+    |  |  overloaded             429    yes   rate_limit_error        too busy to take it now
     |  +- RateLimited
     |  |  rate_limited           429    yes   rate_limit_error        the caller's own limit
     |  +- QueueFull

@@ -81,7 +81,7 @@ class LineWriter:
         """As new: nothing waits, nothing was dropped."""
         self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._hurry = threading.Event()  # somebody waits for what was put
+        self._hurry = threading.Event()  # set when a caller waits for the queued lines
         # Each is written by one side only, so that none needs a lock: `put` may be called in a signal handler.
         self._bytes_put = self._bytes_written = self._num_refused = self._num_failed = 0
 

@@ -76,8 +76,8 @@ class Relay:
     async def look_up(self, job_id: str) -> Record | None:
         """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
 
-        None if there is no such request. Raises `StoreUnavailable` where that is not sure: the store has just lost
-        data, and another gateway may be about to give the request back.
+        None if the request does not exist. Raises `StoreUnavailable` where that is uncertain: the store has just lost
+        data, and another gateway may be about to restore the request.
         """
         record = await self._transport.read(job_id)
         if record is not None and record.state == "done":

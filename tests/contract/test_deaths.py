@@ -10,32 +10,31 @@ import pytest
 import redis
 
 from penstock.errors import StoreUnavailable
+from penstock.job import Job
 from penstock.transports import Transport
 from penstock.transports.redis import keys
 from tests.contract.stores import RedisStore, new_job, new_worker, run_one
 
 
-async def _changes_hands(transport: Transport, job_id: str, *workers: str) -> list[int]:
-    """Each worker in turn finds it in the queue. The deaths in a row that each is told of."""
-    deaths = []
-    for worker in workers:
-        await transport.ensure(job_id)
-        deaths.append((await run_one(transport, worker, job_id)).num_deaths)
-    return deaths
+async def _running(transport: Transport) -> Job:
+    """A job that w1 runs; w2 lives as well."""
+    for worker in ("w1", "w2"):
+        await transport.enlist(new_worker(worker))
+    job = new_job()
+    await transport.submit(job, "g1", 0)
+    await run_one(transport, "w1", job.id)
+    return job
 
 
 async def test_to_lose_the_lists_of_workers_is_no_death(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    job = await _running(transport)
     for worker, other in (("w1", "w2"), ("w2", "w1")) * 2:
         client.delete(f"{{inference:queue}}:worker:{worker}")
         await transport.renew(new_worker(other), [])  # however long this takes here: both live
         await transport.renew(new_worker(worker), [])
-        assert await _changes_hands(transport, job.id, other) == [0]
+        await transport.ensure(job.id)
+        assert (await run_one(transport, other, job.id)).num_deaths == 0
     assert client.hget(keys.job(job.id), "all_deaths") is None
 
 
@@ -43,11 +42,7 @@ async def test_to_lose_the_lists_of_workers_is_no_death(real: RedisStore, client
 async def test_to_be_forgotten_is_no_death(real: RedisStore, client: redis.Redis, lost: str) -> None:
     """Redis loses its data again and again, and each time somebody finds the id first that does not run it."""
     transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    job = await _running(transport)
     for other in ("w2", "w1") * 2:
         client.delete(*(f"{{inference:queue}}:{name}" for name in ("workers", "worker:w1", "worker:w2")))
         if lost == "workers":  # the first pulse after it has begun the amnesty, and one worker is not known yet
@@ -63,11 +58,7 @@ async def test_to_be_forgotten_is_no_death(real: RedisStore, client: redis.Redis
 async def test_a_gap_in_the_pulse_is_an_amnesty_before_anybody_says_so(real: RedisStore, client: redis.Redis) -> None:
     """No lease could be renewed for a while, as a right was taken away: whoever asks first takes nobody for dead."""
     transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job, waiting = new_job(), new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    job, waiting = await _running(transport), new_job()
     await transport.submit(waiting, "g1", 0)
     client.zadd("{inference:queue}:workers", {"w1": 1, "w2": 1})
     client.hset("{inference:queue}:clock", mapping={"pulse": 1, "amnesty": 0})
@@ -114,11 +105,7 @@ async def test_leases_that_another_program_overwrote_begin_an_amnesty(real: Redi
 async def test_a_worker_that_was_forgotten_long_ago_is_dead(real: RedisStore, client: redis.Redis) -> None:
     """Its list was reaped, the id waited in the queue until nobody knew the worker any more: that is a death."""
     transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    job = await _running(transport)
     client.hset("{inference:queue}:clock", mapping={"pulse": int(time.time() * 1000) + 60_000, "amnesty": 0})
     client.zrem("{inference:queue}:workers", "w1")
     assert await transport.reap("w1") == 1
@@ -128,11 +115,7 @@ async def test_a_worker_that_was_forgotten_long_ago_is_dead(real: RedisStore, cl
 async def test_a_worker_that_has_left_is_dead_in_an_amnesty_too(real: RedisStore, client: redis.Redis) -> None:
     """As the parent of a worker says for its child that has crashed, moments after the whole pool was started."""
     transport = await real.transport()
-    await transport.enlist(new_worker("w1"))
-    await transport.enlist(new_worker("w2"))
-    job = new_job()
-    await transport.submit(job, "g1", 0)
-    await run_one(transport, "w1", job.id)
+    job = await _running(transport)
     client.hset("{inference:queue}:clock", "amnesty", int(time.time() * 1000) + 60_000)
     await transport.leave("w1")
     assert (await run_one(transport, "w2", job.id)).num_deaths == 1

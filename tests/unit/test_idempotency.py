@@ -1,4 +1,4 @@
-"""One key, one request: whoever asks, at whichever gateway, and however long the first of them takes."""
+"""One key, one request: for every client, at every gateway, however long the first submission takes."""
 
 from __future__ import annotations
 

@@ -70,14 +70,14 @@ async def test_a_lost_link_writes_nothing_and_says_so(link: Link, wire: Wire) ->
             await future
 
 
-async def test_what_is_posted_leaves_with_what_somebody_waits_for(link: Link, wire: Wire) -> None:
+async def test_what_is_posted_leaves_with_the_next_command(link: Link, wire: Wire) -> None:
     link.post(b"a", 1, 1.0)
     link.post(b"b", 2, 1.0)
     assert wire.writes == []
     waiting = link.send(b"c", 1, 1.0)
     assert wire.writes == [b"abc"], "in the order of the calls, at once"
     link.data_received(b":1\r\n:2\r\n:3\r\n:4\r\n")
-    assert await waiting == [4], "replies that nobody needs are counted"
+    assert await waiting == [4], "unneeded replies are counted"
 
 
 async def test_what_is_posted_alone_leaves_all_the_same(

@@ -19,6 +19,7 @@ from penstock.piece import text_of
 from penstock.relay import Reader, Relay, Stream, keeper, patience, unwanted
 from penstock.relay.stream import MAX_SERVED
 from penstock.transports import memory
+from penstock.transports.base import EndReason
 from penstock.transports.memory import MemoryTransport, _Entry
 from tests.waiting import wait_until, wait_until_async
 
@@ -590,7 +591,7 @@ async def test_another_gateway_is_not_sure_of_what_a_store_does_not_have_that_ha
         await other.look_up("g1.nothing")
 
 
-async def test_nobody_is_sure_of_a_store_that_has_just_come_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_has_just_come_back_is_not_believed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.relay.distrust()
     await rig.relay.drain()
     with pytest.raises(StoreUnavailable):
@@ -693,13 +694,19 @@ async def test_an_attempt_that_the_store_went_back_to_does_not_run_on_unheard(ri
     assert again.attempt > newer.attempt
 
 
-async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Rig) -> None:
+async def _cancelled_elsewhere(rig: Rig, reason: EndReason) -> Stream:
+    """A running request that another gateway was asked to cancel; its own has heard of it."""
     rig.on_disconnect = "continue"
     await rig.transport.watch("g1", rig.relay.hinted)
     stream = await rig.open()
     await rig.claim()
-    assert await rig.transport.cancel(stream.job.id, "client") == "marked"
-    await wait_until(lambda: stream.cancel == "client", "its owner has heard of it")
+    assert await rig.transport.cancel(stream.job.id, reason) == "marked"
+    await wait_until(lambda: stream.cancel == reason, "its owner has heard of it")
+    return stream
+
+
+async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Rig) -> None:
+    stream = await _cancelled_elsewhere(rig, "client")
     rig.transport._jobs.clear()
     rig.transport._lists.clear()
     submitted: list[Job] = []
@@ -718,12 +725,7 @@ async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Ri
 
 async def test_a_cancel_that_the_store_has_lost_alone_is_said_again(rig: Rig) -> None:
     """It went back to a moment at which the request ran."""
-    rig.on_disconnect = "continue"
-    await rig.transport.watch("g1", rig.relay.hinted)
-    stream = await rig.open()
-    await rig.claim()
-    assert await rig.transport.cancel(stream.job.id, "operator") == "marked"
-    await wait_until(lambda: stream.cancel == "operator", "its owner has heard of it")
+    stream = await _cancelled_elsewhere(rig, "operator")
     entry = rig.transport._jobs[stream.job.id]
     entry.cancel = None
     rig.relay.distrust()
@@ -757,7 +759,7 @@ async def test_a_submit_of_unknown_outcome_leaves_no_gauge_behind(rig: Rig) -> N
     with pytest.raises(StoreUnavailable):
         await rig.relay.open(Job(id="g1.lost", model="mock", prompt="x"), meter)
     assert meters._series["mock"].num_running == 0
-    assert b'outcome="cancelled"' not in meters.render()[0], "whoever refuses it counts it, and nobody has left"
+    assert b'outcome="cancelled"' not in meters.render()[0], "a refusal is counted where it is made; no client has left"
 
 
 async def test_a_running_request_past_its_deadline_ends_without_a_worker(
@@ -778,7 +780,7 @@ async def test_a_running_request_past_its_deadline_ends_without_a_worker(
 
 
 async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its gateway and its worker have gone nobody else does."""
+    """Its gateway and its worker are gone: no one else ends it."""
     monkeypatch.setattr("penstock.relay.relay.LATE_SLACK_S", 0.0)
     monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
     job = Job(id="g2.left", model="mock", prompt="x", timeout_s=0.05)

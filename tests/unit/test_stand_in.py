@@ -1,4 +1,4 @@
-"""The stand-in of a gateway whose processes keep dying: one answer to whoever connects, and nobody waits for it."""
+"""The stand-in of a gateway whose processes keep dying: one answer to every client, without a wait."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_who_connects_is_told_to_come_again(listener: socket.socket, refuser: Re
     assert json.loads(body)["error"]["code"] == "unavailable"
 
 
-def test_where_nobody_waits_any_more_it_goes_on(listener: socket.socket, refuser: Refuser) -> None:
+def test_without_a_waiting_client_it_goes_on(listener: socket.socket, refuser: Refuser) -> None:
     """Another process that shares the listener may have taken the connection."""
     refuser.answer()
     with connect(listener) as client:
@@ -60,7 +60,7 @@ def test_where_nobody_waits_any_more_it_goes_on(listener: socket.socket, refuser
         assert whole(client).startswith(b"HTTP/1.1 503 ")
 
 
-def test_who_sends_nothing_is_answered_and_holds_nobody_up(listener: socket.socket, refuser: Refuser) -> None:
+def test_who_sends_nothing_is_answered_and_delays_no_other_client(listener: socket.socket, refuser: Refuser) -> None:
     with socket.create_connection(listener.getsockname(), timeout=10.0) as client:
         refuser.answer()
         assert whole(client).startswith(b"HTTP/1.1 503 ")
@@ -73,7 +73,7 @@ def test_who_is_still_sending_is_not_cut_off(listener: socket.socket, refuser: R
         assert whole(client).endswith(b"}")
 
 
-def test_a_flood_holds_few_descriptors_and_cuts_nobody_off(listener: socket.socket, refuser: Refuser) -> None:
+def test_a_flood_holds_few_descriptors_and_cuts_no_client_off(listener: socket.socket, refuser: Refuser) -> None:
     clients = [connect(listener) for _ in range(3 * MAX_LINGERING)]
     for _ in clients:
         refuser.answer()

@@ -533,7 +533,7 @@ class TestStore:
             assert r.running.exception() is None
             assert (len(tried), store.depth) == (2, 1)
 
-    async def test_one_that_cannot_be_reaped_stands_in_nobodys_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_one_that_cannot_be_reaped_does_not_block_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         store = Store()
         real, reaped = store.renew, list[str]()
 

@@ -1,8 +1,8 @@
 """One socket to one Redis server, from connected to lost, for traffic that goes through it by the thousand a second.
 
 One reader owns it, replies go to futures in the order of the commands. What is sent first in a turn of the event loop
-leaves at once, what else is sent in that turn is joined, and what is only posted leaves with the next command that
-somebody waits for. Whatever breaks it fails everything that waits with `StoreUnavailable`; nothing is repeated here,
+leaves at once, what else is sent in that turn is joined, and posted commands leave with the next one that is sent, or
+after `POST_WITHIN_S`. When the link breaks, all waiting callers get `StoreUnavailable`; nothing is repeated here,
 because only the caller knows what may be. A cancelled caller's reply is discarded by its position, never handed to
 another. Knows nothing of keys, scripts or jobs, and not when to connect again: that is `connection.py`.
 """
@@ -98,8 +98,8 @@ class Link(asyncio.Protocol):
         return future
 
     def post(self, data: bytes, count: int, timeout_s: float) -> None:
-        """The same for replies that nobody needs, within `POST_WITHIN_S`: a system call of its own would cost more than
-        the command. Nothing is sent where `send` would fail."""
+        """The same without a reply, within `POST_WITHIN_S`: a separate system call would cost more than the command.
+        Nothing is sent where `send` would fail."""
         if self.is_open and self._num_pending + count <= MAX_PENDING:
             self._await(count, timeout_s, None)
             self._out.append(data)

@@ -1,6 +1,6 @@
-"""What ended requests take of their callers' shares, told to the store many at a time.
+"""What ended requests take of their callers' shares, written to the store in batches.
 
-Nobody waits for it, and one script for many requests costs a tenth of one for each.
+No caller waits for it, and one script for many requests costs much less than one for each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!lua
--- book: a caller is about to have a request stored: list it, and count its bytes against what the caller may have.
--- What has expired is taken off, before anything is refused and else four times a second, so that nothing counts longer
--- than it was booked for, whoever died meanwhile. A request that is booked already is booked anew, never for a shorter
--- time, and never refused.
+-- book: a request of this caller is about to be stored: list it, and count its bytes against the caller's share.
+-- Expired requests are removed before any refusal and otherwise four times a second, so that none counts for longer than
+-- it was booked, even if its gateway has died. A request that is already booked is booked again, never for a shorter time,
+-- and never refused.
 -- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
 --       3 {inference:caller:<caller>}:bytes
 -- ARGV  1 request id   2 bytes of the request   3 most bytes of its answer   4 how long it is kept at most, ms
