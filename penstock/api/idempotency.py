@@ -67,7 +67,7 @@ async def submit_once(
         named = relay.named(job)
         asked_at = time.monotonic()
         if not named or named == instead_of:
-            await relay.keeper.settle()  # a free key says nothing while the store has lost those that were bound
+            await relay.keeper.settle(until)  # a free key says nothing while the store has lost those that were bound
             asked_at = time.monotonic()
             bound = await relay.keeper.bind(job, keep_s, instead_of)
             named = "" if bound is None else bound.job_id

@@ -162,11 +162,18 @@ class Keeper:
             message = "Redis has just come back or lost data; the request may be there again in a moment."
             raise StoreUnavailable(message, retry_after_s=1.0)
 
-    async def settle(self) -> None:
-        """Return when other gateways have had the time to give back what the store has lost."""
+    async def settle(self, until: float) -> None:
+        """Return when other gateways have had the time to give back what the store has lost.
+
+        Raises `StoreUnavailable` if that takes longer than `until`, on the monotonic clock: as long as the store does
+        not know this gateway, which cannot tick or no longer does, nobody can say what it has lost.
+        """
         await self._look_for_loss()
-        while (left_s := self._lost_at + SETTLED_S - time.monotonic()) > 0:
-            await asyncio.sleep(left_s)
+        while (left_s := self._lost_at + SETTLED_S - (now := time.monotonic())) > 0:
+            if now >= until:
+                message = "Redis has lost data, and this gateway is not known to it again; a key may yet be bound."
+                raise StoreUnavailable(message, retry_after_s=1.0)
+            await asyncio.sleep(min(left_s, until - now))
             await self._look_for_loss()
 
     async def _look_for_loss(self) -> None:

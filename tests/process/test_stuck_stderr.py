@@ -105,9 +105,14 @@ async def test_what_is_lost_is_counted_and_said(http: httpx2.AsyncClient, tmp_pa
         os.close(mouth)
         os.close(ear)
         await asyncio.gather(*(_answer(http, url) for _ in range(20)))
-        page = (await http.get(f"{url}/metrics")).text
-        num_lost = reading.metric(page, "penstock_log_lines_dropped_total")
-        assert num_lost >= 20
+        num_lost = 0.0
+
+        async def are_lost() -> bool:  # counted when they are written, which is not at once
+            nonlocal num_lost
+            num_lost = reading.metric((await http.get(f"{url}/metrics")).text, "penstock_log_lines_dropped_total")
+            return num_lost >= 20
+
+        await wait_until_async(are_lost, "a line of each request is lost", 30)
         ear = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
         await _answer(http, url)
         heard = b""

@@ -13,7 +13,7 @@ import pytest
 from penstock.api import idempotency
 from penstock.api.edge import Call
 from penstock.api.idempotency import submit_once
-from penstock.errors import IdempotencyConflict, QueueFull
+from penstock.errors import IdempotencyConflict, QueueFull, StoreUnavailable
 from penstock.event import Done
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.gateway import Gateway
@@ -126,6 +126,22 @@ async def test_the_gateway_that_holds_a_request_knows_its_key(rig: Rig) -> None:
     assert (await rig.post(rig.here)).stream is first.stream
     with pytest.raises(IdempotencyConflict):
         await rig.post(rig.here, "another")
+
+
+async def test_a_store_that_knows_this_gateway_no_more_leaves_no_client_waiting(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has stopped ticking, or may not tick: what the store has lost is then never known."""
+
+    async def never(*args: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(rig.store, "knows", never)
+    monkeypatch.setattr(idempotency, "MAX_WAIT_S", 0.2)
+    with pytest.raises(StoreUnavailable, match="not known to it"):
+        await rig.post(rig.here)
+    assert NAME not in rig.store._bound
+    assert not rig.store._queue
 
 
 async def test_a_key_lives_as_long_as_the_answer(rig: Rig) -> None:
