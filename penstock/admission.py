@@ -2,12 +2,11 @@
 
 `admit` answers with a `Permit`, which lives as long as the request, or raises an error that says when to come back.
 The depth limit itself is not judged here: it is exact, in the store, in the same script as the push. Knows nothing of
-HTTP beyond header values; the pool it judges by is the last one that `look` was given.
+HTTP beyond header values.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections import OrderedDict
@@ -26,43 +25,17 @@ from penstock.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from penstock.fleet import Capabilities, Pool
+from penstock.fleet import Capabilities
 from penstock.keys import KeyRing
+from penstock.pool import PoolView
 from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.gcra import gcra
 
 STORE_WAIT_S = 2.0
-_RATE_MEMORY_S = 10.0
-MIN_LOOK_S = 0.05
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_LOCAL_KEYS = 10_000
 INPUTS_PER_UNIT = 16  # so many texts to embed are about the work of one request
 MAX_NAMED = 20
-
-
-class DrainRate:
-    """How fast workers take ids, as an exponentially weighted mean (time constant `_RATE_MEMORY_S`)."""
-
-    def __init__(self) -> None:
-        self.per_s = 0.0
-        self._last: tuple[float, int, int] | None = None
-
-    def observe(self, num_taken: int, depth: int, now: float) -> None:
-        """Look at the queue. Only time that began with somebody waiting says how fast the queue drains."""
-        last, self._last = self._last, (now, num_taken, depth)
-        if last is None or num_taken < last[1] or last[2] == 0:
-            return
-        elapsed = now - last[0]
-        if elapsed < MIN_LOOK_S:
-            self._last = last
-            return
-        rate = (num_taken - last[1]) / elapsed
-        weight = min(1.0, elapsed / _RATE_MEMORY_S) if self.per_s else 1.0
-        self.per_s += weight * (rate - self.per_s)
-
-    def wait_s(self, depth: int) -> float | None:
-        """How long `depth` requests take to leave the queue; None while nothing has been measured."""
-        return depth / self.per_s if self.per_s > 1e-3 else None
 
 
 class Permit:
@@ -88,6 +61,7 @@ class Admission:
     def __init__(
         self,
         transport: Transport,
+        pool: PoolView,
         *,
         keys: KeyRing | None = None,
         rate_limit: RateLimit | None = None,
@@ -102,24 +76,9 @@ class Admission:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._local_tats: OrderedDict[str, float] = OrderedDict()
-        self._arrival = asyncio.Event()
-        self._has_looked = False
-        self.pool = Pool(depth=0)
-        self.models: dict[str, Capabilities] = {}
-        self.drain_rate = DrainRate()
+        self.pool = pool
         self.num_inside = 0
         self.is_draining = False
-
-    def look(self, pool: Pool) -> None:
-        """Judge by this pool from now on."""
-        self.pool = pool
-        self.models = pool.models  # once a look: with many workers it takes a while
-        self._has_looked = True
-        self.drain_rate.observe(pool.num_taken, pool.depth, time.monotonic())
-        if pool.workers:
-            self._arrival.set()
-        else:
-            self._arrival.clear()
 
     # ── how often ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +137,7 @@ class Admission:
         """Let a request in; waits up to `no_worker_grace_s` for a first worker (a cold start), then 503."""
         if self.is_draining:
             raise Draining("This gateway is shutting down.", retry_after_s=1.0)
-        if needs_worker and not self.pool.workers:
+        if needs_worker and not self.pool.has_workers:
             await self._first_worker()
         return Permit(self, caller)
 
@@ -187,28 +146,20 @@ class Admission:
             raise QueueFull("Too many requests wait for a first worker.", retry_after_s=self._grace_s)
         self._num_waiting += 1
         try:
-            if not self._has_looked:
-                if await self._arrives_within(min(STORE_WAIT_S, self._grace_s)):
+            if not self.pool.has_looked:
+                if await self.pool.first_worker(min(STORE_WAIT_S, self._grace_s)):
                     return
-                if not self._has_looked:
+                if not self.pool.has_looked:
                     raise StoreUnavailable("The store cannot be reached.", retry_after_s=1.0)
-            if not await self._arrives_within(self._grace_s):
+            if not await self.pool.first_worker(self._grace_s):
                 message = f"No worker is alive (waited {self._grace_s:g} s)."
                 raise NoWorkers(message, retry_after_s=self._grace_s)
         finally:
             self._num_waiting -= 1
 
-    async def _arrives_within(self, timeout_s: float) -> bool:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._arrival.wait()
-        except TimeoutError:
-            return False
-        return True
-
     def choose_model(self, name: str | None, caller: Caller) -> tuple[str, Capabilities]:
         """The model asked for, or the first that this caller may use."""
-        models = self.models
+        models = self.pool.models
         key = caller.key
         if name is None:
             name = next((model for model in models if key is None or key.may_use(model)), None)
@@ -225,7 +176,7 @@ class Admission:
 
     def judge_deadline(self, timeout_s: float) -> None:
         """Refuse at once what would be run for nobody. Raises `DeadlineUnreachable`; never before a rate is known."""
-        wait_s = self.drain_rate.wait_s(self.pool.depth)
+        wait_s = self.pool.wait_s(self.pool.depth)
         if wait_s is not None and wait_s > timeout_s:
             raise DeadlineUnreachable(
                 f"The queue is {wait_s:.0f} s long at present, and timeout_s is {timeout_s:g}.",
@@ -235,6 +186,6 @@ class Admission:
 
     def retry_after_s(self) -> float:
         """When to come back after `queue_full`: the time to drain a tenth of the queue, with jitter."""
-        wait = self.drain_rate.wait_s(max(1, self.pool.depth // 10))
+        wait = self.pool.wait_s(max(1, self.pool.depth // 10))
         wait = _MIN_RETRY_S if wait is None else min(max(wait, _MIN_RETRY_S), _MAX_RETRY_S)
         return wait * random.uniform(1.0, 1.3)

@@ -53,13 +53,14 @@ class Pool(Struct, frozen=True, kw_only=True):
     """One look at the queue and those who serve it. Times are seconds.
 
     `num_taken` counts every id that workers ever took; its rate is the drain rate. `is_new`: the store did not know the
-    gateway that looks; if that one has looked before, the store has lost data.
+    gateway that looks; if that one has looked before, the store has lost data. `at`: the store's clock, since 1970.
     """
 
     depth: int
     workers: tuple[WorkerInfo, ...] = ()
     num_taken: int = 0
     is_new: bool = False
+    at: float = 0.0
 
     @property
     def models(self) -> dict[str, Capabilities]:

@@ -25,6 +25,7 @@ from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.metrics import Metrics
 from penstock.ops import watch_lag
+from penstock.pool import PoolView
 from penstock.relay import Reader, Relay
 from penstock.settings import Settings
 from penstock.transports.base import LEASE_S, TICK_S, RateLimit, Transport
@@ -48,8 +49,10 @@ class Gateway:
         self.metrics = metrics
         self.id = new_process_id("g")
         self.keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
+        self.pool = PoolView()
         self.admission = Admission(
             transport,
+            self.pool,
             keys=self.keys,
             rate_limit=RateLimit(settings.rate_limit_rpm, settings.rate_limit_burst)
             if settings.rate_limit_rpm
@@ -70,9 +73,7 @@ class Gateway:
             no_worker_grace_s=settings.no_worker_grace_s,
             resume_window_s=settings.resume_window_s,
             retention_s=settings.retention_s,
-            has_workers=lambda model: model in self.admission.models,
-            is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
-            queue_depth=lambda: self.admission.pool.depth,
+            pool=self.pool,
             on_log_read=metrics.log_read,
             has_lease=lambda: time.monotonic() - self._ticked_at < LEASE_S,
         )
@@ -150,7 +151,7 @@ class Gateway:
                 logger.info("the store answers again")
                 self._is_away = False
             self._ticked_at = time.monotonic()
-            self.admission.look(pool)
+            self.pool.look(pool)
             if self._watching:
                 await self._look_at_queue()
             self.metrics.pool(pool.depth, len(pool.workers), pool.models)
@@ -179,7 +180,7 @@ class Gateway:
             reasons.append("the store cannot be reached")
         if not self.transport.is_listening:
             reasons.append("the subscription is down")
-        if not self.admission.pool.workers:
+        if not self.pool.has_workers:
             reasons.append("no worker is alive")
         if self.admission.is_draining:
             reasons.append("shutting down")

@@ -76,7 +76,7 @@ class AdminAPI:
         return _json(
             {
                 "queue_depth": seen.depth,
-                "drain_rate_per_s": round(self.gateway.admission.drain_rate.per_s, 2),
+                "drain_rate_per_s": round(self.gateway.pool.drain_rate.per_s, 2),
                 "num_taken": seen.num_taken,
                 "num_held": sum(len(holding.held) for holding in seen.workers),
                 "num_dead": seen.num_dead,
@@ -201,7 +201,7 @@ async def examine(gateway: Gateway) -> dict[str, Any]:
     )
     findings.append(_examine_keys(gateway))
     if all(finding.name != "workers" for finding in findings):  # a store of one process leaves that to us
-        pool = gateway.admission.pool
+        pool = gateway.pool.seen
         age_s = await _age_s(gateway, await gateway.transport.overview())
         findings += [
             Finding(

@@ -265,7 +265,7 @@ class Answer(Response):
         if not position:
             return b""
         self._position = position
-        return self.queued_frame(position, self.gateway.admission.drain_rate.wait_s(position))
+        return self.queued_frame(position, self.gateway.pool.wait_s(position))
 
     def account(self, is_delivered: bool) -> None:
         """What the log line says of this request."""

@@ -141,7 +141,7 @@ class RequestsAPI:
         """`places`: of the requests that wait. The answer's text is not in it."""
         end = seen.end
         position = places.get(seen.id) if seen.state == "queued" else None
-        wait_s = None if position is None else self.gateway.admission.drain_rate.wait_s(position)
+        wait_s = None if position is None else self.gateway.pool.wait_s(position)
         return {
             "request_id": seen.id,
             "model": seen.model,

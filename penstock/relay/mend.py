@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from msgspec.structs import replace
@@ -25,6 +26,10 @@ from penstock.transports.base import LATE, EndReason, Record, Transport
 logger = logging.getLogger(__name__)
 
 MAX_WHILE_READING = 1024
+
+
+class _NotGivenBack(Exception):
+    """The store has a later attempt, or the end."""
 
 
 class Mender:
@@ -43,6 +48,7 @@ class Mender:
         on_end: Callable[[Stream], None],
         is_stranded: Callable[[Stream, Record], bool],
         on_log_read: Callable[[str], None],
+        store_ms: Callable[[], int],
     ) -> None:
         self._gateway_id = gateway_id
         self._transport = transport
@@ -50,6 +56,7 @@ class Mender:
         self._on_end = on_end
         self._is_stranded = is_stranded
         self._on_log_read = on_log_read
+        self._store_ms = store_ms
         self._tasks: set[asyncio.Task[object]] = set()
 
     def see(self, stream: Stream, event: Event) -> None:
@@ -161,18 +168,33 @@ class Mender:
         if stream.tokens:
             await self._give_back(stream)
         else:
-            await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+            with self._without_attempts_so_far(stream):
+                await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
 
     async def _give_back(self, stream: Stream) -> None:
-        """What was relayed is the whole log: what the attempt of before still says is not part of it, nor believed."""
-        seen, tokens = stream.attempt, list(stream.tokens)
-        stream.attempt = seen + 1
-        is_given = False
+        """What was relayed becomes the whole log."""
+        tokens = list(stream.tokens)
+        with self._without_attempts_so_far(stream) as seen:
+            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, seen):
+                raise _NotGivenBack
+
+    @contextmanager
+    def _without_attempts_so_far(self, stream: Stream) -> Iterator[int]:
+        """The highest attempt that there can have been; none of them is believed any more once the block has succeeded.
+
+        An attempt is at least the store's clock when it began. Frames of one that the store has lost may still be on
+        their way here, also of one that this gateway has not heard of: they are not part of the new log.
+        """
+        before = stream.attempt
+        highest = max(before, self._store_ms())
+        stream.attempt = highest + 1
         try:
-            is_given = await self._transport.restore(_rest(stream), self._gateway_id, tokens, seen)
-        finally:
-            if not is_given:
-                stream.attempt = seen
+            yield highest
+        except _NotGivenBack:
+            stream.attempt = before
+        except BaseException:
+            stream.attempt = before
+            raise
 
     async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
         """Somebody had asked for its end, and the store has forgotten that with the request: it ends all the same."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.errors import DeadlineExceeded, NoWorkers
+from penstock.pool import PoolView
 from penstock.relay.stream import Stream
 from penstock.transports.base import LATE, LATE_SLACK_S, LEASE_S, NO_WORKERS, TICK_S, Record
 
@@ -24,24 +25,20 @@ DEADLINE_SLACK_S = LATE_SLACK_S + 1.0
 
 
 class Patience:
-    """Looks at the streams of one relay. What the callables mean stands at `Relay`."""
+    """Looks at the streams of one relay. `has_lease()`: see `Relay`."""
 
     def __init__(
         self,
         relay: Relay,
+        pool: PoolView,
         grace_s: float,
         resume_window_s: float,
-        has_workers: Callable[[str], bool],
-        is_live: Callable[[str], bool],
-        queue_depth: Callable[[], int],
         has_lease: Callable[[], bool],
     ) -> None:
         self._relay = relay
+        self._pool = pool
         self._grace_s = grace_s
         self._resume_window_s = resume_window_s
-        self._has_workers = has_workers
-        self._is_live = is_live
-        self._queue_depth = queue_depth
         self._has_lease = has_lease
         self._newest_started_at = self._looked_at = 0.0
 
@@ -66,7 +63,7 @@ class Patience:
             self._relay.abandon(stream)
             return
         waited_s = 0.0 if stream.is_started or stream.verdict is not None else now - stream.submitted_at
-        if waited_s >= self._grace_s and not self._has_workers(stream.job.model) and self._has_lease():
+        if waited_s >= self._grace_s and not self._pool.serves(stream.job.model) and self._has_lease():
             stream.verdict = NoWorkers(NO_WORKERS, retry_after_s=self._grace_s)
             self._relay.give_up(stream, "no_workers")
         patience = RUNNING_SILENCE_S if stream.is_started else QUEUED_SILENCE_S[min(stream.num_asked, 2)]
@@ -88,9 +85,15 @@ class Patience:
         Also one that is said to run at a worker that is not there: who took its id from the queue may have lost it,
         or a store that forgot everything does not know whose list to give back.
         """
-        if time.monotonic() - stream.heard_at < STRANDED_S:
-            return False
+        return time.monotonic() - stream.heard_at >= STRANDED_S and self._is_in_no_list(record, stream.submitted_at)
+
+    def is_forsaken(self, record: Record) -> bool:
+        """The same of a request that no stream here holds, as a client that polls it shows: its gateway may be gone."""
+        age_s = record.now - record.created_at
+        return age_s >= STRANDED_S and self._is_in_no_list(record, time.monotonic() - age_s)
+
+    def _is_in_no_list(self, record: Record, submitted_at: float) -> bool:
         if record.state == "running":
-            return not self._is_live(record.worker) and self._relay.may("ensure")
-        is_overtaken = self._newest_started_at > stream.submitted_at + OVERTAKEN_S
-        return (self._queue_depth() == 0 or is_overtaken) and self._relay.may("ensure")
+            return not self._pool.is_live(record.worker) and self._relay.may("ensure")
+        is_overtaken = self._newest_started_at > submitted_at + OVERTAKEN_S
+        return (self._pool.depth == 0 or is_overtaken) and self._relay.may("ensure")

@@ -15,14 +15,16 @@ from collections.abc import Callable
 from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError
 from penstock.event import Done, Event, Failed, Tokens
 from penstock.job import Job
+from penstock.pool import PoolView
 from penstock.relay.keeper import Keeper
+from penstock.relay.look_up import LookUp
 from penstock.relay.mend import Mender
 from penstock.relay.patience import Patience
-from penstock.relay.records import is_dead, num_tokens, record_of, stream_of
+from penstock.relay.records import is_dead, num_tokens, stream_of
 from penstock.relay.stream import Meter, Reader, Stream, Turn
 from penstock.relay.table import Budget, Table
 from penstock.relay.unwanted import Canceller
-from penstock.transports.base import LATE, LATE_SLACK_S, NO_SHARE, CancelOutcome, EndReason, Record, Transport
+from penstock.transports.base import LATE, NO_SHARE, CancelOutcome, EndReason, Record, Transport
 from penstock.transports.quota import Share
 
 WATCH_S = 0.25
@@ -33,6 +35,7 @@ class Relay:
     """All open streams of one gateway. `deliver`, `distrust` and `hinted` are what its transport calls.
 
     `has_lease()`: this gateway's lease holds, so that others take it for alive; without it nothing is given up.
+    `pool`: where the gateway's looks at its pool are seen.
     """
 
     def __init__(
@@ -45,9 +48,7 @@ class Relay:
         no_worker_grace_s: float = 10.0,
         resume_window_s: float = 30.0,
         retention_s: float = 60.0,
-        has_workers: Callable[[str], bool] = lambda model: True,
-        is_live: Callable[[str], bool] = lambda worker_id: True,
-        queue_depth: Callable[[], int] = lambda: 0,
+        pool: PoolView | None = None,
         on_log_read: Callable[[str], None] = lambda reason: None,
         has_lease: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -57,10 +58,11 @@ class Relay:
         self._share = share
         self._has_lease = has_lease
         self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
-        self._patience = Patience(
-            self, no_worker_grace_s, resume_window_s, has_workers, is_live, queue_depth, has_lease
+        pool = pool or PoolView()
+        self._patience = Patience(self, pool, no_worker_grace_s, resume_window_s, has_lease)
+        self._mender = Mender(
+            gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read, pool.store_ms
         )
-        self._mender = Mender(gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read)
         self._canceller = Canceller(gateway_id, transport)
         self._turn = Turn()
         self._table = Table()
@@ -68,46 +70,13 @@ class Relay:
         self.find = self._table.find
         self.named = self._table.named
         self.may = Budget().may
+        lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._mender, self._patience)
+        self.look_up = lookup.look_up
+        self.known = lookup.known
         self.ask = self._mender.ask
 
     def __len__(self) -> int:
         return len(self._streams)
-
-    async def look_up(self, job_id: str) -> Record | None:
-        """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
-
-        None if the request does not exist. Raises `StoreUnavailable` where that is uncertain: the store has just lost
-        data, and another gateway may be about to restore the request.
-        """
-        record = await self._transport.read(job_id)
-        if record is not None and record.state == "done":
-            if job_id in self._streams:
-                self._mender.learn(self._streams[job_id], record)
-            elif record.job.retention_s is not None and self.keeper.get(job_id) is None:
-                self._mender.catch_up(stream_of(record), record)  # which remembers it
-            return record
-        known = await self.known(job_id)
-        if known is not None and (record is None or known.state == "done"):
-            stream = self._streams.get(job_id)
-            if stream is not None and stream.end is None:
-                self._mender.ask(stream, "lookup")
-            else:
-                self._mender.spawn(self.keeper.check_one(job_id))
-            return known
-        if record is None:
-            await self.keeper.make_sure()
-        elif record.now >= record.deadline_at + LATE_SLACK_S:
-            await self._transport.cancel(job_id, "deadline")  # those who should have ended it are not there any more
-            return await self._transport.read(job_id, job=record.job) or record
-        return record
-
-    async def known(self, job_id: str) -> Record | None:
-        """What this gateway itself knows of a request that it holds, or that has ended here."""
-        stream = await self.find(job_id) or self.keeper.get(job_id)
-        is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # which says nothing
-        if stream is None or is_own_word:
-            return None
-        return record_of(stream, self.gateway_id, time.monotonic(), time.time())
 
     # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
 

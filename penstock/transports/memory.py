@@ -317,6 +317,7 @@ class MemoryTransport(Transport):
             ),
             num_taken=self._num_taken,
             is_new=is_new,
+            at=now,
         )
 
     async def follow(self, job_id: str) -> None:

@@ -13,6 +13,7 @@ from penstock.backends.mock import MockBackend
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Started
 from penstock.job import Job
+from penstock.pool import PoolView
 from penstock.relay import Reader, Relay
 from penstock.transports.base import LEASE_S, TICK_S, Transport
 from penstock.worker.worker import Worker as RealWorker
@@ -38,16 +39,15 @@ class Gateway:
         self.ticked_at = 0.0
         self.num_running = 0
         self.turns = Turns()
-        self.admission = Admission(self.transport, no_worker_grace_s=GRACE_S)
+        self.pool = PoolView()
+        self.admission = Admission(self.transport, self.pool, no_worker_grace_s=GRACE_S)
         self.relay = Relay(
             self.id,
             self.transport,
             max_depth=plan.max_depth,
             no_worker_grace_s=GRACE_S,
             resume_window_s=RESUME_WINDOW_S,
-            has_workers=lambda model: model in self.admission.pool.models,
-            is_live=lambda worker_id: any(worker.id == worker_id for worker in self.admission.pool.workers),
-            queue_depth=lambda: self.admission.pool.depth,
+            pool=self.pool,
             has_lease=lambda: time.monotonic() - self.ticked_at < LEASE_S,
         )
         self.tasks = [process.spawn(self._tick()), process.spawn(self.relay.watch())]
@@ -84,7 +84,7 @@ class Gateway:
                 self.relay.keeper.lose()
             is_away = False
             self.ticked_at = time.monotonic()
-            self.admission.look(pool)
+            self.pool.look(pool)
             await asyncio.sleep(TICK_S if pool.workers else TICK_S / 5)
 
 

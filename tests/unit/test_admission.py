@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from penstock.admission import MIN_LOOK_S, Admission, Caller, DrainRate
+from penstock.admission import Admission, Caller
 from penstock.api.intake import check_capabilities
 from penstock.errors import (
     DeadlineUnreachable,
@@ -30,6 +30,7 @@ from penstock.errors import (
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.job import Sampling
 from penstock.keys import KeyRing, create_key
+from penstock.pool import MIN_LOOK_S, DrainRate, PoolView
 from penstock.transports.base import RateLimit, Verdict
 from penstock.transports.memory import MemoryTransport
 
@@ -44,14 +45,14 @@ class Away(MemoryTransport):
 
 
 def gate(**fields: Any) -> Admission:
-    return Admission(fields.pop("transport", None) or MemoryTransport(), **fields)
+    return Admission(fields.pop("transport", None) or MemoryTransport(), PoolView(), **fields)
 
 
 def busy(depth: int, per_s: float) -> Admission:
     """One whose queue has been seen to drain."""
     admission = gate()
-    admission.look(Pool(depth=depth, workers=(WORKER,), num_taken=0))
-    admission.drain_rate.per_s = per_s
+    admission.pool.look(Pool(depth=depth, workers=(WORKER,), num_taken=0))
+    admission.pool.drain_rate.per_s = per_s
     return admission
 
 
@@ -171,7 +172,7 @@ async def test_a_key_may_have_a_limit_of_its_own_or_none(tmp_path: Path) -> None
 
 async def test_a_permit_is_given_back_once() -> None:
     admission = gate()
-    admission.look(Pool(depth=0, workers=(WORKER,)))
+    admission.pool.look(Pool(depth=0, workers=(WORKER,)))
     permit = await admission.admit(Caller("", "203.0.113.7"))
     assert admission.num_inside == 1
     permit.release()
@@ -181,12 +182,12 @@ async def test_a_permit_is_given_back_once() -> None:
 
 async def test_a_first_worker_is_waited_for_by_so_many() -> None:
     admission = gate(no_worker_grace_s=5.0, max_waiting=1)
-    admission.look(Pool(depth=0))
+    admission.pool.look(Pool(depth=0))
     first = asyncio.create_task(admission.admit(Caller("", "a")))
     await asyncio.sleep(0)
     with pytest.raises(QueueFull):
         await admission.admit(Caller("", "b"))
-    admission.look(Pool(depth=0, workers=(WORKER,)))
+    admission.pool.look(Pool(depth=0, workers=(WORKER,)))
     (await first).release()
 
 
@@ -194,7 +195,7 @@ async def test_no_worker_and_no_store_are_told_apart() -> None:
     admission = gate(no_worker_grace_s=0.02)
     with pytest.raises(StoreUnavailable):
         await admission.admit(Caller("", "a"))
-    admission.look(Pool(depth=0))
+    admission.pool.look(Pool(depth=0))
     with pytest.raises(NoWorkers) as refused:
         await admission.admit(Caller("", "a"))
     assert refused.value.retry_after_s == 0.02
@@ -209,7 +210,7 @@ def test_a_model_is_chosen_among_those_that_a_caller_may_use(tmp_path: Path) -> 
     only_b, _ = create_key(path, "B", models=["b"])
     only_c, _ = create_key(path, "C", models=["c"])
     admission = gate()
-    admission.look(Pool(depth=0, workers=(WORKER,)))
+    admission.pool.look(Pool(depth=0, workers=(WORKER,)))
     anybody = Caller("", "x")
     assert [admission.choose_model(name, anybody)[0] for name in (None, "b")] == ["a", "b"]
     assert admission.choose_model(None, Caller("B", "x", only_b))[0] == "b"
@@ -224,14 +225,14 @@ def test_a_model_is_chosen_among_those_that_a_caller_may_use(tmp_path: Path) -> 
 def test_an_error_names_no_model_that_the_key_may_not_use(tmp_path: Path) -> None:
     key, _ = create_key(tmp_path / "keys.toml", "B", models=["b", "gone"])
     admission = gate()
-    admission.look(Pool(depth=0, workers=(WORKER,)))
+    admission.pool.look(Pool(depth=0, workers=(WORKER,)))
     with pytest.raises(ModelNotFound) as refused:
         admission.choose_model("gone", Caller("B", "x", key))
     assert refused.value.message == "Unknown model 'gone'; served: b."
     many = WorkerInfo(
         id="w2", models={f"m{number:03}": Capabilities() for number in range(100)}, num_slots=1, num_free=1
     )
-    admission.look(Pool(depth=0, workers=(many,)))
+    admission.pool.look(Pool(depth=0, workers=(many,)))
     with pytest.raises(ModelNotFound, match=r"served: m000, m001, .*, m019 and 80 more\.$"):
         admission.choose_model("zzz", Caller("", "x"))
 

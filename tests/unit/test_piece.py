@@ -231,7 +231,7 @@ def test_images_that_the_engine_would_have_to_fetch_are_refused() -> None:
 def test_what_a_request_has_to_have_fetched_is_seen_at_the_door() -> None:
     gateway = Gateway(Settings(), MemoryTransport(), Metrics())
     worker = WorkerInfo(id="w", models={"m": Capabilities(accepts=("images",))}, num_slots=1, num_free=1)
-    gateway.admission.look(Pool(depth=0, workers=(worker,)))
+    gateway.pool.look(Pool(depth=0, workers=(worker,)))
 
     def job(url: str) -> Job:
         image = {"type": "image_url", "image_url": {"url": url}}

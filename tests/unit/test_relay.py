@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,11 @@ from msgspec.structs import replace as replace_job
 
 from penstock.errors import InvalidRequest, QueueFull, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Tokens, fold
-from penstock.fleet import Capabilities, WorkerInfo
+from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.piece import text_of
+from penstock.pool import PoolView
 from penstock.relay import Reader, Relay, Stream, keeper, patience, unwanted
 from penstock.relay.stream import MAX_SERVED
 from penstock.transports import memory
@@ -34,14 +36,15 @@ class Rig:
         self.transport = MemoryTransport()
         self.is_cut = False
         self.reads: list[str] = []
-        self.has_workers = self.has_lease = True
+        self.has_lease = True
+        self.pool = PoolView()
         self.once = ""
         self.retention_s: float | None = None
         self.relay = Relay(
             "g1",
             self.transport,
             max_depth=2,
-            has_workers=lambda model: self.has_workers,
+            pool=self.pool,
             has_lease=lambda: self.has_lease,
             on_log_read=self.reads.append,
             no_worker_grace_s=0.05,
@@ -219,6 +222,49 @@ async def test_a_log_behind_the_client_is_restored(rig: Rig) -> None:
     assert stream.tokens == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("relayed", [(), ("a", "b")])
+async def test_frames_of_an_attempt_that_the_store_has_lost_are_not_believed_after_it_was_given_the_request_back(
+    rig: Rig, relayed: tuple[str, ...]
+) -> None:
+    """They were on their way all the time: of a worker of which this gateway has heard nothing yet."""
+    stream = await rig.open()
+    claim = await rig.claim()
+    if relayed:
+        await rig.tokens(claim, 0, *relayed)
+    lost_attempt = claim.attempt + 1
+    await wait_until(lambda: time.time() * 1000 > lost_attempt, "the store's clock has passed its number")
+    rig.pool.look(await rig.transport.tick("g1"))
+    del rig.transport._jobs[claim.job.id]
+    rig.relay.distrust()
+    await wait_until(lambda: claim.job.id in rig.transport._queue, "it is in the queue again")
+    await rig.relay.drain()
+    rig.deliver(Started(claim.job.id, lost_attempt, len(relayed)))
+    rig.deliver(Tokens(claim.job.id, lost_attempt, len(relayed), tokens=("of", "a", "lost", "attempt")))
+    await rig.relay.drain()
+    assert stream.tokens == list(relayed)
+    again = await rig.claim()
+    assert again.tokens == relayed
+    await rig.tokens(again, len(relayed), "c")
+    await rig.done(again, len(relayed) + 1)
+    assert stream.tokens == [*relayed, "c"]
+    assert isinstance(stream.end, Done)
+
+
+async def test_who_polls_a_request_whose_id_is_in_no_list_and_whose_gateway_is_gone_brings_it_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.on_disconnect, rig.retention_s = "continue", 60.0
+    job_id = (await rig.open()).job.id
+    rig.transport._queue.clear()  # a worker popped it for a connection that was gone
+    other = Relay("g2", rig.transport, max_depth=2)
+    assert await other.look_up(job_id) is not None
+    assert not rig.transport._queue, "it may be on its way to a worker just now"
+    monkeypatch.setattr(patience, "STRANDED_S", 0.0)
+    assert await other.look_up(job_id) is not None
+    assert await other.look_up(job_id) is not None
+    assert list(rig.transport._queue) == [job_id]
+
+
 async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
     stream = await rig.open(timeout_s=0.05)
     await wait_until(lambda: stream.end is not None, "the deadline ends it")
@@ -228,7 +274,7 @@ async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
 
 
 async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> None:
-    rig.has_workers = False
+    rig.pool.look(Pool(depth=0))
     stream = await rig.open()
     await wait_until(lambda: stream.end is not None, "the grace is over")
     assert isinstance(stream.end, Failed)
@@ -781,7 +827,7 @@ async def test_a_running_request_past_its_deadline_ends_without_a_worker(
 
 async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gateway and its worker are gone: no one else ends it."""
-    monkeypatch.setattr("penstock.relay.relay.LATE_SLACK_S", 0.0)
+    monkeypatch.setattr("penstock.relay.look_up.LATE_SLACK_S", 0.0)
     monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
     job = Job(id="g2.left", model="mock", prompt="x", timeout_s=0.05)
     await rig.transport.submit(job, "g2", 0)
@@ -803,7 +849,7 @@ async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkey
 
 
 async def test_without_workers_the_store_is_told_why(rig: Rig) -> None:
-    rig.has_workers = False
+    rig.pool.look(Pool(depth=0))
     stream = await rig.open()
     await wait_until(lambda: stream.end is not None, "the grace is over")
     record = await rig.transport.read(stream.job.id)
@@ -838,7 +884,8 @@ async def test_a_gateway_without_its_lease_gives_nothing_up(rig: Rig) -> None:
 
 
 async def test_a_gateway_without_its_lease_says_of_nothing_that_it_has_no_workers(rig: Rig) -> None:
-    rig.has_workers = rig.has_lease = False
+    rig.pool.look(Pool(depth=0))
+    rig.has_lease = False
     stream = await rig.open()
     rig.relay.look(stream.submitted_at + 1.0)
     await rig.relay.drain()

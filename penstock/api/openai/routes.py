@@ -130,14 +130,14 @@ class OpenAIAPI:
     async def models(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""
         caller = await self.gateway.welcome(request, begin(request, MODELS))
-        names = [name for name in sorted(self.gateway.admission.models) if _may_use(caller, name)]
+        names = [name for name in sorted(self.gateway.pool.models) if _may_use(caller, name)]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
         return _json({"object": "list", "data": [self._shown(name) for name in names], "has_more": False, **ends})
 
     async def model(self, request: Request, model: str) -> Response:
         """One of them."""
         caller = await self.gateway.welcome(request, begin(request, MODELS))
-        if not self.gateway.admission.models:
+        if not self.gateway.pool.models:
             raise ModelNotFound("No model is being served.", param="model")
         name, _ = self.gateway.admission.choose_model(model, caller)
         return _json(self._shown(name))

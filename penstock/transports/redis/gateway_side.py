@@ -148,7 +148,7 @@ class GatewaySide(ObjectSide, SubmitSide):
         depth, *seen = await self._store.ask("tick", pool.queue, tick)
         if depth < 0:
             raise ConfigError(seen[0].decode())
-        taken, about, dead_workers, is_new = seen
+        taken, about, dead_workers, is_new, now_ms = seen
         if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
             try:
                 await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid) for wid in dead_workers))
@@ -159,6 +159,7 @@ class GatewaySide(ObjectSide, SubmitSide):
             workers=tuple(info for info in map(self._worker_info, about) if info is not None),
             num_taken=taken,
             is_new=bool(is_new),
+            at=now_ms / 1000,
         )
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@
 -- ARGV  1 gateway id   2 how long a gateway may be away before its work is cancelled, ms: all gateways of a pool say the same
 --       3 lease, ms (may be missing: 2,500; other values for tests)
 -- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped},
---          1 if this gateway was unknown: of one that has ticked before, data has been lost} |
+--          1 if this gateway was unknown: of one that has ticked before, data has been lost, now, ms} |
 --         {-1, a sentence that says why it is refused}
 local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
@@ -50,4 +50,4 @@ for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], alive, '+inf')) do
   if says then about[#about + 1] = says end
 end
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
-return {depth, taken, about, dead, is_new}
+return {depth, taken, about, dead, is_new, now}
