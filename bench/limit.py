@@ -3,7 +3,7 @@
     python -m bench.limit [--loadgen PATH]
 
 With `--loadgen` beside another load generator in turn, see `bench/loadgen.py`. Writes
-bench/results/limit-<date>.json and the section of `docs/performance.md`.
+bench/results/limit-<date>.json and the section of `bench/README.md`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import loadgen
 from bench.measure import Times, load
-from bench.report import LIMIT_BEGIN, LIMIT_END, PAGE, RESULTS, about, between, python_command, save
+from bench.report import JOURNAL, LIMIT_BEGIN, LIMIT_END, RESULTS, about, between, python_command, save
 from bench.stacks import Stack, running
 
 TOKENS = 64
@@ -77,7 +77,7 @@ def render(found: dict[str, Any]) -> str:
         rows.append(f"| {one['form']} | {most} | {share} |")
     at = found["about"]
     return (
-        f"\n{at['date']}, `{at['command']}`, {at['rounds']} rounds against the bare server below, "
+        f"\n{at['date']}, `{at['command']}`, {at['rounds']} rounds against the bare server above, "
         f"on {at['cores']} cores of {at['cpu']}:\n\n" + "\n".join(rows) + "\n\n"
     )
 
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[str, Any] = {"about": about(shown, TIMES, asked.rounds)}
     found["forms"] = measure(asked.rounds, asked.loadgen)
     save(found, RESULTS / f"limit-{found['about']['date']}.json")
-    page = between(PAGE.read_text(encoding="utf-8"), LIMIT_BEGIN, LIMIT_END, render(found))
-    PAGE.write_text(page, encoding="utf-8")
+    page = between(JOURNAL.read_text(encoding="utf-8"), LIMIT_BEGIN, LIMIT_END, render(found))
+    JOURNAL.write_text(page, encoding="utf-8")
     print(render(found))
     return 0
 

@@ -1,4 +1,5 @@
-"""From rounds to goals with their spread, to a file of results, and to the table of `docs/performance.md`."""
+"""From rounds to goals with their spread, to a file of results, to the tables of `bench/README.md` and
+to the summary of them in `docs/performance.md`."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ from tests.servers import find_servers
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "performance.md"  # for users: what to expect, costs, capacity
+JOURNAL = ROOT / "bench" / "README.md"  # how it is measured, and the studies
 BEGIN = "<!-- bench: written by `make bench` from the newest file in bench/results -->\n"
 END = "<!-- /bench -->\n"
+EXPECT_BEGIN = "<!-- expect: written by `make bench` from the newest file in bench/results -->\n"
+EXPECT_END = "<!-- /expect -->\n"
 LOADGEN_BEGIN = "<!-- loadgen: written by `python -m bench --loadgen PATH` -->\n"
 LOADGEN_END = "<!-- /loadgen -->\n"
 LIMIT_BEGIN = "<!-- limit: written by `python -m bench.limit` -->\n"
@@ -166,13 +170,54 @@ def render_section(found: dict[str, Any], cells: Sequence[Cell]) -> str:
     )
 
 
-def render_page(found: dict[str, Any], cells: Sequence[Cell]) -> str:
-    """The page with its section written anew. Raises `ValueError` when it has no markers."""
-    return between(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{render_section(found, cells)}\n")
+def render_journal(found: dict[str, Any], cells: Sequence[Cell]) -> str:
+    """`JOURNAL` with its section written anew. Raises `ValueError` when it has no markers."""
+    return between(JOURNAL.read_text(encoding="utf-8"), BEGIN, END, f"\n{render_section(found, cells)}\n")
+
+
+# What a user reads of the goals: their names in the results, and what the page calls them.
+EXPECTED = {
+    "first token over bare, c=1, p50": "first token later than the bare server's, one stream, p50",
+    "first token over bare, c=256, p50": "the same, 256 streams of 5 ms a token, p50",
+    "first token over bare, c=256, p99": "the same, p99",
+    "CPU per token over bare, 5 ms a step, c=256": "CPU of a token against the bare server's, the same streams",
+    "stream, no compute, c=256, to bare": "tokens/s against the bare server, 256 streams without compute",
+    "stream, no compute, c=256, to naive": "tokens/s against the naive form, the same",
+    "JSON, no compute, c=256, to naive": "whole answers/s against the naive form, 256 at once",
+    "cold start to the first answer": "from the start of the processes to the first answer",
+}
+
+
+def expected_table(found: dict[str, Any]) -> str:
+    """The goals of `EXPECTED` and the highest absolute rates. What a run has not measured is left out."""
+    goals = {goal["says"]: goal for goal in found["goals"]}
+    rows = ["| | measured | over the rounds |", "|---|--:|--:|"]
+    for says, shown in EXPECTED.items():
+        if goal := goals.get(says):
+            spread = f"{_text(goal['least'], '')} – {_text(goal['most'], '')}"
+            rows.append(f"| {shown} | {_text(goal['median'], goal['unit'])} | {spread} |")
+    for cell, key, shown in (
+        ("stream 256", "tokens_per_s", "tokens/s, streams without compute, 256 at once"),
+        ("json 256", "requests_per_s", "whole answers/s without compute, 256 at once"),
+    ):
+        if rates := [seen[cell]["penstock"][key] for seen in found["rounds"] if "penstock" in seen.get(cell, {})]:
+            rows.append(f"| {shown} | {statistics.median(rates):,.0f} | {min(rates):,.0f} – {max(rates):,.0f} |")
+    return "\n".join(rows) + "\n"
+
+
+def render_page(found: dict[str, Any]) -> str:
+    """`PAGE` with its summary written anew. Raises `ValueError` when it has no markers."""
+    at = found["about"]
+    text = (
+        f"\nOne gateway, one worker and one Redis, {at['cores']} cores of {at['cpu']} that the load generator shares; "
+        f"64 tokens an answer. {at['date']}, `{at['command']}`, median of {at['rounds']} rounds.\n\n"
+        f"{expected_table(found)}\n"
+    )
+    return between(PAGE.read_text(encoding="utf-8"), EXPECT_BEGIN, EXPECT_END, text)
 
 
 def render_loadgen(found: dict[str, Any]) -> str:
-    """The page with what another load generator found, written anew."""
+    """`JOURNAL` with what another load generator found, written anew."""
     at = found["about"]
     num = sum(goal["is_reached"] for goal in found["goals"])
     text = (
@@ -180,7 +225,7 @@ def render_loadgen(found: dict[str, Any]) -> str:
         f"machine above. Meanwhile other programs used {foreign_cores(found['rounds']):.2f} cores. "
         f"{num} of {len(found['goals'])} are reached.\n\n{table(found['goals'])}\n"
     )
-    return between(PAGE.read_text(encoding="utf-8"), LOADGEN_BEGIN, LOADGEN_END, text)
+    return between(JOURNAL.read_text(encoding="utf-8"), LOADGEN_BEGIN, LOADGEN_END, text)
 
 
 def between(page: str, begin: str, end: str, text: str) -> str:
@@ -188,7 +233,7 @@ def between(page: str, begin: str, end: str, text: str) -> str:
     head, first, rest = page.partition(begin)
     _, last, tail = rest.partition(end)
     if not first or not last:
-        raise ValueError(f"{PAGE.name} has lost its marker {begin.strip()}")
+        raise ValueError(f"the page has lost its marker {begin.strip()}")
     return head + first + text + last + tail
 
 

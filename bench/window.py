@@ -2,7 +2,7 @@
 
 Three ways, each on a real Redis: the whole window; closing it when nobody has come for a quarter of it (what Penstock
 does); closing it at once where the mean gap between arrivals says that nobody will come. The last lives only here.
-Writes bench/results/window-<date>.json and its table in docs/performance.md.
+Writes bench/results/window-<date>.json and its table in bench/README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from bench.measure import Times
-from bench.report import PAGE
+from bench.report import JOURNAL
 from bench.stacks import GATEWAY, Program, Stack
 from bench.study import Study
 from penstock.batcher import Batcher
@@ -157,7 +157,7 @@ STUDY = Study(
     ways=WAYS,
     measure=measure,
     table=table,
-    page=PAGE,
+    page=JOURNAL,
     begin=BEGIN,
     end=END,
     times=Times(2.5, 1.0, 0.0),

@@ -18,7 +18,7 @@ from typing import Literal
 
 from penstock.job import Batch, Claim
 
-QUIET_SHARE = 0.25  # of the window: after so long without an arrival none is expected; see docs/performance.md
+QUIET_SHARE = 0.25  # of the window: after so long without an arrival none is expected; see bench/README.md
 LAST_PLACES = 2  # of the free ones, and at most half of all: these wait for a pause of one window; see bench/places.py
 MAX_LULL_WINDOWS = 10  # and at most for so many
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from bench.limit import render as render_limit
 from bench.report import (
     BEGIN,
     END,
+    EXPECTED,
+    JOURNAL,
     LIMIT_BEGIN,
     LIMIT_END,
     PAGE,
@@ -22,6 +25,7 @@ from bench.report import (
     between,
     judge,
     newest,
+    render_journal,
     render_loadgen,
     render_page,
     table,
@@ -65,16 +69,26 @@ def test_gates_are_wider_than_goals() -> None:
     assert sum(cell.is_in_ci for cell in CELLS) >= 4
 
 
-def test_the_page_shows_the_newest_results() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert BEGIN in page
-    assert END in page
-    if any(RESULTS.glob("2*.json")):
-        assert page == render_page(json.loads(newest().read_text(encoding="utf-8")), CELLS), "python -m bench --docs"
+def test_the_pages_show_the_newest_results() -> None:
+    journal = JOURNAL.read_text(encoding="utf-8")
+    assert BEGIN in journal
+    assert END in journal
+    found = json.loads(newest().read_text(encoding="utf-8"))
+    assert journal == render_journal(found, CELLS), "python -m bench --docs"
+    assert PAGE.read_text(encoding="utf-8") == render_page(found), "python -m bench --docs"
+
+
+def test_what_users_are_shown_of_the_goals_is_measured() -> None:
+    assert set(EXPECTED) - {goal.says for goal in GOALS} == set()
+
+
+def test_the_results_of_each_study_are_those_of_its_newest_run() -> None:
+    studies = [re.sub(r"-?\d{4}-\d\d-\d\d", "", path.stem) for path in RESULTS.glob("*.json")]
+    assert sorted(studies) == sorted(set(studies))
 
 
 def test_the_page_shows_the_newest_limits_of_the_generator() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = JOURNAL.read_text(encoding="utf-8")
     files = sorted(RESULTS.glob("limit-*.json"))
     if files:
         found = json.loads(files[-1].read_text(encoding="utf-8"))
@@ -82,7 +96,7 @@ def test_the_page_shows_the_newest_limits_of_the_generator() -> None:
 
 
 def test_the_page_shows_the_newest_results_of_another_generator() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = JOURNAL.read_text(encoding="utf-8")
     files = sorted(RESULTS.glob("loadgen-*.json"))
     if files:
         assert page == render_loadgen(json.loads(files[-1].read_text(encoding="utf-8")))
@@ -127,4 +141,4 @@ def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None
 @pytest.mark.timeout(60)
 def test_the_table_of_the_last_places_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     places.main()
-    assert capsys.readouterr().out in PAGE.read_text(encoding="utf-8")
+    assert capsys.readouterr().out in JOURNAL.read_text(encoding="utf-8")

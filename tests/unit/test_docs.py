@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import get_args
@@ -13,6 +14,7 @@ import pytest
 from penstock import Answer, Client, Status, errors
 from penstock.backends.openai import OpenAIBackend
 from penstock.backends.openai.engines import EngineName
+from penstock.bench.costs import PACKAGED
 from penstock.client import Handle, Stream
 from penstock.client.options import Options
 from penstock.metrics import TABLE
@@ -22,7 +24,7 @@ from penstock.settings.about import env_name
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "bench/README.md"])
 
 
 def _has(path: Path, dotted: str) -> bool:
@@ -58,7 +60,7 @@ def test_every_promise_names_a_test_that_exists() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     broken = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert broken == []
@@ -124,7 +126,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_a_heading_find_one(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#\s]*)#([^)\s]+)\)", page.read_text())
     wrong = [
@@ -151,3 +153,19 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
     real = {code: (kind.status, kind.retryable, kind.type) for code, kind in errors.CODES.items()}
     del real["error"], real["config_error"]  # the root, and what is never sent
     assert drawn == real
+
+
+def test_the_pages_give_the_measured_bytes_of_a_token_and_of_a_request() -> None:
+    redis = json.loads(PACKAGED.read_text(encoding="utf-8"))["redis"]
+    measured = (f"{redis['bytes_per_token']:.0f}", f"{redis['bytes_per_request']:,.0f}")
+    said = {
+        page.name: set(re.findall(r"([\d,]+) bytes (?:a|for a) token(?: and ([\d,]+) a request)?", page.read_text()))
+        for page in PAGES
+    }
+    assert {name: found for name, found in said.items() if found - {measured}} == {}
+    assert sum(map(bool, said.values())) >= 3
+
+
+def test_the_page_of_performance_is_for_users() -> None:
+    """How it is measured, and the studies, are in bench/README.md."""
+    assert len((ROOT / "docs/performance.md").read_text().splitlines()) <= 200
