@@ -48,7 +48,7 @@ fmt: $(READY)  ## format, and mend what can be mended
 docs: $(READY)  ## write the generated pages again
 	$(BIN)/python docs/generate.py
 
-bench: $(READY)  ## measure against a bare server and the naive form: ten minutes; ARGS=--quick for one
+bench: $(READY)  ## measure against a bare server and the naive form: a quarter of an hour; ARGS=--quick for a look
 	$(BIN)/python -m bench $(ARGS)
 
 bench-ci: $(READY)  ## a few of its cells against wide gates, in two minutes

@@ -6,11 +6,13 @@ import ast
 import inspect
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from bench.report import newest
 from penstock import Answer, Client, Status, errors
 from penstock.backends.openai import OpenAIBackend
 from penstock.backends.openai.engines import EngineName
@@ -169,3 +171,27 @@ def test_the_pages_give_the_measured_bytes_of_a_token_and_of_a_request() -> None
 def test_the_page_of_performance_is_for_users() -> None:
     """How it is measured, and the studies, are in bench/README.md."""
     assert len((ROOT / "docs/performance.md").read_text().splitlines()) <= 200
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text()
+    chaos = json.loads((ROOT / "bench/results/chaos.json").read_text(encoding="utf-8"))
+    scenarios = {scenario["name"]: scenario for scenario in chaos["scenarios"]}
+    killed = [scenarios[name] for name in ("kill_workers", "kill_gateways")]
+    assert [(seen["lost"], seen["repeated"]) for seen in killed] == [(0, 0), (0, 0)]
+    worker_s, gateway_s = (seen["pause_ms"]["p50"] / 1000 for seen in killed)
+    assert f"a pause of {worker_s:.1f} s (median; a gateway: {gateway_s:.2f} s)" in readme
+    left_ms = scenarios["leaving_clients"]["notes"]["slots free, in the middle"].partition(" ms")[0]
+    assert f"frees its slot (in {left_ms} ms in `make chaos`)" in readme
+    goals = {goal["says"]: goal for goal in json.loads(newest().read_text(encoding="utf-8"))["goals"]}
+    assert f"{goals['first token over bare, c=1, p50']['median']:.1f} ms later" in readme
+
+
+def test_the_picture_of_the_architecture_is_small_and_described_and_has_a_dark_form() -> None:
+    text = (ROOT / "docs/img/architecture.svg").read_text(encoding="utf-8")
+    assert len(text) < 12_000
+    assert "prefers-color-scheme: dark" in text
+    root = ET.fromstring(text)
+    names = {element.attrib["id"] for element in root.iter() if element.tag.endswith(("}title", "}desc"))}
+    assert set(root.attrib["aria-labelledby"].split()) == names == {"title", "desc"}
+    assert "inference:" not in text
