@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,15 +13,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from penstock import __version__
+from penstock.api.callers import guard_metrics
 from penstock.api.docs_page import docs_routes
-from penstock.api.edge import Edge, on_bad_query, on_error, on_http_error
+from penstock.api.edge import Call, Edge, on_bad_query, on_error, on_http_error
 from penstock.api.openapi import describe
 from penstock.api.table import apis_of
 from penstock.errors import PenstockError
+from penstock.gateway import Gateway
 from penstock.ops import routes as ops_routes
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 EXPOSED = (
     "idempotent-replayed",
@@ -60,7 +59,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     for router in apis.routers:
         app.include_router(router)
     app.include_router(
-        ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}, gateway.guard_metrics)
+        ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}, partial(guard_metrics, gateway))
     )
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)
@@ -69,7 +68,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, apis.bodies)
     door = gateway.door if gateway.door is not None and gateway.door.judges else None
-    edge = Edge(app, gateway.mint, gateway.count_refusal, apis.handler, door)
+
+    def count_refusal(call: Call) -> None:
+        """A request that never became a stream is counted here; one that did, by its meter."""
+        gateway.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
+
+    edge = Edge(app, gateway.mint, count_refusal, apis.handler, door)
     origins = gateway.settings.cors_origins
     if not origins:
         return edge

@@ -1,6 +1,6 @@
-"""The gateway process: HTTP in, jobs down, events up. Holds nothing that cannot be rebuilt from the store.
+"""One gateway process: its relay, its admission, its view of the pool. Holds nothing that the store cannot rebuild.
 
-`Gateway` is the process' parts tied together; `app.py` is the HTTP face of it, `server.py` runs it.
+Knows no route: `api/app.py` is its HTTP side, `processes/gateway.py` runs it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ import logging
 import time
 from collections.abc import Callable
 
-from starlette.requests import Request
-
-from penstock.admission import Admission, Caller
-from penstock.api.connection import header
+from penstock.admission import Admission
 from penstock.api.door import Door
-from penstock.api.edge import Call, call_of
 from penstock.api.large import LargeBodies
 from penstock.api.places import Places
 from penstock.api.sweep import Sweep
 from penstock.api.turns import Turns
-from penstock.errors import ConfigError, Draining, Forbidden, QueueFull, StoreUnavailable
+from penstock.errors import ConfigError, Draining, QueueFull, StoreUnavailable
 from penstock.job import Job, new_process_id, new_ulid
 from penstock.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.metrics import Metrics
-from penstock.ops import watch_lag
+from penstock.metrics.lag import watch_lag
 from penstock.pool import PoolView
 from penstock.relay import Reader, Relay
 from penstock.settings import Settings
@@ -192,34 +188,6 @@ class Gateway:
         """A request's id. It begins with this gateway's own, so that its events come back here."""
         return f"{self.id}.{new_ulid()}"
 
-    async def welcome(self, request: Request, call: Call) -> Caller:
-        """Who is it, and may they ask now? Raises `Unauthorized`, `RateLimited`."""
-        caller = self.identify(request)
-        call.caller = caller.id
-        call.headers |= await self.admission.charge(caller)
-        return caller
-
-    def identify(self, request: Request) -> Caller:
-        """Who is it? Raises `Unauthorized`."""
-        token = header(request.scope, b"x-api-key")
-        if token is None:
-            scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
-            token = value if scheme.lower() == "bearer" else None
-        token = token and token.strip()
-        peer = str((request.scope.get("client") or ("",))[0])
-        # A proxy may add a line of its own instead of its part to the client's line: the rightmost counts, so take all.
-        hops = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"x-forwarded-for"]
-        return self.admission.identify(token, peer, ", ".join(hops))
-
-    def guard_metrics(self, request: Request) -> None:
-        """The metrics name every model and what all callers do. Raises `Unauthorized`, `Forbidden`."""
-        if self.keys is None or self.settings.metrics_public:
-            return
-        caller = self.identify(request)
-        call_of(request).caller = caller.id
-        if caller.key is not None and not (caller.key.admin or caller.key.metrics):
-            raise Forbidden("This needs a key for metrics (penstock keys create --metrics) or an administrator's.")
-
     async def submit(self, job: Job, endpoint: str) -> Reader:
         """Push the job and open its stream. Raises `DeadlineUnreachable`, `QueueFull`, `StoreUnavailable`."""
         if self._is_away and time.monotonic() - self._ticked_at > LEASE_S:
@@ -249,7 +217,3 @@ class Gateway:
             return  # the next tick says so, loudly
         for reader in self._watching:
             reader.wake()
-
-    def count_refusal(self, call: Call) -> None:
-        """What never became a stream is counted here; what did, by its meter."""
-        self.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)

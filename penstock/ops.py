@@ -12,7 +12,6 @@ import errno
 import logging
 import math
 import socket
-import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAG_EVERY_S = 0.5
 RETRY_AFTER_S = 1.0
 MAX_CONNECTIONS = 256  # of a worker's small server
 _NO_STORE = {"cache-control": "no-store"}
@@ -252,17 +250,3 @@ def _listen(host: str, port: int, must: bool) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
-
-
-# ── the event loop ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def watch_lag(metrics: Metrics, every_s: float = LAG_EVERY_S) -> None:
-    """For ever: measure how late the event loop wakes us. Cancel it to end it."""
-    try:
-        while True:
-            asked_at = time.monotonic()
-            await asyncio.sleep(every_s)
-            metrics.loop_lag(max(0.0, time.monotonic() - asked_at - every_s))
-    finally:
-        metrics.flush()

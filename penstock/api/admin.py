@@ -6,7 +6,7 @@ With API keys on, only keys with `admin` get in; without keys only the programs 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Request
@@ -14,16 +14,15 @@ from starlette.responses import Response
 
 from penstock import errors
 from penstock.admission import Caller
+from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
 from penstock.api.edge import call_of
 from penstock.api.openapi import error_responses
 from penstock.api.reading import check_bodiless
 from penstock.errors import Forbidden, RequestNotFound
+from penstock.gateway import Gateway
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 PATH = "/v1/admin"
 MAX_SHOWN = 200
@@ -169,7 +168,7 @@ class AdminAPI:
         return _json({"caller": caller, "cancelled": done.ended, "being_cancelled": done.marked, "is_live": is_live})
 
     async def _admit(self, request: Request) -> Caller:
-        caller = await self.gateway.welcome(request, call_of(request))
+        caller = await authenticate(self.gateway, request, call_of(request))
         door = self.gateway.door
         if caller.key is None and door is not None and not door.is_loopback:
             raise Forbidden(

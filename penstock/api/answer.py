@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -22,12 +22,10 @@ from penstock.api.edge import Call, error_response
 from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
+from penstock.gateway import Gateway
 from penstock.piece import Piece, Token, Whole
 from penstock.relay import Reader, Stream
 from penstock.sse import KEEPALIVE, unbroken
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 logger = logging.getLogger(__name__)
 

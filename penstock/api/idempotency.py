@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from msgspec.structs import replace
@@ -22,12 +22,10 @@ from penstock.api.connection import header
 from penstock.api.edge import Call
 from penstock.errors import IdempotencyConflict, InvalidRequest, StoreUnavailable
 from penstock.event import Done, Failed, fold
+from penstock.gateway import Gateway
 from penstock.job import Job, new_ulid
 from penstock.relay import Reader
 from penstock.transports.base import Record
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 HEADER = b"idempotency-key"
 PENDING_S = 3.0  # a gateway gives a submission up after 2 s

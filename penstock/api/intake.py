@@ -10,24 +10,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
 
 from penstock.admission import INPUTS_PER_UNIT, Caller, Permit
 from penstock.api.body import parse_json, validate
+from penstock.api.callers import authenticate
 from penstock.api.edge import Call
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
 from penstock.api.large import LargeBodies, is_large
 from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
+from penstock.gateway import Gateway
 from penstock.job import Job, Message, OnDisconnect, Sampling
 from penstock.relay import Reader
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 Body = TypeVar("Body", bound=BaseModel)
 P = ParamSpec("P")
@@ -88,7 +87,7 @@ async def receive(
 
     Raises what `read_body`, `parse_json`, `LargeBodies.run` and `Gateway.welcome` raise.
     """
-    caller = await gateway.welcome(request, call)
+    caller = await authenticate(gateway, request, call)
     settings = gateway.settings
     raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
     key = idempotency_key(request)

@@ -6,7 +6,7 @@ page is made from it. Knows no transport and no limits: those are `relay` and `a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -19,13 +19,11 @@ from penstock.api.intake import Draft, enter, receive
 from penstock.api.openapi import SUBMIT_ERRORS
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, FinishReason, Terminal
+from penstock.gateway import Gateway
 from penstock.job import Job, Message
 from penstock.piece import Token, join
+from penstock.settings import Settings
 from penstock.sse import frame
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
-    from penstock.settings import Settings
 
 ENDPOINT = "/v1/generate"
 MAX_MESSAGES = 1000

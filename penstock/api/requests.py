@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -17,17 +17,16 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.admission import Caller
 from penstock.api.answer import beside, usage
+from penstock.api.callers import authenticate, identify
 from penstock.api.edge import Call, call_of
 from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
 from penstock.api.openapi import ErrorDetail, error_responses
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
+from penstock.gateway import Gateway
 from penstock.job import JOB_ID
 from penstock.piece import join
 from penstock.transports.base import Glance, Record
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 PATH = "/v1/requests"
 ONE = PATH + "/{request_id}"
@@ -92,7 +91,7 @@ class RequestsAPI:
 
     async def index(self, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20) -> Response:
         """Your newest requests, the newest first, without their texts."""
-        caller = await self.gateway.welcome(request, call_of(request))
+        caller = await authenticate(self.gateway, request, call_of(request))
         async with self.gateway.turns.of(caller.rate_key):
             ids = await self.gateway.transport.requests_of(caller.id, limit)
             seen = [one for one in await self.gateway.transport.glance(ids) if one is not None]
@@ -107,7 +106,7 @@ class RequestsAPI:
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
         record = await self._find(request, call_of(request), request_id)
-        record = await cancelled(self.gateway, self.gateway.identify(request), record)
+        record = await cancelled(self.gateway, identify(self.gateway, request), record)
         return _json(self._whole(record, {}))
 
     async def events(self, request: Request, request_id: str) -> Response:
@@ -115,7 +114,7 @@ class RequestsAPI:
         call = call_of(request)
         after = _position(request.headers.get("last-event-id"), request_id)
         record = await self._find(request, call, request_id)
-        caller = self.gateway.identify(request)
+        caller = identify(self.gateway, request)
         permit = await self.gateway.admission.admit(caller, needs_worker=False)
         try:
             stream = await self.gateway.relay.attach(request_id, record, after)
@@ -131,7 +130,7 @@ class RequestsAPI:
         return await self.events(request, request.scope["path"][len(PATH) + 1 : -len(EVENTS_END)])
 
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
-        record = await find(self.gateway, await self.gateway.welcome(request, call), request_id)
+        record = await find(self.gateway, await authenticate(self.gateway, request, call), request_id)
         if record is None:
             raise RequestNotFound("Request not found; it may have expired.", param="request_id")
         call.fields["subject"] = request_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -22,9 +21,7 @@ from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
 from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
 from penstock.api.requests import EVENTS_END, RequestsAPI
 from penstock.api.requests import PATH as REQUESTS
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
+from penstock.gateway import Gateway
 
 
 @dataclass(frozen=True, slots=True)

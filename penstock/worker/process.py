@@ -15,7 +15,8 @@ from penstock.backends import Backend, build_backend
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics
-from penstock.ops import OpsServer, build_app, serve_ops, watch_lag
+from penstock.metrics.lag import watch_lag
+from penstock.ops import OpsServer, build_app, serve_ops
 from penstock.settings import ModelSpec, Settings
 from penstock.supervisor import die_with_parent, once_each, tell_parent
 from penstock.transports import Transport, make_transport

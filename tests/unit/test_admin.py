@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from rich.console import Console
 from starlette.requests import Request
 
+from penstock.api.callers import identify
 from penstock.api.door import Door
 from penstock.api.openai.responses import request_id_of
 from penstock.api.table import apis_of
@@ -497,5 +498,5 @@ async def test_a_client_cannot_write_an_address_into_a_line_of_its_own() -> None
     site = Site(trusted_proxies=("10.0.0.0/8",))
     lines = [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")]
     scope = {"type": "http", "headers": lines, "client": ("10.0.0.1", 1234)}
-    assert site.gateway.identify(Request(scope)).address == "198.51.100.1"
+    assert identify(site.gateway, Request(scope)).address == "198.51.100.1"
     await site.http.aclose()

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp
 from penstock.api.docs_page import docs_routes
 from penstock.errors import ConfigError
 from penstock.metrics import Metrics
-from penstock.ops import build_app, routes, serve_ops, watch_lag
+from penstock.metrics.lag import watch_lag
+from penstock.ops import build_app, routes, serve_ops
 from tests.waiting import wait_until
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -20,11 +20,9 @@ from penstock.api.openai.fields import without_refused
 from penstock.api.openapi import SUBMIT_ERRORS
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
+from penstock.gateway import Gateway
 from penstock.piece import Token
 from penstock.relay import Reader
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 MESSAGES = "/v1/messages"
 

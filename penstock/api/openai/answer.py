@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,12 +21,10 @@ from penstock.api.openai.form import Form
 from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
+from penstock.gateway import Gateway
 from penstock.piece import Token, join
 from penstock.relay import Reader
 from penstock.sse import KEEPALIVE, unbroken
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 
 def failure(end: Terminal | None) -> PenstockError | None:

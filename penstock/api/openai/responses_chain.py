@@ -7,8 +7,6 @@ responses go on from it, and a short one costs no look at any other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from penstock.admission import Caller
@@ -17,12 +15,10 @@ from penstock.api.openai.responses_events import ResponseEvents
 from penstock.api.requests import find
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, fold
+from penstock.gateway import Gateway
 from penstock.job import Job, Message
 from penstock.transports.base import Record
 from penstock.transports.quota import answer_bytes
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 MAX_REPEATED_BYTES = 16_384
 MAX_LINKS = 100

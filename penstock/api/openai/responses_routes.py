@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.admission import Caller, Permit
 from penstock.api.answer import Answer
+from penstock.api.callers import authenticate
 from penstock.api.edge import Call
 from penstock.api.intake import enter, receive
 from penstock.api.openai.fields import without_refused
@@ -24,12 +25,10 @@ from penstock.api.reading import check_bodiless
 from penstock.api.requests import cancelled, find
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
+from penstock.gateway import Gateway
 from penstock.piece import Token
 from penstock.relay import Reader
 from penstock.transports.base import Record
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 RESPONSES = "/v1/responses"
 ONE = RESPONSES + "/{response_id}"
@@ -124,7 +123,7 @@ class ResponsesAPI:
     ) -> Response:
         """A stored response as it stands; with `stream`, its events, from the first or after the one of a number."""
         call = begin(request, ONE)
-        caller = await self.gateway.welcome(request, call)
+        caller = await authenticate(self.gateway, request, call)
         unknown = next((name for name in request.query_params if name not in _QUERY), None)
         if unknown is not None:
             raise InvalidRequest(f"Unknown query parameter; there are {', '.join(sorted(_QUERY))}.", param=unknown[:64])
@@ -154,7 +153,7 @@ class ResponsesAPI:
     async def cancel(self, request: Request, response_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
         call = begin(request, CANCEL)
-        caller = await self.gateway.welcome(request, call)
+        caller = await authenticate(self.gateway, request, call)
         check_bodiless(request)
         record = await self._find(caller, response_id, "response_id")
         call.fields["subject"] = record.job.id

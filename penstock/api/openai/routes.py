@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from penstock import errors
 from penstock.admission import Caller, Permit
+from penstock.api.callers import authenticate
 from penstock.api.edge import Call, Dialect, call_of
 from penstock.api.intake import enter, receive
 from penstock.api.openai import chat, completions
@@ -21,10 +22,8 @@ from penstock.api.openai.fields import without_refused
 from penstock.api.openai.form import Form
 from penstock.api.openapi import SUBMIT_ERRORS, error_responses
 from penstock.errors import ModelNotFound
+from penstock.gateway import Gateway
 from penstock.relay import Reader
-
-if TYPE_CHECKING:
-    from penstock.gateway import Gateway
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -129,14 +128,14 @@ class OpenAIAPI:
 
     async def models(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""
-        caller = await self.gateway.welcome(request, begin(request, MODELS))
+        caller = await authenticate(self.gateway, request, begin(request, MODELS))
         names = [name for name in sorted(self.gateway.pool.models) if _may_use(caller, name)]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
         return _json({"object": "list", "data": [self._shown(name) for name in names], "has_more": False, **ends})
 
     async def model(self, request: Request, model: str) -> Response:
         """One of them."""
-        caller = await self.gateway.welcome(request, begin(request, MODELS))
+        caller = await authenticate(self.gateway, request, begin(request, MODELS))
         if not self.gateway.pool.models:
             raise ModelNotFound("No model is being served.", param="model")
         name, _ = self.gateway.admission.choose_model(model, caller)

@@ -1,0 +1,42 @@
+"""Who sent an HTTP request, and whether they may send one now."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from penstock.admission import Caller
+from penstock.api.connection import header
+from penstock.api.edge import Call, call_of
+from penstock.errors import Forbidden
+from penstock.gateway import Gateway
+
+
+async def authenticate(gateway: Gateway, request: Request, call: Call) -> Caller:
+    """Identify the caller and charge the rate limit. Raises `Unauthorized`, `RateLimited`."""
+    caller = identify(gateway, request)
+    call.caller = caller.id
+    call.headers |= await gateway.admission.charge(caller)
+    return caller
+
+
+def identify(gateway: Gateway, request: Request) -> Caller:
+    """The caller, by key and address. Raises `Unauthorized`."""
+    token = header(request.scope, b"x-api-key")
+    if token is None:
+        scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
+        token = value if scheme.lower() == "bearer" else None
+    token = token and token.strip()
+    peer = str((request.scope.get("client") or ("",))[0])
+    # A proxy may add a line of its own instead of its part to the client's line: the rightmost counts, so take all.
+    hops = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"x-forwarded-for"]
+    return gateway.admission.identify(token, peer, ", ".join(hops))
+
+
+def guard_metrics(gateway: Gateway, request: Request) -> None:
+    """The metrics name every model and what all callers do. Raises `Unauthorized`, `Forbidden`."""
+    if gateway.keys is None or gateway.settings.metrics_public:
+        return
+    caller = identify(gateway, request)
+    call_of(request).caller = caller.id
+    if caller.key is not None and not (caller.key.admin or caller.key.metrics):
+        raise Forbidden("This needs a key for metrics (penstock keys create --metrics) or an administrator's.")
