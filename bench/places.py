@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from itertools import count
 from random import Random
 
-from penstock import batcher
-from penstock.batcher import Batcher
 from penstock.job import Batch, Claim, Job, Sampling
+from penstock.worker import batcher
+from penstock.worker.batcher import Batcher
 
 WINDOW_S, GENERATION_S, PLACES, SIZE = 0.010, 0.320, 4, 64
 UNTIL_S = 4.0

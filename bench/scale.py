@@ -27,7 +27,7 @@ from bench.probe import Look, drained, gateway_counts, look, redis_connections, 
 from bench.report import PAGE, RESULTS, about, between, save
 from bench.scale_report import BEGIN, END, PICTURE, costs_of, draw, render, table_of
 from bench.stacks import GATEWAY, WORKER, Program, Stack
-from penstock.bench.costs import PACKAGED
+from penstock.planner.costs import PACKAGED
 from tests.servers import free_port, start_server
 
 FAST = "fast=mock:step_ms=0"

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.curves import render_svg
 from bench.report import ROOT
-from penstock.bench.capacity import Demand, carries
+from penstock.planner.capacity import Demand, carries
 
 BEGIN = "<!-- scale: written by `python -m bench.scale` -->\n"
 END = "<!-- /scale -->\n"
@@ -27,7 +27,7 @@ def _many(held: Sequence[dict[str, Any]], least: int = MANY) -> list[dict[str, A
 
 
 def costs_of(found: dict[str, Any]) -> dict[str, Any]:
-    """What `penstock.bench.costs` reads. Of a token the dearest cell with many streams counts, of memory the
+    """What `penstock.planner.costs` reads. Of a token the dearest cell with many streams counts, of memory the
     dearest with 1,000 or more, so that a plan errs towards more.
     """
     at, many, most = found["about"], _many(found["held"]), _many(found["held"], 1000)

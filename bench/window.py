@@ -21,9 +21,9 @@ from bench.measure import Times
 from bench.report import JOURNAL
 from bench.stacks import GATEWAY, Program, Stack
 from bench.study import Study
-from penstock.batcher import Batcher
 from penstock.cli import main as penstock
 from penstock.worker import shift
+from penstock.worker.batcher import Batcher
 from tests.servers import free_port, start_server
 
 BEGIN = "<!-- window: written by `python -m bench.window` -->\n"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from penstock.settings import load_settings as load_settings
     from penstock.transports.base import Transport as Transport
 
-__version__ = "0.1.0"
+from penstock.version import __version__
 
 _HOME = {
     "Answer": "penstock.client",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from penstock.api.body import MAX_VALUES, num_marks
-from penstock.api.large import LARGE_BYTES, LARGE_VALUES
+from penstock.http.body_json import MAX_VALUES, num_marks
+from penstock.http.large_bodies import LARGE_BYTES, LARGE_VALUES
 
 MAX_BYTES = 2**20
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import uvicorn
 
-from penstock.api.connection import Connection
-from penstock.http1 import Http1Connection
-from penstock.listener import State
+from penstock.http.connection import Connection
+from penstock.http.http1 import Http1Connection
+from penstock.http.listener import State
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import uvicorn
 
-from penstock import ops
-from penstock.api.connection import Connection
-from penstock.app import create_app
-from penstock.gateway import Gateway
-from penstock.listener import Limit
+from penstock.api.app import create_app
+from penstock.gateway.gateway import Gateway
+from penstock.http import ops
+from penstock.http.connection import Connection
+from penstock.http.listener import Limit
 from penstock.metrics import Metrics
+from penstock.processes.worker import build_worker
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
-from penstock.worker import build_worker
 from tests.waiting import wait_until
 
 

@@ -13,14 +13,14 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.admission import Caller
 from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
-from penstock.api.edge import call_of
-from penstock.api.openapi import error_responses
-from penstock.api.reading import check_bodiless
 from penstock.errors import Forbidden, RequestNotFound
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Caller
+from penstock.gateway.gateway import Gateway
+from penstock.http.body_bytes import check_bodiless
+from penstock.http.edge import call_of
+from penstock.http.openapi import error_responses
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
 

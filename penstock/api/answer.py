@@ -16,15 +16,15 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.admission import Permit
-from penstock.api.connection import CLIENT, Client, Departure
-from penstock.api.edge import Call, error_response
-from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.keepalive import Pulse
+from penstock.gateway.relay import Reader, Stream
+from penstock.http.connection import CLIENT, Client, Departure
+from penstock.http.edge import Call, error_response
 from penstock.piece import Piece, Token, Whole
-from penstock.relay import Reader, Stream
 from penstock.sse import KEEPALIVE, unbroken
 
 logger = logging.getLogger(__name__)

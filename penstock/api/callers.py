@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from penstock.admission import Caller
-from penstock.api.connection import header
-from penstock.api.edge import Call, call_of
 from penstock.errors import Forbidden
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Caller
+from penstock.gateway.gateway import Gateway
+from penstock.http.connection import header
+from penstock.http.edge import Call, call_of
 
 
 async def authenticate(gateway: Gateway, request: Request, call: Call) -> Caller:

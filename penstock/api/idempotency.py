@@ -18,13 +18,13 @@ from typing import Any
 from fastapi import Request
 from msgspec.structs import replace
 
-from penstock.api.connection import header
-from penstock.api.edge import Call
 from penstock.errors import IdempotencyConflict, InvalidRequest, StoreUnavailable
 from penstock.event import Done, Failed, fold
-from penstock.gateway import Gateway
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.connection import header
+from penstock.http.edge import Call
 from penstock.job import Job, new_ulid
-from penstock.relay import Reader
 from penstock.transports.base import Record
 
 HEADER = b"idempotency-key"

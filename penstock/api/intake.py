@@ -15,18 +15,18 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from penstock.admission import INPUTS_PER_UNIT, Caller, Permit
-from penstock.api.body import parse_json, validate
 from penstock.api.callers import authenticate
-from penstock.api.edge import Call
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
-from penstock.api.large import LargeBodies, is_large
-from penstock.api.reading import read_body
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
-from penstock.gateway import Gateway
+from penstock.gateway.admission import INPUTS_PER_UNIT, Caller, Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.body_bytes import read_body
+from penstock.http.body_json import parse_json, validate
+from penstock.http.edge import Call
+from penstock.http.large_bodies import LargeBodies, is_large
 from penstock.job import Job, Message, OnDisconnect, Sampling
-from penstock.relay import Reader
 
 Body = TypeVar("Body", bound=BaseModel)
 P = ParamSpec("P")

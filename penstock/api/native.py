@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from penstock.api.answer import Answer, beside, error_data, timings, usage
-from penstock.api.edge import call_of
 from penstock.api.intake import Draft, enter, receive
-from penstock.api.openapi import SUBMIT_ERRORS
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, FinishReason, Terminal
-from penstock.gateway import Gateway
+from penstock.gateway.gateway import Gateway
+from penstock.http.edge import call_of
+from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.job import Job, Message
 from penstock.piece import Token, join
 from penstock.settings import Settings

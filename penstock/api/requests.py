@@ -15,15 +15,15 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.admission import Caller
 from penstock.api.answer import beside, usage
 from penstock.api.callers import authenticate, identify
-from penstock.api.edge import Call, call_of
 from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
-from penstock.api.openapi import ErrorDetail, error_responses
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Caller
+from penstock.gateway.gateway import Gateway
+from penstock.http.edge import Call, call_of
+from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
 from penstock.piece import join
 from penstock.transports.base import Glance, Record

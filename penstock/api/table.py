@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from penstock.api.admin import AdminAPI
 from penstock.api.anthropic.body import MessagesBody
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
-from penstock.api.edge import Handler
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
-from penstock.api.openai.responses import ResponseBody
-from penstock.api.openai.responses_routes import RESPONSES, ResponsesAPI
 from penstock.api.openai.routes import CHAT, COMPLETIONS, EMBEDDINGS, OpenAIAPI
 from penstock.api.requests import EVENTS_END, RequestsAPI
 from penstock.api.requests import PATH as REQUESTS
-from penstock.gateway import Gateway
+from penstock.api.responses.body import ResponseBody
+from penstock.api.responses.routes import RESPONSES, ResponsesAPI
+from penstock.gateway.gateway import Gateway
+from penstock.http.edge import Handler
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from penstock.errors import ConfigError
 
 GROUP = "penstock.backends"
 BUILT_IN = {
-    "mock": "penstock.backends.mock:MockBackend",
+    "mock": "penstock.backends.mock.engine:MockBackend",
     "openai": "penstock.backends.openai:OpenAIBackend",
 }
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from penstock import __version__
 from penstock.cli.ask import ask
 from penstock.cli.bench import bench
 from penstock.cli.chat import chat
@@ -16,6 +15,7 @@ from penstock.cli.keys import keys
 from penstock.cli.operators import cancel, dead, doctor, ps
 from penstock.cli.plan import plan
 from penstock.cli.processes import gateway, serve, worker
+from penstock.version import __version__
 
 app = new_app()
 for command in (serve, gateway, worker, ask, chat, bench, plan, config, doctor, ps, cancel):

@@ -12,13 +12,13 @@ import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from penstock.bench import Plan, Progress, Result, from_file, parse_slo, run, synthetic
-from penstock.bench.html import render_html
-from penstock.bench.plan import API, Prepared
-from penstock.bench.report import render_table
 from penstock.cli.flags import complain, ends
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, InternalError
+from penstock.loadgen import Plan, Progress, Result, from_file, parse_slo, run, synthetic
+from penstock.loadgen.html import render_html
+from penstock.loadgen.plan import API, Prepared
+from penstock.loadgen.report import render_table
 
 MAX_OPEN = 10_000  # connections of an open loop, unless said otherwise
 CLOSED = 32

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 from rich.table import Table
 
-from penstock import keys as store
+from penstock.callers import keys as store
 from penstock.cli.flags import complain, ends
 from penstock.cli.operators import DEFAULT_URL, ApiKey, Url, answers, call_gateway
 from penstock.cli.terminal import console, echo

@@ -1,4 +1,4 @@
-"""`penstock plan`: a load to a table of what it takes. The arithmetic is `penstock.bench.capacity`."""
+"""`penstock plan`: a load to a table of what it takes. The arithmetic is `penstock.planner.capacity`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from penstock.bench.capacity import Capacity, Demand, Figure
-from penstock.bench.capacity import plan as make_plan
-from penstock.bench.costs import PACKAGED, Costs, read_costs
 from penstock.cli.flags import ends
 from penstock.cli.terminal import console, echo
+from penstock.planner.capacity import Capacity, Demand, Figure
+from penstock.planner.capacity import plan as make_plan
+from penstock.planner.costs import PACKAGED, Costs, read_costs
 from penstock.settings import Settings
 
 DELIVERED_S = 10.0  # how long the tokens of an interactive request are kept once its client has them all

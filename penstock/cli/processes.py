@@ -14,7 +14,7 @@ from penstock.settings.about import env_name, flag_name
 @with_settings("serve")
 def serve(settings: Settings) -> int:
     """Gateway and worker in one process: in memory, or on Redis with --redis-url."""
-    from penstock.serve import run_serve
+    from penstock.processes.serve import run_serve
 
     _import_from_here()
     return run_serve(settings)
@@ -24,7 +24,7 @@ def serve(settings: Settings) -> int:
 def gateway(settings: Settings) -> int:
     """The HTTP API alone, on Redis; as many as you like."""
     _need_redis(settings, "gateway")
-    from penstock.server import run_gateway
+    from penstock.processes.gateway import run_gateway
 
     return run_gateway(settings)
 
@@ -34,10 +34,10 @@ def worker(settings: Settings) -> int:
     """A worker alone, on Redis; as many as you like."""
     _need_redis(settings, "worker")
     if settings.supervised:
-        from penstock.supervised import run_supervised
+        from penstock.processes.worker_parent import run_supervised
 
         return run_supervised(settings)
-    from penstock.worker import run_worker
+    from penstock.processes.worker import run_worker
 
     _import_from_here()
     return run_worker(settings)

@@ -18,8 +18,8 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Terminal, Tokens
 from penstock.piece import Token
 from penstock.transports.base import Transport
-from penstock.worker.faults import Fault, no_fault
-from penstock.worker.lane import Lane
+from penstock.worker.crash_points import Fault, no_fault
+from penstock.worker.running_job import Lane
 
 logger = logging.getLogger("penstock.worker")
 

@@ -8,7 +8,7 @@ import time
 from penstock.event import Done, Failed, Terminal, Usage
 from penstock.logs import say
 from penstock.metrics import Metrics
-from penstock.worker.lane import Lane
+from penstock.worker.running_job import Lane
 
 logger = logging.getLogger("penstock.worker")
 

@@ -17,18 +17,18 @@ from functools import partial
 import msgspec
 
 from penstock.backends.base import Backend
-from penstock.batcher import Batcher
 from penstock.errors import DeadlineExceeded, ModelNotFound, PenstockError, StoreUnavailable, UnsupportedParameter
 from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
 from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
 from penstock.transports.base import LEASE_S, Renewal, Transport
-from penstock.worker.faults import Fault, no_fault
-from penstock.worker.lane import Lane
+from penstock.worker.batcher import Batcher
+from penstock.worker.batches import Runs, cancel_all
+from penstock.worker.crash_points import Fault, no_fault
 from penstock.worker.outbox import Outbox
 from penstock.worker.report import report
-from penstock.worker.runs import Runs, cancel_all
+from penstock.worker.running_job import Lane
 from penstock.worker.suspects import Suspects
 
 logger = logging.getLogger("penstock.worker")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.job import Claim
-from penstock.worker.lane import Lane
+from penstock.worker.running_job import Lane
 
 
 class Suspects:

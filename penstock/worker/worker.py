@@ -1,6 +1,6 @@
 """`Worker`: one shift after the other, each under a lease and an id of its own, until it is stopped.
 
-Knows no settings, signals or processes: `process.py` does. In `penstock serve` it runs beside the gateway.
+Knows no settings, signals or processes: `processes/worker.py` does. In `penstock serve` it runs beside the gateway.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from penstock import __version__
 from penstock.backends.base import Backend
 from penstock.errors import BackendError, StoreUnavailable
 from penstock.fleet import WorkerInfo
 from penstock.metrics import Metrics
 from penstock.transports.base import Transport
-from penstock.worker.faults import fault_from
+from penstock.version import __version__
+from penstock.worker.crash_points import fault_from
 from penstock.worker.lease import Lease
 from penstock.worker.shift import Limits, Shift
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from penstock.backends.mock_text import TokenOf, token_source, verify_chain
+from penstock.backends.mock.text import TokenOf, token_source, verify_chain
 from penstock.job import Job, Sampling
 
 Outcome = Literal["open", "done", "failed", "refused", "left", "cut"]

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 
-from penstock.worker.faults import POINTS
+from penstock.worker.crash_points import POINTS
 from tests.chaos.http import get
 from tests.chaos.load import Habits
 from tests.chaos.plant import QUEUE, Member

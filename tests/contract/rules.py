@@ -14,9 +14,9 @@ from typing import Any
 import redis
 
 from penstock.event import Done, Event, Failed, Tokens, fold
+from penstock.gateway.relay import Relay, Stream, patience
+from penstock.gateway.relay.table import MAX_PER_S
 from penstock.job import Claim, Job
-from penstock.relay import Relay, Stream, patience
-from penstock.relay.table import MAX_PER_S
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys

@@ -19,6 +19,7 @@ from penstock.event import Done, Failed, fold
 from penstock.job import Claim, Job, Message
 from penstock.transports.base import Outcome, RateLimit
 from penstock.transports.redis import RedisTransport, rights, scripts
+from penstock.transports.redis.driver.command import Command
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.stores import RedisStore, new_job, new_worker, tokens
 
@@ -364,7 +365,7 @@ async def test_the_stories_run_every_script(
     called: set[str] = set()
     call = scripts.Script.__call__
 
-    def spied(self: scripts.Script, on: Sequence[str | bytes], *args: Any) -> scripts.Command:
+    def spied(self: scripts.Script, on: Sequence[str | bytes], *args: Any) -> Command:
         called.add(self.name)
         return call(self, on, *args)
 

@@ -16,11 +16,11 @@ import pytest
 import redis
 
 from penstock.event import Event
-from penstock.relay.mend import Mender
-from penstock.relay.patience import Patience
-from penstock.relay.relay import Relay
-from penstock.relay.stream import Stream
-from penstock.relay.table import Budget
+from penstock.gateway.relay.mend import Mender
+from penstock.gateway.relay.patience import Patience
+from penstock.gateway.relay.relay import Relay
+from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.table import Budget
 from penstock.transports.redis import frames, scripts
 from tests.contract import rules
 from tests.contract.rules import Case

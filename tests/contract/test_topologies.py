@@ -23,11 +23,11 @@ from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done
 from penstock.job import Job
 from penstock.transports.redis import RedisTransport, keys
-from penstock.transports.redis.cluster import slot_of
-from penstock.transports.redis.connection import ServerConnection
-from penstock.transports.redis.endpoint import Endpoint, Kind, parse
+from penstock.transports.redis.driver.cluster import slot_of
+from penstock.transports.redis.driver.connection import ServerConnection
+from penstock.transports.redis.driver.endpoint import Endpoint, Kind, parse
+from penstock.transports.redis.driver.link import NoMetrics
 from penstock.transports.redis.keys import PoolKeys
-from penstock.transports.redis.link import NoMetrics
 from penstock.transports.redis.rights import name_of, needed
 from tests.contract.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.servers import free_port

@@ -14,7 +14,7 @@ from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done, Event
 from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
-from penstock.transports.redis.subscription import Subscription
+from penstock.transports.redis.driver.subscription import Subscription
 from tests.contract.stores import Ear, RedisStore, new_job, new_worker, run_one, tokens
 from tests.servers import free_port, start_server
 from tests.waiting import wait_until

@@ -15,7 +15,7 @@ import redis
 from penstock.errors import ConfigError, InternalError
 from penstock.event import Done, Failed, Tokens
 from penstock.fleet import Capabilities
-from penstock.relay import Reader, Relay
+from penstock.gateway.relay import Reader, Relay
 from penstock.transports import Transport, memory
 from penstock.transports.base import LEASE_S, MAX_DEATHS, MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.transports.redis import keys
+from penstock.transports.redis.driver.command import command
 from penstock.transports.redis.frames import FramePacker
-from penstock.transports.redis.scripts import SCRIPTS, command
+from penstock.transports.redis.scripts import SCRIPTS
 
 LUA = Path(keys.__file__).parent / "lua"
 _ids = st.text("abcXYZ0189._-", min_size=1, max_size=40)

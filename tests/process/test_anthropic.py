@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from tests.process import reading
 from tests.process.programs import Site, site
 from tests.waiting import wait_until_async

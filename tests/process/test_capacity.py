@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from penstock.keys import create_key, revoke_key
+from penstock.callers.keys import create_key, revoke_key
 from tests.process import reading
 from tests.process.programs import free_port, site
 from tests.waiting import wait_until_async

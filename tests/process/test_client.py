@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock import AsyncClient, Client
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.text import verify_chain
 from penstock.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PenstockError, RequestNotFound, Unavailable
 from tests.process.programs import Site, site
 from tests.waiting import wait_until

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.text import verify_chain
 from tests.process.programs import Site, site
 
 pytestmark = pytest.mark.timeout(120)

@@ -88,7 +88,7 @@ async def test_rate_limits_are_shared_by_gateways(redis_url: str) -> None:
 
 
 async def test_keys(tmp_path: Path) -> None:
-    from penstock.keys import create_key, revoke_key
+    from penstock.callers.keys import create_key, revoke_key
 
     path = tmp_path / "keys.toml"
     _, good = create_key(path, name="good")

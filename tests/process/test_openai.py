@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.text import verify_chain
 from tests.process import reading
 from tests.process.programs import Site, site
 from tests.waiting import wait_until_async

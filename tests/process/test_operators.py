@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from penstock.keys import create_key, revoke_key
+from penstock.callers.keys import create_key, revoke_key
 from tests.process import reading
 from tests.process.programs import free_port, site
 from tests.waiting import wait_until, wait_until_async

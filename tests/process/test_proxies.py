@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from tests.process import reading
 from tests.process.programs import free_port, site
 from tests.topologies import NotHere, make_certificate

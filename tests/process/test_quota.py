@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import redis
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from penstock.transports.redis import keys
 from tests.process import reading
 from tests.process.programs import Site, site

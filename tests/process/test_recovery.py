@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import redis
 
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.text import verify_chain
 from tests.process import reading
 from tests.process.programs import Site, site
 from tests.servers import Server, start_server

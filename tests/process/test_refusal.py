@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from tests.process.programs import Program, free_port, site
 from tests.servers import start_server
 

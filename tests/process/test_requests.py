@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from penstock.sse import Decoder, ServerEvent
 from tests.process import reading
 from tests.process.programs import Site, site

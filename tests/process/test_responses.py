@@ -14,8 +14,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from penstock.backends.mock_text import verify_chain
-from penstock.keys import create_key
+from penstock.backends.mock.text import verify_chain
+from penstock.callers.keys import create_key
 from tests.process import reading
 from tests.process.programs import Site, site
 from tests.waiting import wait_until_async

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.text import verify_chain
 from tests.process import reading
 from tests.process.programs import Program, Site, free_port, site
 from tests.servers import start_server
@@ -213,10 +213,10 @@ async def test_gateway_processes_are_started_again_and_refused_for_meanwhile(
 @pytest.mark.parametrize(
     ("lost", "run", "status"),
     [
-        ("penstock.worker.process.watch_lag", "penstock.worker.run_worker", 70),
-        ("penstock.ops.Server.main_loop", "penstock.worker.run_worker", 70),
-        ("penstock.worker.worker.Worker.run", "penstock.worker.run_worker", 1),
-        ("penstock.worker.worker.Worker.run", "penstock.serve.run_serve", 70),
+        ("penstock.processes.worker.watch_lag", "penstock.processes.worker.run_worker", 70),
+        ("penstock.http.ops.Server.main_loop", "penstock.processes.worker.run_worker", 70),
+        ("penstock.worker.worker.Worker.run", "penstock.processes.worker.run_worker", 1),
+        ("penstock.worker.worker.Worker.run", "penstock.processes.serve.run_serve", 70),
     ],
 )
 async def test_a_process_that_has_lost_a_loop_ends_so_that_it_is_started_again(

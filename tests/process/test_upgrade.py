@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from penstock.keys import create_key
+from penstock.callers.keys import create_key
 from tests.process.programs import Site, free_port, site
 from tests.waiting import wait_until
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from penstock.api.edge import Call
 from penstock.api.idempotency import submit_once
 from penstock.errors import InvalidRequest, PenstockError, QueueFull, StoreUnavailable
 from penstock.event import Done, Failed, Terminal, fold
+from penstock.gateway.relay import Reader
+from penstock.http.edge import Call
 from penstock.piece import Token
-from penstock.relay import Reader
 from tests.simulation.plan import Ask
 from tests.simulation.tokens import fault_of
 

@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any, Literal
 from zlib import crc32
 
-from penstock.worker.lane import Lane, Run
+from penstock.worker.running_job import Lane, Run
 
 START = 1_000.0
 WALL = 1_800_000_000.0

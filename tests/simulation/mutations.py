@@ -16,14 +16,14 @@ import pytest
 
 from penstock.errors import StoreUnavailable
 from penstock.event import Event, Tokens
+from penstock.gateway.relay import patience
+from penstock.gateway.relay.keeper import Keeper
+from penstock.gateway.relay.mend import Mender
+from penstock.gateway.relay.patience import Patience
+from penstock.gateway.relay.relay import Relay
+from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.table import Table
 from penstock.job import Claim
-from penstock.relay import patience
-from penstock.relay.keeper import Keeper
-from penstock.relay.mend import Mender
-from penstock.relay.patience import Patience
-from penstock.relay.relay import Relay
-from penstock.relay.stream import Stream
-from penstock.relay.table import Table
 from penstock.transports.base import Bound, Record, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import suspects

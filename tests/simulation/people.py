@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from typing import cast
 
-from penstock.admission import Admission
-from penstock.api.turns import Turns
-from penstock.backends.mock import MockBackend
+from penstock.backends.mock.engine import MockBackend
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Started
+from penstock.gateway.admission import Admission
+from penstock.gateway.pool import PoolView
+from penstock.gateway.relay import Reader, Relay
+from penstock.gateway.turns import Turns
 from penstock.job import Job
-from penstock.pool import PoolView
-from penstock.relay import Reader, Relay
 from penstock.transports.base import LEASE_S, TICK_S, Transport
 from penstock.worker.worker import Worker as RealWorker
 from tests.simulation.loop import Killed, Process
@@ -28,7 +28,7 @@ RESUME_WINDOW_S = 20.0
 
 
 class Gateway:
-    """What `penstock.gateway` is, without HTTP, keys and metrics."""
+    """What `penstock.gateway.gateway` is, without HTTP, keys and metrics."""
 
     def __init__(self, site: Site, process: Process, plan: Plan) -> None:
         self.id = process.name

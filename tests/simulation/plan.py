@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from penstock.job import Job, OnDisconnect, Sampling
-from penstock.worker.faults import POINTS
+from penstock.worker.crash_points import POINTS
 from tests.simulation.wire import Faults
 
 MODEL = "mock"

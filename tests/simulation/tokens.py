@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
-from penstock.backends import mock
-from penstock.backends.mock import MockBackend
+from penstock.backends.mock import engine as mock
+from penstock.backends.mock.engine import MockBackend
 from penstock.job import Claim
 from penstock.piece import Token, text_of
 

@@ -15,18 +15,18 @@ from fastapi import FastAPI
 from rich.console import Console
 from starlette.requests import Request
 
+from penstock.api.app import create_app
 from penstock.api.callers import identify
-from penstock.api.door import Door
-from penstock.api.openai.responses import request_id_of
+from penstock.api.responses.body import request_id_of
 from penstock.api.table import apis_of
-from penstock.app import create_app
+from penstock.callers.keys import create_key
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
 from penstock.event import Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
-from penstock.gateway import Gateway
+from penstock.gateway.gateway import Gateway
+from penstock.http.door import Door
 from penstock.job import JOB_ID, Job, minted_at, new_ulid
-from penstock.keys import create_key
 from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Glance, worst_first
@@ -312,8 +312,8 @@ async def test_what_a_web_page_may_send_to_any_server_changes_nothing(site: Site
 async def test_a_file_of_keys_that_cannot_be_read_again_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.gateway.CHECK_INTERVAL_S", 0.01)
-    monkeypatch.setattr("penstock.keys.ring.CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("penstock.gateway.gateway.CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("penstock.callers.keys.ring.CHECK_INTERVAL_S", 0.01)
     path = tmp_path / "keys.toml"
     _, admin = create_key(path, name="admin", admin=True)
     site = Site(api_keys_file=path)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from penstock.admission import Admission, Caller
 from penstock.api.intake import check_capabilities
+from penstock.callers.keys import KeyRing, create_key
 from penstock.errors import (
     DeadlineUnreachable,
     Draining,
@@ -28,9 +28,9 @@ from penstock.errors import (
     UnsupportedParameter,
 )
 from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.gateway.admission import Admission, Caller
+from penstock.gateway.pool import MIN_LOOK_S, DrainRate, PoolView
 from penstock.job import Sampling
-from penstock.keys import KeyRing, create_key
-from penstock.pool import MIN_LOOK_S, DrainRate, PoolView
 from penstock.transports.base import RateLimit, Verdict
 from penstock.transports.memory import MemoryTransport
 
@@ -151,7 +151,7 @@ async def test_a_limit_holds_also_while_the_store_is_away(transport: type[Memory
 
 
 async def test_what_is_counted_locally_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.admission._MAX_LOCAL_KEYS", 10)
+    monkeypatch.setattr("penstock.gateway.admission._MAX_LOCAL_KEYS", 10)
     admission = gate(transport=Away(), rate_limit=RateLimit(rpm=60, burst=3))
     for number in range(50):
         await admission.charge(Caller("", f"203.0.113.{number}"))

@@ -10,10 +10,10 @@ import pytest
 
 from penstock.backends import build_backend, loading
 from penstock.backends.base import Backend
-from penstock.backends.mock import MockBackend
+from penstock.backends.mock.engine import MockBackend
 from penstock.errors import ConfigError
+from penstock.processes.worker import build_backends
 from penstock.settings.models import read_models
-from penstock.worker.process import build_backends
 
 SOURCE = """
 from penstock.backends import Backend
@@ -92,7 +92,7 @@ def test_by_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("other", "penstock.backends.mock:MockBackend", "penstock.backends")
+    point = EntryPoint("other", "penstock.backends.mock.engine:MockBackend", "penstock.backends")
     monkeypatch.setattr(loading, "entry_points", lambda group: [point])
     assert isinstance(build_backend("other", {}), MockBackend)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batcher import LAST_PLACES, MAX_LULL_WINDOWS, QUIET_SHARE, Batcher
 from penstock.job import Batch, Claim, Job, Sampling
+from penstock.worker.batcher import LAST_PLACES, MAX_LULL_WINDOWS, QUIET_SHARE, Batcher
 
 WINDOW_S = 0.010
 

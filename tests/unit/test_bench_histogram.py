@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench import Histogram
-from penstock.bench.histogram import bucket_of, middle_of
+from penstock.loadgen import Histogram
+from penstock.loadgen.histogram import bucket_of, middle_of
 
 VALUES = st.lists(st.integers(0, 10**12), min_size=1, max_size=300)
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from penstock.bench import Plan, from_file, parse_slo, synthetic
-from penstock.bench.html import render_html
-from penstock.bench.plan import Prepared, request_bytes, target_of
-from penstock.bench.report import render_table
-from penstock.bench.result import Result, add_up
-from penstock.bench.tally import Tally
 from penstock.errors import ConfigError
+from penstock.loadgen import Plan, from_file, parse_slo, synthetic
+from penstock.loadgen.html import render_html
+from penstock.loadgen.plan import Prepared, request_bytes, target_of
+from penstock.loadgen.report import render_table
+from penstock.loadgen.result import Result, add_up
+from penstock.loadgen.tally import Tally
 
 PREPARED = [Prepared(json.dumps({"prompt": str(number), "max_tokens": 4}), 4) for number in range(3)]
 

@@ -17,7 +17,7 @@ from bench.probe import tree
 from bench.report import PAGE, RESULTS, between
 from bench.scale import FULL, QUICK, step_ms_of
 from bench.scale_report import BEGIN, END, PICTURE, cost_table, costs_of, draw, grid_table, held_table, render
-from penstock.bench.costs import Costs
+from penstock.planner.costs import Costs
 
 
 def _held(streams: int, gateway_us: float, kept: float | None = 116.0, tokens_each: float = 50.0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench.scan import Scanner, make_scanner
+from penstock.loadgen.scan import Scanner, make_scanner
 from penstock.sse import KEEPALIVE, frame
 
 ID = "g1.01ABC"

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.types import Message
 
-from penstock.api.body import MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
-from penstock.api.connection import WHOLE
-from penstock.api.plain import MAX_FAULTS
-from penstock.api.reading import ClientGone, check_bodiless, check_media_type, read_body
 from penstock.errors import BodyTooLarge, InvalidRequest, PenstockError, SlowBody, UnsupportedMediaType
+from penstock.http.body_bytes import ClientGone, check_bodiless, check_media_type, read_body
+from penstock.http.body_json import MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
+from penstock.http.connection import WHOLE
+from penstock.http.field_errors import MAX_FAULTS
 from tests.hostile import BAD_FIELDS, ODD_BUT_RIGHT, PARSER, Case
 
 SECRET = "the-secret-of-the-prompt"

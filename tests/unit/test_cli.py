@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from penstock import __version__
+from penstock.callers.keys import KeyRing, read_keys
 from penstock.cli.app import app
-from penstock.keys import KeyRing, read_keys
 from penstock.settings import About, Command, Settings
 from penstock.settings.about import flag_name
 
@@ -49,9 +49,9 @@ def test_a_command_has_the_flags_of_its_settings_and_no_others(command: Command)
 @pytest.mark.parametrize(
     ("command", "home", "entry"),
     [
-        ("serve", "penstock.serve", "run_serve"),
-        ("gateway", "penstock.server", "run_gateway"),
-        ("worker", "penstock.supervised", "run_supervised"),
+        ("serve", "penstock.processes.serve", "run_serve"),
+        ("gateway", "penstock.processes.gateway", "run_gateway"),
+        ("worker", "penstock.processes.worker_parent", "run_supervised"),
     ],
 )
 def test_a_command_runs_its_process_with_the_settings(
@@ -74,9 +74,9 @@ def test_a_command_runs_its_process_with_the_settings(
 
 def test_serve_takes_models_one_flag_each(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Settings] = []
-    module = ModuleType("penstock.serve")
+    module = ModuleType("penstock.processes.serve")
     module.run_serve = lambda settings: given.append(settings) or 0  # type: ignore[attr-defined,func-returns-value]
-    monkeypatch.setitem(sys.modules, "penstock.serve", module)
+    monkeypatch.setitem(sys.modules, "penstock.processes.serve", module)
     assert run("serve", "--model", "a=mock:step_ms=1", "--model", "b=mock").exit_code == 0
     assert [(spec.name, spec.options) for spec in given[0].models] == [("a", {"step_ms": "1"}), ("b", {})]
 
@@ -183,7 +183,7 @@ def test_a_process_that_stays_imports_its_own_commands_only() -> None:
 def test_a_password_in_a_flag_is_seen_by_every_user(
     monkeypatch: pytest.MonkeyPatch, flag: str, variable: str, is_said: bool
 ) -> None:
-    monkeypatch.setattr("penstock.server.run_gateway", lambda settings: 0)
+    monkeypatch.setattr("penstock.processes.gateway.run_gateway", lambda settings: 0)
     arguments = ["--redis-url", flag] if flag else []
     for command in (["gateway"], ["config"]):
         said = run(*command, *arguments, **({"REDIS_URL": variable} if variable else {})).output

@@ -16,10 +16,10 @@ from bench.report import newest
 from penstock import Answer, Client, Status, errors
 from penstock.backends.openai import OpenAIBackend
 from penstock.backends.openai.engines import EngineName
-from penstock.bench.costs import PACKAGED
 from penstock.client import Handle, Stream
 from penstock.client.options import Options
 from penstock.metrics import TABLE
+from penstock.planner.costs import PACKAGED
 from penstock.settings import Settings
 from penstock.settings.about import env_name
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.door import MAX_KNOWN, Door, host_name, is_loopback, refuse_open
 from penstock.errors import ConfigError, Misdirected, OriginNotAllowed, PenstockError
+from penstock.http.door import MAX_KNOWN, Door, host_name, is_loopback, refuse_open
 from penstock.settings import Settings
 
 

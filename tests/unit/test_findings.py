@@ -6,8 +6,8 @@ import pytest
 
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.transports.base import Holding, Overview
-from penstock.transports.redis import findings
-from penstock.transports.redis.endpoint import parse
+from penstock.transports.redis import doctor as findings
+from penstock.transports.redis.driver.endpoint import parse
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from penstock import gateway as gateway_module
-from penstock import server
-from penstock.app import create_app
+from penstock.api.app import create_app
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
-from penstock.gateway import Gateway
+from penstock.gateway import gateway as gateway_module
+from penstock.gateway.gateway import Gateway
 from penstock.job import Job
 from penstock.metrics import Metrics
+from penstock.processes import gateway as server
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
 from tests.waiting import wait_until
@@ -58,11 +58,11 @@ async def gateway(store: Fickle) -> AsyncIterator[Gateway]:
 @pytest.mark.parametrize(
     "lost",
     [
-        "penstock.gateway.Gateway._keep_ticking",
-        "penstock.gateway.Gateway._watch_keys",
-        "penstock.gateway.watch_lag",
-        "penstock.relay.Relay.watch",
-        "penstock.api.sweep.Sweep.run",
+        "penstock.gateway.gateway.Gateway._keep_ticking",
+        "penstock.gateway.gateway.Gateway._watch_keys",
+        "penstock.gateway.gateway.watch_lag",
+        "penstock.gateway.relay.Relay.watch",
+        "penstock.gateway.keepalive.Sweep.run",
     ],
 )
 async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.connection import Connection
-from penstock.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
-from penstock.listener import State
+from penstock.http.connection import Connection
+from penstock.http.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
+from penstock.http.listener import State
 from tests.http1 import Peer
 from tests.waiting import wait_until
 

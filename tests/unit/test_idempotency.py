@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from penstock.api import idempotency
-from penstock.api.edge import Call
 from penstock.api.idempotency import submit_once
 from penstock.errors import IdempotencyConflict, QueueFull, StoreUnavailable
 from penstock.event import Done
 from penstock.fleet import Capabilities, WorkerInfo
-from penstock.gateway import Gateway
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.edge import Call
 from penstock.job import Job
 from penstock.metrics import Metrics
-from penstock.relay import Reader
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport, _Bound
 from tests.waiting import wait_until

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.errors import ConfigError
-from penstock.keys import (
+from penstock.callers.keys import (
     Key,
     KeyRing,
     create_key,
@@ -28,6 +27,7 @@ from penstock.keys import (
     rotate_key,
     write_keys,
 )
+from penstock.errors import ConfigError
 
 
 class Clock:

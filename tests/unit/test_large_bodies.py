@@ -15,14 +15,14 @@ import pytest
 from pydantic import BaseModel
 
 from penstock.api.anthropic.body import MessagesBody
-from penstock.api.large import LARGE_BYTES, LARGE_VALUES, MAX_WAITING, MAX_WAITING_OF_ONE, LargeBodies, is_large
 from penstock.api.native import GenerateBody
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
-from penstock.api.openai.responses import ResponseBody
+from penstock.api.responses.body import ResponseBody
 from penstock.errors import InvalidRequest, Overloaded
-from penstock.server import GC_THRESHOLD
+from penstock.http.large_bodies import LARGE_BYTES, LARGE_VALUES, MAX_WAITING, MAX_WAITING_OF_ONE, LargeBodies, is_large
+from penstock.processes.gateway import GC_THRESHOLD
 from tests.bodies import GENERATE, SHAPES, bodies
 from tests.serving import ask, post, serving
 
@@ -115,14 +115,14 @@ def test_a_gateway_waits_for_no_thread_as_long_as_pythons_own_interval() -> None
     """In a process of its own, as the interval is the whole process'."""
     program = """
 import sys
-from penstock import server
+from penstock.processes import gateway
 from penstock.settings import Settings
 
 def beside(transport, metrics):
     sys.exit(0 if sys.getswitchinterval() <= 0.001 else 3)
 
 settings = Settings(port=0)
-server.run(settings, server.bind(settings), beside)
+gateway.run(settings, gateway.bind(settings), beside)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 

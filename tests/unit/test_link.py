@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from penstock.errors import StoreUnavailable
-from penstock.transports.redis.link import MAX_JOINED, Link, NoMetrics
+from penstock.transports.redis.driver.link import MAX_JOINED, Link, NoMetrics
 from tests.waiting import wait_until
 
 
@@ -88,7 +88,7 @@ async def test_what_is_posted_alone_leaves_all_the_same(
     await wait_until(lambda: wire.writes == [b"ab"], "they leave, together")
     link.post(b"c", 1, 60.0)
     await wait_until(lambda: wire.writes == [b"ab", b"c"], "so does what is posted later")
-    monkeypatch.setattr("penstock.transports.redis.link.POST_WITHIN_S", 3600.0)
+    monkeypatch.setattr("penstock.transports.redis.driver.link.POST_WITHIN_S", 3600.0)
     for _ in range(MAX_JOINED):
         link.post(b"x", 1, 60.0)
     assert wire.writes[2:] == [b"x" * MAX_JOINED], "many do not wait"
@@ -106,7 +106,7 @@ async def test_what_is_posted_leaves_before_the_link_is_closed(link: Link, wire:
 async def test_nothing_is_posted_where_a_command_would_be_refused(
     link: Link, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.transports.redis.link.MAX_PENDING", 2)
+    monkeypatch.setattr("penstock.transports.redis.driver.link.MAX_PENDING", 2)
     link.post(b"a", 2, 60.0)
     link.post(b"b", 1, 60.0)
     with pytest.raises(StoreUnavailable, match="Too many"):

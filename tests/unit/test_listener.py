@@ -14,10 +14,10 @@ import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from penstock import listener
-from penstock.http1 import Http1Connection
-from penstock.listener import Acceptor, Limit, accepts_per_turn
-from penstock.ops import Server
+from penstock.http import listener
+from penstock.http.http1 import Http1Connection
+from penstock.http.listener import Acceptor, Limit, accepts_per_turn
+from penstock.http.ops import Server
 from tests.waiting import wait_until_async
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -11,11 +11,11 @@ from penstock import errors
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.events import MessageEvents, events_of
-from penstock.api.body import validate
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import without_refused
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Terminal
+from penstock.http.body_json import validate
 from penstock.job import Job, Message, Sampling
 from penstock.piece import Piece, Token, ToolCall
 from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told

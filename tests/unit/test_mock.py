@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.backends.mock import MockBackend
-from penstock.backends.mock_text import token_source, verify_chain
+from penstock.backends.mock.engine import MockBackend
+from penstock.backends.mock.text import token_source, verify_chain
 from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.job import Batch, Claim, Job, Message, Sampling
 from tests.waiting import wait_until
@@ -124,8 +124,8 @@ async def test_steps_are_due_on_absolute_deadlines(monkeypatch: pytest.MonkeyPat
         nonlocal now
         now += delay + 0.002  # a sleep is always a little late: it must not add up
 
-    monkeypatch.setattr("penstock.backends.mock.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr("penstock.backends.mock.asyncio", SimpleNamespace(sleep=oversleep))
+    monkeypatch.setattr("penstock.backends.mock.engine.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("penstock.backends.mock.engine.asyncio", SimpleNamespace(sleep=oversleep))
     backend = MockBackend(step_ms=5, step_ms_per_seq=1, prefill_ms_per_token=10)
     batch = Batch((claim(job("a", "one two", max_tokens=20)),))
     arrivals = [now async for _ in backend.generate(batch)]

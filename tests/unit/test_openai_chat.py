@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.body import validate
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody, ChatForm
 from penstock.api.openai.completions import CompletionBody, CompletionForm
 from penstock.api.openai.fields import without_refused
 from penstock.errors import InvalidRequest, PenstockError, UnsupportedParameter
+from penstock.http.body_json import validate
 from penstock.job import Message, Sampling
 from penstock.piece import Logprob, Piece, Token, ToolCall, join
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.openai.chunks import Chunks
-from penstock.backends.openai.trouble import Trouble
+from penstock.backends.openai.failures import Trouble
 from penstock.backends.streams import Finish
 from penstock.errors import InvalidRequest
 from penstock.event import Usage

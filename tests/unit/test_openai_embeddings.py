@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.backends.base import Embedded
 from penstock.backends.openai import embeddings
-from penstock.backends.openai.trouble import Trouble
+from penstock.backends.openai.failures import Trouble
 from penstock.event import Usage
 from penstock.job import Job
 from penstock.piece import Piece, Token, decode_vector

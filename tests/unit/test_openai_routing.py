@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES
+from penstock.backends.openai.failures import Trouble, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.openai.replicas import Choice, Replica, Tier, choose
 from penstock.backends.openai.rests import MAX_CALLERS, Rests
-from penstock.backends.openai.trip import Patience, Trip, Wait
-from penstock.backends.openai.trouble import Trouble, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.retries import Patience, Trip, Wait
 from penstock.errors import BackendError, InvalidRequest, Overloaded, PenstockError
 
 ANY = ENGINES["any"]

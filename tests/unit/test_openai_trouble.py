@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.backends.openai.trouble import MAX_REST_S, of_status, read_error, read_retry_after
+from penstock.backends.openai.failures import MAX_REST_S, of_status, read_error, read_retry_after
 from penstock.errors import PenstockError
 
 

@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from penstock.api.docs_page import docs_routes
 from penstock.errors import ConfigError
+from penstock.http.docs_page import docs_routes
+from penstock.http.ops import build_app, routes, serve_ops
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
-from penstock.ops import build_app, routes, serve_ops
 from tests.waiting import wait_until
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.admission import Caller
 from penstock.api.intake import Draft, check_capabilities, job_of
 from penstock.backends.base import Backend, Embedded
-from penstock.backends.mock import MockBackend
+from penstock.backends.mock.engine import MockBackend
 from penstock.backends.stop import StopMatcher
 from penstock.backends.streams import Finish
 from penstock.errors import UnsupportedParameter
 from penstock.event import Done, Event, Failed, Tokens, Usage, fold
 from penstock.fleet import Capabilities, Pool, WorkerInfo
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Caller
+from penstock.gateway.gateway import Gateway
 from penstock.job import Batch, Claim, Job, Message, Sampling
 from penstock.metrics import Metrics
 from penstock.piece import Logprob, Piece, Token, ToolCall, decode_vector, encode_vector, join, join_text

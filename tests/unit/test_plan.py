@@ -16,12 +16,12 @@ from typer.testing import CliRunner, Result
 
 from bench.report import RESULTS
 from bench.scale_report import costs_of
-from penstock.bench.capacity import Capacity, Demand, carries, plan
-from penstock.bench.costs import PACKAGED, Client, Costs, Origin, Role, Store, read_costs
 from penstock.cli.app import app
 from penstock.cli.plan import DELIVERED_S
 from penstock.errors import ConfigError
-from penstock.relay.relay import DELIVERED_RETENTION_S
+from penstock.gateway.relay.relay import DELIVERED_RETENTION_S
+from penstock.planner.capacity import Capacity, Demand, carries, plan
+from penstock.planner.costs import PACKAGED, Client, Costs, Origin, Role, Store, read_costs
 
 ABOUT = Origin(date="2026-01-02", command="c", cpu="cpu", cores=2, server="s", penstock="0", streams=[1000])
 COSTS = Costs(

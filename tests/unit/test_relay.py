@@ -14,12 +14,12 @@ from msgspec.structs import replace as replace_job
 from penstock.errors import InvalidRequest, QueueFull, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.gateway.pool import PoolView
+from penstock.gateway.relay import Reader, Relay, Stream, keeper, patience, unwanted
+from penstock.gateway.relay.stream import MAX_SERVED
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.piece import text_of
-from penstock.pool import PoolView
-from penstock.relay import Reader, Relay, Stream, keeper, patience, unwanted
-from penstock.relay.stream import MAX_SERVED
 from penstock.transports import memory
 from penstock.transports.base import EndReason
 from penstock.transports.memory import MemoryTransport, _Entry
@@ -827,7 +827,7 @@ async def test_a_running_request_past_its_deadline_ends_without_a_worker(
 
 async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gateway and its worker are gone: no one else ends it."""
-    monkeypatch.setattr("penstock.relay.look_up.LATE_SLACK_S", 0.0)
+    monkeypatch.setattr("penstock.gateway.relay.look_up.LATE_SLACK_S", 0.0)
     monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
     job = Job(id="g2.left", model="mock", prompt="x", timeout_s=0.05)
     await rig.transport.submit(job, "g2", 0)

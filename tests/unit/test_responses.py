@@ -8,12 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.admission import Permit
-from penstock.api.body import validate
-from penstock.api.edge import Call
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import without_refused
-from penstock.api.openai.responses import (
+from penstock.api.responses.body import (
     NOTHING,
     REFUSED,
     Before,
@@ -23,14 +20,17 @@ from penstock.api.openai.responses import (
     own_messages,
     request_id_of,
 )
-from penstock.api.openai.responses_events import ResponseEvents, response_of
-from penstock.api.openai.responses_routes import ResponseStream
+from penstock.api.responses.events import ResponseEvents, response_of
+from penstock.api.responses.routes import ResponseStream
 from penstock.errors import BackendError, Draining, InvalidRequest
 from penstock.event import Failed, Terminal, Tokens
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader, Stream, Turn
+from penstock.http.body_json import validate
+from penstock.http.edge import Call
 from penstock.job import Job, Message, Sampling
 from penstock.piece import Logprob, Piece, Token, ToolCall
-from penstock.relay import Reader, Stream, Turn
 from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}

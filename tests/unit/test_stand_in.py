@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from penstock.stand_in import MAX_LINGERING, Refuser
+from penstock.processes.stand_in import MAX_LINGERING, Refuser
 
 REQUEST = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 

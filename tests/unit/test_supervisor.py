@@ -13,12 +13,12 @@ from typing import IO, Any
 
 import pytest
 
-from penstock.supervisor import LIFELINE, Supervisor, once_each, tell_parent
+from penstock.processes.supervisor import LIFELINE, Supervisor, once_each, tell_parent
 from tests.waiting import wait_until
 
 PARENT = """
 import sys
-from penstock.supervisor import Supervisor
+from penstock.processes.supervisor import Supervisor
 
 def on_death(death):
     print("death", death.status, death.said, flush=True)
@@ -28,7 +28,7 @@ sys.exit(Supervisor([sys.executable, "-u", "-c", child], num=num, on_death=on_de
 """
 CHILD = """
 import os, signal, sys, time
-from penstock.supervisor import die_with_parent, tell_parent
+from penstock.processes.supervisor import die_with_parent, tell_parent
 die_with_parent()
 assert not [name for name in os.environ if name.startswith("PENSTOCK_") and name.endswith("_FD")]
 """
@@ -156,7 +156,7 @@ async def test_whatever_else_a_child_ends_with_it_is_started_again(
 
 async def test_a_pause_is_not_cut_short_by_another_death(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("penstock.processes.supervisor.time.monotonic", lambda: now)
     supervisor = Supervisor(["unused"], num=2)
     for _ in range(6):
         supervisor._failed()
@@ -167,7 +167,7 @@ def test_after_a_child_that_was_healthy_the_pauses_begin_anew(
     lifeline: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("penstock.processes.supervisor.time.monotonic", lambda: now)
     supervisor = Supervisor([sys.executable, "-c", "pass"])
     supervisor._failures = 4
     for now, pause in ((200.0, 5.0), (300.0, 5.0), (400.0, 0.05)):
@@ -181,7 +181,7 @@ def test_after_a_child_that_was_healthy_the_pauses_begin_anew(
 
 
 async def test_a_status_of_2_ends_no_others_that_have_run_for_a_while(parents: list[Parent], tmp_path: Path) -> None:
-    program = PARENT.replace("\nnum,", "\nfrom penstock import supervisor\nsupervisor._HEALTHY_S = 0.0\nnum,")
+    program = PARENT.replace("\nnum,", "\nfrom penstock.processes import supervisor\nsupervisor._HEALTHY_S = 0.0\nnum,")
     first = f"try: os.mkdir({str(tmp_path / 'first')!r})\nexcept FileExistsError: sys.exit(2)"
     parents.append(parent := Parent(first + WAIT, num=2, program=program))
     (child,) = await parent.children(1)
@@ -194,7 +194,7 @@ async def test_a_status_of_2_ends_no_others_that_have_run_for_a_while(parents: l
 async def test_a_death_is_told_before_another_child_is_started(parents: list[Parent]) -> None:
     code = """
 import subprocess, sys
-from penstock import supervisor
+from penstock.processes import supervisor
 start = subprocess.Popen
 
 def popen(*args, **more):
@@ -255,7 +255,7 @@ def test_the_stand_in_answers_while_no_child_runs_and_none_is_due_at_once(
         def answer(self) -> None:
             answered.append(now)
 
-    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("penstock.processes.supervisor.time.monotonic", lambda: now)
     supervisor = Supervisor([sys.executable, "-c", "pass"], stand_in=StandIn())
     for now, due in ((101.0, 101.05), (102.0, 102.5), (103.0, 103.5)):
         if now == 103.0:
@@ -273,7 +273,7 @@ def test_the_stand_in_answers_while_no_child_runs_and_none_is_due_at_once(
 async def test_a_child_that_cannot_be_started_or_mourned_takes_nothing_down(parents: list[Parent]) -> None:
     code = """
 import subprocess, sys
-from penstock import supervisor
+from penstock.processes import supervisor
 start, num_tries = subprocess.Popen, 0
 
 def popen(*args, **more):
@@ -326,14 +326,14 @@ def test_without_a_parent_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     tell_parent("nobody hears this")
     ear, mouth = os.pipe()
     os.close(ear)
-    monkeypatch.setattr("penstock.supervisor._mouth", mouth)
+    monkeypatch.setattr("penstock.processes.supervisor._mouth", mouth)
     tell_parent("nor this: it has died a moment ago")
     os.close(mouth)
 
 
 def test_two_signals_within_a_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("penstock.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("penstock.processes.supervisor.time.monotonic", lambda: now)
     heard: list[int] = []
     handle = once_each(heard.append)
     for now, number in ((10.0, 1), (10.4, 2), (10.6, 3), (10.7, 4), (12.0, 5)):  # noqa: B007 - `now` is the clock

@@ -81,7 +81,7 @@ def test_what_a_model_says(out: Stream) -> None:
 def test_what_a_gateway_says_it_has_cancelled(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     says = {"cancelled": COMMANDS, "being_cancelled": COMMANDS, "is_live": False}
     monkeypatch.setattr(keys, "call_gateway", lambda *_: says)
-    monkeypatch.setattr("penstock.keys.CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("penstock.callers.keys.CHECK_INTERVAL_S", 0.0)
     with redirect_stderr(out):
         keys._cancel_all("k", "http://h", "")
     assert bool(UNSAFE.search(out.getvalue())) != out.isatty()

@@ -9,12 +9,12 @@ import httpx2
 import pytest
 from msgspec.structs import replace
 
-from penstock.api.turns import AT_ONCE, Turns
-from penstock.app import create_app
+from penstock.api.app import create_app
 from penstock.errors import RateLimited
 from penstock.event import Done
 from penstock.fleet import Capabilities, WorkerInfo
-from penstock.gateway import Gateway
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.turns import AT_ONCE, Turns
 from penstock.job import Job, new_ulid
 from penstock.metrics import Metrics
 from penstock.settings import Settings

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from penstock.backends import Backend
-from penstock.backends.mock import MockBackend
-from penstock.backends.mock_text import verify_chain
+from penstock.backends.mock.engine import MockBackend
+from penstock.backends.mock.text import verify_chain
 from penstock.errors import BackendError, ConfigError, StoreUnavailable
 from penstock.event import Completion, Done, Event, Failed, Tokens, Usage, fold
 from penstock.fleet import Capabilities, WorkerInfo
@@ -21,7 +21,7 @@ from penstock.job import Batch, Claim, Job, Sampling
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import shift
-from penstock.worker.faults import POINTS, fault_from, no_fault
+from penstock.worker.crash_points import POINTS, fault_from, no_fault
 from penstock.worker.lease import Progress
 from penstock.worker.worker import Worker
 from tests.waiting import wait_until

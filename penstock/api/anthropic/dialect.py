@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from penstock.api.edge import Call, Dialect
-from penstock.api.openapi import ErrorDetail
 from penstock.errors import PenstockError
+from penstock.http.edge import Call, Dialect
+from penstock.http.openapi import ErrorDetail
 
 _TYPES = {
     401: "authentication_error",

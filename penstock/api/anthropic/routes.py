@@ -9,20 +9,20 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from penstock.admission import Permit
 from penstock.api.answer import Answer
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
-from penstock.api.edge import Call, call_of
 from penstock.api.intake import enter, receive
 from penstock.api.openai.fields import without_refused
-from penstock.api.openapi import SUBMIT_ERRORS
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.edge import Call, call_of
+from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.piece import Token
-from penstock.relay import Reader
 
 MESSAGES = "/v1/messages"
 

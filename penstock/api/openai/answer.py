@@ -13,17 +13,17 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.admission import Permit
 from penstock.api.answer import SSE_HEADERS, STATUS_WAIT_S, Answer, usage
-from penstock.api.connection import CLIENT, Client, Departure
-from penstock.api.edge import Call, error_response
 from penstock.api.openai.form import Form
-from penstock.api.sweep import Pulse
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
-from penstock.gateway import Gateway
+from penstock.gateway.admission import Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.keepalive import Pulse
+from penstock.gateway.relay import Reader
+from penstock.http.connection import CLIENT, Client, Departure
+from penstock.http.edge import Call, error_response
 from penstock.piece import Token, join
-from penstock.relay import Reader
 from penstock.sse import KEEPALIVE, unbroken
 
 

@@ -11,19 +11,19 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.admission import Caller, Permit
 from penstock.api.callers import authenticate
-from penstock.api.edge import Call, Dialect, call_of
 from penstock.api.intake import enter, receive
 from penstock.api.openai import chat, completions
 from penstock.api.openai.answer import Choice, Choices
 from penstock.api.openai.embeddings import EmbeddingAnswer, EmbeddingBody, draft_of
 from penstock.api.openai.fields import without_refused
 from penstock.api.openai.form import Form
-from penstock.api.openapi import SUBMIT_ERRORS, error_responses
 from penstock.errors import ModelNotFound
-from penstock.gateway import Gateway
-from penstock.relay import Reader
+from penstock.gateway.admission import Caller, Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.edge import Call, Dialect, call_of
+from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -11,14 +11,14 @@ from typing import Literal
 
 from penstock.backends.base import Backend, Embedded
 from penstock.backends.openai import embeddings
-from penstock.backends.openai.call import Caller, Times
 from penstock.backends.openai.engines import EngineName
+from penstock.backends.openai.failures import MAX_REST_S, Trouble, too_much
 from penstock.backends.openai.health import Health
+from penstock.backends.openai.http import Caller, Times
 from penstock.backends.openai.options import Images, TierOptions, build_tiers, read_accepts, read_resumes
 from penstock.backends.openai.request import Api, Form, build, can_continue
-from penstock.backends.openai.traffic import Ticket, Traffic
-from penstock.backends.openai.trip import Patience, Trip
-from penstock.backends.openai.trouble import MAX_REST_S, Trouble, too_much
+from penstock.backends.openai.retries import Patience, Trip
+from penstock.backends.openai.upstreams import Ticket, Traffic
 from penstock.backends.streams import Finish
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.backends.openai.trouble import cut, malformed, of_stream
+from penstock.backends.openai.failures import cut, malformed, of_stream
 from penstock.backends.streams import Finish
 from penstock.event import FinishReason, Usage
 from penstock.piece import Logprob, Piece, Token, ToolCall

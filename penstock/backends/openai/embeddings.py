@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.backends.base import Embedded
-from penstock.backends.openai.trouble import malformed
+from penstock.backends.openai.failures import malformed
 from penstock.job import Job
 
 EMBEDDINGS = "/embeddings"

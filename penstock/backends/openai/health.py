@@ -10,9 +10,9 @@ import asyncio
 import logging
 import time
 
-from penstock.backends.openai.call import Caller
+from penstock.backends.openai.http import Caller
 from penstock.backends.openai.replicas import Replica, Tier
-from penstock.backends.openai.traffic import Traffic
+from penstock.backends.openai.upstreams import Traffic
 
 logger = logging.getLogger("penstock.backends")
 

@@ -17,8 +17,8 @@ from penstock.job import Job
 from penstock.transports.base import LEASE_S, RateLimit, Transport, Verdict
 from penstock.transports.quota import REQUEST_BYTES, Recently, Share, most_answer_bytes
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.driver.command import Command, command
 from penstock.transports.redis.refusals import shown
-from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.transports.redis.weighing import Weighing
 from penstock.wire import encode_job

@@ -18,7 +18,8 @@ from penstock.job import Claim
 from penstock.logs import Seldom
 from penstock.transports.base import DeadJob, Transport
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.emitting import Emitter
+from penstock.transports.redis.driver.command import Command
+from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.refusals import Refused, shown
 from penstock.transports.redis.store import MISSED, Store
 from penstock.wire import NewerJob, WireError, decode_event, decode_job, encode_json
@@ -48,7 +49,7 @@ class ClaimingSide(Transport):
 
     async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         claims: dict[str, Claim] = {}
-        over: list[scripts.Command] = []
+        over: list[Command] = []
         newer: list[str] = []
         dead: list[_Dead] = []
         failed: list[ReplyError] = []

@@ -14,20 +14,12 @@ from penstock.piece import Token
 from penstock.transports.base import CancelOutcome, EndReason, Outcome, Record
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.caller_side import ms
+from penstock.transports.redis.driver.command import command
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.records import FIELDS, ended, events_of, record_of
 from penstock.transports.redis.refusals import Refused
-from penstock.transports.redis.scripts import command
 from penstock.transports.redis.submit_side import SubmitSide
-from penstock.wire import (
-    UNREADABLE,
-    WireError,
-    decode_event,
-    decode_job,
-    decode_json,
-    encode_json,
-    event_decoder,
-)
+from penstock.wire import UNREADABLE, WireError, decode_event, decode_job, decode_json, encode_json, event_decoder
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
 from penstock.transports.base import Bound, Glance, State, Transport
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.driver.command import command
+from penstock.transports.redis.driver.subscription import OnMessage
 from penstock.transports.redis.records import missing_end
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
-from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import Store
-from penstock.transports.redis.subscription import OnMessage
 from penstock.wire import WireError, decode_event, decode_json, encode_json
 
 log = logging.getLogger(__name__)

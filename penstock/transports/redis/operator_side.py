@@ -1,6 +1,6 @@
 """An operator's verbs on Redis: who is there, who is dead, and what a doctor would look at.
 
-Reads; what it means is said in `findings.py`. A server that hides INFO, CONFIG or ACL, as managed ones do, makes a
+Reads; what it means is said in `doctor.py`. A server that hides INFO, CONFIG or ACL, as managed ones do, makes a
 finding less certain, never a failure.
 """
 
@@ -16,11 +16,12 @@ from hiredis import ReplyError
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.fleet import WorkerInfo
 from penstock.transports.base import DeadJob, Finding, Holding, Overview, Transport
-from penstock.transports.redis import findings, keys, rights
-from penstock.transports.redis.connection import Connection
-from penstock.transports.redis.endpoint import parse
+from penstock.transports.redis import doctor as findings
+from penstock.transports.redis import keys, rights
+from penstock.transports.redis.driver.command import Command, command
+from penstock.transports.redis.driver.connection import Connection
+from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.refusals import shown
-from penstock.transports.redis.scripts import Command, command
 from penstock.transports.redis.store import Store
 from penstock.wire import WireError, decode_json
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hiredis import ReplyError
 
 from penstock.errors import StoreUnavailable
-from penstock.transports.redis.link import Reply, StoreMetrics
+from penstock.transports.redis.driver.link import Reply, StoreMetrics
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ Commands that scripts run are among them, because an ACL is asked about those to
 from __future__ import annotations
 
 from penstock.transports.redis import keys
-from penstock.transports.redis.endpoint import Kind
+from penstock.transports.redis.driver.endpoint import Kind
 from penstock.transports.redis.keys import PoolKeys
 
 # One line for each command, as it could be sent. Q, W, Z, H, D: keys of the pool; J, L: of a request; C, P, T: its

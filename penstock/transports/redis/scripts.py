@@ -12,7 +12,6 @@ from importlib import resources
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from hiredis import pack_command
 from msgspec.structs import replace
 
 from penstock.event import Done, Terminal
@@ -20,38 +19,9 @@ from penstock.job import Job
 from penstock.transports.base import EndReason, RateLimit
 from penstock.transports.quota import Share
 from penstock.transports.redis import keys
+from penstock.transports.redis.driver.command import Argument, Command, command, pack
 from penstock.transports.redis.keys import PoolKeys
 from penstock.wire import encode_event
-
-Argument = str | bytes | int
-
-
-class Command:
-    """One command. `packed` is what to send; `again` the same for a server that does not know the script; `on` the
-    keys of a script."""
-
-    __slots__ = ("_again", "on", "packed")
-
-    def __init__(
-        self, packed: bytes, again: tuple[bytes | str | int, ...] | None = None, on: Sequence[str | bytes] = ()
-    ) -> None:
-        self.packed = packed
-        self._again = again
-        self.on = on
-
-    @property
-    def again(self) -> bytes | None:
-        return None if self._again is None else _pack(self._again)
-
-
-def _pack(words: tuple[bytes | str | int, ...]) -> bytes:
-    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # hiredis' stub says a tuple of one
-    return packed
-
-
-def command(*words: Argument, on: Sequence[str | bytes] = ()) -> Command:
-    """`on`: its keys, where one of the wrong type may be removed."""
-    return Command(_pack(words), on=on)
 
 
 class Script:
@@ -65,7 +35,7 @@ class Script:
         self.sha1 = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
     def __call__(self, on: Sequence[str | bytes], *args: Argument) -> Command:
-        packed = _pack(("EVALSHA", self.sha1, len(on), *on, *args))
+        packed = pack(("EVALSHA", self.sha1, len(on), *on, *args))
         return Command(packed, ("EVAL", self.source, len(on), *on, *args), on)
 
 

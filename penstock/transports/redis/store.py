@@ -17,14 +17,14 @@ from hiredis import ReplyError
 
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.connection import Connection
-from penstock.transports.redis.endpoint import Deployment
+from penstock.transports.redis.driver.command import Command
+from penstock.transports.redis.driver.connection import Connection
+from penstock.transports.redis.driver.endpoint import Deployment
+from penstock.transports.redis.driver.link import NoMetrics, Reply, StoreMetrics
+from penstock.transports.redis.driver.routes import routes_of
+from penstock.transports.redis.driver.subscription import Subscription
 from penstock.transports.redis.keys import PoolKeys
-from penstock.transports.redis.link import NoMetrics, Reply, StoreMetrics
 from penstock.transports.redis.refusals import Refusals, kind_of, shown
-from penstock.transports.redis.routes import routes_of
-from penstock.transports.redis.scripts import Command
-from penstock.transports.redis.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Store:
     def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
         self.pool = pool
         self.metrics: StoreMetrics = metrics if metrics is not None else NoMetrics()
-        self._routes = routes_of(deployment, self.metrics)
+        self._routes = routes_of(deployment, self.metrics, scripts.PRELOAD)
         self.refusal = Refusals(self.metrics)
         self._repaired_at = float("-inf")
 

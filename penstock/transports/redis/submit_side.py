@@ -16,9 +16,10 @@ from penstock.transports.base import NO_SHARE
 from penstock.transports.quota import Recently, Share
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.caller_side import CallerSide, ms
+from penstock.transports.redis.driver.command import Command, command
 from penstock.transports.redis.object_side import about
 from penstock.transports.redis.refusals import Refused
-from penstock.transports.redis.scripts import Birth, command
+from penstock.transports.redis.scripts import Birth
 from penstock.wire import encode_job
 
 SUBMIT_WITHIN_S = 2.0
@@ -137,7 +138,7 @@ class _Asked:
     def size(self) -> int:
         return len(self.birth.job)
 
-    def enqueue(self, pool: keys.PoolKeys, *, is_again: bool) -> scripts.Command:
+    def enqueue(self, pool: keys.PoolKeys, *, is_again: bool) -> Command:
         caller = self.job.caller
         most = self.share.max_queued if caller else 0
         return scripts.enqueue(

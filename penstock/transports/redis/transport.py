@@ -6,11 +6,11 @@ from penstock.logs import Seldom
 from penstock.transports.base import LEASE_S
 from penstock.transports.quota import Recently
 from penstock.transports.redis.caller_side import NEAR_FOR_S, Terms
-from penstock.transports.redis.emitting import Emitter
-from penstock.transports.redis.endpoint import parse
+from penstock.transports.redis.driver.endpoint import parse
+from penstock.transports.redis.driver.link import StoreMetrics
+from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.gateway_side import GatewaySide
 from penstock.transports.redis.keys import PoolKeys
-from penstock.transports.redis.link import StoreMetrics
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.operator_side import OperatorSide
 from penstock.transports.redis.store import Store

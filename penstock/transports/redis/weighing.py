@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable
 
 from penstock.transports.redis import scripts
-from penstock.transports.redis.scripts import Command, Weight
+from penstock.transports.redis.driver.command import Command
+from penstock.transports.redis.scripts import Weight
 
 WITHIN_S = 0.02
 MAX_AT_ONCE = 100

@@ -17,10 +17,10 @@ from penstock.transports.base import Renewal
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.caller_side import Terms
 from penstock.transports.redis.claiming import ClaimingSide, is_text
-from penstock.transports.redis.connection import COMMAND_TIMEOUT_S
-from penstock.transports.redis.emitting import Emitter
+from penstock.transports.redis.driver.command import Command, command
+from penstock.transports.redis.driver.connection import COMMAND_TIMEOUT_S
+from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.refusals import Refused, is_out_of_memory, is_wrong_type, shown
-from penstock.transports.redis.scripts import command
 from penstock.transports.redis.store import MISSED, Store
 from penstock.wire import decode_json, encode_json
 
@@ -160,6 +160,6 @@ class WorkerSide(ClaimingSide):
         await self._store.ask("leave", pool.queue, scripts.reap(pool, worker_id, is_leaving=True))
 
 
-def _look(job_id: str) -> scripts.Command:
+def _look(job_id: str) -> Command:
     """What a worker asks of each job that it runs, whenever it renews its lease."""
     return command("HMGET", keys.job(job_id), "state", "worker", "cancel", "owner", "disconnect")

@@ -1,0 +1,87 @@
+"""The HTTP face of a gateway: every route, what an error looks like, and what each request goes through first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from penstock.api.callers import guard_metrics
+from penstock.api.table import apis_of
+from penstock.errors import PenstockError
+from penstock.gateway.gateway import Gateway
+from penstock.http.docs_page import docs_routes
+from penstock.http.edge import Call, Edge, on_bad_query, on_error, on_http_error
+from penstock.http.openapi import describe
+from penstock.http.ops import routes as ops_routes
+from penstock.version import __version__
+
+EXPOSED = (
+    "idempotent-replayed",
+    "request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-request-id",
+    "x-should-retry",
+)
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The HTTP face of `gateway`. The caller starts and stops it, or lets `lifespan` do so."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(
+        title="Penstock",
+        version=__version__,
+        description="An LLM serving platform in which a request is a durable object.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would lead to the host that the client named, and by http
+    )
+    apis = apis_of(gateway)
+    for router in apis.routers:
+        app.include_router(router)
+    app.include_router(
+        ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}, partial(guard_metrics, gateway))
+    )
+    app.include_router(docs_routes("/openapi.json"))
+    app.add_exception_handler(PenstockError, on_error)
+    app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
+    describe(app, apis.bodies)
+    door = gateway.door if gateway.door is not None and gateway.door.judges else None
+
+    def count_refusal(call: Call) -> None:
+        """A request that never became a stream is counted here; one that did, by its meter."""
+        gateway.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
+
+    edge = Edge(app, gateway.mint, count_refusal, apis.handler, door)
+    origins = gateway.settings.cors_origins
+    if not origins:
+        return edge
+    # Keys travel in headers of the page's own making, so there are no credentials to allow.
+    return CORSMiddleware(
+        edge,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED,
+    )

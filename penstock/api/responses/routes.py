@@ -1,0 +1,234 @@
+"""The routes of OpenAI's Responses API over one gateway. A response is a request: any gateway answers for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from penstock import errors
+from penstock.api.answer import Answer
+from penstock.api.callers import authenticate
+from penstock.api.intake import enter, receive
+from penstock.api.openai.fields import without_refused
+from penstock.api.openai.routes import begin
+from penstock.api.requests import cancelled, find
+from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of
+from penstock.api.responses.chain import PARAM, conversation, keep
+from penstock.api.responses.events import ResponseEvents, num_events, response_of
+from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
+from penstock.event import Done, Failed, Terminal, fold
+from penstock.gateway.admission import Caller, Permit
+from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
+from penstock.http.body_bytes import check_bodiless
+from penstock.http.edge import Call
+from penstock.http.openapi import SUBMIT_ERRORS, error_responses
+from penstock.piece import Token
+from penstock.transports.base import Record
+
+RESPONSES = "/v1/responses"
+ONE = RESPONSES + "/{response_id}"
+CANCEL = ONE + "/cancel"
+
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_QUERY = frozenset(("stream", "starting_after", "include_obfuscation"))
+
+
+class ResponseAnswer(BaseModel):
+    """A response, in OpenAI's form. `penstock` in its `error` is our own code."""
+
+    id: str
+    object: str
+    created_at: int
+    status: str
+    background: bool
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    instructions: str | None
+    max_output_tokens: int
+    metadata: dict[str, str]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, Any]
+    service_tier: str
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float | None
+    truncation: str
+    usage: dict[str, Any] | None
+    user: str | None
+
+
+_FOUND: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ResponseAnswer,
+        "description": "The response in OpenAI's form; with `stream: true`, its events.",
+        "content": _EVENTS,
+    },
+}
+
+
+class ResponsesAPI:
+    """See the head of this file."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        add = router.add_api_route
+        kinds = (errors.InvalidRequest, errors.Unauthorized, errors.RequestNotFound, errors.RateLimited)
+        found = _FOUND | error_responses(*kinds, errors.StoreUnavailable)
+        created = _FOUND | error_responses(errors.RequestNotFound) | SUBMIT_ERRORS
+        created[404] = error_responses(errors.ModelNotFound, errors.RequestNotFound)[404]
+        add(RESPONSES, self.create, methods=["POST"], response_model=None, responses=created)
+        add(ONE, self.retrieve, methods=["GET"], response_model=None, responses=found)
+        changed = {**found, **error_responses(errors.UnsupportedMediaType)}
+        add(CANCEL, self.cancel, methods=["POST"], response_model=None, responses=changed)
+        return router
+
+    async def create(self, request: Request) -> Response:
+        """Answer an input: OpenAI's Responses."""
+        gateway, call = self.gateway, begin(request, RESPONSES)
+        received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
+        body = received.body
+        before, links = await self._before(received.caller, body.previous_response_id)
+        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of, before)])
+        keep(gateway, links, reader.stream.job)
+        if body.background and not body.stream:
+            permit.release()
+            gateway.relay.leave(reader, is_delivered=False)
+            stream = reader.stream
+            is_queued = not stream.tokens
+            return _json(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
+        return ResponseStream(gateway, call, reader, permit, is_stream=bool(body.stream))
+
+    async def retrieve(
+        self,
+        request: Request,
+        response_id: str,
+        stream: bool = False,
+        starting_after: Annotated[int | None, Query(ge=0)] = None,
+        include_obfuscation: bool = False,
+    ) -> Response:
+        """A stored response as it stands; with `stream`, its events, from the first or after the one of a number."""
+        call = begin(request, ONE)
+        caller = await authenticate(self.gateway, request, call)
+        unknown = next((name for name in request.query_params if name not in _QUERY), None)
+        if unknown is not None:
+            raise InvalidRequest(f"Unknown query parameter; there are {', '.join(sorted(_QUERY))}.", param=unknown[:64])
+        if include_obfuscation:
+            raise InvalidRequest("Penstock does not obfuscate streams.", param="include_obfuscation")
+        if starting_after is not None and not stream:
+            raise InvalidRequest("'starting_after' needs 'stream=true'.", param="starting_after")
+        record = await self._find(caller, response_id, "response_id")
+        call.fields["subject"] = record.job.id
+        if not stream:
+            return _shown(record)
+        permit = await self.gateway.admission.admit(caller, needs_worker=False)
+        after = -1 if starting_after is None else starting_after
+        try:
+            joined = await self.gateway.relay.attach(record.job.id, record)
+            end = joined.end if joined.is_ended else None
+            if starting_after is not None and after >= (num := num_events(record.job, joined.tokens, end)):
+                message = f"Event {after} is not there: the response has {num} events so far."
+                raise InvalidRequest(message, param="starting_after")
+            reader = self.gateway.relay.read(joined)
+        except BaseException:
+            permit.release()
+            raise
+        call.fields["model"] = record.job.model
+        return ResponseStream(self.gateway, call, reader, permit, is_stream=True, is_replay=True, after=after)
+
+    async def cancel(self, request: Request, response_id: str) -> Response:
+        """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
+        call = begin(request, CANCEL)
+        caller = await authenticate(self.gateway, request, call)
+        check_bodiless(request)
+        record = await self._find(caller, response_id, "response_id")
+        call.fields["subject"] = record.job.id
+        return _shown(await cancelled(self.gateway, caller, record))
+
+    async def _find(self, caller: Caller, response_id: str, param: str) -> Record:
+        """The caller's own stored response. Raises `RequestNotFound`."""
+        request_id = request_id_of(response_id)
+        record = None if request_id is None else await find(self.gateway, caller, request_id)
+        notes = None if record is None else notes_of(record.job)
+        if record is None or notes is None or not notes.store:
+            raise RequestNotFound("Response not found; it may have expired.", param=param)
+        return record
+
+    async def _before(self, caller: Caller, response_id: str | None) -> tuple[Before, list[Record]]:
+        """The conversation up to the answer of `response_id`. Raises `RequestNotFound` and `InvalidRequest`."""
+        if response_id is None:
+            return NOTHING, []
+        record = await self._find(caller, response_id, PARAM)
+        if record.job.caller != caller.id:  # an administrator may look at it, and not go on from it
+            raise RequestNotFound("Response not found; it may have expired.", param=PARAM)
+        return await conversation(self.gateway, caller, record)
+
+
+class ResponseStream(Answer):
+    """A response, whole or event by event; of the events, those after the number `after`."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        reader: Reader,
+        permit: Permit,
+        *,
+        is_stream: bool,
+        is_replay: bool = False,
+        after: int = -1,
+    ) -> None:
+        super().__init__(gateway, call, reader, permit, is_stream=is_stream)
+        self.is_replay = is_replay
+        self.events = ResponseEvents(reader.stream.job)
+        self.after = after
+
+    def whole(self, end: Done) -> bytes:
+        return msgspec.json.encode(response_of(self.stream.job, self.stream.tokens, end))
+
+    def failure(self, end: Terminal) -> PenstockError | None:
+        return end.error() if isinstance(end, Failed) else None  # a cancelled response is one
+
+    def idle_news(self) -> bytes:
+        return self._after(0, self.events.opening()) if not self.events.num else b""
+
+    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
+        number = self.events.num
+        frames = self.events.all_of(tokens)
+        return frames if number > self.after else [self._after(number, frames)]
+
+    def end_frame(self, end: Terminal) -> bytes:
+        number = self.events.num
+        if self.stream.is_ended:
+            return self._after(number, self.events.end(end))
+        opening = self._after(number, self.events.opening())
+        assert isinstance(end, Failed)  # this gateway's own word: of the response nothing is known but what was told
+        return opening + self.events.broken(end.error(), self.after)
+
+    def _after(self, number: int, frames: list[bytes]) -> bytes:
+        """Those of `frames`, the first of which has this number, that the client has not seen."""
+        return b"".join(frames[max(0, self.after + 1 - number) :])
+
+
+def _shown(record: Record) -> Response:
+    folded = fold(record.events)
+    is_queued = record.state == "queued" and not folded.tokens
+    return _json(response_of(record.job, folded.tokens, folded.end, is_queued=is_queued))
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

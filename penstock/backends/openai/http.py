@@ -1,0 +1,260 @@
+"""One request at one replica: HTTP over pooled connections, its stream read with a limit on everything.
+
+Whatever goes wrong is `Trouble`. Leaving the generator, by cancellation too, closes the connection at once. Knows
+nothing of other replicas and of what is tried next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import httpx2
+
+from penstock.backends.openai.chunks import Chunks
+from penstock.backends.openai.failures import MAX_REST_S, Trouble, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.replicas import Replica, Tier
+from penstock.backends.streams import Finish
+from penstock.limit import Limit
+from penstock.piece import Token
+from penstock.sse import Decoder, SSEError
+from penstock.version import __version__
+
+MAX_EVENT_BYTES = 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+MAX_WHOLE_BYTES = 32 * 1024 * 1024
+ERROR_S = 5.0  # for the body of an error
+LINGER_S = 0.5  # for usage, `[DONE]` and the end of the body, once the answer has ended
+CHECK_S = 5.0
+# Below uvicorn's 5 s, which most engines run under: else a request meets a connection that is just being closed.
+KEEPALIVE_S = 4.0
+# Its pool looks at every connection whenever a request begins or ends (and polls the idle ones), so one pool for 256
+# streams costs more than all else: several small ones, the first that has room.
+POOL_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds. `first_token_s` runs from the sending of the request, `idle_s` between two chunks after that. A
+    `Retry-After` is believed up to `max_rest_s`.
+    """
+
+    connect_s: float = 5.0
+    first_token_s: float = 60.0
+    idle_s: float = 30.0
+    max_rest_s: float = MAX_REST_S
+
+
+@dataclass(slots=True, eq=False)
+class _Pool:
+    client: httpx2.AsyncClient
+    num_open: int = 0
+
+
+class Caller:
+    """The connections to all replicas of one model; as many as the worker runs requests. Use it in one loop."""
+
+    def __init__(self, times: Times) -> None:
+        self._times = times
+        self._pools: list[_Pool] = []
+        self._tls: ssl.SSLContext | None = None
+
+    async def close(self) -> None:
+        for pool in self._pools:
+            await pool.client.aclose()
+        self._pools.clear()
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx2.AsyncClient]:
+        """A client for one request."""
+        pool = next((pool for pool in self._pools if pool.num_open < POOL_SIZE), None)
+        if pool is None:
+            pool = _Pool(self._new_client())
+            self._pools.append(pool)
+        pool.num_open += 1
+        try:
+            yield pool.client
+        finally:
+            pool.num_open -= 1
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        if self._tls is None:
+            self._tls = httpx2.create_ssl_context()  # reads all certificates there are: once
+        return httpx2.AsyncClient(
+            headers={"user-agent": f"penstock/{__version__}", "accept-encoding": "identity"},
+            auth=_as_it_is,
+            verify=self._tls,
+            timeout=httpx2.Timeout(None, connect=self._times.connect_s),
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S
+            ),
+        )
+
+    async def ask(
+        self, tier: Tier, replica: Replica, model: str, path: str, body: bytes
+    ) -> AsyncGenerator[Token | Finish, None]:
+        """Yield the answer's tokens, and a `Finish` at last."""
+        until = time.monotonic() + self._times.first_token_s
+        with self._client() as client:
+            response = await self._send(client, tier, replica, path, body, until)
+            try:
+                if response.status_code != 200:
+                    raise await _refusal(response, model, tier.key, self._times.max_rest_s)
+                _check_form(response)
+                async with aclosing(self._answer(response, Chunks(model, tier.key), until)) as answer:
+                    async for token in answer:
+                        yield token
+            except SSEError as error:
+                raise malformed(str(error)) from None
+            finally:
+                await response.aclose()
+
+    async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes) -> bytes:
+        """A whole answer of status 200, within `first_token_s`."""
+        until = time.monotonic() + self._times.first_token_s
+        with self._client() as client:
+            response = await self._send(client, tier, replica, path, body, until, accept="application/json")
+            try:
+                if response.status_code != 200:
+                    raise await _refusal(response, model, tier.key, self._times.max_rest_s)
+                data = bytearray()
+                async with asyncio.timeout(until - time.monotonic()):
+                    async for part in response.aiter_raw():
+                        data += part
+                        if len(data) > MAX_WHOLE_BYTES:
+                            raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
+                return bytes(data)
+            except TimeoutError:
+                raise timeout(f"gave no whole answer within {self._times.first_token_s:g} s") from None
+            except httpx2.HTTPError as error:
+                raise cut(type(error).__name__) from None
+            finally:
+                await response.aclose()
+
+    async def is_well(self, tier: Tier, replica: Replica, path: str) -> bool:
+        """Whether a health check at the server's root answers 2xx in time."""
+        url = httpx2.URL(replica.url).join(path)
+        try:
+            with self._client() as client:
+                async with asyncio.timeout(CHECK_S), client.stream("GET", url, headers=_key(tier)) as response:
+                    return response.is_success
+        except (httpx2.HTTPError, TimeoutError):
+            return False
+
+    async def _send(
+        self,
+        client: httpx2.AsyncClient,
+        tier: Tier,
+        replica: Replica,
+        path: str,
+        body: bytes,
+        until: float,
+        accept: str = "text/event-stream",
+    ) -> httpx2.Response:
+        request = client.build_request(
+            "POST",
+            _url(replica.url, path),
+            content=body,
+            headers={"content-type": "application/json", "accept": accept, **_key(tier)},
+        )
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                return await client.send(request, stream=True)
+        except TimeoutError:
+            raise timeout(f"gave no answer within {self._times.first_token_s:g} s") from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+            raise unreachable(type(error).__name__) from None
+        except httpx2.HTTPError as error:
+            raise cut(type(error).__name__) from None
+
+    async def _answer(
+        self, response: httpx2.Response, chunks: Chunks, until: float
+    ) -> AsyncGenerator[Token | Finish, None]:
+        decoder = Decoder(MAX_EVENT_BYTES)
+        has_begun = False
+        limit = Limit(until)
+        try:
+            async with aclosing(response.aiter_raw()) as raw:
+                while True:
+                    data = await self._read(raw, chunks, limit, has_begun=has_begun)
+                    # A last event may lack its blank line.
+                    events = decoder.feed(data or b"\n\n")
+                    for event in events:
+                        token = chunks.feed(event)
+                        if token is not None:
+                            has_begun = True
+                            yield token
+                    # Only chunks are life: comments may come from a proxy before an engine that hangs. The clock starts
+                    # after the last token was taken: a consumer that stands still is not the upstream's silence.
+                    if has_begun and events:
+                        limit.until = time.monotonic() + self._times.idle_s
+                    if not data:
+                        yield chunks.finish()
+                        return
+                    if chunks.has_ended or chunks.is_over:
+                        limit.until = min(limit.until, time.monotonic() + LINGER_S)
+        finally:
+            limit.close()
+
+    async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, limit: Limit, *, has_begun: bool) -> bytes:
+        """Some more bytes; none at the end of the stream. The end of the body is read too: it frees the connection."""
+        try:
+            with limit:
+                while not (data := await anext(raw, None)):
+                    if data is None:
+                        return b""
+                return data
+        except TimeoutError:
+            if has_begun:
+                trouble = timeout(f"fell silent for {self._times.idle_s:g} s")
+            else:
+                trouble = timeout(f"gave no token within {self._times.first_token_s:g} s")
+        except httpx2.HTTPError as error:
+            trouble = cut(type(error).__name__)
+        if chunks.has_ended or chunks.is_over:
+            return b""  # all that counts was said
+        raise trouble
+
+
+@lru_cache(maxsize=1024)
+def _url(base: str, path: str) -> httpx2.URL:
+    """A route of the API below `base`, whose query stays. Cached: parsing one costs a tenth of a request."""
+    url = httpx2.URL(base)
+    return url.copy_with(path=url.path.rstrip("/") + path)
+
+
+def _check_form(response: httpx2.Response) -> None:
+    kind = response.headers.get("content-type", "")
+    if not kind.lower().startswith("text/event-stream"):
+        raise malformed(f"{kind[:80]!r} instead of an event stream")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise malformed("a compressed stream, though none was asked for")
+
+
+async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> Trouble:
+    """The trouble that a status other than 200 is. Of its body only so much is read, and only for so long."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(ERROR_S):
+            async for data in response.aiter_raw():
+                body += data
+                if len(body) > MAX_ERROR_BYTES:
+                    break
+    except (httpx2.HTTPError, TimeoutError):
+        body.clear()  # half an error says nothing; its status still does
+    retry_after = response.headers.get("retry-after")
+    return of_status(response.status_code, retry_after, bytes(body), model, key, max_rest_s)
+
+
+def _key(tier: Tier) -> dict[str, str]:
+    return {"authorization": f"Bearer {tier.key}"} if tier.key else {}
+
+
+def _as_it_is(request: httpx2.Request) -> httpx2.Request:
+    """Given as `auth` so that no `.netrc` in a home directory replaces the key."""
+    return request

@@ -1,0 +1,141 @@
+"""One job on its way to an upstream: which replica next, how long to wait for it, when to give up. Pure.
+
+Time is an argument, monotonic seconds. A replica that failed this job is left alone for as long as it asks, else for a
+pause that doubles; others, of lower tiers too, are tried at once, and before it is tried again. Knows nothing of HTTP
+and of other jobs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from penstock.backends.openai.failures import Trouble
+from penstock.backends.openai.replicas import Choice, Replica, Tier, choose
+from penstock.errors import BackendError, Overloaded, PenstockError
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """`retry_s`: nothing is tried again, or waited for, later than this after the beginning or the last token.
+    `tries`: how many may fail in one tier that cost it work.
+    """
+
+    retry_s: float = 30.0
+    tries: int = 3
+    first_pause_s: float = 0.25
+    last_pause_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Until `until`, or until something changes at a replica; None: for a change alone."""
+
+    until: float | None
+
+
+class Trip:
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        patience: Patience,
+        now: float,
+        deadline_at: float = math.inf,
+        draw: Callable[[], float] = random.random,
+        caller: str = "",
+    ) -> None:
+        """`caller`: whose job it is; see `rests`."""
+        self._tiers = tiers
+        self._patience = patience
+        self._deadline_at = deadline_at
+        self._give_up_at = min(now + patience.retry_s, deadline_at)
+        self._draw = draw
+        self.caller = caller
+        self._paused: dict[Replica, float] = {}
+        self._num_failed: dict[Replica, int] = {}
+        self._failed_now: set[Replica] = set()  # since every replica had its turn
+        self._hopeless: set[Replica] = set()
+        self._reasons: dict[int, str] = {}
+        self._num_costly: Counter[int] = Counter()  # by tier
+        self._last: Trouble | None = None
+
+    def next(self, now: float) -> Choice | Wait:
+        """Where to go now, or how long to wait. Raises the job's `PenstockError` when nothing is left to try."""
+        if self._last is not None and self._last.again == "never":
+            raise self._last.error
+        is_late = self._last is not None and now > self._give_up_at
+        if is_late and now > self._deadline_at:
+            raise self._error(math.inf)
+        tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._patience.tries]
+        # An upstream that hangs may cost more than all our patience: who was not tried yet still is.
+        tried = set(self._num_failed) if is_late else self._failed_now
+        choice = choose(tiers, now, self._hopeless | tried, self.caller)
+        if choice is None:
+            if is_late:
+                raise self._error(math.inf)
+            paused = {replica for replica, until in self._paused.items() if until > now}
+            choice = choose(tiers, now, self._hopeless | paused, self.caller)
+            if choice is None:
+                return self._wait(tiers, now)
+            self._failed_now.clear()
+        return choice
+
+    def failed(self, replica: Replica, tier: Tier, trouble: Trouble, now: float, num_tokens: int = 0) -> bool:
+        """A try failed after `num_tokens`. Whether the replica is to be charged with it: one job charges it once, so
+        that a request that breaks engines ejects none of them alone.
+        """
+        if num_tokens:  # it got on: patience begins anew, and ends at last with the answer
+            self._num_costly.clear()
+            self._give_up_at = min(now + self._patience.retry_s, self._deadline_at)
+        num = self._num_failed.get(replica, 0)
+        if trouble.rest_s is not None:
+            pause_s = max(trouble.rest_s, self._patience.first_pause_s)  # as it asks, but never in a hot loop
+        else:
+            pause_s = min(self._patience.last_pause_s, self._patience.first_pause_s * 2.0 ** min(num, 16))
+        self._num_failed[replica] = num + 1
+        self._paused[replica] = now + pause_s * (1.0 + 0.25 * self._draw())
+        self._failed_now.add(replica)
+        self._num_costly[tier.number] += trouble.costs_try and not num_tokens
+        self._last = trouble
+        self._reasons[tier.number] = trouble.reason
+        if trouble.again == "elsewhere":
+            self._hopeless.add(replica)
+        return trouble.is_fault and num == 0
+
+    def passed_over(self, choice: Choice, now: float) -> list[tuple[Tier, str]]:
+        """The tiers above the chosen one, each with the reason why it is not that one."""
+        above = [tier for tier in self._tiers if tier.number < choice.tier.number]
+        return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now, self.caller)) for tier in above]
+
+    def _wait(self, tiers: Sequence[Tier], now: float) -> Wait:
+        left = [one for tier in tiers for one in tier.replicas if one not in self._hopeless]
+        times = [(one, one.usable_at(now, self.caller)) for one in left]
+        soonest = min((max(at, self._paused.get(one, now)) for one, at in times if at is not None), default=math.inf)
+        if soonest <= self._give_up_at:
+            return Wait(soonest)
+        if any(one.hindrance(now, self.caller) == "full" for one in left):
+            return Wait(None)  # it works, there is only no room: the deadline ends this, not our patience
+        if now < self._give_up_at and any(at is None for _, at in times):
+            return Wait(self._give_up_at)  # somebody else's trial, or a check, may yet succeed
+        is_resting = bool(left) and all(one.hindrance(now, self.caller) == "resting" for one in left)
+        raise self._error(soonest - now, is_resting)
+
+    def _error(self, retry_after_s: float, is_resting: bool = False) -> PenstockError:
+        soon = retry_after_s if math.isfinite(retry_after_s) else None
+        if self._last is None:
+            if is_resting:
+                return Overloaded("The model's upstreams are at capacity.", retry_after_s=soon)
+            return BackendError("No upstream of this model is available right now.", retry_after_s=soon)
+        error = self._last.error
+        if error.retry_after_s is None:
+            error.retry_after_s = soon
+        return error
+
+
+def _hindrance(tier: Tier, now: float, caller: str) -> str:
+    """Of a tier that was passed over without a try: the mildest reason of its replicas."""
+    found = {one.hindrance(now, caller) for one in tier.replicas}
+    return next((name for name in ("full", "resting", "ejected") if name in found), "paused")

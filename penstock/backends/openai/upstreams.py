@@ -1,0 +1,150 @@
+"""The replicas of one model in use: who is on which, what is known of them, who waits for one.
+
+The decisions are `retries`'s and `breaker`'s; here is the clock, the waiting, and what is told to metrics and logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.backends.openai.failures import Trouble
+from penstock.backends.openai.replicas import Choice, Replica, Tier
+from penstock.backends.openai.retries import Trip
+
+logger = logging.getLogger("penstock.backends")
+
+Observe = Callable[[str, Mapping[str, str], float], None]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request on its way. `has_begun`: a token has come. Given back once, by whatever ends the request."""
+
+    tier: Tier
+    replica: Replica
+    is_trial: bool
+    begun_at: float
+    caller: str = ""
+    has_begun: bool = False
+    is_back: bool = False
+
+
+class Traffic:
+    """`observe(metric, labels, value)` is told what happens; labels come from the configuration alone."""
+
+    def __init__(self, tiers: Sequence[Tier], observe: Observe) -> None:
+        self.tiers = tiers
+        self._observe = observe
+        self._num_begun = 0
+        self._waiting: dict[asyncio.Future[None], None] = {}  # oldest first; one for each waiting job, so bounded
+
+    def replicas(self) -> Iterator[tuple[Tier, Replica]]:
+        return ((tier, replica) for tier in self.tiers for replica in tier.replicas)
+
+    async def take(self, trip: Trip, request_id: str) -> Ticket:
+        """Wait for a replica. Raises the job's `PenstockError` when the trip gives up."""
+        while True:
+            now = time.monotonic()
+            step = trip.next(now)
+            if isinstance(step, Choice):
+                self._report_fallback(trip, step, now, request_id)
+                return self._begin(step, now, trip.caller)
+            await self.changed(None if step.until is None else step.until - now)
+
+    def began(self, ticket: Ticket) -> None:
+        """Its first token is here."""
+        ticket.has_begun = True
+        ticket.replica.rests.answered(ticket.caller)
+        ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
+        labels = {"upstream": ticket.replica.name}
+        self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)
+        self._judge(ticket.replica, ticket.replica.breaker.succeeded, "ok")
+
+    def failed(self, ticket: Ticket, trouble: Trouble, *, is_charged: bool) -> None:
+        replica, now = ticket.replica, time.monotonic()
+        if trouble.rest_s:
+            replica.rests.refused(ticket.caller, now, trouble.rest_s)
+        if is_charged or (ticket.is_trial and trouble.is_fault):
+            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), trouble.reason)
+        self.leave(ticket, trouble.reason)
+
+    def leave(self, ticket: Ticket, outcome: str) -> None:
+        """The request is over, in whichever way. Safe to repeat; only the first outcome counts."""
+        if ticket.is_back:
+            return
+        ticket.is_back = True
+        replica = ticket.replica
+        replica.num_open -= 1
+        replica.breaker.abandoned(ticket.is_trial)
+        self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
+        self._observe("upstream_requests_total", {"upstream": replica.name, "outcome": outcome}, 1.0)
+        self.ring()
+
+    def checked(self, replica: Replica, *, is_well: bool) -> None:
+        """What a health check found."""
+        breaker = replica.breaker
+        if is_well:
+            self._judge(replica, breaker.check_passed, "check passed")
+        else:
+            self._judge(replica, lambda: breaker.check_failed(time.monotonic()), "check failed")
+        self.ring()
+
+    def report_all(self) -> None:
+        for _, replica in self.replicas():
+            self._report_state(replica)
+
+    async def changed(self, timeout_s: float | None) -> None:
+        """Wait until something has changed, at most `timeout_s`."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[future] = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            return  # time is what was waited for
+        finally:
+            self._waiting.pop(future, None)
+
+    def ring(self) -> None:
+        """Something has changed: whoever waits looks again, the oldest first."""
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _begin(self, choice: Choice, now: float, caller: str) -> Ticket:
+        replica = choice.replica
+        self._num_begun += 1
+        replica.turn = self._num_begun
+        replica.num_open += 1
+        self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
+        return Ticket(choice.tier, replica, replica.breaker.begin(), now, caller)
+
+    def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
+        """Let the breaker hear it, and tell when its state changes by that."""
+        was_open = replica.breaker.is_open
+        verdict()
+        breaker = replica.breaker
+        if breaker.is_open != was_open:
+            self._report_state(replica)
+            if breaker.is_open:
+                logger.warning("an upstream is ejected", extra={"upstream": replica.name, "reason": reason})
+            else:
+                logger.info("an upstream is back", extra={"upstream": replica.name})
+                self.ring()
+
+    def _report_state(self, replica: Replica) -> None:
+        self._observe("upstream_up", {"upstream": replica.name}, 0.0 if replica.breaker.is_open else 1.0)
+
+    def _report_fallback(self, trip: Trip, choice: Choice, now: float, request_id: str) -> None:
+        for tier, reason in trip.passed_over(choice, now):
+            labels = {"tier": str(tier.number), "reason": reason}
+            self._observe("upstream_fallbacks_total", labels, 1.0)
+            logger.info(
+                "a tier is passed over",
+                extra={"request_id": request_id, "upstream": choice.replica.name, **labels},
+            )

@@ -1,0 +1,6 @@
+"""What comes back: open streams, fed by the channel and mended from the log."""
+
+from penstock.gateway.relay.relay import Relay
+from penstock.gateway.relay.stream import Meter, Reader, Stream, Turn
+
+__all__ = ["Meter", "Reader", "Relay", "Stream", "Turn"]

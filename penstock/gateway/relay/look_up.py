@@ -1,0 +1,69 @@
+"""What is known of a request that somebody asks for: in the store, and in this gateway where the store has lost it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from penstock.gateway.relay.keeper import Keeper
+from penstock.gateway.relay.mend import Mender
+from penstock.gateway.relay.patience import Patience
+from penstock.gateway.relay.records import record_of, stream_of
+from penstock.gateway.relay.table import Table
+from penstock.transports.base import LATE_SLACK_S, Record, Transport
+
+logger = logging.getLogger(__name__)
+
+
+class LookUp:
+    """Reads the requests of one gateway, and of others. What a look shows to be wrong is mended on the way."""
+
+    def __init__(
+        self, gateway_id: str, transport: Transport, table: Table, keeper: Keeper, mender: Mender, patience: Patience
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._transport = transport
+        self._table = table
+        self._keeper = keeper
+        self._mender = mender
+        self._patience = patience
+
+    async def look_up(self, job_id: str) -> Record | None:
+        """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
+
+        None if the request does not exist. Raises `StoreUnavailable` where that is uncertain: the store has just lost
+        data, and another gateway may be about to restore the request.
+        """
+        streams = self._table.streams
+        record = await self._transport.read(job_id)
+        if record is not None and record.state == "done":
+            if job_id in streams:
+                self._mender.learn(streams[job_id], record)
+            elif record.job.retention_s is not None and self._keeper.get(job_id) is None:
+                self._mender.catch_up(stream_of(record), record)  # which remembers it
+            return record
+        known = await self.known(job_id)
+        if known is not None and (record is None or known.state == "done"):
+            stream = streams.get(job_id)
+            if stream is not None and stream.end is None:
+                self._mender.ask(stream, "lookup")
+            else:
+                self._mender.spawn(self._keeper.check_one(job_id))
+            return known
+        if record is None:
+            await self._keeper.make_sure()
+        elif record.now >= record.deadline_at + LATE_SLACK_S:
+            await self._transport.cancel(job_id, "deadline")  # those who should have ended it are not there any more
+            return await self._transport.read(job_id, job=record.job) or record
+        elif job_id not in streams and self._patience.is_forsaken(record):
+            logger.warning("pushed again: it was in no list, and its gateway is gone", extra={"request_id": job_id})
+            await self._transport.ensure(job_id)
+        return record
+
+    async def known(self, job_id: str) -> Record | None:
+        """What this gateway itself knows of a request that it holds, or that has ended here."""
+        stream = await self._table.find(job_id) or self._keeper.get(job_id)
+        is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # which says nothing
+        if stream is None or is_own_word:
+            return None
+        return record_of(stream, self._gateway_id, time.monotonic(), time.time())

@@ -1,0 +1,268 @@
+"""How a stream is mended: read from the log, given back to a store that forgot it, restored where the log is behind.
+
+Rule numbers are those of `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from msgspec.structs import replace
+
+from penstock.errors import DeadlineExceeded, InternalError, PenstockError, StoreUnavailable
+from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
+from penstock.gateway.relay.keeper import Keeper
+from penstock.gateway.relay.records import outcome_of
+from penstock.gateway.relay.stream import Stream
+from penstock.job import Job
+from penstock.transports.base import LATE, EndReason, Record, Transport
+
+logger = logging.getLogger(__name__)
+
+MAX_WHILE_READING = 1024
+
+
+class _NotGivenBack(Exception):
+    """The store has a later attempt, or the end."""
+
+
+class Mender:
+    """Believes only what is surely next, and mends the rest. `on_end(stream)` is called once for every stream.
+
+    `is_stranded(stream, record)` judges whether a job that has not ended is likely in no list (rule 8).
+
+    The relay owns the table; this knows one stream at a time.
+    """
+
+    def __init__(
+        self,
+        gateway_id: str,
+        transport: Transport,
+        keeper: Keeper,
+        on_end: Callable[[Stream], None],
+        is_stranded: Callable[[Stream, Record], bool],
+        on_log_read: Callable[[str], None],
+        store_ms: Callable[[], int],
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._transport = transport
+        self._keeper = keeper
+        self._on_end = on_end
+        self._is_stranded = is_stranded
+        self._on_log_read = on_log_read
+        self._store_ms = store_ms
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def see(self, stream: Stream, event: Event) -> None:
+        """A published event: only what is surely next is believed; all else is looked up in the log."""
+        if stream.end is not None or event.attempt < stream.attempt:
+            return
+        if stream.waiting_frames is not None:
+            if len(stream.waiting_frames) < MAX_WHILE_READING:
+                stream.waiting_frames.append(event)
+        elif not stream.is_trusted:
+            self.ask(stream, "untrusted")
+        elif event.attempt > stream.attempt and not isinstance(event, Started):
+            self.ask(stream, "attempt")  # rule 4
+        else:
+            self._fold(stream, event)
+
+    def ask(self, stream: Stream, reason: str) -> None:
+        """Read this stream's log; frames that arrive meanwhile wait. One read at a time."""
+        if stream.waiting_frames is None:
+            stream.waiting_frames = deque()
+            self._on_log_read(reason)
+            self.spawn(self._mend(stream))
+
+    def learn(self, stream: Stream, record: Record) -> None:
+        """Somebody is told of this record: its stream knows it from here on, whatever the store may lose of it."""
+        self.catch_up(stream, record)
+        if stream.end is None:
+            self.ask(stream, "lookup")
+
+    def catch_up(self, stream: Stream, record: Record) -> None:
+        """Fold in what the log says."""
+        for event in record.events:
+            if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
+                self._fold(stream, event)
+
+    def _fold(self, stream: Stream, event: Event) -> None:
+        """Fold an event of the attempt known, or the `Started` of a newer one."""
+        have = len(stream.tokens)
+        if isinstance(event, Started) and event.attempt == stream.attempt:
+            return  # repeated, or late: it is no news, and what it says has been overtaken
+        if event.seq > have:
+            self.ask(stream, "gap")
+        elif isinstance(event, Started) and event.seq < have:
+            # The log is behind the client (rule 5): that attempt is ignored, a new one goes on from what was relayed.
+            stream.attempt, stream.is_restoring = event.attempt + 1, True
+            self.spawn(self._restore(stream, event.attempt))
+        elif event.end > have or (event.end == have and not isinstance(event, Tokens)) or _gives_up(event):
+            stream.accept(event, time.monotonic())
+            if stream.end is not None:
+                self._on_end(stream)
+
+    async def _mend(self, stream: Stream) -> None:
+        try:
+            if stream.is_followed and not stream.is_trusted:  # a store that went back may not know that we read it
+                await self._transport.adopt(stream.job.id, self._gateway_id)
+            after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
+            record = await self._transport.read(stream.job.id, after, job=stream.job)
+            stream.is_trusted = True
+            if record is None:
+                await self._resubmit(stream)
+            else:
+                stream.cancel = stream.cancel or record.cancel or None
+                self.catch_up(stream, record)
+                if stream.end is not None and record.state != "done":  # by a frame that cannot be read: it still runs
+                    await self._transport.cancel(stream.job.id, "operator", self._gateway_id)
+                elif stream.end is None and not stream.is_restoring:
+                    await self._judge(stream, record)
+        except StoreUnavailable:
+            stream.is_trusted, stream.num_asked = False, 0  # silence asks again, and soon
+        except PenstockError as error:  # the store holds what this gateway cannot read: asking again changes nothing
+            self._end(stream, error)
+        finally:
+            waiting, stream.waiting_frames = stream.waiting_frames or (), None
+            for event in waiting:
+                self.see(stream, event)
+
+    async def _judge(self, stream: Stream, record: Record) -> None:
+        """What reading the log has not mended."""
+        if record.state == "done":
+            await self._accept_end(stream)
+            if stream.end is None:
+                self._end(stream, InternalError("The end of this request is missing from its log."))
+        elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
+            await self._transport.cancel(stream.job.id, stream.cancel)
+        elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
+            await self._give_back(stream)
+        elif self._is_stranded(stream, record):
+            logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
+            await self._transport.ensure(stream.job.id)
+
+    def _end(self, stream: Stream, error: PenstockError) -> None:
+        """What was to come will never be known: say so now."""
+        if stream.end is None:
+            stream.fail(error, time.monotonic())
+            stream.is_ended = True
+            self._on_end(stream)
+
+    async def _resubmit(self, stream: Stream) -> None:
+        """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
+        job = stream.job
+        if stream.end is not None:
+            return
+        if job.once:
+            await self._keeper.bind(job, job.timeout_s + self._keeper.retention_of(job))
+        if stream.cancel is not None:
+            await self._end_cancelled(stream, stream.cancel)
+            return
+        logger.warning("resubmitted", extra={"request_id": stream.job.id, "num_tokens": len(stream.tokens)})
+        if stream.tokens:
+            await self._give_back(stream)
+        else:
+            with self._without_attempts_so_far(stream):
+                await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+
+    async def _give_back(self, stream: Stream) -> None:
+        """What was relayed becomes the whole log."""
+        tokens = list(stream.tokens)
+        with self._without_attempts_so_far(stream) as seen:
+            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, seen):
+                raise _NotGivenBack
+
+    @contextmanager
+    def _without_attempts_so_far(self, stream: Stream) -> Iterator[int]:
+        """The highest attempt that there can have been; none of them is believed any more once the block has succeeded.
+
+        An attempt is at least the store's clock when it began. Frames of one that the store has lost may still be on
+        their way here, also of one that this gateway has not heard of: they are not part of the new log.
+        """
+        before = stream.attempt
+        highest = max(before, self._store_ms())
+        stream.attempt = highest + 1
+        try:
+            yield highest
+        except _NotGivenBack:
+            stream.attempt = before
+        except BaseException:
+            stream.attempt = before
+            raise
+
+    async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
+        """Somebody had asked for its end, and the store has forgotten that with the request: it ends all the same."""
+        now = time.monotonic()
+        end: Terminal = Done(stream.job.id, stream.attempt, len(stream.tokens), finish_reason="cancelled")
+        if reason == "deadline":
+            end = Failed.of(stream.job.id, stream.attempt, len(stream.tokens), DeadlineExceeded(LATE))
+        outcome = outcome_of(stream, end, self._keeper.retention_of(stream.job), now)
+        if await self._transport.restore_end(outcome, self._gateway_id):
+            await self._accept_end(stream)
+
+    async def _restore(self, stream: Stream, short_attempt: int) -> None:
+        try:
+            tokens = list(stream.tokens)
+            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
+                await self._accept_end(stream)
+                stream.is_restoring = False
+                self.ask(stream, "restore")
+        except StoreUnavailable:
+            stream.attempt = short_attempt - 1  # nothing may have happened: when the log is read it tries again
+            stream.is_trusted = False
+        except PenstockError as error:
+            self._end(stream, error)
+        finally:
+            stream.is_restoring = False
+
+    async def _accept_end(self, stream: Stream) -> None:
+        """An attempt that is not believed has ended unfenced: its end counts if its log says what was relayed."""
+        record = await self._transport.read(stream.job.id, job=stream.job)
+        if record is not None and stream.end is None:
+            said = fold(record.events)
+            if said.end is not None and list(said.tokens[: len(stream.tokens)]) == stream.tokens:
+                stream.attempt = said.attempt
+                self.catch_up(stream, record)
+
+    # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def unfollow(self, job_id: str) -> None:
+        """Hear a request of another gateway no more."""
+        self.spawn(self._unfollow(job_id))
+
+    async def _unfollow(self, job_id: str) -> None:
+        try:
+            await self._transport.unfollow(job_id)
+        except StoreUnavailable:
+            return  # a new subscription does not ask for it again
+
+    async def drain(self, timeout_s: float = 2.0) -> None:
+        """Wait for what is on its way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the relay failed", exc_info=task.exception())
+
+
+def _gives_up(event: Event) -> bool:
+    """It ends the request wherever the log stands, which may be behind what was relayed."""
+    return isinstance(event, Failed) or (isinstance(event, Done) and event.finish_reason == "cancelled")
+
+
+def _rest(stream: Stream) -> Job:
+    """The job with the time that it has left."""
+    return replace(stream.job, timeout_s=max(1.0, stream.deadline_at - time.monotonic()))

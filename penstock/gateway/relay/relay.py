@@ -1,0 +1,269 @@
+"""What comes back: the streams that a gateway holds open, fed by the channel and mended from the log.
+
+Pub/sub is the fast path and the log is the truth: `mend.py` says what of the channel is believed. Whole answers and
+streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
+one leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store
+may lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError
+from penstock.event import Done, Event, Failed, Tokens
+from penstock.gateway.pool import PoolView
+from penstock.gateway.relay.keeper import Keeper
+from penstock.gateway.relay.look_up import LookUp
+from penstock.gateway.relay.mend import Mender
+from penstock.gateway.relay.patience import Patience
+from penstock.gateway.relay.records import is_dead, num_tokens, stream_of
+from penstock.gateway.relay.stream import Meter, Reader, Stream, Turn
+from penstock.gateway.relay.table import Budget, Table
+from penstock.gateway.relay.unwanted import Canceller
+from penstock.job import Job
+from penstock.transports.base import LATE, NO_SHARE, CancelOutcome, EndReason, Record, Transport
+from penstock.transports.quota import Share
+
+WATCH_S = 0.25
+DELIVERED_RETENTION_S = 10.0
+
+
+class Relay:
+    """All open streams of one gateway. `deliver`, `distrust` and `hinted` are what its transport calls.
+
+    `has_lease()`: this gateway's lease holds, so that others take it for alive; without it nothing is given up.
+    `pool`: where the gateway's looks at its pool are seen.
+    """
+
+    def __init__(
+        self,
+        gateway_id: str,
+        transport: Transport,
+        *,
+        max_depth: int,
+        share: Share = NO_SHARE,
+        no_worker_grace_s: float = 10.0,
+        resume_window_s: float = 30.0,
+        retention_s: float = 60.0,
+        pool: PoolView | None = None,
+        on_log_read: Callable[[str], None] = lambda reason: None,
+        has_lease: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.gateway_id = gateway_id
+        self._transport = transport
+        self._max_depth = max_depth
+        self._share = share
+        self._has_lease = has_lease
+        self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
+        pool = pool or PoolView()
+        self._patience = Patience(self, pool, no_worker_grace_s, resume_window_s, has_lease)
+        self._mender = Mender(
+            gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read, pool.store_ms
+        )
+        self._canceller = Canceller(gateway_id, transport)
+        self._turn = Turn()
+        self._table = Table()
+        self._streams = self._table.streams
+        self.find = self._table.find
+        self.named = self._table.named
+        self.may = Budget().may
+        lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._mender, self._patience)
+        self.look_up = lookup.look_up
+        self.known = lookup.known
+        self.ask = self._mender.ask
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, job: Job, meter: Meter | None = None) -> Reader:
+        """Submit `job`. Listening stands before speaking: its stream is known before it is pushed."""
+        stream = Stream(job, meter, time.monotonic())
+        reader = self.read(stream)
+        try:
+            with self._table.hold(stream):
+                await self._transport.submit(job, self.gateway_id, self._max_depth, share=self._share)
+        except BaseException as error:
+            if not isinstance(error, Overloaded):  # its outcome is unknown: it may wait there for nobody
+                self._mender.spawn(self._let_go(stream))
+            raise
+        return reader
+
+    async def attach(self, job_id: str, record: Record, after: int = 0) -> Stream:
+        """The stream of a request that this gateway may not hold yet: subscribe, adopt, read, in this order (rule 11).
+
+        `record` is what the caller has read of it, to judge whether it may be seen. `after`: the tokens that its
+        client has; `InvalidRequest` if there have never been so many.
+        """
+        held = await self.find(job_id)
+        if after > (num := num_tokens(record, held)):
+            await self.keeper.make_sure()
+            message = f"This position is behind {after} tokens, and the request has {num} so far."
+            raise InvalidRequest(message, param="Last-Event-ID")
+        if held is not None:
+            return held
+        stream = stream_of(record)
+        if record.state == "done":
+            self._mender.catch_up(stream, record)
+            return stream
+        stream.is_followed = job_id.partition(".")[0] != self.gateway_id
+        stream.is_trusted = False
+        stream.left_at = time.monotonic()
+        self._mender.catch_up(stream, record)  # so that only what came since is read once more
+        with self._table.hold(stream):
+            if stream.is_followed:
+                await self._transport.follow(job_id)
+            await self._transport.adopt(job_id, self.gateway_id)
+        self._mender.ask(stream, "attach")
+        return stream
+
+    def read(self, stream: Stream, after: int = 0) -> Reader:
+        """A reader of what comes after `after` tokens."""
+        reader = Reader(stream, self._turn, after)
+        stream.readers.append(reader)
+        stream.left_at = 0.0
+        return reader
+
+    def leave(self, reader: Reader, *, is_delivered: bool) -> None:
+        """The reader is done, or gone. Of several, only the last one's leaving counts. Safe to repeat."""
+        stream = reader.stream
+        if reader not in stream.readers:
+            return
+        stream.readers.remove(reader)
+        if stream.readers:
+            return
+        if stream.is_ended:
+            self._remove(stream)
+            if stream.job.retention_s is None:  # else it has been weighed at its end
+                is_retired = is_delivered and not is_dead(stream)
+                if is_retired:
+                    self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
+                    self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
+                self.keeper.weigh(stream, DELIVERED_RETENTION_S if is_retired else None)
+        elif stream.job.on_disconnect == "cancel":
+            self.abandon(stream)
+        elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
+            self._remove(stream)
+        else:
+            stream.left_at = time.monotonic()
+
+    def abandon(self, stream: Stream) -> None:
+        """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
+        self._remove(stream)
+        self._mender.spawn(self._let_go(stream))
+
+    async def _let_go(self, stream: Stream) -> None:
+        """Its end is not heard here any more, so it is weighed as it stands."""
+        if await self._canceller.cancel(stream.job.id, "client") not in ("owned", None):
+            self.keeper.weigh(stream, None)
+
+    async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
+        """Somebody wants it to end, wherever it is held. What the store loses of that its owner asks for again."""
+        stream = self._streams.get(job_id)
+        outcome = await self._transport.cancel(job_id, reason)
+        if stream is not None and stream.end is None:
+            self.hinted(job_id, reason)
+            if outcome == "gone":
+                self._mender.ask(stream, "cancel")
+                return "marked"
+        return outcome
+
+    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
+
+    def deliver(self, event: Event) -> None:
+        """A published event."""
+        stream = self._streams.get(event.job_id)
+        if stream is not None:
+            if type(event) is Tokens and stream.take(event):
+                return
+            if not stream.is_ended:
+                self._mender.see(stream, event)
+                return
+        if not isinstance(event, Done | Failed):
+            self._see_late(event.job_id)
+
+    def distrust(self) -> None:
+        """The subscription is a new one: frames may be missing from every stream (rule 4), and data from the store."""
+        self._read_again("subscription")
+        self._mender.spawn(self.keeper.doubt())
+
+    def hinted(self, job_id: str, reason: EndReason) -> None:
+        """The store has been asked to end a request of this gateway, maybe through another one."""
+        stream = self._streams.get(job_id)
+        if stream is not None and stream.end is None:
+            stream.cancel = stream.cancel or reason
+
+    def _read_again(self, reason: str) -> None:
+        for stream in self._streams.values():
+            stream.is_trusted = False
+            self._mender.ask(stream, reason)
+        self._mender.spawn(self.keeper.check())
+
+    # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
+
+    async def watch(self) -> None:
+        """Ask for streams that are silent, and end those whose time is up (rule 15). Runs for ever."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """One round of `watch`."""
+        self._patience.look(list(self._streams.values()), now)
+        if self.keeper.expire(now):
+            self._table.expire(self.keeper.ended.ids(now))
+
+    def fail_all(self, error: PenstockError) -> None:
+        """Nothing more will come through this gateway: end every stream that is read here, in the open."""
+        now = time.monotonic()
+        for stream in list(self._streams.values()):
+            stream.fail(error, now)
+
+    async def drain(self) -> None:
+        """Wait for cancels and the like that are on their way."""
+        await self._mender.drain()
+
+    def give_up(self, stream: Stream, reason: EndReason) -> None:
+        """Its time is up: what the store says of that is its end."""
+        self._mender.spawn(self._give_up(stream, reason))
+
+    async def _give_up(self, stream: Stream, reason: EndReason) -> None:
+        if await self._canceller.cancel(stream.job.id, reason) == "running":  # a worker has come in the meantime
+            stream.verdict = None
+
+    def fail_late(self, stream: Stream, now: float) -> None:
+        """The store has not said that it ended, long after its deadline: its client hears it from here."""
+        stream.fail(DeadlineExceeded(LATE), now)
+        if not stream.readers:
+            self._remove(stream)
+        self._mender.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
+
+    def _ended(self, stream: Stream) -> None:
+        is_held = stream.job.id in self._streams
+        if is_held or stream.job.retention_s is not None:  # else its client may have had it all, some time ago
+            self.keeper.keep(stream)
+        if is_held and stream.job.once:
+            self._mender.spawn(self.keeper.keep_bound(stream.job))
+        if is_held and (stream.job.retention_s is not None or not stream.readers):
+            self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
+        if is_held and not stream.readers:
+            self._remove(stream)
+
+    def _remove(self, stream: Stream) -> None:
+        if self._table.remove(stream) and stream.is_followed:
+            self._mender.unfollow(stream.job.id)
+
+    def _see_late(self, job_id: str) -> None:
+        """A worker runs what is over here: it has ended and the store has gone back, or it was cancelled (rule 18).
+
+        Of what is neither nothing is known: an id alone does not say that its client has left.
+        """
+        if self.keeper.get(job_id) is not None:
+            if self.may("check"):
+                self._mender.spawn(self.keeper.check_one(job_id))
+        elif self._has_lease() and (reason := self._canceller.why_again(job_id)) is not None and self.may("disown"):
+            self._mender.spawn(self._canceller.cancel(job_id, reason))

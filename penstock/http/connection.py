@@ -1,0 +1,205 @@
+"""One client connection of a gateway: HTTP/1.1 as `penstock.http.http1` reads it, and how streams are written cheaply.
+
+A small write buffer (so that a client that reads nothing costs little), and an answer's head joined with its first
+bytes. Through the scope a route learns what no message says: that a body has arrived whole, that the client has gone;
+and may let go of a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from starlette.types import Scope
+
+from penstock.http.http1 import WHOLE, Http1Connection
+
+__all__ = ["CLIENT", "WHOLE", "Client", "Connection", "Departure", "header"]
+
+WRITE_BUFFER_BYTES = 32 * 1024
+CLIENT = "penstock.client"  # in the scope: a `Client`
+STATUS_LINE = b"HTTP/1.1 "  # how every answer begins
+# After a client's end of file: the next of these bytes goes out, and one write notices that the last one was rejected.
+# Fewer than 16 in all, as clients bound the digits of a chunk's size.
+PROBE_AFTER_S = (0.0, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0)
+
+
+class Connection(Http1Connection):
+    """See the head of this file. Its limits are set by `http1.limited`."""
+
+    _probe_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
+        self._watchers: set[Callable[[], None]] = set()
+        super().connection_made(transport)
+        light: Any = _Event(is_set=True)
+        self.flow._is_writable_event = light
+        queue: Any = _Queue()
+        self.pipeline = queue
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        super().connection_lost(exc)
+        for on_gone in list(self._watchers):
+            on_gone()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as in the base
+        stays = super().eof_received()
+        if stays and self._probe_timer is None:
+            self._probe(0)
+        return stays
+
+    def _probe(self, num_sent: int) -> None:
+        """Find out whether the client has only ended its side, and waits, or has closed, and its request is to end.
+
+        Both look the same here until a write: a client that has closed rejects it, and the next write fails. So a
+        first part of what the client would get anyway is written now: a byte of the answer's status line, or a
+        leading zero of the next chunk's size.
+        """
+        if self.transport.is_closing():
+            return
+        cycle = self._running
+        if isinstance(cycle.transport, _Head):
+            cycle.transport.begin()
+        elif cycle.chunked_encoding and not cycle.response_complete:
+            self.transport.write(b"0")
+        if num_sent + 1 < len(PROBE_AFTER_S):
+            self._probe_timer = self.loop.call_later(PROBE_AFTER_S[num_sent + 1], self._probe, num_sent + 1)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        cycle.message_event = _Event(is_set=cycle.message_event.is_set())
+        cycle.transport = _Head(cycle, self.transport, self.loop)
+        cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
+        super()._start_asgi_task(cycle, app)
+
+
+class Client:
+    """Who is at the other end: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
+
+    __slots__ = ("_cycle", "abort", "is_gone", "watchers")
+
+    def __init__(self, transport: asyncio.Transport, cycle: Any, watchers: set[Callable[[], None]]) -> None:
+        self.abort = transport.abort
+        self.is_gone = transport.is_closing
+        self.watchers = watchers
+        self._cycle = cycle
+
+    @property
+    def takes_more(self) -> bool:
+        """A stream's body may be written to it without waiting."""
+        cycle = self._cycle
+        return not (cycle.flow.write_paused or self.is_gone() or cycle.disconnected) and cycle.chunked_encoding
+
+    def write(self, body: bytes) -> None:
+        """More of a stream's body to one that `takes_more`, as an awaited `send` writes it and without its cost.
+
+        For what runs once a token: a message, a coroutine and its checks cost as much as the write.
+        """
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+
+class _Head:
+    """A cycle's transport until its answer has begun: holds the head until there is a body, or the turn is over.
+
+    A write is a system call, and a head alone is of no use to anybody.
+    """
+
+    __slots__ = ("_cycle", "_data", "_loop", "_num_begun", "_transport")
+
+    def __init__(self, cycle: Any, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._num_begun = 0
+        self._cycle = cycle
+        self._transport = transport
+        self._loop = loop
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        if self._data:
+            self._data += data
+            self._flush()
+        else:
+            self._data = data
+            self._loop.call_soon(self._flush)
+
+    def begin(self) -> None:
+        """Write the next byte of the status line; the head follows without it."""
+        if not self._data and self._num_begun < len(STATUS_LINE):
+            self._num_begun += 1
+            self._transport.write(STATUS_LINE[self._num_begun - 1 : self._num_begun])
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        data, self._data = self._data, b""
+        self._cycle.transport = self._transport
+        if data and not self._transport.is_closing():
+            self._transport.write(data[self._num_begun :])
+
+
+class _Event:
+    """What uvicorn uses of an `asyncio.Event`, without its deque until somebody waits: hardly ever, and 760 bytes."""
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self, *, is_set: bool) -> None:
+        self._is_set = is_set
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def clear(self) -> None:
+        self._is_set = False
+        if self._event is not None:
+            self._event.clear()
+
+    async def wait(self) -> None:
+        if not self._is_set:
+            if self._event is None:
+                self._event = asyncio.Event()
+            await self._event.wait()
+
+
+class _Queue(list[Any]):
+    """What uvicorn uses of a deque, for requests that wait for the one before them on their connection."""
+
+    __slots__ = ()
+
+    def appendleft(self, waiting: Any) -> None:
+        self.insert(0, waiting)
+
+
+class Departure:
+    """Notices that the client has left, while the answer is still being made."""
+
+    __slots__ = ("_client", "_wake")
+
+    def __init__(self, scope: Scope, wake: Callable[[], None]) -> None:
+        self._client: Client = scope[CLIENT]
+        self._wake = wake
+        self._client.watchers.add(wake)
+
+    @property
+    def has_happened(self) -> bool:
+        return self._client.is_gone()
+
+    def stop(self) -> None:
+        self._client.watchers.discard(self._wake)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, which is in lower case. Once a request: without an object to hold them."""
+    for found, value in scope["headers"]:
+        if found == name:
+            return cast(bytes, value).decode("latin-1")
+    return None

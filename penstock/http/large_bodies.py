@@ -1,0 +1,76 @@
+"""Large bodies: parsed, validated and translated in one thread, in turn, so that the event loop goes on meanwhile.
+
+One thread, as Python runs one at a time anyway; the callers take turns, so that one who sends many waits for himself.
+A usual body never comes here: it is done on the loop before a thread could have begun. Knows nothing of what is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from penstock.errors import Overloaded
+from penstock.http.body_json import num_marks
+
+LARGE_BYTES = 32 * 1024
+LARGE_VALUES = 1000  # about a millisecond
+MAX_WAITING = 64  # each holds a body in memory
+MAX_WAITING_OF_ONE = 16
+
+T = TypeVar("T")
+
+
+def is_large(body: bytes) -> bool:
+    """More than the event loop may do in one go: by its size, or by the number of values that it may hold."""
+    return len(body) > LARGE_VALUES and (len(body) > LARGE_BYTES or num_marks(body) > LARGE_VALUES)
+
+
+class LargeBodies:
+    """The one thread of a gateway process, and who waits for it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._num_waiting = 0
+        self._is_busy = False
+
+    async def run(self, caller: str, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, in the thread, when it is the caller's turn. Raises `Overloaded`."""
+        if self._is_busy:
+            await self._wait(caller)
+        self._is_busy = True
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._pass_on()
+
+    async def _wait(self, caller: str) -> None:
+        line = self._lines.get(caller, ())
+        if len(line) >= MAX_WAITING_OF_ONE or self._num_waiting >= MAX_WAITING:
+            most = f"{MAX_WAITING} of all (MAX_WAITING), {MAX_WAITING_OF_ONE} of one caller (MAX_WAITING_OF_ONE)"
+            raise Overloaded(f"Too many large bodies wait to be read: at most {most}.", retry_after_s=1.0)
+        turn = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(caller, deque()).append(turn)
+        self._num_waiting += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was just given the thread, and does not need it
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """The thread to the next one that waits: the callers in turn, each one's bodies in their order."""
+        self._is_busy = False
+        while self._lines and not self._is_busy:
+            caller, line = self._lines.popitem(last=False)
+            turn = line.popleft()
+            self._num_waiting -= 1
+            if line:
+                self._lines[caller] = line  # behind all others
+            if not turn.done():
+                turn.set_result(None)
+                self._is_busy = True

@@ -1,0 +1,252 @@
+"""What operators ask of every process: `/livez`, `/readyz`, `/healthz`, `/metrics`, and a small server for them.
+
+The same handlers serve in a gateway's app and in a worker's own. Knows nothing of what makes a process ready: it is
+told by two callables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from penstock.errors import ConfigError, NotFound, Unavailable
+from penstock.http.http1 import Http1Connection
+from penstock.http.listener import ACCEPTS_PER_TURN, Acceptor, Limit, State
+from penstock.metrics import Metrics
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1.0
+MAX_CONNECTIONS = 256  # of a worker's small server
+_NO_STORE = {"cache-control": "no-store"}
+
+Ready = Callable[[], list[str]]
+Info = Callable[[], dict[str, Any]]
+Guard = Callable[[Request], None]
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Ops:
+    """The four handlers. `ready` gives the reasons why not; `info` a small JSON object about the process.
+
+    `guard` raises for a request that may not read the metrics.
+    """
+
+    def __init__(self, metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> None:
+        self._metrics = metrics
+        self._ready = ready
+        self._info = info
+        self._guard = guard
+
+    async def livez(self, request: Request) -> Response:
+        """The process runs and its event loop turns."""
+        return _json({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether the process can serve: 200, or 503 with the reasons."""
+        reasons = self._ready()
+        if not reasons:
+            return _json({"status": "ready"})
+        error = Unavailable(f"Not ready: {'; '.join(reasons)}.", retry_after_s=RETRY_AFTER_S)
+        return _json(error.envelope(), error.status, {"retry-after": str(math.ceil(RETRY_AFTER_S))})
+
+    async def healthz(self, request: Request) -> Response:
+        """A summary for people: always 200 while the process lives."""
+        reasons = self._ready()
+        return _json({"status": "degraded" if reasons else "ok", "reasons": reasons} | self._info())
+
+    async def metrics(self, request: Request) -> Response:
+        """Every metric, in Prometheus' text form."""
+        self._guard(request)
+        self._metrics.flush()
+        # Writing them out takes milliseconds: off the loop, so that no token waits for it.
+        body, content_type = await asyncio.to_thread(self._metrics.render, request.headers.get("accept", ""))
+        return Response(body, headers=_NO_STORE | {"content-type": content_type})
+
+
+def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> APIRouter:
+    """The routes for a FastAPI app, with their place in its OpenAPI page."""
+    from fastapi import APIRouter  # a worker's small app does without it
+
+    ops = Ops(metrics, ready, info, guard)
+    router = APIRouter(tags=["operations"])
+    json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    not_ready: dict[str, Any] = json_answer | {"description": "It cannot serve; the message says why."}
+    text_answer: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    table: list[tuple[str, Handler, dict[int | str, dict[str, Any]]]] = [
+        ("/livez", ops.livez, {200: json_answer}),
+        ("/readyz", ops.readyz, {200: json_answer, 503: not_ready}),
+        ("/healthz", ops.healthz, {200: json_answer}),
+        ("/metrics", ops.metrics, {200: text_answer}),
+    ]
+    for path, handler, answers in table:
+        router.add_api_route(
+            path,
+            handler,
+            methods=["GET"],
+            response_model=None,
+            response_class=Response,
+            summary=(handler.__doc__ or "").rstrip("."),
+            responses=answers,
+        )
+    return router
+
+
+def build_app(metrics: Metrics, ready: Ready, info: Info) -> ASGIApp:
+    """The whole app of a process that serves nothing else: a worker."""
+    ops = Ops(metrics, ready, info)
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        missing = NotFound("There is nothing here but /livez, /readyz, /healthz and /metrics.")
+        return _json(missing.envelope(), missing.status)
+
+    return Starlette(
+        routes=[
+            Route("/livez", ops.livez),
+            Route("/readyz", ops.readyz),
+            Route("/healthz", ops.healthz),
+            Route("/metrics", ops.metrics),
+        ],
+        exception_handlers={404: not_found},
+    )
+
+
+def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, _NO_STORE | (headers or {}), "application/json")
+
+
+# ── a small server beside whatever else the loop runs ────────────────────────────────────────────────────────────
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with an acceptor of ours, and without its ten wake-ups a second, nearly half of an idle process' own:
+    one a second, for the date in answers' heads, and one when it is to end. Leaves the signals to its owner.
+    """
+
+    accepts_per_turn = ACCEPTS_PER_TURN
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        self._ending = asyncio.Event()
+        super().__init__(config)
+        self.state = self.server_state = State()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept on `sockets` ourselves, many connections a turn of the loop."""
+        await super().startup(sockets=[])
+        kind = cast(type[Http1Connection], self.config.http_protocol_class)
+
+        def connection() -> Http1Connection:
+            return kind(self.config, self.state, self.lifespan.state)
+
+        def room() -> int:
+            return kind.max_connections + kind.max_lingering - len(self.state.connections)
+
+        servers: list[Any] = self.servers
+        servers += [Acceptor(listener, connection, room, self.accepts_per_turn) for listener in sockets or ()]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.is_closing = True
+        await super().shutdown(sockets)
+
+    @property
+    def should_exit(self) -> bool:
+        return self._ending.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._ending.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._ending.wait()
+            except TimeoutError:
+                continue
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class OpsServer:
+    """A running server; `port` is the one it got, and `task` runs until it is closed."""
+
+    def __init__(self, server: uvicorn.Server, task: asyncio.Task[None], host: str, port: int) -> None:
+        self._server = server
+        self.task = task
+        self.host = host
+        self.port = port
+
+    async def close(self) -> None:
+        """Stop accepting, give open answers a second, and return. Safe to repeat."""
+        self._server.should_exit = True
+        await self.task
+
+
+async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer:
+    """Serve `app` in the running loop. A taken port is a `ConfigError` if it `must` be that one, else a free one."""
+    listener = _listen(host, port, must)
+    config = uvicorn.Config(
+        app,
+        http=Limit(MAX_CONNECTIONS).apply(Http1Connection),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        headers=[("x-content-type-options", "nosniff")],
+        timeout_graceful_shutdown=1,
+    )
+    server = Server(config)
+    got = listener.getsockname()[1]
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="ops-server")
+    while not server.started:
+        if task.done():
+            await task  # raises what went wrong
+            raise ConfigError(f"the metrics server did not start on {host}:{got}")
+        await asyncio.sleep(0)
+    return OpsServer(server, task, host, got)
+
+
+def _listen(host: str, port: int, must: bool) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host!r}: {error.strerror}") from error
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or must:
+                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            listener.close()
+            return _listen(host, 0, True)
+    except BaseException:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,215 @@
+"""The gateway's process: a socket, uvicorn on it, signals, start-up lines, and several processes on one port.
+
+What runs `beside` the gateway in the same process (a worker, in `penstock serve`) is an argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import uvicorn
+import uvloop
+
+from penstock import stdio
+from penstock.api.app import create_app
+from penstock.errors import ConfigError
+from penstock.gateway.gateway import Gateway
+from penstock.http import ops
+from penstock.http.connection import Connection
+from penstock.http.door import Door, refuse_open
+from penstock.http.listener import Limit, accepts_per_turn
+from penstock.logs import configure as configure_logs
+from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
+from penstock.processes.stand_in import Refuser
+from penstock.processes.supervisor import Death, Supervisor, die_with_parent, once_each, program
+from penstock.settings import Settings
+from penstock.settings.export import to_environ
+from penstock.transports import Transport, make_transport
+from penstock.version import __version__
+
+logger = logging.getLogger(__name__)
+
+STALLED_MARGIN_S = 2.0  # streams are cut by the sweep, which accounts for them
+LISTENER = "PENSTOCK_LISTENER_FD"
+EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
+# A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
+# throughput. No more than this, as every stream stands still while so many are walked. A worker keeps Python's, as an
+# engine in it may hold much memory in cycles.
+GC_THRESHOLD = (10_000, 50, 50)
+# A thread that reads a large body gives way to the event loop after this time; with Python's own 5 ms, which the loop
+# may have to wait whenever it comes back from the network, every stream would be much slower meanwhile.
+SWITCH_INTERVAL_S = 0.0005
+
+Beside = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
+
+
+def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextManager[None]:
+    return contextlib.nullcontext()
+
+
+class _Server(ops.Server):
+    """The server that tells the gateway when it begins to drain."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self.gateway = gateway
+        self.on_started: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        on_signal = once_each(self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        self.on_started()
+
+    def _on_signal(self, number: int) -> None:
+        self.gateway.begin_drain()
+        self.handle_exit(number, None)
+
+
+async def serve(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
+    """Run a gateway (and what runs `beside` it) on `listener` until a signal; returns the exit status."""
+    metrics = Metrics()
+    transport = make_transport(settings, metrics)
+    host, port = listener.getsockname()[:2]
+    gateway = Gateway(settings, transport, metrics, Door(settings, host))
+    # A worker in this process may have a connection to an engine for every sequence that it runs.
+    limit = Limit(settings.max_connections, 0 if beside is _nothing else settings.max_batch_size * settings.max_batches)
+    config = uvicorn.Config(
+        create_app(gateway),
+        http=limit.apply(
+            Connection,
+            header_timeout_s=settings.header_timeout_s,
+            stalled_s=settings.slow_reader_s + STALLED_MARGIN_S,
+        ),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # whom to believe is `trusted_proxies`, and admission's to judge
+        ws="none",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + 2,
+        server_header=False,
+        headers=[("x-content-type-options", "nosniff")],
+    )
+    server = _Server(config, gateway)
+    server.accepts_per_turn = accepts_per_turn(settings.processes)
+    models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
+    serves = "whatever live workers announce" if beside is _nothing else models
+    server.on_started = lambda: _announce(gateway, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serves)
+    refusals: list[ConfigError] = []
+
+    def refuse(error: ConfigError) -> None:
+        refusals.append(error)
+        server.should_exit = True
+
+    deaths: list[BaseException] = []
+
+    def die(error: BaseException) -> None:
+        deaths.append(error)
+        server.should_exit = True
+
+    gateway.on_refusal = refuse
+    gateway.on_death = die
+    try:
+        async with beside(transport, metrics):
+            await server.serve(sockets=[listener])
+    finally:
+        await transport.close()
+    if refusals:
+        raise refusals[0]
+    if deaths:
+        return EXIT_FAILED
+    return 0 if server.started else 1
+
+
+def _announce(gateway: Gateway, address: str, serves: str) -> None:
+    gc.collect()
+    gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
+    gc.set_threshold(*GC_THRESHOLD)
+    store = gateway.settings.shown("redis_url") or "memory"
+    here = re.sub(r"^(0\.0\.0\.0|\[::\])", "127.0.0.1", address)
+    key = "" if gateway.keys is None else "-H 'authorization: Bearer KEY' "
+    stdio.writer(1).put(  # stderr is the log's
+        f"Penstock {__version__} listens on http://{address} (API page: /docs, metrics: /metrics)\n"
+        f"  models:   {serves}\n"
+        f"  store:    {store}\n"
+        f"  API keys: {_who_may_call(gateway, address)}\n"
+        f"  try:      curl -N http://{here}/v1/generate {key}-H 'content-type: application/json' "
+        """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'\n"""
+    )
+
+
+def _who_may_call(gateway: Gateway, address: str) -> str:
+    if gateway.keys is not None:
+        return f"ON - {len(gateway.keys)} in {gateway.keys.path}"
+    off = "OFF - everyone who can reach {} may read and cancel every request{}"
+    is_local = gateway.door is not None and gateway.door.is_loopback
+    return off.format(address, "" if is_local else "; the operators' routes are off")
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket; binding it first makes a port that is taken a clear error."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        refuse_open(settings, str(address[0]))
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}"
+        ) from error
+    return listener
+
+
+def run(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
+    die_with_parent()
+    configure_logs(settings.log_format, settings.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, listener, beside))
+
+
+def run_gateway(settings: Settings) -> int:
+    """`penstock gateway`: one process, or `--processes N` of them on one port."""
+    if settings.redis_url is None:
+        raise ConfigError("a gateway without a worker needs Redis: set PENSTOCK_REDIS_URL, or use 'penstock serve'")
+    inherited = os.environ.pop(LISTENER, "")
+    if inherited:
+        return run(settings, socket.socket(fileno=int(inherited)))
+    listener = bind(settings)
+    if settings.processes == 1:
+        return run(settings, listener)
+    configure_logs(settings.log_format, settings.log_level)
+    listener.set_inheritable(True)
+    with tempfile.TemporaryDirectory(prefix="penstock-metrics-") as directory:
+        prepare_multiprocess(directory)
+        environ = {**os.environ, **to_environ(settings), LISTENER: str(listener.fileno())}
+
+        def on_death(death: Death) -> None:
+            if death.status != 0:
+                logger.error("a gateway process died", extra={"pid": death.pid, "status": death.status})
+            mark_dead(death.pid, directory)
+
+        return Supervisor(
+            program("penstock", "gateway"),
+            num=settings.processes,
+            environ=environ,
+            pass_fds=[listener.fileno()],
+            on_death=on_death,
+            stand_in=Refuser(listener),
+        ).run()

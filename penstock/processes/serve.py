@@ -1,0 +1,43 @@
+"""`penstock serve`: gateway and worker in one process, on memory or on Redis. The embedded default."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+from penstock.metrics import Metrics
+from penstock.processes import gateway as server
+from penstock.processes.worker import build_worker, end_process
+from penstock.settings import Settings
+from penstock.transports import Transport
+
+logger = logging.getLogger(__name__)
+
+
+def run_serve(settings: Settings) -> int:
+    """Blocks until a signal; returns the exit status."""
+
+    @contextlib.asynccontextmanager
+    async def with_worker(transport: Transport, metrics: Metrics) -> AsyncIterator[None]:
+        worker = build_worker(settings, transport, metrics)
+        working = asyncio.create_task(worker.run())
+        working.add_done_callback(_watch)
+        try:
+            yield
+        finally:
+            worker.stop()
+            await working
+
+    def _watch(working: asyncio.Task[None]) -> None:
+        """A server whose worker has died would answer nobody: it ends, and its supervisor starts another."""
+        if not working.cancelled() and working.exception() is not None:
+            logger.critical("the worker died", exc_info=working.exception())
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                end_process(0.0)  # the server does not heed signals yet: the status would be that of a clean stop
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return server.run(settings, server.bind(settings), with_worker)

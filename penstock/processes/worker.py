@@ -1,0 +1,140 @@
+"""`penstock worker`: settings in, a running process out. Signals, start-up lines, `/metrics` and health."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+
+import uvloop
+
+from penstock import stdio
+from penstock.backends import Backend, build_backend
+from penstock.errors import ConfigError, StoreUnavailable
+from penstock.http.ops import OpsServer, build_app, serve_ops
+from penstock.logs import configure as configure_logs
+from penstock.metrics import Metrics
+from penstock.metrics.lag import watch_lag
+from penstock.processes.supervisor import die_with_parent, once_each, tell_parent
+from penstock.settings import ModelSpec, Settings
+from penstock.transports import Transport, make_transport
+from penstock.version import __version__
+from penstock.worker.worker import Worker
+
+logger = logging.getLogger("penstock.worker")
+
+EXIT_STALLED = 70  # EX_SOFTWARE; a supervisor starts another process
+OPEN_RETRY_S = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_worker(settings: Settings) -> int:
+    """Blocks until a signal (the first one drains, the second one hands back at once); returns the exit status."""
+    die_with_parent()
+    configure_logs(settings.log_format, settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
+
+
+def build_worker(settings: Settings, transport: Transport, metrics: Metrics | None) -> Worker:
+    """A worker as the settings describe it. One whose engine hangs ends the process that it is in.
+
+    `ConfigError` names the model, and the option, that is wrong.
+    """
+    return Worker(
+        transport,
+        build_backends(settings.models),
+        max_batch_size=settings.max_batch_size,
+        max_batches=settings.max_batches,
+        window_s=settings.batch_window_ms / 1000,
+        closes_early=settings.batch_window_early,
+        engine_stall_s=settings.engine_stall_s,
+        drain_s=settings.drain_s,
+        metrics=metrics,
+        on_stall=end_process,
+        on_enlist=tell_parent,
+    )
+
+
+def build_backends(models: tuple[ModelSpec, ...]) -> dict[str, Backend]:
+    """A backend for each model, under all its names; without any, one mock."""
+    backends: dict[str, Backend] = {}
+    for spec in models or (ModelSpec("mock", "mock"),):
+        try:
+            backend = build_backend(spec.backend, spec.own_options)
+        except ConfigError as error:
+            raise ConfigError(f"model {spec.name}: {error.message}") from error
+        backend.name = spec.name
+        backends |= dict.fromkeys(spec.names, backend)
+    return backends
+
+
+def end_process(seconds: float) -> None:
+    """From any thread: no clean end is to be had of a process whose engine hangs."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_STALLED)
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """A process that has lost one of its loops is of no use, and says it is well: a supervisor starts another."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("a loop of the worker's process ended", exc_info=error)
+        end_process(0.0)
+
+
+async def _serve(settings: Settings) -> int:
+    metrics = Metrics(models=[spec.name for spec in settings.models])
+    transport = make_transport(settings, metrics)
+    worker = build_worker(settings, transport, metrics)
+    app = build_app(metrics, worker.why_not_ready, lambda: {"id": worker.id})
+    must = settings.is_set("metrics_port") and settings.metrics_port != 0
+    ops = await serve_ops(app, settings.metrics_host, settings.metrics_port, must)
+    lag = asyncio.create_task(watch_lag(metrics))
+    for task in (lag, ops.task):
+        task.add_done_callback(_end_with)
+    loop = asyncio.get_running_loop()
+    on_signal = once_each(worker.stop)
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        _announce(settings, ops)
+        if await _open(transport, worker):
+            await worker.run()
+    finally:
+        lag.cancel()
+        await ops.close()
+        await transport.close()
+    return 0
+
+
+async def _open(transport: Transport, worker: Worker) -> bool:
+    """Wait for the store, unready. False when stopped before it came."""
+    is_said = False
+    while not worker.is_stopping:
+        try:
+            await transport.open()
+            await transport.check()
+            return True
+        except StoreUnavailable as error:
+            if not is_said:
+                logger.warning("waiting for the store: %s", error.message)
+                is_said = True
+            await asyncio.sleep(OPEN_RETRY_S)
+    return False
+
+
+def _announce(settings: Settings, ops: OpsServer) -> None:
+    gc.collect()
+    gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
+    host = f"[{ops.host}]" if ":" in ops.host else ops.host
+    models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
+    queue = f"inference:queue:{settings.pool}" if settings.pool else "inference:queue"
+    stdio.writer(1).put(  # stderr is the log's
+        f"Penstock {__version__} worker\n"
+        f"  models:  {models}\n"
+        f"  store:   {settings.shown('redis_url')}, queue {queue}\n"
+        f"  metrics: http://{host}:{ops.port}/metrics\n"
+    )

@@ -1,0 +1,1 @@
+"""A Redis client: connections, subscriptions, Cluster, Sentinel. Knows no key, no script and no job."""

@@ -1,0 +1,106 @@
+"""Asks the sentinels where the master is, and hears from them when that changes.
+
+One that is down or does not know the service is passed over; each question starts with the next one, so that one with
+an old view is not asked again and again. Hearing matters because a master that was only replaced, and lives, goes on
+taking writes for several seconds before the sentinels make it a replica: all of them would be lost. Knows nothing of
+what is done with the answer; whoever connects checks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from penstock.errors import StoreUnavailable
+from penstock.transports.redis.driver.endpoint import Deployment, Endpoint
+from penstock.transports.redis.driver.link import StoreMetrics, ask_once
+from penstock.transports.redis.driver.subscription import Subscription
+
+log = logging.getLogger(__name__)
+
+SWITCHED = "+switch-master"  # service, old host, old port, new host, new port
+
+
+class _Turns:
+    """The sentinels, each in its turn."""
+
+    def __init__(self, sentinels: tuple[Endpoint, ...]) -> None:
+        self._sentinels = deque(sentinels)
+
+    def __str__(self) -> str:
+        return f"the sentinels {', '.join(map(str, self._sentinels))}"
+
+    def __len__(self) -> int:
+        return len(self._sentinels)
+
+    async def locate(self) -> Endpoint:
+        self._sentinels.rotate(-1)
+        return self._sentinels[-1]
+
+
+class Sentinels:
+    """A `Locator` of the master of one service. `on_moved` is told of the new one."""
+
+    def __init__(self, deployment: Deployment, metrics: StoreMetrics, on_moved: Callable[[Endpoint], None]) -> None:
+        self._master = deployment.master
+        self._service = deployment.service
+        self._turns = _Turns(deployment.known)
+        self._metrics = metrics
+        self._on_moved = on_moved
+        self._news = Subscription(_Turns(deployment.known), "penstock-news", metrics)
+        self._watching: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return f"the master of {self._service!r}"
+
+    async def locate(self) -> Endpoint:
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="redis-sentinel")
+        said: list[str] = []
+        for _ in range(len(self._turns)):
+            sentinel = await self._turns.locate()
+            try:
+                address = await ask_once(sentinel, self._metrics, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+            except StoreUnavailable as error:
+                said.append(error.message)
+                continue
+            if address is not None:
+                return self._master.at(address[0].decode(), int(address[1]))
+            said.append(f"{sentinel} does not know it")
+        raise StoreUnavailable(f"Redis is away: no sentinel names {self}: {'; '.join(said)}")
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._watching, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._news.close()
+
+    # ── below ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        try:
+            await self._news.subscribe(SWITCHED, self._heard, self._missed)
+        except StoreUnavailable as error:  # it goes on trying, and will say that it has missed something
+            log.warning("no sentinel names a new master: %s", error.message)
+        else:
+            await self._look()
+
+    def _heard(self, _channel: bytes, message: bytes) -> None:
+        service, _, _, host, port = message.decode().split(" ")
+        if service == self._service:
+            self._on_moved(self._master.at(host, int(port)))
+
+    def _missed(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="redis-sentinel-look")
+
+    async def _look(self) -> None:
+        try:
+            self._on_moved(await self.locate())
+        except StoreUnavailable as error:  # whoever needs the master will ask again
+            log.debug("the master was not asked for: %s", error.message)

@@ -1,0 +1,171 @@
+"""The batches that a worker runs: from their backends to the outbox, side by side, none blocking another.
+
+A backend is not trusted: an exception, an early end, an event out of sequence become that job's `Failed`, and the
+log never sees them. Knows nothing of leases, slots or the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from functools import partial
+from itertools import count
+
+import msgspec
+
+from penstock.backends.base import Backend
+from penstock.backends.streams import failure
+from penstock.errors import BackendError
+from penstock.event import Done, Event, Failed, Terminal, Tokens, Usage
+from penstock.job import Batch
+from penstock.worker.outbox import Outbox
+from penstock.worker.running_job import Lane, Run
+
+logger = logging.getLogger("penstock.worker")
+
+CANCEL_S = 5.0
+
+
+class Runs:
+    """`finish(lane, end)` is called for every lane's end, `on_ran()` when a batch has left its place."""
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        max_batches: int,
+        outbox: Outbox,
+        finish: Callable[[Lane, Terminal], None],
+        on_ran: Callable[[], None],
+    ) -> None:
+        self._backends = backends
+        self._max_batches = max_batches
+        self._outbox = outbox
+        self._finish = finish
+        self._on_ran = on_ran
+        self._runs: set[Run] = set()
+        self._numbers = count()
+
+    @property
+    def num_free(self) -> int:
+        """Free places. Continuous backends need none: their jobs join at any step."""
+        return self._max_batches - sum(run.needs_place for run in self._runs)
+
+    def start(self, batch: Batch, lanes: dict[str, Lane], now: float) -> None:
+        backend = self._backends[batch.model]
+        needs_place = not backend.capabilities.continuous
+        run = Run(next(self._numbers), batch, lanes, needs_place, backend.keeps_time)
+        for lane in lanes.values():
+            lane.started_at, lane.run = now, run
+        self._runs.add(run)
+        run.task = asyncio.create_task(self._run(run))
+        run.task.add_done_callback(partial(self._ran, run))
+
+    def leave(self, lane: Lane) -> None:
+        """A lane has ended outside its engine; a batch without any left is cancelled."""
+        run = lane.run
+        if run is not None and not run.lanes and run.task is not None and run.task is not asyncio.current_task():
+            run.task.cancel()
+
+    def tasks(self) -> set[asyncio.Task[None]]:
+        return {run.task for run in self._runs if run.task is not None}
+
+    def marks(self) -> dict[int, int]:
+        """How many events each batch has yielded that is in an engine whose silence is a hang. Safe from the lease's
+        thread."""
+        return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.keeps_time}
+
+    def usage(self, lane: Lane) -> Usage:
+        """What a job that ends now has used."""
+        try:
+            num_prompt = self._backends[lane.claim.job.model].count_prompt_tokens(lane.claim.job)
+        except Exception as error:
+            logger.error("the backend cannot count: %s", type(error).__name__, extra={"request_id": lane.id})
+            num_prompt = 0
+        return Usage(num_prompt, 0 if lane.claim.job.inputs else lane.num)
+
+    def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        run.task = None  # which holds the run in turn: freed at once, and no work for the collector
+        self._on_ran()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a batch has ended in a bug", exc_info=error)
+            self._fail_all(run, BackendError("The batch of this request has failed."))
+
+    async def _run(self, run: Run) -> None:
+        lanes, outbox = run.lanes, self._outbox
+        events: AsyncIterator[Event] | None = None
+        error: Exception = BackendError("The model's backend ended without finishing this request.")
+        try:
+            events = self._backends[run.batch.model].generate(run.batch)
+            accept, add, find = self._accept, outbox.add, lanes.get
+            async for event in events:
+                run.num_events += 1
+                lane = find(event.job_id)
+                if lane is None:
+                    continue  # it has ended here already; a backend may notice that a little later
+                if type(event) is Tokens and lane.takes(event):
+                    add(lane, event.tokens)
+                else:
+                    accept(lane, event)
+                    if not lanes:
+                        break
+                if outbox.is_full:
+                    run.is_in_engine = False
+                    await outbox.room()
+                    run.is_in_engine = True
+        except Exception as raised:
+            error = raised
+        finally:
+            await _close(events)
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():  # else the jobs that are left are somebody else's by now
+            self._fail_all(run, error)
+
+    def _accept(self, lane: Lane, event: Event) -> None:
+        """Into the outbox, unless it would corrupt the log."""
+        if type(event) is Tokens:
+            fault = lane.fault_of(event)
+            if fault is None:
+                lane.num += len(event.tokens)
+                if event.tokens:
+                    self._outbox.add(lane, event.tokens)
+                return
+        elif isinstance(event, Done | Failed):
+            fault = lane.fault_of(event)
+            if fault is None:
+                lane.num = event.end
+                if isinstance(event, Done) and event.usage == Usage():
+                    event = msgspec.structs.replace(event, usage=self.usage(lane))
+                self._finish(lane, event)
+                return
+        else:
+            fault = f"yielded {type(event).__name__}"
+        logger.error("the backend %s", fault, extra={"request_id": lane.id, "model": lane.claim.job.model})
+        self._finish(lane, lane.failed(BackendError("The model's backend broke its contract.")))
+        lane.claim.cancel("operator")  # the engine need not go on with it
+
+    def _fail_all(self, run: Run, error: Exception) -> None:
+        for lane in list(run.lanes.values()):
+            self._finish(lane, lane.failed(failure(error, lane.claim)))
+
+
+async def _close(events: AsyncIterator[Event] | None) -> None:
+    """Close a backend's generator, which may have been left in its middle."""
+    aclose = getattr(events, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        await aclose()
+    except Exception as error:
+        logger.error("the backend cannot be closed: %s", type(error).__name__)
+
+
+async def cancel_all(tasks: Collection[asyncio.Task[object]]) -> None:
+    """Cancel and wait, within reason: an engine that does not let go ends with the process."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=CANCEL_S)
+        if pending:
+            logger.error("%d tasks do not end", len(pending))
