@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -79,10 +80,15 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def named(self) -> list[str]:
         """The fields that the client set, besides `max_tokens`, which every backend honours."""
-        return [name for name in OPTIONAL_FIELDS if getattr(self, name) not in (None, ())]
+        values = _optional_values(self)
+        if values == _NOTHING_NAMED:
+            return []
+        return [name for name, value in zip(OPTIONAL_FIELDS, values, strict=True) if value not in (None, ())]
 
 
 OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name != "max_tokens")
+_optional_values = attrgetter(*OPTIONAL_FIELDS)
+_NOTHING_NAMED = _optional_values(Sampling())
 
 
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):

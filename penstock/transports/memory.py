@@ -295,8 +295,8 @@ class MemoryTransport(Transport):
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         entry = self._jobs.get(job.id)
         if entry is not None and entry.state == "done":
-            entry.job = job.kept()
-            self._books.weigh(job, REQUEST_BYTES + len(encode_json(entry.job)), num_bytes)
+            kept = entry.job = job.kept()
+            self._books.weigh(job, None if kept is job else REQUEST_BYTES + len(encode_json(kept)), num_bytes)
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         entry = self._jobs.get(job.id)

@@ -99,15 +99,19 @@ class Books:
 
     def book(self, job: Job, request: int, answer: int) -> None:
         """Count a request, or count it anew."""
-        self.unbook(job)
-        self._of.setdefault(job.caller, {})[job.id] = (request, answer)
-        self._add(job.caller, request + answer)
+        mine = self._of.setdefault(job.caller, {})
+        more = request + answer - sum(mine.get(job.id, ()))
+        mine[job.id] = (request, answer)
+        self._add(job.caller, more)
 
-    def weigh(self, job: Job, request: int, answer: int) -> None:
-        """They have so many bytes, if that is less than was booked. Nothing for a request that is not counted."""
+    def weigh(self, job: Job, request: int | None, answer: int) -> None:
+        """They have so many bytes, if that is less than was booked; None: as it was booked.
+
+        Nothing for a request that is not counted.
+        """
         booked = self._of.get(job.caller, {}).get(job.id)
         if booked is not None:
-            self.book(job, min(booked[0], request), min(booked[1], answer))
+            self.book(job, booked[0] if request is None else min(booked[0], request), min(booked[1], answer))
 
     def unbook(self, job: Job) -> None:
         mine = self._of.get(job.caller, {})
