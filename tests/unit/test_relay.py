@@ -265,6 +265,26 @@ async def test_who_polls_a_request_whose_id_is_in_no_list_and_whose_gateway_is_g
     assert list(rig.transport._queue) == [job_id]
 
 
+async def test_what_has_ended_is_not_cancelled_where_the_store_has_gone_back(rig: Rig) -> None:
+    rig.on_disconnect, rig.retention_s = "continue", 60.0
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    assert isinstance(stream.end, Done)
+    assert stream.readers, "as while its POST is still being answered"
+    entry = rig.transport._jobs[claim.job.id]
+    entry.state, entry.num_tokens = "queued", 0
+    entry.log.clear()
+    rig.relay.distrust()
+    await rig.relay.drain()
+    record = await rig.transport.read(claim.job.id)
+    assert record is not None
+    end = fold(record.events).end
+    assert isinstance(end, Done)
+    assert end.finish_reason == "stop"
+
+
 async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
     stream = await rig.open(timeout_s=0.05)
     await wait_until(lambda: stream.end is not None, "the deadline ends it")

@@ -115,7 +115,9 @@ class Mender:
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
             record = await self._transport.read(stream.job.id, after, job=stream.job)
             stream.is_trusted = True
-            if record is None:
+            if stream.end is not None:  # before this read: what the store may have lost of that is given back
+                await self._keeper.check_one(stream.job.id)
+            elif record is None:
                 await self._resubmit(stream)
             else:
                 stream.cancel = stream.cancel or record.cancel or None
