@@ -34,12 +34,13 @@ install-models:  ## make .venv-models, with torch for CPUs: some 1 GB
 test-models:  ## against a real engine of another project, with a tiny model made here
 	$(MODELS) test ARGS='tests/models $(ARGS)'
 
-lint: $(READY)  ## style, types, import contracts, freshness of generated pages
+lint: $(READY)  ## style, types, import contracts, plain words, freshness of generated pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/words.py
 
 fmt: $(READY)  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix-only --quiet .

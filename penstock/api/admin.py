@@ -135,13 +135,13 @@ class AdminAPI:
             self.gateway.relay.leave(reader, is_delivered=False)
         finally:
             permit.release()
-        await self.gateway.transport.bury(request_id)
+        await self.gateway.transport.remove_dead(request_id)
         return _json({"request_id": job.id, "redriven": request_id})
 
     async def drop_dead(self, request: Request, request_id: str) -> Response:
         """Take it off the list."""
         await self._admit(request)
-        if not await self.gateway.transport.bury(request_id):
+        if not await self.gateway.transport.remove_dead(request_id):
             raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
         return _json({"dropped": request_id})
 

@@ -389,7 +389,7 @@ class Transport(ABC):
         """Poison requests, newest first; at most 1,000 are kept."""
 
     @abstractmethod
-    async def bury(self, job_id: str) -> bool:
+    async def remove_dead(self, job_id: str) -> bool:
         """Take a poison request off the list of the dead. False if it is not there."""
 
     @abstractmethod

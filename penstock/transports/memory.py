@@ -376,7 +376,7 @@ class MemoryTransport(Transport):
     async def dead(self) -> list[DeadJob]:
         return list(self._dead)
 
-    async def bury(self, job_id: str) -> bool:
+    async def remove_dead(self, job_id: str) -> bool:
         found = next((job for job in self._dead if job.id == job_id), None)
         if found is not None:
             self._dead.remove(found)

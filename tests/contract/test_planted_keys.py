@@ -238,7 +238,7 @@ async def test_an_id_that_is_not_utf_8_is_set_aside_alone(real: RedisStore, clie
     (dead,) = await transport.dead()
     assert (dead.id, dead.error) == ("\\xff\\xfe", "unreadable")
     assert await transport.take("w1", 0) == [job.id]
-    assert await transport.bury("\\xff\\xfe")
+    assert await transport.remove_dead("\\xff\\xfe")
 
 
 async def test_names_of_workers_and_gateways_that_are_not_utf_8(real: RedisStore, client: redis.Redis) -> None:

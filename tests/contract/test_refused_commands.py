@@ -250,7 +250,7 @@ async def poisoned(site: Site) -> None:
     site.admin.hset("{inference:queue}:clock", mapping={"pulse": far, "amnesty": 0})
     assert await site.claims("w1", job) == []
     assert [dead.id for dead in await site.do(site.transport.dead)] == [job.id]
-    assert await site.do(lambda: site.transport.bury(job.id)) or site.command == "LREM"
+    assert await site.do(lambda: site.transport.remove_dead(job.id)) or site.command == "LREM"
     await site.ended(job, code="request_poisoned")
 
 
@@ -261,7 +261,7 @@ async def unreadable(site: Site) -> None:
     assert await site.claims("w1", job) == []
     (dead,) = await site.do(site.transport.dead)
     assert (dead.id, dead.error) == (job.id, "unreadable")
-    await site.transport.bury(job.id)
+    await site.transport.remove_dead(job.id)
     await site.ended(job, code="internal_error")
 
 

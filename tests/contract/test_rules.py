@@ -16,9 +16,9 @@ import pytest
 import redis
 
 from penstock.event import Event
-from penstock.gateway.relay.mend import Mender
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.relay import Relay
+from penstock.gateway.relay.repair import Repairer
 from penstock.gateway.relay.stream import Stream
 from penstock.gateway.relay.table import Budget
 from penstock.transports.redis import frames, scripts
@@ -65,7 +65,7 @@ def _head_that_makes_a_log(self: frames.FramePacker, job_id: str) -> tuple[bytes
     return add, b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
-def _believe_it(self: Mender, stream: Stream, event: Event) -> None:
+def _believe_it(self: Repairer, stream: Stream, event: Event) -> None:
     if stream.end is None and event.attempt >= stream.attempt and event.end > len(stream.tokens):
         stream.accept(event, time.monotonic())
 
@@ -106,8 +106,8 @@ RULES = (
         rules.a_new_subscription_believes_nothing_at_first,
         python(Relay, "distrust", lambda self: None),
     ),
-    Rule(4, rules.only_started_begins_an_attempt, python(Mender, "see", _believe_it)),
-    Rule(5, rules.a_short_log_is_restored, python(Mender, "_restore", _nothing)),
+    Rule(4, rules.only_started_begins_an_attempt, python(Repairer, "see", _believe_it)),
+    Rule(5, rules.a_short_log_is_restored, python(Repairer, "_restore", _nothing)),
     Rule(
         6,
         rules.an_id_whose_reply_was_lost_is_claimed,

@@ -196,8 +196,8 @@ async def test_the_dead_are_listed_until_they_are_buried(store: Store) -> None:
     ]
     assert await transport.dead() == dead  # newest first, and no prompt
     assert (await transport.overview()).num_dead == 2
-    assert await transport.bury(first)
-    assert not await transport.bury(first)
+    assert await transport.remove_dead(first)
+    assert not await transport.remove_dead(first)
     assert await transport.dead() == dead[:1]
 
 

@@ -18,9 +18,9 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Event, Tokens
 from penstock.gateway.relay import patience
 from penstock.gateway.relay.keeper import Keeper
-from penstock.gateway.relay.mend import Mender
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.relay import Relay
+from penstock.gateway.relay.repair import Repairer
 from penstock.gateway.relay.stream import Stream
 from penstock.gateway.relay.table import Table
 from penstock.job import Claim
@@ -52,10 +52,10 @@ def nothing_is_fenced(patch: pytest.MonkeyPatch) -> None:
 def nothing_is_submitted_again(patch: pytest.MonkeyPatch) -> None:
     """2: a gateway does not give back what the store forgot."""
 
-    async def nothing(self: Mender, stream: Stream) -> None:
+    async def nothing(self: Repairer, stream: Stream) -> None:
         return
 
-    patch.setattr(Mender, "_resubmit", nothing)
+    patch.setattr(Repairer, "_resubmit", nothing)
 
 
 def the_end_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
@@ -75,13 +75,13 @@ def the_end_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
 def whatever_is_heard_is_believed(patch: pytest.MonkeyPatch) -> None:
     """4: after a new subscription frames are believed before the log was read; a gap is no reason to read it."""
 
-    def fold_it(self: Mender, stream: Stream, event: Event) -> None:
+    def fold_it(self: Repairer, stream: Stream, event: Event) -> None:
         if stream.end is None and event.attempt >= stream.attempt:
             stream.accept(event, time.monotonic())
             if stream.end is not None:
                 self._on_end(stream)
 
-    patch.setattr(Mender, "see", fold_it)
+    patch.setattr(Repairer, "see", fold_it)
 
 
 def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
@@ -93,11 +93,11 @@ def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
 def nothing_is_restored(patch: pytest.MonkeyPatch) -> None:
     """5: a log that is behind the client stays so."""
 
-    async def nothing(self: Mender, *args: Any) -> None:
+    async def nothing(self: Repairer, *args: Any) -> None:
         return
 
-    patch.setattr(Mender, "_restore", nothing)
-    patch.setattr(Mender, "_judge", nothing)
+    patch.setattr(Repairer, "_restore", nothing)
+    patch.setattr(Repairer, "_judge", nothing)
 
 
 def the_reply_is_what_a_worker_holds(patch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,9 @@ def what_has_ended_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def what_is_unknown_is_cancelled(patch: pytest.MonkeyPatch) -> None:
     """18: a frame of a request that is not held here is taken for one whose client has left."""
-    patch.setattr(Relay, "_see_late", lambda self, job_id: self._mender.spawn(self._canceller.cancel(job_id, "client")))
+    patch.setattr(
+        Relay, "_see_late", lambda self, job_id: self._repairer.spawn(self._canceller.cancel(job_id, "client"))
+    )
 
 
 def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Any server that speaks OpenAI's API as a backend: `NAME=openai:url=http://…`; docs/backends.md has every option.
 
-`engines` says who can do what, `request` and `chunks` are the two directions of the protocol, `failures` says what a
-failure means, `breaker`, `replicas` and `retries` decide where a job goes: all pure. `http` and `health` do the I/O, and
-`backend` puts them together.
+`engines` lists what each engine can do, `request` and `chunks` are the two directions of the protocol, `failures` names
+what a failure means, `breaker`, `replicas` and `retries` decide where a job goes: all pure. `http` and `health` do the
+I/O, and `backend` puts them together.
 """
 
 from penstock.backends.openai.backend import OpenAIBackend

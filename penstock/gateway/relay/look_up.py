@@ -6,9 +6,9 @@ import logging
 import time
 
 from penstock.gateway.relay.keeper import Keeper
-from penstock.gateway.relay.mend import Mender
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.records import record_of, stream_of
+from penstock.gateway.relay.repair import Repairer
 from penstock.gateway.relay.table import Table
 from penstock.transports.base import LATE_SLACK_S, Record, Transport
 
@@ -19,13 +19,19 @@ class LookUp:
     """Reads the requests of one gateway, and of others. What a look shows to be wrong is mended on the way."""
 
     def __init__(
-        self, gateway_id: str, transport: Transport, table: Table, keeper: Keeper, mender: Mender, patience: Patience
+        self,
+        gateway_id: str,
+        transport: Transport,
+        table: Table,
+        keeper: Keeper,
+        repairer: Repairer,
+        patience: Patience,
     ) -> None:
         self._gateway_id = gateway_id
         self._transport = transport
         self._table = table
         self._keeper = keeper
-        self._mender = mender
+        self._repairer = repairer
         self._patience = patience
 
     async def look_up(self, job_id: str) -> Record | None:
@@ -38,17 +44,17 @@ class LookUp:
         record = await self._transport.read(job_id)
         if record is not None and record.state == "done":
             if job_id in streams:
-                self._mender.learn(streams[job_id], record)
+                self._repairer.learn(streams[job_id], record)
             elif record.job.retention_s is not None and self._keeper.get(job_id) is None:
-                self._mender.catch_up(stream_of(record), record)  # which remembers it
+                self._repairer.catch_up(stream_of(record), record)  # which remembers it
             return record
         known = await self.known(job_id)
         if known is not None and (record is None or known.state == "done"):
             stream = streams.get(job_id)
             if stream is not None and stream.end is None:
-                self._mender.ask(stream, "lookup")
+                self._repairer.ask(stream, "lookup")
             else:
-                self._mender.spawn(self._keeper.check_one(job_id))
+                self._repairer.spawn(self._keeper.check_one(job_id))
             return known
         if record is None:
             await self._keeper.make_sure()

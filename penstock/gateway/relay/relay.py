@@ -1,6 +1,6 @@
 """What comes back: the streams that a gateway holds open, fed by the channel and mended from the log.
 
-Pub/sub is the fast path and the log is the truth: `mend.py` says what of the channel is believed. Whole answers and
+Pub/sub is the fast path and the log is the truth: `repair.py` says what of the channel is believed. Whole answers and
 streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
 one leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store
 may lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
@@ -17,9 +17,9 @@ from penstock.event import Done, Event, Failed, Tokens
 from penstock.gateway.pool import PoolView
 from penstock.gateway.relay.keeper import Keeper
 from penstock.gateway.relay.look_up import LookUp
-from penstock.gateway.relay.mend import Mender
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.records import is_dead, num_tokens, stream_of
+from penstock.gateway.relay.repair import Repairer
 from penstock.gateway.relay.stream import Meter, Reader, Stream, Turn
 from penstock.gateway.relay.table import Budget, Table
 from penstock.gateway.relay.unwanted import Canceller
@@ -60,7 +60,7 @@ class Relay:
         self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
         pool = pool or PoolView()
         self._patience = Patience(self, pool, no_worker_grace_s, resume_window_s, has_lease)
-        self._mender = Mender(
+        self._repairer = Repairer(
             gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read, pool.store_ms
         )
         self._canceller = Canceller(gateway_id, transport)
@@ -70,10 +70,10 @@ class Relay:
         self.find = self._table.find
         self.named = self._table.named
         self.may = Budget().may
-        lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._mender, self._patience)
+        lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._repairer, self._patience)
         self.look_up = lookup.look_up
         self.known = lookup.known
-        self.ask = self._mender.ask
+        self.ask = self._repairer.ask
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -89,7 +89,7 @@ class Relay:
                 await self._transport.submit(job, self.gateway_id, self._max_depth, share=self._share)
         except BaseException as error:
             if not isinstance(error, Overloaded):  # its outcome is unknown: it may wait there for nobody
-                self._mender.spawn(self._let_go(stream))
+                self._repairer.spawn(self._let_go(stream))
             raise
         return reader
 
@@ -108,17 +108,17 @@ class Relay:
             return held
         stream = stream_of(record)
         if record.state == "done":
-            self._mender.catch_up(stream, record)
+            self._repairer.catch_up(stream, record)
             return stream
         stream.is_followed = job_id.partition(".")[0] != self.gateway_id
         stream.is_trusted = False
         stream.left_at = time.monotonic()
-        self._mender.catch_up(stream, record)  # so that only what came since is read once more
+        self._repairer.catch_up(stream, record)  # so that only what came since is read once more
         with self._table.hold(stream):
             if stream.is_followed:
                 await self._transport.follow(job_id)
             await self._transport.adopt(job_id, self.gateway_id)
-        self._mender.ask(stream, "attach")
+        self._repairer.ask(stream, "attach")
         return stream
 
     def read(self, stream: Stream, after: int = 0) -> Reader:
@@ -154,7 +154,7 @@ class Relay:
     def abandon(self, stream: Stream) -> None:
         """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
         self._remove(stream)
-        self._mender.spawn(self._let_go(stream))
+        self._repairer.spawn(self._let_go(stream))
 
     async def _let_go(self, stream: Stream) -> None:
         """Its end is not heard here any more, so it is weighed as it stands."""
@@ -168,7 +168,7 @@ class Relay:
         if stream is not None and stream.end is None:
             self.hinted(job_id, reason)
             if outcome == "gone":
-                self._mender.ask(stream, "cancel")
+                self._repairer.ask(stream, "cancel")
                 return "marked"
         return outcome
 
@@ -181,7 +181,7 @@ class Relay:
             if type(event) is Tokens and stream.take(event):
                 return
             if not stream.is_ended:
-                self._mender.see(stream, event)
+                self._repairer.see(stream, event)
                 return
         if not isinstance(event, Done | Failed):
             self._see_late(event.job_id)
@@ -189,7 +189,7 @@ class Relay:
     def distrust(self) -> None:
         """The subscription is a new one: frames may be missing from every stream (rule 4), and data from the store."""
         self._read_again("subscription")
-        self._mender.spawn(self.keeper.doubt())
+        self._repairer.spawn(self.keeper.doubt())
 
     def hinted(self, job_id: str, reason: EndReason) -> None:
         """The store has been asked to end a request of this gateway, maybe through another one."""
@@ -200,8 +200,8 @@ class Relay:
     def _read_again(self, reason: str) -> None:
         for stream in self._streams.values():
             stream.is_trusted = False
-            self._mender.ask(stream, reason)
-        self._mender.spawn(self.keeper.check())
+            self._repairer.ask(stream, reason)
+        self._repairer.spawn(self.keeper.check())
 
     # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
 
@@ -225,11 +225,11 @@ class Relay:
 
     async def drain(self) -> None:
         """Wait for cancels and the like that are on their way."""
-        await self._mender.drain()
+        await self._repairer.drain()
 
     def give_up(self, stream: Stream, reason: EndReason) -> None:
         """Its time is up: what the store says of that is its end."""
-        self._mender.spawn(self._give_up(stream, reason))
+        self._repairer.spawn(self._give_up(stream, reason))
 
     async def _give_up(self, stream: Stream, reason: EndReason) -> None:
         if await self._canceller.cancel(stream.job.id, reason) == "running":  # a worker has come in the meantime
@@ -240,14 +240,14 @@ class Relay:
         stream.fail(DeadlineExceeded(LATE), now)
         if not stream.readers:
             self._remove(stream)
-        self._mender.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
+        self._repairer.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
 
     def _ended(self, stream: Stream) -> None:
         is_held = stream.job.id in self._streams
         if is_held or stream.job.retention_s is not None:  # else its client may have had it all, some time ago
             self.keeper.keep(stream)
         if is_held and stream.job.once:
-            self._mender.spawn(self.keeper.keep_bound(stream.job))
+            self._repairer.spawn(self.keeper.keep_bound(stream.job))
         if is_held and (stream.job.retention_s is not None or not stream.readers):
             self.keeper.weigh(stream, self.keeper.retention_of(stream.job, stream.end))
         if is_held and not stream.readers:
@@ -255,7 +255,7 @@ class Relay:
 
     def _remove(self, stream: Stream) -> None:
         if self._table.remove(stream) and stream.is_followed:
-            self._mender.unfollow(stream.job.id)
+            self._repairer.unfollow(stream.job.id)
 
     def _see_late(self, job_id: str) -> None:
         """A worker runs what is over here: it has ended and the store has gone back, or it was cancelled (rule 18).
@@ -264,6 +264,6 @@ class Relay:
         """
         if self.keeper.get(job_id) is not None:
             if self.may("check"):
-                self._mender.spawn(self.keeper.check_one(job_id))
+                self._repairer.spawn(self.keeper.check_one(job_id))
         elif self._has_lease() and (reason := self._canceller.why_again(job_id)) is not None and self.may("disown"):
-            self._mender.spawn(self._canceller.cancel(job_id, reason))
+            self._repairer.spawn(self._canceller.cancel(job_id, reason))

@@ -73,13 +73,13 @@ class OperatorSide(Transport):
     async def dead(self) -> list[DeadJob]:
         return [job for _, job in await self._buried()]
 
-    async def bury(self, job_id: str) -> bool:
+    async def remove_dead(self, job_id: str) -> bool:
         pool = self._store.pool
         entries = [entry for entry, job in await self._buried() if job.id == job_id]
         if not entries:
             return False
         removals = [command("LREM", pool.dead, 0, entry) for entry in dict.fromkeys(entries)]
-        return any(await self._store.run("bury", pool.dead, *removals))
+        return any(await self._store.run("remove_dead", pool.dead, *removals))
 
     async def check(self) -> None:
         """`ConfigError` for a server that would lose requests quietly, or that is too old for the protocol.

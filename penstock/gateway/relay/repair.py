@@ -32,7 +32,7 @@ class _NotGivenBack(Exception):
     """The store has a later attempt, or the end."""
 
 
-class Mender:
+class Repairer:
     """Believes only what is surely next, and mends the rest. `on_end(stream)` is called once for every stream.
 
     `is_stranded(stream, record)` judges whether a job that has not ended is likely in no list (rule 8).
