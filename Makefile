@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-models lint fmt docs bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
+.PHONY: help install install-models serve test test-models lint fmt docs docs-site bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -49,6 +49,11 @@ fmt: $(READY)  ## format, and mend what can be mended
 docs: $(READY)  ## write the generated pages again
 	$(BIN)/python docs/generate.py
 
+docs-site:  ## build docs/ as a site into site/, links checked, usable without network; PORT=8080 serves it
+	$(MAKE) VENV=.venv-site EXTRAS=site install
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --quiet
+	$(if $(PORT),.venv-site/bin/python -m http.server --bind 127.0.0.1 --directory site $(PORT),@echo 'site/index.html; with search: make docs-site PORT=8080')
+
 bench: $(READY)  ## measure against a bare server and the naive form: a quarter of an hour; ARGS=--quick for a look
 	$(BIN)/python -m bench $(ARGS)
 
@@ -87,5 +92,5 @@ conformance: $(READY)  ## does a worker keep the rules of docs/protocol.md? WORK
 	$(BIN)/python -m tests.conformance --worker '$(WORKER)' $(ARGS)
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) .venv-models $(AUDIT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-models .venv-site $(AUDIT) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

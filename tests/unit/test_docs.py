@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
@@ -195,3 +196,29 @@ def test_the_picture_of_the_architecture_is_small_and_described_and_has_a_dark_f
     names = {element.attrib["id"] for element in root.iter() if element.tag.endswith(("}title", "}desc"))}
     assert set(root.attrib["aria-labelledby"].split()) == names == {"title", "desc"}
     assert "inference:" not in text
+
+
+def test_the_site_has_every_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == sorted(
+        page.name for page in ROOT.glob("docs/*.md")
+    )
+
+
+def test_the_site_holds_pages_alone_and_loads_nothing_from_another_host() -> None:
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs/site_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = "[a](../README.md#x), [b](../missing.md), ![c](../README.md), [d](api.md)"
+    assert hooks.on_page_markdown(text) == "a, [b](../missing.md), ![c](../README.md), [d](api.md)"
+    own = '<script src="a.js"></script><a href="https://example.org">x</a><link rel=icon href=b.png>'
+    assert hooks.on_post_page(own, "page") == own
+    for tag in (
+        '<script src="https://h/a.js">',
+        "<link rel=stylesheet href=//h/a.css>",
+        "<img alt=x src='http://h/a.png'>",
+    ):
+        with pytest.raises(ValueError, match="another host"):
+            hooks.on_post_page(own + tag, "page")
