@@ -1,6 +1,6 @@
-"""Who may come in, and when to come back: keys, rate limits, models, the measured drain rate.
+"""Which requests are admitted, and when to retry others: keys, rate limits, models, the measured drain rate.
 
-`admit` answers with a `Permit`, which lives as long as the request, or raises an error that says when to come back.
+`admit` answers with a `Permit`, which lives as long as the request, or raises an error that contains when to retry.
 The depth limit itself is not judged here: it is exact, in the store, in the same script as the push. Knows nothing of
 HTTP beyond header values.
 """
@@ -124,7 +124,7 @@ class Admission:
         return headers
 
     def _charge_locally(self, key: str, limit: RateLimit, cost: int) -> Verdict:
-        """While the store is away each gateway counts for itself: never open, never shut for its absence."""
+        """While the store is unavailable each gateway counts for itself: the limit still holds, per gateway."""
         verdict, tat = gcra(self._local_tats.pop(key, 0.0), time.monotonic(), limit, cost)
         self._local_tats[key] = tat
         while len(self._local_tats) > _MAX_LOCAL_KEYS:
@@ -175,7 +175,7 @@ class Admission:
         return name, models[name]
 
     def judge_deadline(self, timeout_s: float) -> None:
-        """Refuse at once what would be run for nobody. Raises `DeadlineUnreachable`; never before a rate is known."""
+        """Raise `DeadlineUnreachable` if the queue takes longer than `timeout_s`; never before a rate is known."""
         wait_s = self.pool.wait_s(self.pool.depth)
         if wait_s is not None and wait_s > timeout_s:
             raise DeadlineUnreachable(

@@ -104,14 +104,14 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def begin_drain(self) -> None:
-        """No longer ready; open streams may finish within `drain_s`, then they end in an error that says so."""
+        """No longer ready; open streams may finish within `drain_s`, then they end in `Draining`."""
         if not self.admission.is_draining:
             self.admission.is_draining = True
             error = Draining("This gateway is shutting down.", retry_after_s=1.0)
             asyncio.get_running_loop().call_later(self.settings.drain_s, self.relay.fail_all, error)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
-        """A gateway without one of its loops answers nobody well: a bug ends its process, and `on_death` hears why.
+        """A gateway cannot serve without one of its loops: a bug in one ends the process; `on_death` gets the error.
 
         No error of the store comes here: those are for the loops to survive.
         """
@@ -161,7 +161,7 @@ class Gateway:
             await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _rest(self, timeout_s: float) -> None:
-        """Until the next tick is due, or somebody new wants to know its place."""
+        """Until the next tick is due, or a new reader asks for its place in the queue."""
         self._nudge.clear()
         try:
             async with asyncio.timeout(timeout_s):
@@ -214,6 +214,6 @@ class Gateway:
         try:
             await self.places.look()
         except StoreUnavailable:
-            return  # the next tick says so, loudly
+            return  # the next tick reports it
         for reader in self._watching:
             reader.wake()

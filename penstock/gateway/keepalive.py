@@ -30,7 +30,7 @@ class Pulse:
         self._stuck_since = 0.0
 
     def look(self, now: float, keepalive_s: float, slow_reader_s: float) -> None:
-        """`is_due`: nothing was written for `keepalive_s`. A write that stands for `slow_reader_s` is cut off."""
+        """`is_due`: nothing was written for `keepalive_s`. A connection is cut when a write takes `slow_reader_s`."""
         if self.num_sent != self._seen:
             self._seen = self.num_sent
             self._stuck_since = self.written_at = now
@@ -52,7 +52,7 @@ class Sweep:
         self.pulses: set[Pulse] = set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Runs until it is cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()

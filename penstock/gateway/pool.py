@@ -22,7 +22,7 @@ class DrainRate:
         self._last: tuple[float, int, int] | None = None
 
     def observe(self, num_taken: int, depth: int, now: float) -> None:
-        """Look at the queue. Only time that began with somebody waiting says how fast the queue drains."""
+        """Look at the queue. Only time that began with a job waiting counts for the drain rate."""
         last, self._last = self._last, (now, num_taken, depth)
         if last is None or num_taken < last[1] or last[2] == 0:
             return

@@ -64,7 +64,7 @@ class Ended:
         self._kept.put(_Kept(stream, until, _num_bytes(stream)))
 
     def delivered(self, job_id: str, until: float) -> None:
-        """Its client has the whole answer; nobody is to come back for it."""
+        """Its client has the whole answer and is not expected to come back for it."""
         kept = self._kept.pop(job_id)
         if kept is not None:
             kept.until = until
@@ -83,7 +83,7 @@ class Ended:
         return job_id in self._delivered.kept
 
     def ids(self, now: float) -> list[str]:
-        """All of them, the newest first, those that are kept for somebody before the others."""
+        """All of them: first those not yet delivered, then the delivered ones; the newest first in each."""
         shelves = (self._kept, self._delivered)
         return [id_ for shelf in shelves for id_, kept in reversed(shelf.kept.items()) if kept.until > now]
 

@@ -68,7 +68,7 @@ class Keeper:
         return self.ended.get(job_id, time.monotonic())
 
     def expire(self, now: float) -> bool:
-        """Forget what the store has forgotten as well; False if it is not yet time to look."""
+        """Drop what the store has expired as well; False if it is not yet time to look."""
         if now - self._expired_at < EXPIRE_S:
             return False
         self._expired_at = now
@@ -101,7 +101,7 @@ class Keeper:
                 await asyncio.sleep(_AGAIN_S)
 
     async def check_one(self, job_id: str) -> None:
-        """A worker has been heard that runs it, or somebody asks for it."""
+        """Called when a frame shows that a worker runs it, or when a client asks for it."""
         try:
             states = await self._transport.states([job_id])
             await self._give_back(job_id, states.get(job_id))
@@ -111,7 +111,7 @@ class Keeper:
     async def _give_back(self, job_id: str, state: str | None) -> None:
         now = time.monotonic()
         stream, keep_s = self.ended.get(job_id, now), self.ended.keep_s(job_id, now)
-        # What its client has had, and no store knows any more, nobody will ask for.
+        # What was delivered, and the store has lost, no client will ask for.
         if (
             state == "done"
             or stream is None
@@ -145,7 +145,7 @@ class Keeper:
         try:
             await self._look_for_loss()
         except StoreUnavailable:
-            return  # the next tick says it
+            return  # the next tick reports it
 
     def lose(self) -> None:
         """The store has lost data, as a tick or a look has shown."""
@@ -166,7 +166,7 @@ class Keeper:
         """Return when other gateways have had the time to give back what the store has lost.
 
         Raises `StoreUnavailable` if that takes longer than `until`, on the monotonic clock: as long as the store does
-        not know this gateway, which cannot tick or no longer does, nobody can say what it has lost.
+        not know this gateway, which cannot tick or no longer does, it is unknown what the store has lost.
         """
         await self._look_for_loss()
         while (left_s := self._lost_at + SETTLED_S - (now := time.monotonic())) > 0:

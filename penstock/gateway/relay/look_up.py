@@ -1,4 +1,4 @@
-"""What is known of a request that somebody asks for: in the store, and in this gateway where the store has lost it."""
+"""What is known of a request that a client asks for: in the store, and in this gateway where the store has lost it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class LookUp:
-    """Reads the requests of one gateway, and of others. What a look shows to be wrong is mended on the way."""
+    """Reads the requests of one gateway, and of others. Repairs what a look shows to be wrong."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class LookUp:
         self._patience = patience
 
     async def look_up(self, job_id: str) -> Record | None:
-        """What is known of a request: what the store says and, where the store has lost it, what this gateway knows.
+        """What is known of a request: what the store returns and, where the store has lost it, what this gateway knows.
 
         None if the request does not exist. Raises `StoreUnavailable` where that is uncertain: the store has just lost
         data, and another gateway may be about to restore the request.
@@ -59,7 +59,7 @@ class LookUp:
         if record is None:
             await self._keeper.make_sure()
         elif record.now >= record.deadline_at + LATE_SLACK_S:
-            await self._transport.cancel(job_id, "deadline")  # those who should have ended it are not there any more
+            await self._transport.cancel(job_id, "deadline")  # its gateway and worker have not ended it
             return await self._transport.read(job_id, job=record.job) or record
         elif job_id not in streams and self._patience.is_forsaken(record):
             logger.warning("pushed again: it was in no list, and its gateway is gone", extra={"request_id": job_id})
@@ -69,7 +69,7 @@ class LookUp:
     async def known(self, job_id: str) -> Record | None:
         """What this gateway itself knows of a request that it holds, or that has ended here."""
         stream = await self._table.find(job_id) or self._keeper.get(job_id)
-        is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # which says nothing
+        is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # not its real end
         if stream is None or is_own_word:
             return None
         return record_of(stream, self._gateway_id, time.monotonic(), time.time())

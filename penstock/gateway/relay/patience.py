@@ -93,7 +93,7 @@ class Patience:
     def is_stranded(self, stream: Stream, record: Record) -> bool:
         """A queued job that is silent while the queue is empty, or while later ones have started (rule 8).
 
-        Also one that is said to run at a worker that is not there: who took its id from the queue may have lost it,
+        Also one whose record names a worker that is gone: the worker that took its id from the queue may have lost it,
         or a store that forgot everything does not know whose list to give back.
         """
         return time.monotonic() - stream.heard_at >= STRANDED_S and self._is_in_no_list(record, stream.submitted_at)

@@ -1,4 +1,4 @@
-"""A stream as others see it: as a record of the store, as an outcome to tell a store of; and back. Pure."""
+"""A stream as a record of the store, or as an outcome to give to a store; and back. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_dead(stream: Stream) -> bool:
 
 
 def outcome_of(stream: Stream, end: Terminal, keep_s: float, now: float) -> Outcome:
-    """How a stream ended, as a store is told of it."""
+    """How a stream ended, in the form that a store takes."""
 
     def ago(at: float) -> float | None:
         return now - at if at else None
@@ -63,7 +63,7 @@ def record_of(stream: Stream, owner: str, now: float, wall: float) -> Record:
 
 
 def num_tokens(record: Record, held: Stream | None) -> int:
-    """How many tokens there have been, as the store says and as a stream of the same request does."""
+    """How many tokens there have been: the larger of what the record and a stream of the same request hold."""
     relayed = 0 if held is None else len(held.tokens)
     return max(relayed, max((event.end for event in record.events), default=0))
 

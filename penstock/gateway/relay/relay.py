@@ -1,6 +1,6 @@
-"""What comes back: the streams that a gateway holds open, fed by the channel and mended from the log.
+"""What comes back: the streams that a gateway holds open, fed by the channel and repaired from the log.
 
-Pub/sub is the fast path and the log is the truth: `repair.py` says what of the channel is believed. Whole answers and
+Pub/sub is the fast path and the log is the truth: `repair.py` decides which of its frames count. Whole answers and
 streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
 one leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store
 may lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
@@ -81,14 +81,14 @@ class Relay:
     # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self, job: Job, meter: Meter | None = None) -> Reader:
-        """Submit `job`. Listening stands before speaking: its stream is known before it is pushed."""
+        """Submit `job`. Listening comes before speaking: its stream is known before it is pushed."""
         stream = Stream(job, meter, time.monotonic())
         reader = self.read(stream)
         try:
             with self._table.hold(stream):
                 await self._transport.submit(job, self.gateway_id, self._max_depth, share=self._share)
         except BaseException as error:
-            if not isinstance(error, Overloaded):  # its outcome is unknown: it may wait there for nobody
+            if not isinstance(error, Overloaded):  # its outcome is unknown: it may be queued without a reader
                 self._repairer.spawn(self._let_go(stream))
             raise
         return reader
@@ -146,23 +146,23 @@ class Relay:
                 self.keeper.weigh(stream, DELIVERED_RETENTION_S if is_retired else None)
         elif stream.job.on_disconnect == "cancel":
             self.abandon(stream)
-        elif stream.end is not None:  # this gateway's own word: what becomes of it is for another one to see
+        elif stream.end is not None:  # set locally: another gateway records the real end
             self._remove(stream)
         else:
             stream.left_at = time.monotonic()
 
     def abandon(self, stream: Stream) -> None:
-        """Nobody reads it and nobody will: cancel it, unless another gateway has readers."""
+        """It has no reader and will get none here: cancel it, unless another gateway has readers."""
         self._remove(stream)
         self._repairer.spawn(self._let_go(stream))
 
     async def _let_go(self, stream: Stream) -> None:
-        """Its end is not heard here any more, so it is weighed as it stands."""
+        """This gateway does not hear its end any more, so it is weighed as it is now."""
         if await self._canceller.cancel(stream.job.id, "client") not in ("owned", None):
             self.keeper.weigh(stream, None)
 
     async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
-        """Somebody wants it to end, wherever it is held. What the store loses of that its owner asks for again."""
+        """End it, whichever gateway holds it. Its owner repeats the request to end it if the store loses it."""
         stream = self._streams.get(job_id)
         outcome = await self._transport.cancel(job_id, reason)
         if stream is not None and stream.end is None:
@@ -206,7 +206,7 @@ class Relay:
     # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:
-        """Ask for streams that are silent, and end those whose time is up (rule 15). Runs for ever."""
+        """Ask for streams that are silent, and end those whose time is up (rule 15). Runs until it is cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
             self.look(time.monotonic())
@@ -218,7 +218,7 @@ class Relay:
             self._table.expire(self.keeper.ended.ids(now))
 
     def fail_all(self, error: PenstockError) -> None:
-        """Nothing more will come through this gateway: end every stream that is read here, in the open."""
+        """Nothing more will come through this gateway: end every stream that is read here in an error."""
         now = time.monotonic()
         for stream in list(self._streams.values()):
             stream.fail(error, now)
@@ -228,7 +228,7 @@ class Relay:
         await self._repairer.drain()
 
     def give_up(self, stream: Stream, reason: EndReason) -> None:
-        """Its time is up: what the store says of that is its end."""
+        """Its time is up: cancel it in the store, which records the end."""
         self._repairer.spawn(self._give_up(stream, reason))
 
     async def _give_up(self, stream: Stream, reason: EndReason) -> None:
@@ -236,7 +236,7 @@ class Relay:
             stream.verdict = None
 
     def fail_late(self, stream: Stream, now: float) -> None:
-        """The store has not said that it ended, long after its deadline: its client hears it from here."""
+        """The store has no end of it long after its deadline: end its readers with `DeadlineExceeded`."""
         stream.fail(DeadlineExceeded(LATE), now)
         if not stream.readers:
             self._remove(stream)
@@ -258,9 +258,9 @@ class Relay:
             self._repairer.unfollow(stream.job.id)
 
     def _see_late(self, job_id: str) -> None:
-        """A worker runs what is over here: it has ended and the store has gone back, or it was cancelled (rule 18).
+        """A worker runs what is over here: it has ended and the store was rolled back, or it was cancelled (rule 18).
 
-        Of what is neither nothing is known: an id alone does not say that its client has left.
+        Any other id is ignored: it does not prove that its client has left.
         """
         if self.keeper.get(job_id) is not None:
             if self.may("check"):

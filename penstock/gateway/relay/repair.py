@@ -1,4 +1,4 @@
-"""How a stream is mended: read from the log, given back to a store that forgot it, restored where the log is behind.
+"""How a stream is repaired: read from the log, given back to a store that lost it, restored where the log is behind.
 
 Rule numbers are those of `docs/protocol.md`.
 """
@@ -33,7 +33,7 @@ class _NotGivenBack(Exception):
 
 
 class Repairer:
-    """Believes only what is surely next, and mends the rest. `on_end(stream)` is called once for every stream.
+    """Accepts only what is surely next, and repairs the rest. `on_end(stream)` is called once for every stream.
 
     `is_stranded(stream, record)` judges whether a job that has not ended is likely in no list (rule 8).
 
@@ -81,13 +81,13 @@ class Repairer:
             self.spawn(self._mend(stream))
 
     def learn(self, stream: Stream, record: Record) -> None:
-        """Somebody is told of this record: its stream knows it from here on, whatever the store may lose of it."""
+        """This record is shown to a client: fold it into its stream, so that it stays known if the store loses it."""
         self.catch_up(stream, record)
         if stream.end is None:
             self.ask(stream, "lookup")
 
     def catch_up(self, stream: Stream, record: Record) -> None:
-        """Fold in what the log says."""
+        """Fold in the events of the log."""
         for event in record.events:
             if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
                 self._fold(stream, event)
@@ -96,7 +96,7 @@ class Repairer:
         """Fold an event of the attempt known, or the `Started` of a newer one."""
         have = len(stream.tokens)
         if isinstance(event, Started) and event.attempt == stream.attempt:
-            return  # repeated, or late: it is no news, and what it says has been overtaken
+            return  # repeated or late: it changes nothing
         if event.seq > have:
             self.ask(stream, "gap")
         elif isinstance(event, Started) and event.seq < have:
@@ -136,28 +136,28 @@ class Repairer:
                 self.see(stream, event)
 
     async def _judge(self, stream: Stream, record: Record) -> None:
-        """What reading the log has not mended."""
+        """Repair what reading the log has not."""
         if record.state == "done":
             await self._accept_end(stream)
             if stream.end is None:
                 self._end(stream, InternalError("The end of this request is missing from its log."))
         elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
             await self._transport.cancel(stream.job.id, stream.cancel)
-        elif record.attempt < stream.attempt:  # the store has gone back: whoever it says runs this writes unheard
+        elif record.attempt < stream.attempt:  # the store was rolled back: frames of the worker it names are ignored
             await self._give_back(stream)
         elif self._is_stranded(stream, record):
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
             await self._transport.ensure(stream.job.id)
 
     def _end(self, stream: Stream, error: PenstockError) -> None:
-        """What was to come will never be known: say so now."""
+        """The rest of the answer cannot be known: end it in `error` now."""
         if stream.end is None:
             stream.fail(error, time.monotonic())
             stream.is_ended = True
             self._on_end(stream)
 
     async def _resubmit(self, stream: Stream) -> None:
-        """The store has forgotten this request (rules 1, 5, 13): give it back what the client has."""
+        """The store has lost this request (rules 1, 5, 13): give it back what the client has."""
         job = stream.job
         if stream.end is not None:
             return
@@ -199,7 +199,7 @@ class Repairer:
             raise
 
     async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
-        """Somebody had asked for its end, and the store has forgotten that with the request: it ends all the same."""
+        """Its cancellation was requested, and the store has lost that with the request: end it all the same."""
         now = time.monotonic()
         end: Terminal = Done(stream.job.id, stream.attempt, len(stream.tokens), finish_reason="cancelled")
         if reason == "deadline":
@@ -224,7 +224,7 @@ class Repairer:
             stream.is_restoring = False
 
     async def _accept_end(self, stream: Stream) -> None:
-        """An attempt that is not believed has ended unfenced: its end counts if its log says what was relayed."""
+        """An attempt that is ignored here has ended: accept its end if its log starts with what was relayed."""
         record = await self._transport.read(stream.job.id, job=stream.job)
         if record is not None and stream.end is None:
             said = fold(record.events)
@@ -232,7 +232,7 @@ class Repairer:
                 stream.attempt = said.attempt
                 self.catch_up(stream, record)
 
-    # ── what runs beside ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── background tasks ─────────────────────────────────────────────────────────────────────────────────────────
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -240,7 +240,7 @@ class Repairer:
         task.add_done_callback(self._ended)
 
     def unfollow(self, job_id: str) -> None:
-        """Hear a request of another gateway no more."""
+        """Stop receiving the frames of another gateway's request."""
         self.spawn(self._unfollow(job_id))
 
     async def _unfollow(self, job_id: str) -> None:
@@ -261,7 +261,7 @@ class Repairer:
 
 
 def _gives_up(event: Event) -> bool:
-    """It ends the request wherever the log stands, which may be behind what was relayed."""
+    """It ends the request at any place in the log, also behind what was relayed."""
     return isinstance(event, Failed) or (isinstance(event, Done) and event.finish_reason == "cancelled")
 
 

@@ -31,9 +31,9 @@ class Meter(Protocol):
 class Stream:
     """The tokens relayed so far and, at last, the end. Any number of `Reader`s; all times are monotonic seconds.
 
-    `is_ended` says that the store knows the end too; `end` alone may be this gateway's own word (it is shutting down).
-    `verdict`: what to say instead when a cancellation of ours comes back. `followed`: another gateway minted the id.
-    `cancel`: the reason for which somebody has asked the store to end it, which the store may lose.
+    `is_ended`: the store has recorded the end. `end` can also be set locally, for example at shutdown.
+    `verdict`: the error to end in when a cancellation of ours comes back. `followed`: another gateway minted the id.
+    `cancel`: the reason with which the store was asked to end it, which the store may lose.
     """
 
     __slots__ = (
@@ -107,13 +107,13 @@ class Stream:
                 self.is_ended = True
         if self.meter is not None:
             self.meter.observe(event, now)
-        if self.end is not None or self.tokens:  # that it was accepted is no news to any reader
+        if self.end is not None or self.tokens:  # readers are not woken for `Started`
             for reader in self.readers:
                 if self.end is not None or not reader.is_for_end:
                     reader.wake()
 
     def fail(self, error: PenstockError, now: float) -> None:
-        """End it here, in the open; the store may know better, and is not told."""
+        """Fail the stream locally; the store is not updated."""
         if self.end is None:
             self.end = Failed.of(self.job.id, self.attempt, len(self.tokens), error)
             self.ended_at = now
@@ -124,7 +124,7 @@ class Stream:
 
 
 def _is_ours(end: Terminal, verdict: PenstockError) -> bool:
-    """This end is what became of the verdict that this gateway has told the store."""
+    """Whether this end is the result of the cancellation that this gateway requested with `verdict`."""
     return end.code == verdict.code if isinstance(end, Failed) else end.finish_reason == "cancelled"
 
 

@@ -1,7 +1,7 @@
-"""Cancelling: the store is asked until it has heard it, and again when a worker goes on all the same.
+"""Cancelling: the store is asked until it answers, and again when a worker goes on all the same.
 
-A frame of a request that is unknown here says nothing about whether its client left: the request may have ended, and
-the store may have gone back. Only what this gateway has cancelled is cancelled again (rule 18). Knows no streams.
+A frame of a request that is unknown here does not show whether its client left: the request may have ended, and the
+store may have been rolled back. Only what this gateway has cancelled is cancelled again (rule 18). Knows no streams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRIES, _AGAIN_S = 20, 0.5
 
 
 class Canceller:
-    """Remembers what this gateway has cancelled, the newest `MAX_UNWANTED`: when it last said so, and why."""
+    """Remembers what this gateway has cancelled, the newest `MAX_UNWANTED`: when it last asked for it, and why."""
 
     def __init__(self, gateway_id: str, transport: Transport) -> None:
         self._gateway_id = gateway_id
