@@ -182,9 +182,8 @@ class Run:
         self.outcome.calm_s = max(0.0, max(ended, default=0.0) - calm_at)
         if not await self._until(lambda: not self._left(), within_s, lambda: f"{self._left()} to empty"):
             return
-        if not await self._until(self._is_idle, 5.0, "nobody to hold anything"):
-            return
-        if not await self._until(lambda: not self._running(), 5.0, lambda: f"{self._running()} to be zero"):
+        # Both in one moment: a store that has just lost a request of a client that has left may be given it back.
+        if not await self._until(self._is_over, within_s, lambda: f"no request to be held, {self._running()} run"):
             return
         await self._stop()
 
@@ -276,6 +275,9 @@ class Run:
 
     def _who_waits(self) -> str:
         return f"{self._waiting()} to end"
+
+    def _is_over(self) -> bool:
+        return self._is_idle() and not self._running()
 
     def _is_idle(self) -> bool:
         if any(worker.num_held for worker in self.workers if worker.process.is_alive):
