@@ -12,7 +12,7 @@ cuts at stop strings, and turns an exception into that job's `Failed`. A failing
 What `generate` owes: for each claim, `Tokens` whose `seq` goes on from `len(claim.tokens)`, then exactly one `Done`
 or `Failed`, all with the claim's `attempt`. It stops working for a claim soon after `claim.cancelled` is set and
 then owes nothing more for it. Events yielded without a pause in between travel in one write. It may be cancelled or
-closed at any pause, when nobody wants any of its jobs any more. A `Done` without usage gets it counted by the worker.
+closed at any pause, once each of its jobs has ended or left this worker. The worker counts for a `Done` without usage.
 
 Found by name (`mock`), by entry point (group `penstock.backends`), or as `module:Class` / `file.py:Class`. The
 constructor's parameters, by their annotations (`str`, `int`, `float`, `bool`, `Literal[…]`, or one of these with
@@ -52,13 +52,13 @@ class Embedded:
 class Backend:
     """See the head of this file. One instance serves one model of one worker process, in that process' event loop.
 
-    `name`: the model's, set by whoever builds it. `keeps_time`: it has timeouts of its own, so that silence is no hang
-    and does not end the worker; for engines that are elsewhere.
+    `name`: the model's, set by the caller that builds it. `keeps_time`: it has timeouts of its own, so that silence is
+    not a hang and does not end the worker; for engines in other processes.
 
     `capabilities` is a class attribute, or set in `__init__` when it depends on the options. Only the sampling fields
     in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. A
-    backend with `stream` alone always accepts `stop`, and unless it says otherwise it is continuous: its jobs share
-    nothing, so none waits for a batch.
+    backend with `stream` alone always accepts `stop`, and is continuous unless `capabilities` states otherwise: its
+    jobs share nothing, so none waits for a batch.
     """
 
     capabilities: Capabilities = Capabilities()
@@ -82,13 +82,13 @@ class Backend:
             cls.capabilities = _with_stop(cls)
 
     async def start(self) -> None:
-        """Load whatever is needed; the worker takes no work before this returns."""
+        """Load what the backend needs; the worker takes no work before this returns."""
 
     async def close(self) -> None:
-        """Let go of everything. Called once, after the last `generate` has ended."""
+        """Release every resource. Called once, after the last `generate` has ended."""
 
     def generate(self, batch: Batch) -> AsyncIterator[Event]:
-        """Run a batch: see the head of this file for what is owed. The default runs `stream` for each job."""
+        """Run a batch: the contract is at the head of this file. The default runs `stream` for each job."""
         return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes, self.ends_itself)
 
     def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[Token | Finish]:
@@ -114,9 +114,9 @@ class Backend:
         return len(job.text.split())
 
     def observe(self, metric: str, labels: Mapping[str, str], value: float = 1.0) -> None:
-        """Tell what events do not say: a metric of `metrics/table.py`, with its labels but the model's.
+        """Report what events do not contain: a metric of `metrics/table.py`, with its labels except the model's.
 
-        Label values come from the configuration, never from a request. Unheard where no worker listens.
+        Label values come from the configuration, never from a request. Does nothing outside a worker.
         """
         if self.observer is not None:
             self.observer(metric, labels, value)

@@ -2,7 +2,7 @@
 
 Found by built-in name, then by entry point (group `penstock.backends`), then as `module:Class` or `file.py:Class`;
 the working directory is importable. Options are read by the annotations of the constructor; nothing is evaluated.
-Whatever is wrong is a `ConfigError` that names the option, the value and what is allowed.
+Every mistake is a `ConfigError` that names the option, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build_backend(spec: str, options: Mapping[str, str]) -> Backend:
 
 
 def find_backend(spec: str) -> type[Backend]:
-    """The class that `spec` names. `ConfigError` when there is none, or when it is no `Backend`."""
+    """The class that `spec` names. `ConfigError` when there is none, or when it is not a `Backend`."""
     found = _load(spec)
     if not (isinstance(found, type) and issubclass(found, Backend)) or found is Backend:
         raise ConfigError(f"backend {spec}: {found!r} is not a subclass of penstock.backends.Backend")

@@ -14,7 +14,7 @@ from penstock.piece import Token, text_of
 
 
 class StopMatcher:
-    """Feed it tokens one by one; it says which of them may go out."""
+    """Push tokens one by one; it returns those that may be sent."""
 
     __slots__ = ("_held", "_stops", "_text")
 
@@ -24,9 +24,9 @@ class StopMatcher:
         self._text = ""
 
     def push(self, token: Token) -> tuple[list[Token], bool]:
-        """The tokens that are decided by `token`, and whether a stop string is now complete.
+        """The tokens that `token` decides, and whether a stop string is now complete.
 
-        When it is, the last of them may be a cut token, and nothing must be pushed any more.
+        When it is, the last of them may be a cut token, and no more may be pushed.
         """
         self._held.append(token)
         self._text += text_of(token)
@@ -36,7 +36,7 @@ class StopMatcher:
         return self._release(self._undecided(), cuts=False), False
 
     def flush(self) -> list[Token]:
-        """The stream has ended: what was held back is no stop string after all."""
+        """Call it when the stream has ended: the tokens that were held back, as they are not a stop string."""
         held, self._held, self._text = self._held, [], ""
         return held
 
@@ -50,7 +50,7 @@ class StopMatcher:
         return None if best is None else best[1]
 
     def _undecided(self) -> int:
-        """From where on the text may be the beginning of a stop string."""
+        """The position from which the text may be the beginning of a stop string."""
         text, at = self._text, len(self._text)
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):

@@ -27,7 +27,7 @@ _NOTHING = Piece()
 
 @dataclass(slots=True, frozen=True)
 class Finish:
-    """How an engine that ends by itself says that it has: the last thing that its stream yields.
+    """The last item of a stream whose engine ends by itself.
 
     `usage`: as the engine counted; without it the tokens are counted here.
     """
@@ -62,7 +62,7 @@ async def side_by_side(
 
 
 def failure(error: Exception, claim: Claim) -> PenstockError:
-    """What the client may read of an exception in a backend; the log says where it came from, never the prompt."""
+    """What the client may read of an exception in a backend; the log names its source, never the prompt."""
     if isinstance(error, PenstockError):
         return error
     where = traceback.extract_tb(error.__traceback__)[-1:]
@@ -72,7 +72,7 @@ def failure(error: Exception, claim: Claim) -> PenstockError:
         ", ".join(f"{frame.filename}:{frame.lineno}" for frame in where) or "an unknown place",
         extra={"request_id": claim.job.id, "model": claim.job.model, "error": type(error).__name__},
     )
-    # The message of an exception may hold the prompt: only for those who ask for it.
+    # The message of an exception may contain the prompt: logged at level debug only.
     logger.debug("backend failed", exc_info=error, extra={"request_id": claim.job.id})
     return BackendError(f"The model's backend failed ({type(error).__name__}).")
 
@@ -103,7 +103,7 @@ class _Funnel:
         self._filled.set()
 
     async def take(self) -> list[Event]:
-        """Everything that waits, as soon as something does; nothing once every source has left."""
+        """Wait for events and return all that are there; an empty list once every source has left."""
         while not self._events and self._num_sources:
             self._filled.clear()
             await self._filled.wait()
@@ -143,7 +143,7 @@ class _Sent:
 async def _relay(
     claim: Claim, open_stream: OpenStream, resumes: bool, ends_itself: bool, sent: _Sent, funnel: _Funnel
 ) -> Finish:
-    """Put the tokens of one stream until it ends, has enough, or meets a stop string; say which."""
+    """Put the tokens of one stream until it ends, has enough, or meets a stop string; return which."""
     job, num = claim.job, len(claim.tokens)
     ends_itself = ends_itself or bool(job.inputs)
     if num >= job.sampling.max_tokens:

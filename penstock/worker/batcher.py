@@ -18,7 +18,7 @@ from typing import Literal
 
 from penstock.job import Batch, Claim
 
-QUIET_SHARE = 0.25  # of the window: after so long without an arrival none is expected; see bench/README.md
+QUIET_SHARE = 0.25  # fraction of the window without arrivals after which a batch closes early; see bench/README.md
 LAST_PLACES = 2  # of the free ones, and at most half of all: these wait for a pause of one window; see bench/places.py
 MAX_LULL_WINDOWS = 10  # and at most for so many
 
@@ -115,7 +115,7 @@ class Batcher:
             group.quiet_at = self.quiet_at(job.model, group.window_s, now)
 
     def quiet_at(self, model: str, window_s: float, now: float) -> float:
-        """A claim has just come: from when on, if no other does, no more are expected."""
+        """A claim has just arrived: the time from which, if no other arrives, no more are expected."""
         return now + QUIET_SHARE * window_s
 
     def ready(self, now: float, free: int) -> list[Batch]:
@@ -140,7 +140,7 @@ class Batcher:
             batches.append(batch)
 
     def next_deadline(self, free: int = 1) -> float | None:
-        """From when on `ready`, given so many free places, returns something; None while nothing waits."""
+        """The time from which `ready`, given `free` places, returns a batch; None while nothing waits."""
         closing = self._closing(free)
         return min((group.sealed_at(closing) for group in self._groups.values()), default=None)
 
@@ -150,7 +150,7 @@ class Batcher:
         return "early" if 0 < self._num_places < 2 * free and free > 1 else "whole"
 
     def discard(self, job_id: str) -> Claim | None:
-        """Take one waiting claim out, wherever it stands; None if it does not wait here."""
+        """Remove and return one waiting claim; None if it does not wait here."""
         key = self._keys.pop(job_id, None)
         if key is None:
             return None
@@ -162,7 +162,7 @@ class Batcher:
         return waiting.claim
 
     def drain(self) -> list[Claim]:
-        """Take everything out, oldest first."""
+        """Remove and return every claim, oldest first."""
         everything = [waiting for group in self._groups.values() for waiting in group.queue]
         everything.sort(key=lambda waiting: waiting.turn)
         self._groups.clear()

@@ -71,12 +71,12 @@ class Runs:
         return {run.task for run in self._runs if run.task is not None}
 
     def marks(self) -> dict[int, int]:
-        """How many events each batch has yielded that is in an engine whose silence is a hang. Safe from the lease's
-        thread."""
+        """For each batch in an engine whose silence is a hang, the number of events it has yielded. Safe to call from
+        the lease's thread."""
         return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.keeps_time}
 
     def usage(self, lane: Lane) -> Usage:
-        """What a job that ends now has used."""
+        """The usage of a job that ends now."""
         try:
             num_prompt = self._backends[lane.claim.job.model].count_prompt_tokens(lane.claim.job)
         except Exception as error:
@@ -86,7 +86,7 @@ class Runs:
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
-        run.task = None  # which holds the run in turn: freed at once, and no work for the collector
+        run.task = None  # breaks the reference cycle task → run, so the run is freed without the garbage collector
         self._on_ran()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a batch has ended in a bug", exc_info=error)
@@ -103,7 +103,7 @@ class Runs:
                 run.num_events += 1
                 lane = find(event.job_id)
                 if lane is None:
-                    continue  # it has ended here already; a backend may notice that a little later
+                    continue  # it has ended here already; the backend may notice that a little later
                 if type(event) is Tokens and lane.takes(event):
                     add(lane, event.tokens)
                 else:
@@ -119,11 +119,11 @@ class Runs:
         finally:
             await _close(events)
         task = asyncio.current_task()
-        if task is None or not task.cancelling():  # else the jobs that are left are somebody else's by now
+        if task is None or not task.cancelling():  # else other workers may run the jobs that are left
             self._fail_all(run, error)
 
     def _accept(self, lane: Lane, event: Event) -> None:
-        """Into the outbox, unless it would corrupt the log."""
+        """Add the event to the outbox; fail the job instead if the event would corrupt the log."""
         if type(event) is Tokens:
             fault = lane.fault_of(event)
             if fault is None:
@@ -143,7 +143,7 @@ class Runs:
             fault = f"yielded {type(event).__name__}"
         logger.error("the backend %s", fault, extra={"request_id": lane.id, "model": lane.claim.job.model})
         self._finish(lane, lane.failed(BackendError("The model's backend broke its contract.")))
-        lane.claim.cancel("operator")  # the engine need not go on with it
+        lane.claim.cancel("operator")  # so that the engine stops working on it
 
     def _fail_all(self, run: Run, error: Exception) -> None:
         for lane in list(run.lanes.values()):
@@ -151,7 +151,7 @@ class Runs:
 
 
 async def _close(events: AsyncIterator[Event] | None) -> None:
-    """Close a backend's generator, which may have been left in its middle."""
+    """Close a backend's generator, which may not be exhausted."""
     aclose = getattr(events, "aclose", None)
     if aclose is None:
         return
@@ -162,7 +162,7 @@ async def _close(events: AsyncIterator[Event] | None) -> None:
 
 
 async def cancel_all(tasks: Collection[asyncio.Task[object]]) -> None:
-    """Cancel and wait, within reason: an engine that does not let go ends with the process."""
+    """Cancel, and wait for a limited time: an engine that ignores cancellation ends with the process."""
     for task in tasks:
         task.cancel()
     if tasks:

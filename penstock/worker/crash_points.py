@@ -3,7 +3,7 @@
     PENSTOCK_TEST_CRASH=POINT[:PASSAGE[:ACTION]]        several, separated by commas
 
 At the PASSAGE-th time (default: the first) that this process passes POINT it does ACTION: `kill` (default, SIGKILL to
-itself), `stop` (SIGSTOP: frozen until somebody sends SIGCONT) or `hang` (its event loop blocks for ever). The points:
+itself), `stop` (SIGSTOP: frozen until it receives SIGCONT) or `hang` (its event loop blocks forever). The points:
 
     after_pop       ids are in the worker's list, not claimed       after_emit     a step is written
     after_claim     claimed, nothing generated                      before_final   as mid_step, where a job ends in it
@@ -28,11 +28,11 @@ Fault = Callable[[str], None]
 
 
 def no_fault(_point: str) -> None:
-    """Every worker that is not under test."""
+    """Does nothing: for every worker that is not under test."""
 
 
 def fault_from(text: str | None = None) -> Fault:
-    """The function to call at each point, from `text` (default: the variable). `ConfigError` if it says nonsense."""
+    """The function to call at each point, from `text` (default: the variable). `ConfigError` if it is invalid."""
     text = os.environ.get(VARIABLE, "") if text is None else text
     if not text:
         return no_fault

@@ -1,9 +1,9 @@
-"""A worker's lease: renewed from beside the engine's loop, and only while the engine makes progress.
+"""A worker's lease: renewed outside the engine's loop, and only while the engine makes progress.
 
-Where the transport can be used from a second event loop the lease lives in a thread of its own, so that CPU work in
-the engine's loop is no false death; else in a task. A batch in its engine without any event for `engine_stall_s` is
-a hang: the lease is no longer renewed, and `on_stall` ends the process. Also here, as it needs the same beat: what
-dead workers held goes back to the queue.
+Where the transport can be used from a second event loop the lease is renewed in a thread of its own, so that CPU work
+in the engine's loop does not look like a death; else in a task. A batch in its engine without any event for
+`engine_stall_s` is a hang: the lease is no longer renewed, and `on_stall` ends the process. Also here, as it runs at
+the same interval: what dead workers held goes back to the queue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Holder(Protocol):
-    """Who holds the lease. The first three are called from the lease's thread, `renewed` in the holder's loop."""
+    """The holder of the lease. The first three are called from the lease's thread, `renewed` in the holder's loop."""
 
     def info(self) -> WorkerInfo: ...
 
@@ -37,13 +37,13 @@ class Holder(Protocol):
 
 
 class Progress:
-    """Which batch has stood still for how long. Pure: time is an argument."""
+    """How long the slowest batch has made no progress. Pure: time is an argument."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, float]] = {}
 
     def stalled_s(self, marks: Mapping[int, int], now: float) -> float:
-        """`marks`: the number of events so far of each batch that is in its engine. The longest standstill, seconds."""
+        """The longest time without a new event, seconds. `marks`: events so far of each batch that is in its engine."""
         self._seen = {
             run: self._seen[run] if run in self._seen and self._seen[run][0] == num else (num, now)
             for run, num in marks.items()
@@ -53,7 +53,7 @@ class Progress:
 
 class Lease:
     """`on_stall(seconds)` is called once, from the lease's thread; `on_dead(error)` in the loop, when the lease ends
-    unasked."""
+    without `stop`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Lease:
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        """Begin to renew a lease that was just taken."""
+        """Start renewing a lease that was just taken."""
         beside = self._transport.beside()
         if beside is None:
             self._task = asyncio.create_task(self._hold(self._transport, self._holder.renewed))
@@ -89,7 +89,7 @@ class Lease:
             self._thread.start()
 
     async def stop(self) -> None:
-        """End the renewal; the lease itself stays until it lapses or is given up."""
+        """Stop renewing; the lease itself stays until it lapses or is given up."""
         self._is_stopping = True
         if self._wake is not None:
             self._wake()
@@ -167,7 +167,7 @@ class Lease:
 
 
 async def _reap(transport: Transport, dead: str) -> None:
-    """One that cannot be reaped now is named again by the next renewal, and does not stand in the way of others."""
+    """Reap one dead worker. If that fails the next renewal names it again; the failure does not block the others."""
     try:
         num = await transport.reap(dead)
     except StoreUnavailable as error:

@@ -1,8 +1,8 @@
-"""How a worker writes: group commit. What all batches generate meets here and leaves in one round trip at a time.
+"""How a worker writes: group commit. The events of all batches are collected here and written one round trip at a time.
 
 While one write is in flight the next collects: a job's tokens since then travel as one frame, and its end with its
-last tokens. Bounded: when too much is pending, batches wait. When the store is away, the same bytes are tried again.
-A whole-answer job's tokens are grouped further, as nobody reads them one by one. Knows nothing of engines.
+last tokens. Bounded: when too much is pending, batches wait. When the store is unavailable, the same bytes are retried.
+A whole-answer job's tokens are grouped further, as no client reads them one by one. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LATE_S = 5.0
 
 
 class Outbox:
-    """`on_written(lane)`: the lane's end is in the log. `on_refused(lane)`: the store wants nothing more of it."""
+    """`on_written(lane)`: the lane's end is in the log. `on_refused(lane)`: the store rejected its frame."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class Outbox:
         self._idle.set()
 
     def add(self, lane: Lane, tokens: tuple[Token, ...]) -> None:
-        """The next tokens of a lane."""
+        """Add the next tokens of a lane."""
         pending = lane.pending
         pending += tokens
         self._num_pending += len(tokens)
         if lane.is_marked:
             return
-        # The first tokens of an answer always go at once: they are its time to first token.
+        # The first tokens of an answer are always written at once: they are its time to first token.
         if lane.is_stream or len(pending) >= WHOLE_TOKENS or lane.num_sent == lane.num_given:
             self._mark(lane)
         elif lane not in self._held:
@@ -72,14 +72,14 @@ class Outbox:
                 self._release_timer = asyncio.get_running_loop().call_later(WHOLE_S, self._release)
 
     def finish(self, lane: Lane, end: Terminal) -> None:
-        """A lane's end, with its last tokens."""
+        """Add a lane's end; it is written with its last tokens."""
         lane.pending.extend(end.tokens)
         self._num_pending += len(end.tokens)
         lane.end = end
         self._mark(lane)
 
     def drop(self, lane: Lane) -> None:
-        """The job is no longer this worker's: what is pending of it is not written."""
+        """The job is no longer this worker's: discard what is pending of it."""
         lane.is_dropped = True
         self._held.discard(lane)
         self._num_pending -= len(lane.pending)
@@ -129,7 +129,7 @@ class Outbox:
             self._mark(lane)
 
     def _collect(self) -> tuple[list[Lane], list[Event]]:
-        """What is pending, as one frame a lane."""
+        """Take what is pending, as one frame for each lane."""
         marked, self._marked = self._marked, []
         lanes: list[Lane] = []
         events: list[Event] = []
@@ -167,7 +167,7 @@ class Outbox:
                 self._on_written(lane)
 
     async def _emit(self, lanes: list[Lane], events: list[Event]) -> set[str]:
-        """Write until it is written; a frame once tried is never changed, as it may have gone through."""
+        """Retry until the frames are written; a frame once tried is never changed, as it may have been stored."""
         retry_s, given_up = FIRST_RETRY_S, set[str]()
         while True:
             try:
@@ -177,7 +177,7 @@ class Outbox:
                     logger.warning("cannot write, will try again: %s", error.message)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
-                # Past its deadline the store or a gateway ends a job; what is left of it here is for nobody.
+                # Past its deadline the store or a gateway ends a job; no client receives what is left of it here.
                 now = time.monotonic()
                 given_up |= {lane.id for lane in lanes if lane.claim.deadline_at + LATE_S < now}
                 left = [(lane, event) for lane, event in zip(lanes, events, strict=True) if lane.id not in given_up]

@@ -1,4 +1,4 @@
-"""What a worker says of a finished job: one log line, and its tokens in the metrics. Never the prompt."""
+"""What a worker reports of a finished job: one log line, and its tokens in the metrics. Never the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("penstock.worker")
 
 
 def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
-    """`lane` ended with `end`, and that is written. Times: `queue_ms` from creation until its batch began."""
+    """Call it when the `end` of `lane` is written. `queue_ms` is from the job's creation until its batch began."""
     now = time.monotonic()
     job, claim = lane.claim.job, lane.claim
     usage = end.usage if isinstance(end, Done) else Usage(0, lane.num)

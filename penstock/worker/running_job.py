@@ -16,10 +16,10 @@ UNWRITABLE = "The model's backend failed with an unreadable error message."
 
 
 def is_writable(event: Terminal | Tokens) -> bool:
-    """Whether what a backend says is what its types say. Checked before the log sees it: afterwards is too late."""
+    """Whether a backend's event has the values that its types promise. Checked before it is written to the log."""
     try:
         check_event(encode_event(event))
-    except (TypeError, ValueError):  # of the encoder, of Unicode, of the wire
+    except (TypeError, ValueError):  # raised by the encoder, by Unicode, by the wire
         return False
     return True
 
@@ -55,7 +55,7 @@ class Lane:
         self.num = self.num_sent = self.num_given = len(claim.tokens)
 
     def takes(self, event: Tokens) -> bool:
-        """Count it, if it is what nearly every event is: the next token, one of plain text. Else nothing is done."""
+        """The usual case: if `event` is the next token, one of plain text, count it. Else return False, do nothing."""
         tokens = event.tokens
         if (
             event.seq == self.num
@@ -90,12 +90,12 @@ class Lane:
         return None
 
     def failed(self, error: PenstockError) -> Failed:
-        """This lane's end, when it is `error`."""
+        """`error` as this lane's end."""
         end = Failed.of(self.id, self.claim.attempt, self.num, error)
         return end if is_writable(end) else Failed.of(self.id, self.claim.attempt, self.num, BackendError(UNWRITABLE))
 
     def shut(self) -> None:
-        """Nothing more comes from the engine."""
+        """The engine adds nothing more."""
         self.is_open = False
         if self.timer is not None:
             self.timer.cancel()
@@ -108,7 +108,7 @@ class Lane:
 class Run:
     """One batch in its backend. `lanes` are those that have not ended.
 
-    `num_events` and `is_in_engine` are read by the lease's thread, to tell an engine that hangs from one that waits.
+    The lease's thread reads `num_events` and `is_in_engine`: an engine that waits is not one that hangs.
     """
 
     number: int

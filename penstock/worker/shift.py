@@ -1,8 +1,8 @@
 """A worker's work under one lease: claim, gather, generate, emit, finish. Knows no engine and no store by name.
 
 `_intake` claims ids for free slots, `_gather` starts batches, each batch generates in a task of its own, the outbox
-writes what all of them yield. Everything that a lease gives dies with the shift: a worker whose lease is lost drops
-the shift and begins another one. A *slot* is room for one job, a *place* room for one batch.
+writes what all of them yield. A shift lasts as long as its lease: a worker whose lease is lost drops the shift and
+begins another one. A *slot* is room for one job, a *place* room for one batch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Shift:
     # ── the life of a shift ──────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Raises what a bug raised in one of its loops: without them nothing would ever be answered."""
+        """Raises the exception of a loop that a bug has ended: without that loop no job would be answered."""
         intake = asyncio.create_task(self._intake(), name="intake")
         loops = {
             asyncio.create_task(self._gather(), name="gather"),
@@ -120,7 +120,7 @@ class Shift:
             await intake  # never cancelled: its blocking wait may just be moving an id to this worker
 
     def stop(self) -> None:
-        """Take no more; finish what can be finished within `drain_s`, hand back the rest. Again: hand back now."""
+        """Claim no more; finish what can be finished within `drain_s`, hand back the rest. Again: hand back now."""
         if self._is_stopping:
             self._hurry.set()
         self._is_stopping = True
@@ -163,10 +163,10 @@ class Shift:
                 await asyncio.sleep(RETRY_S)
 
     async def _claim(self, room: int, moved: str | None) -> None:
-        """The list, not a reply, is what a worker holds: claim whatever in it is not known here.
+        """The list, not a reply, is what a worker holds: claim every id in it that is not known here.
 
-        What the blocking wait says it has `moved` is claimed while the list is still asked for: mostly it is all there
-        is, and waits for its first token.
+        The id that the blocking wait has `moved` is claimed while the list is still being read: mostly it is the only
+        one, and its client waits for the first token.
         """
         self._has_strays = False
         if moved is None or moved in self._lanes:
@@ -208,7 +208,7 @@ class Shift:
         self._came.set()
 
     def _may_be_lost(self) -> bool:
-        """Nobody has renewed the lease for as long as it lasts. What is claimed now, others may count as dead at once:
+        """The lease was not renewed for its whole length. Other workers may count what is claimed now as dead at once:
         a few workers that come back together would take a request from each other until it is poison."""
         return time.monotonic() - self._renewed_at > LEASE_S
 
@@ -216,7 +216,7 @@ class Shift:
         return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._lanes]
 
     def _room(self) -> int:
-        """How many ids to take: for free slots, and no more than one batch ahead of the places."""
+        """How many ids to take: at most the free slots, and at most one batch ahead of the places."""
         if self._suspects.is_trying:
             return 0
         free_slots = self._limits.num_slots - len(self._lanes)
@@ -237,7 +237,8 @@ class Shift:
                 self._finish(lane, lane.failed(refusal))
 
     def _refusal(self, job: Job) -> PenstockError | None:
-        """What a gateway has checked against the workers that it saw, and another producer perhaps not at all."""
+        """The error if this worker cannot run `job`, else None. A gateway checks this against the workers that it saw;
+        another producer may not check it."""
         backend = self._backends.get(job.model)
         if backend is None:
             return ModelNotFound("This worker does not serve the request's model.")
@@ -279,14 +280,14 @@ class Shift:
     # ── emit, finish ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _finish(self, lane: Lane, end: Terminal) -> None:
-        """The end of a job: nothing more comes from its engine. Its slot is free once this is written."""
+        """End a job: its engine adds nothing more. Its slot is free once the end is written."""
         lane.shut()
         self._batcher.discard(lane.id)
         self._outbox.finish(lane, end)
         self._runs.leave(lane)
 
     def _cancelled(self, lane: Lane) -> None:
-        """Somebody wants no more of it: end it now, whatever the engine does."""
+        """The job was cancelled: finish it without waiting for the engine."""
         if not lane.is_open:
             return
         if lane.claim.cancelled == "deadline":
@@ -305,7 +306,7 @@ class Shift:
         self._drop(lane)
 
     def _drop(self, lane: Lane) -> None:
-        """The job is no longer ours: write nothing more of it, and let the engine stop."""
+        """The job is no longer this worker's: write nothing more of it, and let the engine stop."""
         lane.shut()
         self._batcher.discard(lane.id)
         self._outbox.drop(lane)
@@ -337,7 +338,7 @@ class Shift:
         await _within(GIVE_BACK_S, self._outbox.flushed())
 
     async def _give_back(self, claims: list[Claim]) -> None:
-        """Oldest first. If the store stays away, the lease lapses and others take the work: later, but not lost."""
+        """Oldest first. If the store stays unavailable, the lease lapses and other workers take the jobs: none lost."""
         lanes = [lane for claim in claims if (lane := self._lanes.get(claim.job.id)) is not None]
         for lane in lanes:
             lane.shut()
@@ -355,7 +356,7 @@ class Shift:
         for lane in lanes:
             self._forget(lane)
 
-    # ── what the lease asks and tells ────────────────────────────────────────────────────────────────────────────
+    # ── for the lease ────────────────────────────────────────────────────────────────────────────────────────────
 
     def info(self) -> WorkerInfo:
         return msgspec.structs.replace(self._info, num_free=max(0, self._limits.num_slots - len(self._lanes)))

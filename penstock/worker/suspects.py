@@ -25,12 +25,12 @@ class Suspects:
 
     @property
     def is_trying(self) -> bool:
-        """One is here that has not shown a token since it was claimed: its neighbours are in danger."""
+        """Whether one is here that has not shown a token since it was claimed: it may still end the whole worker."""
         self._lanes = [lane for lane in self._lanes if lane.is_open and lane.num_sent == lane.num_given]
         return bool(self._lanes)
 
     def part(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
-        """Fresh claims as those to keep and those to hand back: of suspects the first batch only, or none."""
+        """Split fresh claims into (keep, hand back): of suspects only the first batch is kept, or none."""
         first = next((claim for claim in claims if claim.num_deaths), None)
         if first is None:
             return list(claims), []

@@ -1,6 +1,6 @@
 """`Worker`: one shift after the other, each under a lease and an id of its own, until it is stopped.
 
-Knows no settings, signals or processes: `processes/worker.py` does. In `penstock serve` it runs beside the gateway.
+Knows no settings, signals or processes: `processes/worker.py` does. In `penstock serve` it runs next to the gateway.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Worker:
                 backend.observer = partial(self._metrics.report, backend.name or model)
         self._failed = asyncio.get_running_loop().create_future()
         try:
-            for backend in dict.fromkeys(self._backends.values()):  # several names may have one
+            for backend in dict.fromkeys(self._backends.values()):  # several model names may share a backend
                 await backend.start()
             while not self._stopping.is_set():
                 await self._work()
@@ -142,7 +142,7 @@ class Worker:
         await self._leave(shift)
 
     async def _enlist(self, info: WorkerInfo, shift: Shift) -> bool:
-        """Take a lease as soon as the store is there. False when stopped before that."""
+        """Take a lease as soon as the store is available. False when stopped before that."""
         self._on_enlist(info.id)
         retry_s = FIRST_RETRY_S
         while not self._stopping.is_set():
@@ -160,7 +160,7 @@ class Worker:
         return False
 
     async def _leave(self, shift: Shift) -> None:
-        """Give up the lease; whatever is left in the list (of a lost shift: everything) goes back to the queue."""
+        """Give up the lease; what is left in the list (of a lost shift: everything) goes back to the queue."""
         deadline = time.monotonic() + REAP_S
         while True:
             try:
@@ -187,7 +187,7 @@ class Worker:
         )
 
     def _stalled(self, seconds: float) -> None:
-        """In the lease's thread, or in the loop: whoever stands still, this one does not."""
+        """Called from the lease's thread, or from the loop if there is none."""
         logger.critical("the engine has made no progress for %.1f s", seconds, extra={"worker": self.id})
         if self._on_stall is not None:
             self._on_stall(seconds)

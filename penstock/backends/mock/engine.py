@@ -1,7 +1,7 @@
 """A deterministic engine simulator: the quickstart's model, and the instrument of the tests.
 
-It steps a whole batch, as a real engine does, and gives each job one token a step. What it says is in `text.py`;
-this file is about when. It ends only at `max_tokens` or at a stop string. Step k of a batch is due at
+It steps a whole batch, as a real engine does, and gives each job one token a step. `text.py` makes the tokens; this
+file decides when they come. It ends only at `max_tokens` or at a stop string. Step k of a batch is due at
 `start + prefill + k * step`, on absolute deadlines, so that steps do not drift.
 
 With `tools=true` a conversation that offers tools, and does not end in a tool's answer, is answered with a call of the
@@ -12,8 +12,8 @@ With `embeds=true` it also gives embeddings: eight numbers, or as many as `dimen
 With `scripted=true` a prompt may hold a trigger (for tests; a plain mock takes it as text):
 
     [[fail]]        [[fail_after=N]]    that job fails with `backend_error`, before any token or after N
-    [[hang]]        [[hang_after=N]]    the engine stops for its whole batch, for ever; the event loop goes on
-    [[block_after=N]]                   the engine blocks the event loop of its process, for ever
+    [[hang]]        [[hang_after=N]]    the engine stops for its whole batch, forever; the event loop goes on
+    [[block_after=N]]                   the engine blocks the event loop of its process, forever
     [[crash]]       [[crash_after=N]]   the process kills itself with SIGKILL
 """
 
@@ -164,7 +164,7 @@ class _Sequence:
         return Tokens(self.job_id, self.attempt, seq, tokens=tuple(released))
 
     def acts_up(self) -> bool:
-        """Crash or block now, if the script says so; True if the engine is to hang."""
+        """Crash or block now, if the job's trigger asks for it; True if the engine is to hang."""
         if self.trigger is None or self.trigger[1] != self.index:
             return False
         if self.trigger[0] == "crash":

@@ -1,4 +1,4 @@
-"""What the mock engine says: token i of an answer is a function of the prompt, the sampling and i, of nothing else.
+"""The mock engine's tokens: token i of an answer is a function of the prompt, the sampling and i, of nothing else.
 
 The request's id never enters, so the same prompt gives the same text, streamed or whole, at whichever worker and
 attempt. `seed` (default 0), `temperature` and `top_p` are folded into the key: each of them changes the text.
@@ -6,7 +6,7 @@ Cheap on purpose: one multiplication and one look-up a token.
 
 A chained token is a word followed by its own index, its predecessor's nonce and its own:
 `" velo[12:3fa91c07>77b0e2d1]"`. The first token's predecessor is `00000000`. Where two answers were spliced, or a
-token was lost, repeated or reordered, the chain breaks: `verify_chain` says where.
+token was lost, repeated or reordered, the chain breaks: `verify_chain` returns where.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _arguments(schema: Any) -> dict[str, Any]:
 
 
 def verify_chain(tokens: Sequence[Token]) -> str | None:
-    """Where a chained answer is not what one generation says: a description of the first break; None if unbroken."""
+    """A description of the first place where a chained answer is not that of one generation; None if unbroken."""
     before = "00000000"
     for index, token in enumerate(tokens):
         match = _LINK.fullmatch(text_of(token))

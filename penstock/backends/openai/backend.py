@@ -29,11 +29,11 @@ from penstock.piece import Token
 logger = logging.getLogger("penstock.backends")
 
 _LOST = "The model's upstream broke off, and an answer like this cannot be continued elsewhere."
-# No tokenizer has tokens that are longer on the average; log probabilities name up to 21 of them for each.
+# No tokenizer has longer tokens on average; log probabilities name up to 21 of them for each.
 CHARS, CHARS_A_TOKEN = 65_536, 1024
 SLACK = 64  # tokens beyond twice the limit: what an upstream counts otherwise than we do is less than that
 _WRONG_TIMES = "connect_s, first_token_s, idle_s and eject_s must be above 0, retry_s and max_rest_s at least 0"
-_LOUD = ("credentials", "not_found")  # the operator's to mend
+_LOUD = ("credentials", "not_found")  # the operator must fix these
 
 
 class OpenAIBackend(Backend):
@@ -105,7 +105,7 @@ class OpenAIBackend(Backend):
         )
 
     async def start(self) -> None:
-        """Does not wait for upstreams: they may come later, and one of them missing is no reason to serve nobody."""
+        """Does not wait for upstreams: they may start later, and the others serve while one of them is missing."""
         self._traffic.report_all()
         self._health.start()
 
@@ -203,12 +203,12 @@ class OpenAIBackend(Backend):
         """An answer has begun: raise unless it may go on elsewhere."""
         if trouble.again != "never" and can_continue(job, said, self._form):
             return
-        # What the upstream says of itself is an error of its own; a break alone is a loss, and asking again may help.
+        # An error that the upstream reports is passed on; a break alone is `WorkerLost`, as a retry may help.
         raise WorkerLost(_LOST) if trouble.reason in ("cut", "timeout", "unreachable") else trouble.error
 
 
 def _caller(job: Job) -> str:
-    """Whom an upstream's limit may be meant for."""
+    """The caller that an upstream's limit may apply to."""
     return job.caller or job.user
 
 
@@ -222,7 +222,7 @@ def _size(token: Token) -> int:
 
 
 def _whole_usage(usage: Usage | None, num_before: int) -> Usage | None:
-    """An upstream that goes on counts the text so far as prompt; for the client it is part of the answer."""
+    """An upstream that continues an answer counts the text so far as prompt; the client's usage has it as answer."""
     if usage is None or not num_before:
         return usage
     return Usage(max(0, usage.prompt_tokens - num_before), usage.completion_tokens + num_before)

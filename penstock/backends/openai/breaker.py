@@ -39,18 +39,18 @@ class Breaker:
         return not self.is_open or (self.state(now) == "half_open" and not self.is_trying)
 
     def begin(self) -> bool:
-        """A request is sent: whether it is the trial. Pass that to the call that says how it went."""
+        """Call it when a request is sent. Whether it is the trial: pass that to the call that reports its outcome."""
         if self.is_open:
             self.is_trying = True
         return self.is_open
 
     def succeeded(self) -> None:
-        """An answer began, whoever asked for it: a request from before the opening says as much as a trial."""
+        """An answer began, to any request: one from before the opening counts as much as a trial."""
         self.num_failures = self.num_openings = 0
         self.is_open = self.is_trying = False
 
     def failed(self, now: float, is_trial: bool) -> None:
-        """The replica's fault. Late failures of requests from before the opening do not prolong it."""
+        """A failure by the replica's fault. Late failures of requests from before the opening do not prolong it."""
         if self.is_open:
             if is_trial:
                 self._open(now)
@@ -60,7 +60,7 @@ class Breaker:
             self._open(now)
 
     def abandoned(self, is_trial: bool) -> None:
-        """It ended without saying anything of the replica, cancelled for one."""
+        """A request ended without a verdict on the replica, e.g. cancelled."""
         if is_trial:
             self.is_trying = False
 
@@ -71,7 +71,7 @@ class Breaker:
         self.is_checked = True
 
     def check_failed(self, now: float) -> None:
-        """Also opens a closed one: at start-up nothing else is known of a replica."""
+        """Also opens a closed breaker: at start-up nothing else is known of a replica."""
         self._open(now)
 
     def _open(self, now: float) -> None:

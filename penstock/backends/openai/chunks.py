@@ -1,8 +1,8 @@
 """From an upstream's stream to tokens: chunks of /chat/completions and of /completions. Pure.
 
-What servers really send is wider than OpenAI's reference, and all of it is taken: no `[DONE]`; usage in the last chunk
+What servers send is wider than OpenAI's reference, and all of it is accepted: no `[DONE]`; usage in the last chunk
 or in one of its own; `finish_reason` on an empty delta, or none but a `[DONE]`; reasoning as `reasoning_content` or
-`reasoning`; tool calls without an index, or whose arguments are an object. What is no chunk at all is `Trouble`.
+`reasoning`; tool calls without an index, or whose arguments are an object. What is not a chunk raises `Trouble`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from penstock.sse import ServerEvent
 DONE = "[DONE]"
 MAX_CALL_INDEX = 1023
 
-# Other names for the same; TGI's and llama.cpp's among them. A reason that nobody knows is still an end: `stop`.
+# Other names for the same; TGI's and llama.cpp's among them. An unknown reason is still an end: `stop`.
 _REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -30,13 +30,13 @@ _REASONS: Mapping[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
-_BREAKS = ("abort", "error")  # an engine that gave the request up, and says so politely
+_BREAKS = ("abort", "error")  # the engine gave the request up
 
 _decode = msgspec.json.Decoder().decode
 
 
 class Chunks:
-    """Feed it the events of one stream. `is_over`: nothing more is to come; `has_ended`: at most usage is."""
+    """Feed it the events of one stream. `is_over`: no more events follow; `has_ended`: at most usage follows."""
 
     __slots__ = ("_key", "_model", "_num_calls", "_reason", "_usage", "is_over")
 
@@ -53,7 +53,7 @@ class Chunks:
         return self._reason is not None
 
     def feed(self, event: ServerEvent) -> Token | None:
-        """The token in this event, if there is any. Raises `Trouble`."""
+        """The token in this event, or None. Raises `Trouble`."""
         if self.is_over:
             return None
         data = event.data.strip()
@@ -83,7 +83,7 @@ class Chunks:
         return token
 
     def finish(self) -> Finish:
-        """How the stream ended, now that it has. Raises `Trouble` where it was cut."""
+        """Call it when the stream has ended: its reason and usage. Raises `Trouble` if it was cut."""
         if self._reason is None and not self.is_over:
             raise cut("its stream ended without a finish_reason")
         return Finish(self._reason or ("tool_calls" if self._num_calls else "stop"), self._usage)
@@ -120,7 +120,7 @@ class Chunks:
 
 
 def _first_choice(choices: Any) -> Mapping[str, Any] | None:
-    """One answer was asked for; should there be others, they are not for anybody here."""
+    """One answer was asked for; any others are ignored."""
     if choices is None or choices == []:
         return None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):

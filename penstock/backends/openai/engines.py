@@ -1,8 +1,8 @@
-"""What the engines behind the one API differ in: which fields they honour, and what they call them. Pure.
+"""How the engines behind the one API differ: which fields they honour, and their names for them. Pure.
 
 A field that an engine would silently ignore is not in its list, so that the gateway refuses it with 400. A field that
 depends on how the engine was launched (tools, images) is: the engine's own 400 is passed on. From the engines' own
-documentation and request schemas; docs/backends.md says which versions.
+documentation and request schemas; docs/backends.md lists the versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROMPT: frozenset[Resume] = frozenset(("prompt",))
 @dataclass(frozen=True, slots=True)
 class Engine:
     """`accepts`: fields of `Sampling`, "images" (in the request itself) and "image_urls" (that the engine fetches: only
-    where it is not one of ours, in our network). `names`: those that the engine spells its own way.
+    for engines outside our network). `names`: the engine's own spelling of a field.
 
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
     `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what

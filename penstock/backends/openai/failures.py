@@ -1,6 +1,6 @@
 """What a failed request at an upstream means: for its job, for the next try, for the replica. Pure.
 
-    upstream says                      the job's error         next try              the replica's fault
+    upstream answers                   the job's error         next try              the replica's fault
     400 413 414 415 422                InvalidRequest          none                  no
     401 403                            BackendError            elsewhere             no (a client can provoke a 403)
     404, other 3xx and 4xx             BackendError            elsewhere             no
@@ -35,14 +35,14 @@ Reason = Literal[
 Again = Literal["never", "elsewhere", "later"]
 
 MAX_MESSAGE = 1000
-MAX_REST_S = 60.0  # unless the option `max_rest_s` says otherwise
+MAX_REST_S = 60.0  # the default of the option `max_rest_s`
 
 _INVALID = (400, 413, 414, 415, 422)
 _UNBEGUN = (502, 503, 504)
 
 
 class Trouble(Exception):
-    """`error` is what the client reads if no other try helps. `rest_s`: for how long the replica wants to be left."""
+    """`error` is what the client reads if no other try helps. `rest_s`: the replica's `Retry-After`."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Trouble(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What an error's body says, as far as it says anything."""
+    """The contents of an error's body, as far as there are any."""
 
     message: str = ""
     code: str = ""
@@ -75,8 +75,8 @@ class Said:
 def of_status(
     status: int, retry_after: str | None, body: bytes, model: str, key: str = "", max_rest_s: float = MAX_REST_S
 ) -> Trouble:
-    """The trouble that an answer with a status other than 200 is. `key` never stands in a message. `retry_after` is
-    believed up to `max_rest_s`.
+    """The `Trouble` for an answer with a status other than 200. `key` never stands in a message. `retry_after` counts
+    up to `max_rest_s`.
     """
     return _of(status, read_error(body, key), read_retry_after(retry_after, max_rest_s), model)
 
@@ -106,7 +106,7 @@ def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
 
 
 def unreachable(what: str) -> Trouble:
-    """No connection, or one that broke before the request was through."""
+    """No connection, or one that broke before the request was sent."""
     return Trouble("unreachable", BackendError(f"The model's upstream cannot be reached ({what})."), costs_try=False)
 
 
@@ -119,18 +119,18 @@ def cut(what: str) -> Trouble:
 
 
 def too_much(limit: int, max_tokens: int) -> Trouble:
-    """An answer that no `max_tokens` explains. What was sent of it counts, so it is not tried elsewhere."""
+    """An answer longer than its `max_tokens` can explain. It is not retried, as the tokens received so far count."""
     said = f"The model's upstream sent more than {limit} characters, though max_tokens is {max_tokens}."
     return Trouble("malformed", BackendError(said), again="never")
 
 
 def malformed(what: str) -> Trouble:
-    """It is up, and what it says is no answer."""
+    """The upstream is up, and its response is not valid."""
     return Trouble("malformed", BackendError(f"The model's upstream sent an invalid response: {what}."))
 
 
 def of_stream(error: Any, model: str, key: str = "") -> Trouble:
-    """The trouble that an error inside a stream is; many servers give the status that it would have had as `code`."""
+    """The `Trouble` for an error inside a stream; many servers give the status that it would have had as `code`."""
     status = error.get("code") if isinstance(error, Mapping) else None
     if isinstance(status, int) and 400 <= status < 600:
         return _of(status, _said(error, key), None, model)
@@ -138,7 +138,7 @@ def of_stream(error: Any, model: str, key: str = "") -> Trouble:
 
 
 def read_error(body: bytes, key: str = "") -> Said:
-    """OpenAI's envelope, or a flat object as some servers send it; anything else says nothing."""
+    """OpenAI's envelope, or a flat object as some servers send it; anything else gives an empty `Said`."""
     try:
         data = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -161,7 +161,7 @@ def _said(error: Any, key: str) -> Said:
 
 
 def _clean(text: str, key: str) -> str:
-    """What a client may read: no key, no control characters, not endless."""
+    """What a client may read: no key, no control characters, of limited length."""
     if key:
         text = text.replace(key, "***")
     text = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_MESSAGE])

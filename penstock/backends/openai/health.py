@@ -1,7 +1,7 @@
 """Health checks: of every replica that has one at the start, and after that of ejected ones only.
 
-A replica that works is checked by its requests. One that is ejected is let back in when its check passes and a first
-request, the trial, succeeds; without a check the trial alone decides.
+Requests check a replica that works. An ejected one is let back in when its check passes and a first request, the
+trial, succeeds; without a check the trial alone decides.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Health:
         return await self._caller.is_well(tier, replica, self._path or tier.engine.health)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Without checks nothing would ever come back: then trials alone decide."""
+        """Without checks no ejected replica would come back: from now on trials alone decide."""
         if task.cancelled():
             return
         logger.error("the health checks have ended in a bug", exc_info=task.exception())

@@ -1,6 +1,6 @@
 """One request at one replica: HTTP over pooled connections, its stream read with a limit on everything.
 
-Whatever goes wrong is `Trouble`. Leaving the generator, by cancellation too, closes the connection at once. Knows
+Every failure raises `Trouble`. Leaving the generator, by cancellation too, closes the connection at once. Knows
 nothing of other replicas and of what is tried next.
 """
 
@@ -31,17 +31,17 @@ MAX_WHOLE_BYTES = 32 * 1024 * 1024
 ERROR_S = 5.0  # for the body of an error
 LINGER_S = 0.5  # for usage, `[DONE]` and the end of the body, once the answer has ended
 CHECK_S = 5.0
-# Below uvicorn's 5 s, which most engines run under: else a request meets a connection that is just being closed.
+# Below uvicorn's 5 s, which most engines run under: else a request is sent on a connection that is just being closed.
 KEEPALIVE_S = 4.0
-# Its pool looks at every connection whenever a request begins or ends (and polls the idle ones), so one pool for 256
-# streams costs more than all else: several small ones, the first that has room.
+# A pool looks at every connection whenever a request begins or ends (and polls the idle ones), so one pool for 256
+# streams costs more than all else: there are several small ones, and the first with room is used.
 POOL_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
     """Seconds. `first_token_s` runs from the sending of the request, `idle_s` between two chunks after that. A
-    `Retry-After` is believed up to `max_rest_s`.
+    `Retry-After` counts up to `max_rest_s`.
     """
 
     connect_s: float = 5.0
@@ -84,7 +84,7 @@ class Caller:
 
     def _new_client(self) -> httpx2.AsyncClient:
         if self._tls is None:
-            self._tls = httpx2.create_ssl_context()  # reads all certificates there are: once
+            self._tls = httpx2.create_ssl_context()  # once, as it reads all certificates of the system
         return httpx2.AsyncClient(
             headers={"user-agent": f"penstock/{__version__}", "accept-encoding": "identity"},
             auth=_as_it_is,
@@ -189,7 +189,7 @@ class Caller:
                         if token is not None:
                             has_begun = True
                             yield token
-                    # Only chunks are life: comments may come from a proxy before an engine that hangs. The clock starts
+                    # Only chunks count: a proxy in front of an engine that hangs may send comments. The clock starts
                     # after the last token was taken: a consumer that stands still is not the upstream's silence.
                     if has_begun and events:
                         limit.until = time.monotonic() + self._times.idle_s
@@ -202,7 +202,7 @@ class Caller:
             limit.close()
 
     async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, limit: Limit, *, has_begun: bool) -> bytes:
-        """Some more bytes; none at the end of the stream. The end of the body is read too: it frees the connection."""
+        """The next bytes; b"" at the end of the stream. The end of the body is read too: it frees the connection."""
         try:
             with limit:
                 while not (data := await anext(raw, None)):
@@ -217,7 +217,7 @@ class Caller:
         except httpx2.HTTPError as error:
             trouble = cut(type(error).__name__)
         if chunks.has_ended or chunks.is_over:
-            return b""  # all that counts was said
+            return b""  # the answer had ended
         raise trouble
 
 
@@ -237,7 +237,7 @@ def _check_form(response: httpx2.Response) -> None:
 
 
 async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> Trouble:
-    """The trouble that a status other than 200 is. Of its body only so much is read, and only for so long."""
+    """The `Trouble` for a status other than 200. Size of and time for its body are limited."""
     body = bytearray()
     try:
         async with asyncio.timeout(ERROR_S):
@@ -246,7 +246,7 @@ async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: 
                 if len(body) > MAX_ERROR_BYTES:
                     break
     except (httpx2.HTTPError, TimeoutError):
-        body.clear()  # half an error says nothing; its status still does
+        body.clear()  # half an error cannot be read; the status alone counts
     retry_after = response.headers.get("retry-after")
     return of_status(response.status_code, retry_after, bytes(body), model, key, max_rest_s)
 

@@ -1,7 +1,7 @@
 """From the backend's options, which are text, to tiers and declarations. Raises `ValueError` that names the option.
 
-A key never stands in an option, only the name of the environment variable that holds it; no message repeats a URL,
-since people put secrets into those all the same.
+An option never contains a key, only the name of the environment variable that holds it; no message repeats a URL,
+since URLs may contain secrets all the same.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_accepts(
 ) -> tuple[str, ...]:
     """The fields that every tier honours; what the operator declares counts more than what is known of engines.
 
-    `dimensions` of an embedding depends on the upstream's model, which knows best: its own 400 is passed on.
+    `dimensions` of an embedding depends on the upstream's model: its own 400 is passed on.
     """
     if text:
         names = text.split("+")
@@ -87,7 +87,7 @@ def read_accepts(
 
 
 def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:
-    """What an answer may go on from: declared by the operator, and refused where a tier's engine is known not to."""
+    """What an answer may go on from, as the operator declares; `ValueError` if a tier's engine cannot do it."""
     known = get_args(Resume)
     names = [] if text in ("", "no") else text.split("+")
     if not set(names) <= set(known):
@@ -113,20 +113,20 @@ def _urls(text: str, option: str) -> list[httpx2.URL]:
             raise ValueError(f"{option} must be http:// or https:// URLs, joined by +")
         if url.userinfo or url.fragment:
             raise ValueError(f"{option}: no user, password or # in it; key_env names the variable that holds a key")
-        # As every engine has it: the API is at /v1 unless a path is given.
+        # As in every engine, the API is at /v1 unless a path is given.
         urls.append(url.copy_with(path="/v1") if url.path in ("", "/") else url)
     return urls
 
 
 def _name(url: httpx2.URL, seen: dict[str, int]) -> str:
-    """Host and port; twice the same server (two models of a hosted API, say) gets a number."""
+    """Host and port, with a number where the same server is listed twice (e.g. two models of a hosted API)."""
     name = url.netloc.decode("ascii")
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
 def _read_key(variable: str, option: str) -> str:
-    """The key. No message repeats the option's value: it may be a key, given where its variable's name belongs."""
+    """The key. No message repeats the option's value: it may be a key, given instead of its variable's name."""
     if not variable:
         return ""
     if not _VARIABLE.fullmatch(variable):

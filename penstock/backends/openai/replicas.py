@@ -21,7 +21,7 @@ Hindrance = Literal["ejected", "resting", "full"]
 class Replica:
     """One server. `name` stands in logs and labels: host and port as configured, never a key or a query.
 
-    `rests`: whom it has told when to come back (`Retry-After`). `turn` is the number of its last request.
+    `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Replica:
         return "full" if self.slots is not None and self.num_open >= self.slots else None
 
     def usable_at(self, now: float, caller: str = "") -> float | None:
-        """When time alone makes it usable: `now`, later, or None where something must happen first."""
+        """When time alone makes it usable: `now` or later; None if something else must happen first."""
         at = max(now, self.rests.until(caller))
         breaker = self.breaker
         if breaker.is_open:

@@ -1,7 +1,7 @@
 """From a job to the body of an upstream's request: POST /chat/completions or /completions. Pure.
 
 Field names and forms are those of OpenAI's API reference; an engine's own spelling comes from `engines`. One answer
-is asked for, always streamed. What the route has no field for is refused, never left out.
+is asked for, always streamed. `InvalidRequest` for what the route has no field for: nothing is left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One job on its way to an upstream: which replica next, how long to wait for it, when to give up. Pure.
 
-Time is an argument, monotonic seconds. A replica that failed this job is left alone for as long as it asks, else for a
+Time is an argument, monotonic seconds. A replica that failed this job is left alone for its `Retry-After`, else for a
 pause that doubles; others, of lower tiers too, are tried at once, and before it is tried again. Knows nothing of HTTP
 and of other jobs.
 """
@@ -32,7 +32,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Until `until`, or until something changes at a replica; None: for a change alone."""
+    """Wait until `until`, or until something changes at a replica; None: for a change alone."""
 
     until: float | None
 
@@ -70,7 +70,7 @@ class Trip:
         if is_late and now > self._deadline_at:
             raise self._error(math.inf)
         tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._patience.tries]
-        # An upstream that hangs may cost more than all our patience: who was not tried yet still is.
+        # An upstream that hangs may take longer than `retry_s`: a replica that was not tried yet still is.
         tried = set(self._num_failed) if is_late else self._failed_now
         choice = choose(tiers, now, self._hopeless | tried, self.caller)
         if choice is None:
@@ -84,15 +84,15 @@ class Trip:
         return choice
 
     def failed(self, replica: Replica, tier: Tier, trouble: Trouble, now: float, num_tokens: int = 0) -> bool:
-        """A try failed after `num_tokens`. Whether the replica is to be charged with it: one job charges it once, so
-        that a request that breaks engines ejects none of them alone.
+        """A try failed after `num_tokens`. Returns whether it counts against the replica: once for each job, so that a
+        request that breaks engines does not eject them by itself.
         """
-        if num_tokens:  # it got on: patience begins anew, and ends at last with the answer
+        if num_tokens:  # there was progress: `retry_s` begins anew
             self._num_costly.clear()
             self._give_up_at = min(now + self._patience.retry_s, self._deadline_at)
         num = self._num_failed.get(replica, 0)
         if trouble.rest_s is not None:
-            pause_s = max(trouble.rest_s, self._patience.first_pause_s)  # as it asks, but never in a hot loop
+            pause_s = max(trouble.rest_s, self._patience.first_pause_s)  # its `Retry-After`, but never a busy loop
         else:
             pause_s = min(self._patience.last_pause_s, self._patience.first_pause_s * 2.0 ** min(num, 16))
         self._num_failed[replica] = num + 1
@@ -117,9 +117,9 @@ class Trip:
         if soonest <= self._give_up_at:
             return Wait(soonest)
         if any(one.hindrance(now, self.caller) == "full" for one in left):
-            return Wait(None)  # it works, there is only no room: the deadline ends this, not our patience
+            return Wait(None)  # it works, but is full: the job's deadline ends this wait, not `retry_s`
         if now < self._give_up_at and any(at is None for _, at in times):
-            return Wait(self._give_up_at)  # somebody else's trial, or a check, may yet succeed
+            return Wait(self._give_up_at)  # another job's trial, or a check, may still succeed
         is_resting = bool(left) and all(one.hindrance(now, self.caller) == "resting" for one in left)
         raise self._error(soonest - now, is_resting)
 
@@ -136,6 +136,6 @@ class Trip:
 
 
 def _hindrance(tier: Tier, now: float, caller: str) -> str:
-    """Of a tier that was passed over without a try: the mildest reason of its replicas."""
+    """Why a tier was passed over without a try: the mildest reason of its replicas."""
     found = {one.hindrance(now, caller) for one in tier.replicas}
     return next((name for name in ("full", "resting", "ejected") if name in found), "paused")

@@ -1,6 +1,6 @@
-"""The replicas of one model in use: who is on which, what is known of them, who waits for one.
+"""The replicas of one model in use: their requests, their state, and the jobs that wait for one.
 
-The decisions are `retries`'s and `breaker`'s; here is the clock, the waiting, and what is told to metrics and logs.
+`retries` and `breaker` decide; here are the clock, the waiting, the metrics and the logs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ticket:
 
 
 class Traffic:
-    """`observe(metric, labels, value)` is told what happens; labels come from the configuration alone."""
+    """Calls `observe(metric, labels, value)` for each event; labels come from the configuration alone."""
 
     def __init__(self, tiers: Sequence[Tier], observe: Observe) -> None:
         self.tiers = tiers
@@ -56,7 +56,7 @@ class Traffic:
             await self.changed(None if step.until is None else step.until - now)
 
     def began(self, ticket: Ticket) -> None:
-        """Its first token is here."""
+        """The request's first token has come."""
         ticket.has_begun = True
         ticket.replica.rests.answered(ticket.caller)
         ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
@@ -73,7 +73,7 @@ class Traffic:
         self.leave(ticket, trouble.reason)
 
     def leave(self, ticket: Ticket, outcome: str) -> None:
-        """The request is over, in whichever way. Safe to repeat; only the first outcome counts."""
+        """The request has ended, in any way. Safe to repeat; only the first outcome counts."""
         if ticket.is_back:
             return
         ticket.is_back = True
@@ -105,12 +105,12 @@ class Traffic:
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:
-            return  # time is what was waited for
+            return  # the wait was for the time alone
         finally:
             self._waiting.pop(future, None)
 
     def ring(self) -> None:
-        """Something has changed: whoever waits looks again, the oldest first."""
+        """Something has changed: the waiting jobs look again, the oldest first."""
         waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
@@ -125,7 +125,7 @@ class Traffic:
         return Ticket(choice.tier, replica, replica.breaker.begin(), now, caller)
 
     def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
-        """Let the breaker hear it, and tell when its state changes by that."""
+        """Pass the verdict to the breaker; log and count a change of its state."""
         was_open = replica.breaker.is_open
         verdict()
         breaker = replica.breaker
