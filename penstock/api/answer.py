@@ -60,7 +60,7 @@ def timings(stream: Stream) -> dict[str, float | None]:
 
 
 def beside(said: Whole | Piece) -> dict[str, Any]:
-    """What stands beside the text, by name; nothing for plain text."""
+    """The fields next to the text that are not empty, by name: `{}` for plain text."""
     fields: dict[str, Any] = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
     if isinstance(said, Piece):
         fields["embedding"] = said.embedding
@@ -74,7 +74,7 @@ def error_data(error: PenstockError, request_id: str) -> bytes:
 class Answer(Response):
     """The answer to one submitted request. It owns the stream and the permit, and lets go of both at its end.
 
-    `is_replay`: it was asked what the answer was, so that a failure is what it tells, and not how it ends.
+    `is_replay`: a retrieval of a stored result, for which a failed request is data and not an HTTP error.
     """
 
     is_replay = False
@@ -114,11 +114,11 @@ class Answer(Response):
         raise NotImplementedError
 
     def queued_frame(self, position: int, wait_s: float | None) -> bytes:
-        """The SSE event that tells of the place in the queue; empty where an API has none."""
+        """The SSE event for a place in the queue; empty where an API has none."""
         return b""
 
     def idle_news(self) -> bytes:
-        """What is to be told though neither a token nor the end is there; empty for nothing."""
+        """What to write when there is neither a token nor the end; empty for nothing."""
         return self._queue_news()
 
     def failure(self, end: Terminal) -> PenstockError | None:
@@ -250,7 +250,7 @@ class Answer(Response):
         return b"".join(frames), end
 
     def _queue_change(self) -> int:
-        """The place in the queue, 1 for the next, when it is another one than was told; else 0."""
+        """The place in the queue, 1 for the next, if it differs from the last one written; else 0."""
         stream = self.stream
         if self.queue_events is False or stream.is_started or stream.end is not None:
             return 0
@@ -266,7 +266,7 @@ class Answer(Response):
         return self.queued_frame(position, self.gateway.pool.wait_s(position))
 
     def account(self, is_delivered: bool) -> None:
-        """What the log line says of this request."""
+        """Fill in the fields of this request's log line."""
         stream, call = self.stream, self.call
         end = stream.end
         if not is_delivered:

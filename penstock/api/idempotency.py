@@ -52,7 +52,7 @@ async def submit_once(
 ) -> Reader:
     """Submit `job`, or attach to the request that this key already names. Raises `IdempotencyConflict`.
 
-    A key holds as long as its request: one whose request is forgotten, or was cancelled, is bound to `job` instead.
+    A key holds as long as its request: one whose request has expired, or was cancelled, is bound to `job` instead.
     What the key names is read whole, whatever this body is, and takes a turn of `rate_key`.
     """
     job = replace(job, once=f"{hashlib.sha256(key.encode()).hexdigest()[:32]} {body_hash}")
@@ -65,7 +65,7 @@ async def submit_once(
         named = relay.named(job)
         asked_at = time.monotonic()
         if not named or named == instead_of:
-            await relay.keeper.settle(until)  # a free key says nothing while the store has lost those that were bound
+            await relay.keeper.settle(until)  # a free key proves nothing while the store has lost bound ones
             asked_at = time.monotonic()
             bound = await relay.keeper.bind(job, keep_s, instead_of)
             named = "" if bound is None else bound.job_id

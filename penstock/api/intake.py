@@ -1,7 +1,7 @@
 """What every API that submits goes through: read, judge, turn a `Draft` into a `Job`, submit. Knows no API's form.
 
 An API translates its body into a `Draft` by a pure function; what is the same for all of them (defaults, limits, the
-model and what it can do, idempotency, all or none of several jobs) stands here once.
+model and what it can do, idempotency, all or none of several jobs) is here, once.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """A job as a client asks for it, in our words: None where it said nothing.
+    """A job as a client asks for it, in our words: None where the client gave no value.
 
-    `is_kept`: somebody may come back for it, so it is kept after its end. `names` gives the client's name for a field
+    `is_kept`: a client may come back for it, so it is kept after its end. `names` gives the client's name for a field
     of ours where it has another one, so that an error names what the client wrote.
     """
 
@@ -83,7 +83,7 @@ async def receive(
     body: type[Body],
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data,
 ) -> Received[Body]:
-    """Who is it, and what do they want? `prepare` sees the JSON before `body` does.
+    """Authenticate, rate-limit, read and validate the body. `prepare` changes the JSON before `body` validates it.
 
     Raises what `read_body`, `parse_json`, `LargeBodies.run` and `Gateway.welcome` raise.
     """

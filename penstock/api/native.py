@@ -1,6 +1,6 @@
 """Penstock's own API: `POST /v1/generate`, whole or streamed. HTTP body to `Job`, `Stream` to JSON or SSE.
 
-Parses once, strictly; nothing behind it checks again. What a field may be stands in `generate_body`, and the OpenAPI
+Parses once, strictly; nothing behind it checks again. `generate_body` declares what a field may be, and the OpenAPI
 page is made from it. Knows no transport and no limits: those are `relay` and `admission`.
 """
 

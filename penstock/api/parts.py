@@ -16,7 +16,7 @@ from penstock.piece import Logprob, Piece, Token, ToolCall
 
 
 class Part:
-    """One part. `text` is what it says: words, or the arguments of a call. `index` counts the parts from 0.
+    """One part. `text` is its content: words, or the arguments of a call. `index` counts the parts from 0.
 
     `is_cut`: it was closed before the model had ended it.
     """
@@ -60,7 +60,7 @@ class Parts(ABC):
 
     @abstractmethod
     def opened(self, part: Part) -> list[bytes]:
-        """The events that begin a part. Of a call the id stands from here on."""
+        """The events that begin a part. The id of a call does not change after this."""
 
     @abstractmethod
     def grown(self, part: Part, text: str, logprobs: tuple[Logprob, ...]) -> list[bytes]:
@@ -86,7 +86,7 @@ class Parts(ABC):
         return [frame for token in tokens for frame in self.token(token)]
 
     def read(self, tokens: Sequence[Token]) -> None:
-        """Take all these tokens, telling nobody: text alone, as nearly every answer is, at once."""
+        """Take all these tokens without returning events: text alone, as nearly every answer is, at once."""
         try:
             text = "".join(tokens)  # type: ignore[arg-type]  # a piece among them is a TypeError
         except TypeError:

@@ -21,14 +21,14 @@ GONE = "The client left before its request had arrived."
 
 
 class ClientGone(Cancelled):
-    """The client left before its request had arrived; there is nobody to answer."""
+    """The client left before its request had arrived; no client is left to answer."""
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body, at most `max_bytes`, within `timeout_s`.
 
     Raises `UnsupportedMediaType`, `BodyTooLarge`, `SlowBody` or `ClientGone`. The size is counted while reading:
-    `Content-Length` may be absent, and is believed only when it already says too much.
+    `Content-Length` may be absent, and is used only to refuse a body that it declares too large.
     """
     check_media_type(request)
     if request.scope.get(WHOLE):  # it has arrived already, as nearly every body has: there is nothing to wait for
@@ -80,7 +80,7 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
 
 
 def check_media_type(request: Request) -> None:
-    """`UnsupportedMediaType` unless the body says that it is JSON in UTF-8, as it is."""
+    """`UnsupportedMediaType` unless the headers declare JSON in UTF-8, without a content coding."""
     kinds: list[bytes] = []
     codings: list[bytes] = []
     for name, value in request.scope["headers"]:

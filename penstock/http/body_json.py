@@ -73,11 +73,11 @@ def _decode(data: bytes) -> str:
 
 
 def num_marks(data: bytes) -> int:
-    """What is at least the number of values in `data`: every value but the first stands behind one of these bytes."""
+    """An upper bound of the number of values in `data`: every value but the first follows one of these bytes."""
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
-# One match for each bracket and comma outside strings, and what stands in front of it, so that Python looks at no
+# One match for each bracket and comma outside strings, and what is in front of it, so that Python looks at no
 # string, closed or not. Nothing is tried twice and the end matches too: linear whatever the bytes are.
 _TO_NEXT_MARK = re.compile(rb'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{},]++)*+([\[\]{},]|\Z)', re.DOTALL)
 
@@ -144,7 +144,7 @@ class _Marker:
 
 
 class _Twice(dict[str, Any]):
-    """An object in which `key` stood twice."""
+    """An object in which `key` occurs twice."""
 
     key: str | None = None
 

@@ -1,7 +1,7 @@
 """One client connection of a gateway: HTTP/1.1 as `penstock.http.http1` reads it, and how streams are written cheaply.
 
 A small write buffer (so that a client that reads nothing costs little), and an answer's head joined with its first
-bytes. Through the scope a route learns what no message says: that a body has arrived whole, that the client has gone;
+bytes. Through the scope a route learns what no message has: that a body has arrived whole, that the client has gone;
 and may let go of a client.
 """
 
@@ -145,7 +145,7 @@ class _Head:
 
 
 class _Event:
-    """What uvicorn uses of an `asyncio.Event`, without its deque until somebody waits: hardly ever, and 760 bytes."""
+    """What uvicorn uses of an `asyncio.Event`, without its deque (760 bytes) until a task waits, which is rare."""
 
     __slots__ = ("_event", "_is_set")
 

@@ -1,6 +1,6 @@
 """`/docs`: the OpenAPI page, by a Swagger UI that is part of the package, so that it needs no other host.
 
-The page allows no inline script and no other origin. Knows nothing of what the document says.
+The page allows no inline script and no other origin. Knows nothing of the document's content.
 """
 
 from __future__ import annotations

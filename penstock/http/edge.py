@@ -42,7 +42,7 @@ MAX_QUERY_BYTES = 4096  # a longer one may hold thousands of parameters, and rou
 
 
 class Dialect:
-    """How another API than our own says what every answer and every error says. This one is OpenAI's."""
+    """The headers and the error body of an API other than our own. This one is OpenAI's."""
 
     def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
         """More headers of an answer that begins now."""
@@ -99,7 +99,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Edge:
     """Around the whole framework. `mint` makes the id that names a request from here on.
 
-    `on_refused` is told of each request that a route refused. `hot` finds the routes, by method and path, that are
+    `on_refused` is called for each request that a route refused. `hot` finds the routes, by method and path, that are
     called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
     the framework still knows and documents them. `door`: judges a request by its head before anything else; None where
     all are answered.
@@ -187,7 +187,7 @@ def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
 
 
 def error_response(error: PenstockError, call: Call) -> Response:
-    """The envelope, the status, and when to come back."""
+    """The envelope, the status, and when to retry."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -201,7 +201,7 @@ def error_response(error: PenstockError, call: Call) -> Response:
 
 def refusal(call: Call, error: Exception) -> Response:
     """The answer to a request that ended in `error`."""
-    if isinstance(error, ClientGone):  # before its request was whole: nobody reads this
+    if isinstance(error, ClientGone):  # before its request was whole: no client reads this
         call.is_gone = True
         call.outcome = "disconnected"
         return Response(status_code=CLIENT_GONE)

@@ -1,4 +1,4 @@
-"""What is wrong with a field, in plain words: pydantic's errors become one sentence that says what is allowed.
+"""What is wrong with a field, in plain words: pydantic's errors become one sentence that states what is allowed.
 
 Knows nothing of where the data came from; never quotes a value, as it may be a prompt.
 """
@@ -121,7 +121,7 @@ def _sentence(path: Path, here: list[ErrorDetails], model: type[BaseModel]) -> s
 
 
 def _bounds(model: type[BaseModel], path: Path, kind: str) -> str:
-    """Both ends of a top-level number's range, where it has both: pydantic tells only the one that was crossed."""
+    """Both ends of a top-level number's range, where it has both: pydantic reports only the one that was crossed."""
     if len(path) != 1 or kind not in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
         return ""
     low = high = ""

@@ -1,6 +1,6 @@
 """HTTP/1.1 on one client connection: how bytes become requests, for gateways and for the small server of a worker.
 
-uvicorn's protocol with what a server in the open needs: an `Upgrade` is ignored and never changes how a body is read;
+uvicorn's protocol with what a public server needs: an `Upgrade` is ignored and never changes how a body is read;
 heads have a deadline and a size; a connection has bounded requests waiting on it; a client that half-closes gets its
 answers; a refusal reaches the client; and idle connections give way when the server is at capacity. Knows no route.
 """
@@ -263,7 +263,7 @@ class Http1Connection(HttpToolsProtocol):
             self._refuse(SlowBody(f"The request's head did not arrive within {self.header_timeout_s:g} s."))
 
     def _refuse(self, error: PenstockError) -> None:
-        """Answer what is no request, in the one envelope, after the answers that are due; then close."""
+        """Answer what is not a valid request, in the one envelope, after the answers that are due; then close."""
         self._is_deaf = True
         self._stop_timer()
         cycle: Any = self.cycle

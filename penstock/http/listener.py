@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 ACCEPTS_PER_TURN = 32  # some 2 ms of the loop's time
 MIN_ACCEPTS_PER_TURN = 4
-FULL_S = 0.05  # until the next look, where there is no room for a connection to be refused in
+FULL_S = 0.05  # until the next look, where not even a connection to refuse has room
 FAILED_S = 1.0  # the same after the system has refused to hand one over, mostly for want of a file
 EVICT_AFTER_S = 1.0  # a newer connection may be about to send its first request
 RESERVED_FILES = 256  # for everything that is not a client's connection, and for those that read their refusal
@@ -38,7 +38,7 @@ class Connected(Protocol):
 
 class State(ServerState):
     """What all connections of one server share. `idle`: those without a request, the longest idle first, and since
-    when (the loop's clock, seconds). `is_closing`: a connection that comes now is told so.
+    when (the loop's clock, seconds). `is_closing`: a connection that comes now is refused.
     """
 
     def __init__(self) -> None:

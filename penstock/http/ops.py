@@ -1,7 +1,7 @@
 """What operators ask of every process: `/livez`, `/readyz`, `/healthz`, `/metrics`, and a small server for them.
 
-The same handlers serve in a gateway's app and in a worker's own. Knows nothing of what makes a process ready: it is
-told by two callables.
+The same handlers serve in a gateway's app and in a worker's own. What makes a process ready is known to its
+owner, which passes `ready`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
     return Response(msgspec.json.encode(content), status, _NO_STORE | (headers or {}), "application/json")
 
 
-# ── a small server beside whatever else the loop runs ────────────────────────────────────────────────────────────
+# ── a small server in a loop that also runs other things ─────────────────────────────────────────────────────────
 
 
 class Server(uvicorn.Server):

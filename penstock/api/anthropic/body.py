@@ -222,7 +222,7 @@ def _assistant(index: int, blocks: list[Block]) -> Message:
 
 
 def _user(index: int, blocks: list[Block], called: set[str]) -> list[Message]:
-    """The results of tools stand first, each a message of its own; then what the user says."""
+    """The results of tools come first, each a message of its own; then the user's text and images."""
     messages: list[Message] = []
     said: list[TextBlock | ImageBlock] = []
     for number, block in enumerate(blocks):

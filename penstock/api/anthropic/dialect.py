@@ -1,4 +1,4 @@
-"""How Anthropic's API says every answer's headers and every error. Ours stand beside: `x-request-id`, code and param.
+"""The headers and errors of Anthropic's API. Ours are added to them: `x-request-id`, code and param.
 
 Form: https://docs.anthropic.com/en/api/errors. Our statuses stay what they are.
 """

@@ -20,7 +20,7 @@ from penstock.sse import frame
 
 PREFIX = "msg_"
 PING = frame("ping", b'{"type":"ping"}')
-_UNCACHED = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}  # no backend tells of its cache
+_UNCACHED = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}  # no backend reports its cache
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -36,7 +36,7 @@ class MessageEvents(Parts):
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def opening(self) -> list[bytes]:
-        """What comes before anything has happened; once. What the prompt cost is told with the end."""
+        """The first events, once. The prompt's tokens are in the event of the end."""
         if self.is_open:
             return []
         self.is_open = True
@@ -47,7 +47,7 @@ class MessageEvents(Parts):
         return super().token(token) if self.is_open else self.opening() + super().token(token)
 
     def end(self, end: Terminal) -> list[bytes]:
-        """The events of the end; of one that is no answer, an `error`."""
+        """The events of the end; an `error` for an end that is not an answer."""
         frames = self.opening()
         if isinstance(end, Done) and end.finish_reason != "cancelled":
             frames += self.finish(is_complete=end.finish_reason in ("stop", "tool_calls"))
@@ -59,7 +59,7 @@ class MessageEvents(Parts):
         return [*frames, _event("message_delta", {"delta": delta, "usage": _usage(end)}), _event("message_stop", {})]
 
     def failure(self, end: Terminal) -> PenstockError | None:
-        """The error that an end is here: a tool's input must be an object, and nobody has checked the model."""
+        """The error that an end is here: a tool's input must be an object, and no earlier step checks the model."""
         if isinstance(end, Failed):
             return end.error()
         if end.finish_reason == "cancelled":
@@ -97,12 +97,12 @@ class MessageEvents(Parts):
     def _reason(self, end: Done) -> str:
         """Which of the two a `stop` was is not recorded: with stop sequences it may have been one of them.
 
-        `stop_sequence` stays null, which tells it from what is known.
+        `stop_sequence` stays null, which shows that it is not known.
         """
         return _REASONS.get(end.finish_reason) or ("stop_sequence" if self.job.sampling.stop else "end_turn")
 
     def message(self, end: Done) -> dict[str, Any]:
-        """The whole message. A call that was cut off is no call, and left out."""
+        """The whole message. A call that was cut off is left out."""
         self.finish(is_complete=end.finish_reason in ("stop", "tool_calls"))
         blocks = [block for part in self.parts if (block := _block(part)) is not None]
         return self._with(blocks, self._reason(end), _usage(end))

@@ -255,7 +255,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
 
 
 def _call_part(call: ToolCall) -> dict[str, Any]:
-    """The first part of a call says what it is; the others only more of its arguments."""
+    """The first part of a call has its id, type and name; the others only more of its arguments."""
     function: dict[str, Any] = {"name": call.name} if call.name else {}
     function["arguments"] = call.arguments
     return ({"id": call.id, "type": "function"} if call.id else {}) | {"function": function}

@@ -118,7 +118,7 @@ def copies(draft: Draft, n: int) -> list[Draft]:
 def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     """`data` without the fields in `allowed`, which no backend honours beyond the values there (and null).
 
-    Raises `UnsupportedParameter`, which says more than "unknown field" to somebody who knows the field.
+    Raises `UnsupportedParameter`, which is clearer than "unknown field" to a client that knows the field.
     """
     for name, values in allowed.items():
         value = data.get(name)

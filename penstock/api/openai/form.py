@@ -17,7 +17,7 @@ _NO_USAGE = b',"usage":null'
 
 
 class Form:
-    """`created`: seconds since 1970. With `includes_usage` every chunk says `usage`, null but for the last."""
+    """`created`: seconds since 1970. With `includes_usage` every chunk has `usage`, null but for the last."""
 
     id_prefix = ""
     whole_object = ""

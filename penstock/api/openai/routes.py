@@ -142,7 +142,7 @@ class OpenAIAPI:
         return _json(self._shown(name))
 
     def _shown(self, name: str) -> dict[str, Any]:
-        """`created` is when this gateway started: nobody knows when a model was made."""
+        """`created` is when this gateway started: the date of the model is not known."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started_at))
         openai = {"id": name, "object": "model", "created": self.started_at, "owned_by": "penstock"}
         return openai | {"type": "model", "display_name": name, "created_at": at}

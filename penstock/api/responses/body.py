@@ -1,7 +1,7 @@
 """`POST /v1/responses`: its body to a `Draft`, and a job back to the object that describes it. Pure.
 
 Form: https://platform.openai.com/docs/api-reference/responses. A response is the request itself, under another name:
-its id is the request's behind `resp_`, and all that is told of it comes from the job and its tokens.
+its id is the request's behind `resp_`, and all its fields come from the job and its tokens.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class ResponseBody(SamplingFields):
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="responses", tag_field="api"):
-    """What `Job.notes` says of a response.
+    """What `Job.notes` holds for a response.
 
-    `has_instructions`: the first message is its instructions. `base`: the request that holds what stands before the
+    `has_instructions`: the first message is its instructions. `base`: the request that holds what precedes the
     messages which are kept with this one.
     """
 
@@ -235,7 +235,7 @@ def _format(format_: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": format_["type"], **format_.get("json_schema", {})}
 
 
-# ── what is told of a job ────────────────────────────────────────────────────────────────────────────────────────
+# ── the object for a job ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def described(job: Job) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PARAM = "previous_response_id"
 
 
 async def conversation(gateway: Gateway, caller: Caller, record: Record) -> tuple[Before, list[Record]]:
-    """What was said up to the answer of `record`, and the responses that hold what will not be stored again.
+    """The conversation up to the answer of `record`, and the responses that hold what will not be stored again.
 
     Raises `RequestNotFound` and `InvalidRequest`.
     """

@@ -2,7 +2,7 @@
 
 Form: https://platform.openai.com/docs/api-reference/responses-streaming. Every event has a `sequence_number`, from 0.
 The events are a function of the job, its tokens and its end, token by token: they are the same at every gateway,
-whenever they are told and however the tokens came together, so that a client can go on after any of them.
+whenever they are sent and however the tokens came together, so that a client can go on after any of them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class ResponseEvents(Parts):
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def opening(self) -> list[bytes]:
-        """What comes before anything has happened; once.
+        """The first events, once.
 
-        In the background it is told as queued, and as in progress with its first token or its whole end.
+        In the background it is `queued`; `in_progress` follows with its first token or its whole end.
         """
         if self.num:
             return []
@@ -64,7 +64,7 @@ class ResponseEvents(Parts):
         return [*frames, self._event(f"response.{status}", {"response": self.response(status, end)})]
 
     def broken(self, error: PenstockError, after: int = -1) -> bytes:
-        """This gateway cannot go on telling; the response itself may.
+        """This gateway cannot continue the stream; the response itself may go on.
 
         It has the number of the last event that the client has, so that one that goes on after it misses none.
         """
@@ -129,7 +129,7 @@ class ResponseEvents(Parts):
     # ── the object ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def response(self, status: str, end: Terminal | None = None) -> dict[str, Any]:
-        """The response as it stands: with the output so far, if `end` is None."""
+        """The response as it is now: with the output so far, if `end` is None."""
         is_over = end is not None
         output = [self._item(part, _item_status(part, is_over=is_over)) for part in self.parts]
         return self._with(status, output, end)
@@ -211,7 +211,7 @@ def _token(token: str, logprob: float) -> dict[str, Any]:
 
 
 def _usage(end: Done) -> dict[str, Any]:
-    """No backend tells what it had cached, nor which of its tokens were reasoning."""
+    """No backend reports what it had cached, nor which of its tokens were reasoning: both are 0."""
     return {
         "input_tokens": end.usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -222,7 +222,7 @@ def _usage(end: Done) -> dict[str, Any]:
 
 
 def _error(end: Terminal) -> dict[str, Any] | None:
-    """OpenAI knows few codes; ours stands beside."""
+    """OpenAI has few codes; ours is in `penstock`."""
     if isinstance(end, Done):
         return None
     error = end.error()

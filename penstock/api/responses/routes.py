@@ -216,7 +216,7 @@ class ResponseStream(Answer):
         if self.stream.is_ended:
             return self._after(number, self.events.end(end))
         opening = self._after(number, self.events.opening())
-        assert isinstance(end, Failed)  # this gateway's own word: of the response nothing is known but what was told
+        assert isinstance(end, Failed)  # set locally: only what was sent of the response is known
         return opening + self.events.broken(end.error(), self.after)
 
     def _after(self, number: int, frames: list[bytes]) -> bytes:
