@@ -7,13 +7,13 @@ A transport is a store of durable requests with a queue and a channel. Its metho
 What must hold, whatever dies:
 
 * **The log is the truth.** Every event is appended to its job's log and published, in this order. `on_event` may
-  miss events (and says so by `on_reset`), may repeat them and may show those of a fenced attempt; `read` never does.
+  miss events (`on_reset` reports that), may repeat them and may show those of a fenced attempt; `read` never does.
 * **Exactly one terminal event** per submitted job; nothing is appended after it.
-* **Fencing.** Every claim raises the job's attempt; events of an older attempt are refused, and `emit` says so.
+* **Fencing.** Every claim raises the job's attempt; events of an older attempt are refused, and `emit` returns the id.
 * **What a worker holds is its list**, not the reply it got: `take` returns the whole list, every time.
 * **A verb whose outcome is unknown** raises `StoreUnavailable` and is safe to call again.
 
-Times that cross (`created_at`, …) are seconds since 1970 on the store's own clock; nobody else's clock counts.
+Times that cross (`created_at`, …) are seconds since 1970 on the store's own clock, never a process' own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NO_WORKERS = "No worker is there to run this."
 class Record(Struct, frozen=True, kw_only=True):
     """What the store knows of one job: its state and (a part of) its log.
 
-    `first_token_at` is told with the job's end, so it is 0 until then, and where the worker that knew it has died.
+    `first_token_at` is written with the job's end, so it is 0 until then, and where the worker that knew it has died.
     `cancel`: the reason for which its worker has been asked to end it, "" for none.
     """
 
@@ -74,7 +74,7 @@ class Record(Struct, frozen=True, kw_only=True):
 class Glance(Struct, frozen=True, kw_only=True):
     """What a list shows of one job: small fields only, never its prompt, its messages or its answer.
 
-    `num_tokens`: how many tokens the log has; 0 where `end` says it. `end`: the terminal event without its tokens.
+    `num_tokens`: how many tokens the log has; 0 where `end` has the number. `end`: the terminal event without tokens.
     """
 
     id: str
@@ -97,7 +97,7 @@ class Glance(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, record: Record) -> Glance:
-        """The same, of a record that was read whole."""
+        """The same, from a record that was read whole."""
         job, last = record.job, record.events[-1] if record.events else None
         end = msgspec.structs.replace(last, tokens=()) if isinstance(last, Done | Failed) else None
         return cls(
@@ -151,8 +151,8 @@ class Renewal(Struct, frozen=True, kw_only=True):
     """What a worker learns when it renews its lease.
 
     `is_lost`: the lease had lapsed; drop everything and start again under a new id. `held`: the worker's whole list.
-    `dead`: workers to reap. `cancelled`: running jobs nobody wants any more. `gone`: running jobs that the store has
-    forgotten or that are no longer this worker's.
+    `dead`: workers to reap. `cancelled`: running jobs that this worker is to end. `gone`: running jobs that the store
+    no longer has, or that are no longer this worker's.
     """
 
     is_lost: bool
@@ -195,7 +195,7 @@ class DeadJob(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. `level`: how bad it is; `advice`: what to do about it, empty if nothing."""
+    """The result of one check. `level`: how bad it is; `advice`: what to do about it, empty if nothing."""
 
     name: str
     level: Level
@@ -204,7 +204,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """As an operator wants to read them."""
+    """The findings, the worst level first."""
     order: tuple[Level, ...] = ("error", "warning", "ok")
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
@@ -233,14 +233,14 @@ class Transport(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect. Waits for nothing else; may be called before the store is there and then raises."""
+        """Connect. Waits for nothing else; raises if the store is not there yet."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of every connection and task. Leases lapse by themselves."""
+        """Close every connection and end every task. Leases lapse by themselves."""
 
     async def check(self) -> None:  # noqa: B027 - most stores have nothing to refuse
-        """Refuse, with a `ConfigError`, a store that would lose requests quietly. Called once it has been opened."""
+        """`ConfigError` for a store that would lose requests silently. Called once, after `open`."""
 
     # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,14 +249,13 @@ class Transport(ABC):
         """Subscribe once to the events of every job whose id begins with `gateway_id`; return when confirmed.
 
         `on_event` is called in order of arrival and must not block. After a broken subscription the transport
-        subscribes again by itself and calls `on_reset`: from then on no stream may be believed before its log was
-        read.
+        subscribes again by itself and calls `on_reset`: each stream may have missed events until its log is read again.
         """
 
     @property
     @abstractmethod
     def is_listening(self) -> bool:
-        """The subscription stands right now."""
+        """Whether the subscription is confirmed right now."""
 
     @abstractmethod
     async def submit(
@@ -266,13 +265,13 @@ class Transport(ABC):
 
         Exact over any number of gateways: with `max_depth` ids waiting it raises `QueueFull`, and leaves nothing
         behind. `max_depth=0` means no limit and `front` the head of the queue: for work that was admitted before.
-        `floor`: the highest attempt seen so far, for a job that the store had forgotten. `share`: what the job's
+        `floor`: the highest attempt seen so far, for a job that the store had lost. `share`: what the job's
         caller may have; beyond it `QueueFull` or `StorageQuota`, as exact, and nothing left behind either.
         """
 
     @abstractmethod
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
-        """The log is behind what the client has: raise the attempt, append all that was relayed, queue it at the head.
+        """For a log that lacks tokens its client has: raise the attempt, append all that was relayed, queue it first.
 
         `tokens` are all tokens that were relayed. False, and nothing done, if the job is done or its attempt is
         higher than `attempt`.
@@ -280,32 +279,32 @@ class Transport(ABC):
 
     @abstractmethod
     async def restore_end(self, outcome: Outcome, owner: str) -> bool:
-        """The request has ended so, and the store may have lost that: it is `done` again, with its whole log.
+        """For an end that the store may have lost: write the whole log again and set the job `done`.
 
-        Fenced like `restore`: a worker that runs it once more is refused from here on. The terminal event is
+        Fenced like `restore`: a worker that runs it once more is refused from then on. The terminal event is
         published. False, and nothing done, if the job is done. Safe to repeat.
         """
 
     @abstractmethod
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
-        """The state of each job that the store has: for many at once, at the cost of one word each."""
+        """The state of each job that the store has, by id. Reads one small field a job."""
 
     @abstractmethod
     async def knows(self, gateway_id: str) -> bool:
-        """The store has the lease of this gateway, lapsed or not. False for one that has ticked: data has been lost."""
+        """Whether the store has this gateway's lease, lapsed or not. False after a `tick` means: data has been lost."""
 
     @abstractmethod
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job.
 
-        `job`: what the caller already has of it, so that it need not be read again. Without it the whole job is read,
-        which may be as large as a body: that never delays the verbs that requests wait for.
+        `job`: the job if the caller has it, so that it is not read again. Without it the whole job is read, which may
+        be as large as a request body, on a way of its own: it does not delay other verbs.
         """
 
     async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
         """What a list shows of each job, None for one that the store does not have.
 
-        What it costs does not grow with a job or its answer. A store that cannot read parts reads all.
+        The cost does not grow with a job or its answer, except in a store that cannot read parts.
         """
         records = [await self.read(job_id) for job_id in job_ids]
         return [None if record is None else Glance.of(record) for record in records]
@@ -332,38 +331,38 @@ class Transport(ABC):
 
     @abstractmethod
     def retire(self, job_id: str, retention_s: float) -> None:
-        """The client has the last byte: keep a job only `retention_s` from now, at most.
+        """Keep an ended job at most `retention_s` from now, as its client has the last byte.
 
-        Of a job that has ended, as the caller knows. Not awaited: where it is lost the job expires a little later.
+        Not awaited: if it is lost the job expires a little later.
         """
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:  # noqa: B027 - a store may count nothing
-        """The job has ended: of its caller's share it takes `num_bytes` for its answer, until `keep_s` from now.
+        """The job has ended: its answer takes `num_bytes` of its caller's share, until `keep_s` from now.
 
-        None: as long as a job that names no retention is kept. Neither is ever raised by it. Not awaited: where it is
-        lost the job counts as what was booked for it, until it expires. From here on only `job.kept()` is stored.
+        None: as long as a job that names no retention is kept. It never raises either number. Not awaited: if it is
+        lost the job counts as what was booked for it, until it expires. From then on only `job.kept()` is stored.
         """
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:  # noqa: B027 - it may keep all as long
         """Keep a job that has ended at least `life_s` from now on, since a later one goes on from it. Not awaited.
 
-        It counts for its caller as long, with `num_bytes` for its answer.
+        It takes of its caller's share for that long, with `num_bytes` for its answer.
         """
 
     @abstractmethod
     async def follow(self, job_id: str) -> None:
-        """Hear this job's events too, though another gateway minted its id; return when confirmed (rule 11)."""
+        """Receive this job's events too, though another gateway made its id; return when confirmed (rule 11)."""
 
     @abstractmethod
     async def unfollow(self, job_id: str) -> None:
-        """Hear them no more."""
+        """Stop receiving this job's events."""
 
     @abstractmethod
     async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         """Bind the idempotency key `job.once` of its caller to `job`, for `keep_s` from now.
 
         None if the key was free, bound to this job already, or bound to `instead_of`, and is the job's now; else what
-        it is bound to. Of several that ask at once, one gets it.
+        it is bound to. Of several simultaneous calls one gets it.
         """
 
     @abstractmethod
@@ -372,7 +371,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def requests_of(self, caller: str, limit: int) -> list[str]:
-        """Ids of the caller's newest requests, newest first; some may be forgotten already. At most 1,000 are kept."""
+        """Ids of the caller's newest requests, newest first; some may have expired. At most 1,000 are kept."""
 
     @abstractmethod
     async def waiting(self, limit: int = 10_000) -> list[str]:
@@ -382,7 +381,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def overview(self) -> Overview:
-        """Who is there and who holds what."""
+        """The gateways, the workers and the ids that each worker holds."""
 
     @abstractmethod
     async def dead(self) -> list[DeadJob]:
@@ -390,13 +389,13 @@ class Transport(ABC):
 
     @abstractmethod
     async def remove_dead(self, job_id: str) -> bool:
-        """Take a poison request off the list of the dead. False if it is not there."""
+        """Remove a poison request from the dead-letter list. False if it is not there."""
 
     @abstractmethod
     async def inspect(self) -> list[Finding]:
-        """What a doctor would look at: the server, its settings, its clock, how long it takes to answer.
+        """Check the server, its settings, its clock and its response time.
 
-        Answers, with an error among the findings, when the store cannot be reached.
+        A store that cannot be reached is a finding of level `error`, not an exception.
         """
 
     @abstractmethod
@@ -421,17 +420,17 @@ class Transport(ABC):
 
     @abstractmethod
     async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
-        """Hear hints that a job which this worker runs, or this gateway owns, is cancelled.
+        """Call `on_cancel` on each hint that a job which this worker runs, or this gateway owns, is cancelled.
 
-        They may be lost: to a worker `renew` says the same a little later, to a gateway `read`.
+        Hints may be lost: `renew` returns the same to a worker a little later, `read` to a gateway.
         """
 
     @abstractmethod
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """Block until there may be work (it is then in this worker's list) or `timeout_s` has passed.
 
-        Returns the id that was moved into the list: for haste, as the list says it too; None if it is not known.
-        Needs a free slot. Never cancel it: let it time out.
+        Returns the id that was moved into the list (which contains it too), None if it is not known. Call it only with
+        a free slot. Never cancel it: let it time out.
         """
 
     @abstractmethod
@@ -450,7 +449,7 @@ class Transport(ABC):
     async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
         """Append and publish one step's events in one round trip; a terminal event also takes the id off the list.
 
-        Returns the ids whose events were refused (fenced, ended or forgotten): stop generating those.
+        Returns the ids whose events were refused (fenced, ended or expired): stop generating those.
         """
 
     @abstractmethod
@@ -459,7 +458,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def reap(self, dead_worker_id: str) -> int:
-        """Move a dead worker's list back to the head of the queue; how many. Anyone may; 0 if it is alive."""
+        """Move a dead worker's list back to the head of the queue; returns how many ids. 0 if the worker is alive."""
 
     @abstractmethod
     async def leave(self, worker_id: str) -> None:

@@ -1,7 +1,7 @@
 """What one caller may hold in a store, and how it is counted. Pure, time is an argument.
 
 A request is booked when it is submitted: its own bytes, and the most that its answer may take. Once it has ended its
-answer counts as what it is, until the request expires. `lua/book.lua` and `lua/weigh.lua` are the same in Lua.
+answer counts at its size, until the request expires. `lua/book.lua` and `lua/weigh.lua` are the same in Lua.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_REMEMBERED = 10_000
 class Share(Struct, frozen=True, kw_only=True):
     """The most that one caller may have: waiting in the queue, stored, and stored in bytes. 0: no limit.
 
-    Callers without a key are one caller. Their share of the queue is not limited: it would be everybody's.
+    Callers without a key are one caller. Its share of the queue is not limited: it could be the whole queue.
     """
 
     max_queued: int = 0
@@ -40,7 +40,7 @@ class Share(Struct, frozen=True, kw_only=True):
         )
 
     def has_room(self, num: int, num_bytes: int, wanted: int) -> bool:
-        """Is there room for one more request of `wanted` bytes beside `num` of `num_bytes`?"""
+        """Whether one more request of `wanted` bytes fits, where `num` of `num_bytes` in all are stored."""
         is_full = num >= self.max_stored > 0 or num_bytes + wanted > self.max_stored_bytes > 0
         return not is_full
 

@@ -1,7 +1,7 @@
 """What a caller has, on Redis: its list of requests, what of its share is used, and its rate.
 
-All of it lies in the caller's own slot and is written by `book`, `weigh` and `charge`. It counts right over any number
-of gateways, and after a FLUSHALL it begins at nothing, as the requests do.
+All of it is in the caller's own slot and is written by `book`, `weigh` and `charge`. The counts are exact over any
+number of gateways, and begin at 0 after a FLUSHALL, as the requests do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NEAR_FOR_S = 60.0
 
 @dataclass(slots=True, frozen=True)
 class Terms:
-    """How long things last, in ms. A lease that is not what the scripts have it for is for tests."""
+    """How long things last, in ms. A lease other than that in the scripts is for tests."""
 
     lease_ms: int
     retention_ms: int
@@ -91,7 +91,7 @@ class CallerSide(Transport):
     def _verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
         """What a booking's reply means. A booking that fails does not fail the request."""
         if isinstance(reply, ReplyError):
-            self._store.refusal("book", reply)  # counts it, and says it in the log
+            self._store.refusal("book", reply)  # counts and logs it
             return None
         is_booked, num, num_bytes, frees_in_ms = reply
         if not is_booked or share.is_near(num, num_bytes):
@@ -103,7 +103,7 @@ class CallerSide(Transport):
 
     async def _book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
         """Book before anything is stored: a round trip of its own."""
-        self._weighing.flush()  # where little is left, all that has ended is to count as what it is
+        self._weighing.flush()  # where little is left, each ended request must count at its size
         (reply,) = await self._store.exchange("book", self._store.conn(keys.caller(job.caller)[0]), (booking,))
         booked: list[int] | ReplyError = reply
         return await self._repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked

@@ -33,7 +33,7 @@ MAX_CLAIM_ROUNDS = 4
 class _Try(NamedTuple):
     id: str
     holder: str | bytes = ""  # the worker that it may be taken from
-    lives: bool = False  # that worker does, as far as is known
+    lives: bool = False  # whether that worker lives, as far as is known
 
 
 _Dead = tuple[str | bytes, str, int, str]  # id, model, deaths, why it cannot be read ("" for one that is poison)
@@ -118,9 +118,9 @@ class ClaimingSide(Transport):
         return self._rests_until - time.monotonic()
 
     async def _pass_on(self, worker_id: str, ids: Sequence[str]) -> None:
-        """Requests of a release to come: to the tail of the queue, for a worker of that release.
+        """Move requests of a newer release to the tail of the queue, for a worker of that release.
 
-        This worker takes nothing for a moment, so that they do not come round again at once.
+        This worker takes nothing for a moment, so that it does not take them again at once.
         """
         self._rests_until = time.monotonic() + NEWER_REST_S
         if self._newer_jobs.is_due():
@@ -131,7 +131,7 @@ class ClaimingSide(Transport):
             await self._store.run("pass_on", pool.queue, back, scripts.drop(pool, worker_id, job_id))
 
     async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
-        """A claim reply as a `Claim`. What cannot be read ends here, with an answer for its client. `NewerJob`."""
+        """A claim reply as a `Claim`. None if it cannot be read: the job ends with an error. Raises `NewerJob`."""
         _, attempt, now, deadline, created, deaths, job, frames = reply
         self._emitter.claimed(job_id, now)
         try:
@@ -158,7 +158,7 @@ class ClaimingSide(Transport):
         )
 
     async def _set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
-        """Off this worker's list, and on the list of the dead: what took its workers down, or cannot be read."""
+        """Move what ended its workers, or cannot be read, from this worker's list to the dead-letter list."""
         pool = self._store.pool
         burials = []
         for job_id, model, deaths, why in dead:

@@ -1,4 +1,4 @@
-"""What a doctor says about a store, from what was read there: each function judges one thing. Pure; reads nothing.
+"""The findings about a store, from what was read there: each function judges one thing. Pure; reads nothing.
 
 `info` is Redis' INFO and `config` its CONFIG as dictionaries; None where the server does not show them, as managed
 ones do not. `operator_side.py` does the reading.
@@ -34,7 +34,7 @@ _EVICTION = (
 
 
 def worst(findings: Sequence[Finding]) -> Finding:
-    """Of one thing, looked at on several servers."""
+    """The worst of one check's findings on several servers."""
     finding = max(findings, key=lambda one: _BADNESS[one.level])
     if len(findings) == 1:
         return finding
@@ -135,7 +135,7 @@ def clock(gap_s: float) -> Finding:
 
 
 def rights(user: str, refused: Iterable[str] | None) -> Finding:
-    """`refused`: commands that the user may not run on our keys; None when the server does not say."""
+    """`refused`: commands that the user may not run on our keys; None when the server does not tell."""
     if refused is None:
         return _hidden("rights", "ACL DRYRUN")
     names = list(dict.fromkeys(refused))
@@ -150,7 +150,7 @@ def rights(user: str, refused: Iterable[str] | None) -> Finding:
 
 
 def network(deployment: Deployment) -> Finding:
-    """Who else may read what is asked and answered: prompts travel to Redis and stay there for a while."""
+    """Whether others may read the traffic: prompts and answers travel to Redis and stay there for a while."""
     outside = [one for one in deployment.known if one.path is None and not _is_loopback(one.host)]
     if not outside:
         return _finding("network", "ok", "this machine only")

@@ -2,9 +2,9 @@
 
 A job with one frame in the step (nearly always) takes the fast way, XADD and PUBLISH; the order of its stream is the
 fence. Several frames of one job go through a script, which cannot leave a hole between them, and so does a job's first
-frame on another connection than that of its claim: the server behind it may have an older log, and XADD would not
-mind. A refused XADD means one of three things (a higher attempt; this very frame is there already; no memory), and
-`append.lua` tells which. Knows nothing of leases and queues, but that what is finished leaves the worker's list.
+frame on another connection than that of its claim: the server behind it may have an older log, and XADD would accept
+it. A refused XADD means one of three things (a higher attempt; this very frame is there already; no memory), and
+`append.lua` returns which. Knows nothing of leases and queues, but that what is finished leaves the worker's list.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Step:
 
     @property
     def is_first(self) -> bool:
-        """It holds the job's first token."""
+        """Whether it holds the job's first token."""
         event = self.frames[0][0] if self.frames else self.end
         return event is not None and event.seq == 0 and event.end > 0
 
@@ -69,7 +69,7 @@ class Emitter:
         self._first: dict[str, int] = {}  # when it had its first token, on Redis' clock
 
     def claimed(self, job_id: str, now_ms: int) -> None:
-        """A worker has just claimed this job, when Redis' clock said `now_ms`."""
+        """A worker has just claimed this job, at `now_ms` on Redis' clock."""
         if len(self._clocks) >= _MAX_KNOWN:  # jobs that left without an end
             self._clocks.clear()
             self._first.clear()
@@ -90,7 +90,7 @@ class Emitter:
         groups = self._by_server(events)
         if len(groups) == 1:
             await self._emit(*groups.popitem(), refused, finished)
-        else:  # on a cluster: side by side, and what one node refuses is no reason not to ask the next
+        else:  # on a cluster: side by side; an error of one node does not stop the others
             emitting = (self._emit(conn, group, refused, finished) for conn, group in groups.items())
             for error in await asyncio.gather(*emitting, return_exceptions=True):
                 if error is not None:
@@ -140,7 +140,7 @@ class Emitter:
         if at and isinstance(replies[1], ReplyError):  # of all that are published: readers find it in the log, later
             self._store.refusal("publish", replies[1])
         for (job_id, event), reply in zip(single.items(), replies[:at:2], strict=True):
-            # None: there is no log, so Redis has lost the job. An error: `append` tells what it means.
+            # None: the log does not exist, so Redis has lost the job. An error: `append` returns what it means.
             if type(reply) is not bytes and (reply is None or not await self._mend(_alone(event))):
                 self._refuse(job_id, known, refused)
         for step in steps:
@@ -155,7 +155,7 @@ class Emitter:
                 known.add(step.job_id)
 
     def _begin(self, job_id: str) -> None:
-        """Note when a job had its first token: its end tells it to the store."""
+        """Note when a job had its first token: written to the store with its end."""
         clock = self._clocks.get(job_id)
         if clock is not None:
             self._first.setdefault(job_id, round(clock + time.monotonic() * 1000))
@@ -172,7 +172,7 @@ class Emitter:
         self._first.pop(job_id, None)
 
     async def _mend(self, step: _Step) -> bool:
-        """Again, with care: appended unless it is there, then ended. False if another attempt has the job, or none."""
+        """Append what is not there yet, then end. False if another attempt has the job, or the store has lost it."""
         self._store.metrics.store_error("emit_repeated")
         if step.frames and not await self._is_ok("append", step, step.append()):
             return False
@@ -181,7 +181,7 @@ class Emitter:
         return await self._is_ok("finish", step, step.finish(step.end, self._first.get(step.job_id, 0)))
 
     async def _is_ok(self, verb: str, step: _Step, script: Command) -> bool:
-        """Keys of the wrong type are this job's own trouble, for its next claim; any other error stops all writing."""
+        """Whether it was done. A key of the wrong type fails this job alone, at its next claim; other errors raise."""
         (reply,) = await self._store.run_each(verb, [(keys.log(step.job_id), script)])
         if isinstance(reply, ReplyError) and not is_wrong_type(reply):
             raise Refused(f"Redis refused to {verb}: {reply}")
@@ -202,7 +202,7 @@ def _split(events: Iterable[Event], known: Collection[str]) -> tuple[dict[str, T
     for event in events:
         job_id = event.job_id
         if type(event) is Tokens and job_id not in single and job_id not in apart and job_id in known:
-            if event.tokens:  # no tokens, nothing to say
+            if event.tokens:  # a frame without tokens is not written
                 single[job_id] = event
             continue
         before = single.pop(job_id, None)
@@ -223,7 +223,7 @@ def _alone(event: Tokens) -> _Step:
 
 
 def _outcome(step: _Step, replies: list[Reply], at: int) -> str:
-    """What Redis said to one job's scripts: `ok`, `refused`, or `unclear`."""
+    """The result of one job's scripts: `ok`, `refused`, or `unclear`."""
     if step.frames:
         if replies[at] != b"ok":
             return "refused" if isinstance(replies[at], bytes) else "unclear"

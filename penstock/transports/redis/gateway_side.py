@@ -1,4 +1,4 @@
-"""A gateway's verbs on Redis. `transports/base.py` says what each promises; the rules are in `docs/protocol.md`."""
+"""A gateway's verbs on Redis. `transports/base.py` has the contract of each; the rules are in `docs/protocol.md`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from penstock.wire import UNREADABLE, WireError, decode_event, decode_job, decod
 
 log = logging.getLogger(__name__)
 
-MADE_AGAIN, RESTORED_BEFORE = 2, 3  # what restore.lua says
+MADE_AGAIN, RESTORED_BEFORE = 2, 3  # replies of restore.lua
 
 _PREFIX = len(keys.RESPONSE)
 _EXPIRE_SOONER = b"*4\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nLT\r\n"  # once a request: packed by hand
@@ -45,7 +45,7 @@ class GatewaySide(ObjectSide, SubmitSide):
                     event = decode_event(message)
                 if event.job_id.encode() != channel[_PREFIX:]:
                     raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
-            except WireError as error:  # whatever it should have been: the log has it, and silence asks for it
+            except WireError as error:  # the log has the frame; the stream's silence makes the gateway read it
                 self._store.metrics.store_error("message")
                 if self._unreadable_frames.is_due():
                     log.warning("a message on %s cannot be read: %s", channel.decode(errors="replace"), error)
@@ -91,7 +91,7 @@ class GatewaySide(ObjectSide, SubmitSide):
         return bool(restored)
 
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
-        """`InternalError` for what this version cannot read: the store has it, and nothing else can be said."""
+        """`InternalError` for a request that the store has and this version cannot read."""
         start = "-" if after is None else f"({after[0]}-{after[1]}"
         name, log_range = keys.job(job_id), command("XRANGE", keys.log(job_id), start, "+")
         try:

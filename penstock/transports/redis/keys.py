@@ -19,7 +19,7 @@
     {inference:caller:<c>}:requests    list      book, weigh                             as long as its requests; 1,000
     {inference:caller:<c>}:stored      zset      book, weigh                             the same; max_stored_per_caller
     {inference:caller:<c>}:bytes       hash      book, weigh                             the same
-    inference:response:<id>            channel   whoever writes the log
+    inference:response:<id>            channel   each writer of the log
     inference:control:<wid or gid>     channel   cancel
 """
 
@@ -82,7 +82,7 @@ def channel(job_id: str) -> str:
 
 
 def pattern(gateway_id: str) -> str:
-    """What a gateway subscribes to: the channels of all ids that it mints. Its id has no glob characters."""
+    """What a gateway subscribes to: the channels of all ids that it makes. Its id has no glob characters."""
     return f"{RESPONSE}{gateway_id}.*"
 
 

@@ -44,7 +44,7 @@ class ObjectSide(Transport):
     _hear: OnMessage | None = None
 
     async def follow(self, job_id: str) -> None:
-        """Without an `on_reset` of its own: when the gateway's pattern stands again, this channel does."""
+        """Without an `on_reset` of its own: this channel is confirmed again before the gateway's pattern is."""
         if self._hear is None:  # a process that has just been started, and is asked before it is ready
             raise StoreUnavailable("This gateway does not listen yet.", retry_after_s=1.0)
         topic = keys.channel(job_id)
@@ -105,7 +105,7 @@ class ObjectSide(Transport):
 def _glance(job_id: str, reply: list[Any]) -> Glance | None:
     try:
         return _glance_of(job_id, reply)
-    except ValueError as error:  # one request that somebody broke does not take the list with it
+    except ValueError as error:  # one broken request must not fail the list
         log.warning("request %s cannot be read: %s", job_id, error)
         return None
 

@@ -1,6 +1,6 @@
-"""An operator's verbs on Redis: who is there, who is dead, and what a doctor would look at.
+"""An operator's verbs on Redis: the live processes, the dead-letter list, and the checks of a doctor.
 
-Reads; what it means is said in `doctor.py`. A server that hides INFO, CONFIG or ACL, as managed ones do, makes a
+Reads; `doctor.py` judges. A server that hides INFO, CONFIG or ACL, as managed ones do, makes a
 finding less certain, never a failure.
 """
 
@@ -32,7 +32,7 @@ _SETTINGS = ("maxmemory", "maxmemory-policy", "save", "appendonly", "client-outp
 
 
 class OperatorSide(Transport):
-    """The verbs of `RedisTransport` for people."""
+    """The verbs of `RedisTransport` for operators."""
 
     _store: Store
     _url: str
@@ -84,7 +84,7 @@ class OperatorSide(Transport):
     async def check(self) -> None:
         """`ConfigError` for a server that would lose requests quietly, or that is too old for the protocol.
 
-        What a server hides is not held against it. Says aloud, once, when others could read what is asked.
+        What a server hides is not an error. Logs once if others could read the traffic.
         """
         for finding in await self._servers(is_brief=True):
             if finding.level == "error":
@@ -102,14 +102,14 @@ class OperatorSide(Transport):
         try:
             seen = await self.overview()
             waiting = findings.oldest_waiting(seen.depth, await self._age_s(seen.oldest))
-        except StoreUnavailable as error:  # most likely `rights` says why
+        except StoreUnavailable as error:  # `rights` most likely has the reason
             return [*found, findings.unreadable(error.message)]
         return [*found, findings.workers(seen), waiting, findings.dead_requests(seen.num_dead)]
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def _buried(self) -> list[tuple[bytes, DeadJob]]:
-        """Each entry of the dead list, as it is and as it reads."""
+        """Each entry of the dead-letter list: its bytes and its `DeadJob`."""
         dead = self._store.pool.dead
         found = []
         for entry in await self._store.ask("dead", dead, command("LRANGE", dead, 0, -1, on=(dead,))):
@@ -120,7 +120,7 @@ class OperatorSide(Transport):
         return found
 
     async def _servers(self, *, is_brief: bool) -> list[Finding]:
-        """What each server of ours says of itself. On a cluster: the worst, of those that answer."""
+        """The findings on each server of ours. On a cluster: the worst, of those that answer."""
         found: dict[str, list[Finding]] = {}
         away: list[StoreUnavailable] = []
         for conn in await self._store.every():
@@ -152,7 +152,7 @@ class OperatorSide(Transport):
         return findings.clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
 
     async def _age_s(self, job_id: str) -> float | None:
-        """Since when a job waits; None for none, or one that is forgotten."""
+        """For how long a job has waited, seconds; None for no job, or one that has expired."""
         if not job_id:
             return None
         look = command("HGET", keys.job(job_id), "created"), command("TIME")
@@ -160,7 +160,7 @@ class OperatorSide(Transport):
         return int(seconds) + int(micros) / 1e6 - _number(created) / 1000 if _number(created) else None
 
     async def _rights(self) -> Finding:
-        """Asked of the ACL, for each command on keys of ours; else whether the server knows the commands at all."""
+        """Asks the ACL, for each command on keys of ours; else checks whether the server knows the commands at all."""
         conn = self._store.conn(self._store.pool.queue)
         needed = rights.needed(self._store.pool, parse(self._url).kind)
         (who,) = await self._look(conn, command("ACL", "WHOAMI"))
@@ -201,7 +201,7 @@ def _read_info(reply: Any) -> dict[str, str] | None:
 
 
 def _is_denied(reply: Any) -> bool:
-    """What ACL DRYRUN says of a command that is forbidden, or that the server does not have."""
+    """Whether this is ACL DRYRUN's reply for a command that is forbidden, or that the server does not have."""
     if isinstance(reply, ReplyError):
         return str(reply).startswith("ERR Command")
     return bool(reply != b"OK")

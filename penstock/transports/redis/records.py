@@ -20,8 +20,8 @@ FIELDS = (
 
 
 def events_of(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, ...]:
-    """The frames of a log, or of its part after `num_tokens`. One that cannot be read ends it, with an error that says
-    so: what was to be relayed there will never be known."""
+    """The frames of a log, or of its part after `num_tokens`. One that cannot be read ends it with a `Failed`, as its
+    tokens are lost."""
     events: list[Event] = []
     for entry, fields in entries:
         try:
@@ -36,7 +36,7 @@ def events_of(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, 
 
 
 def ended(job_id: str, events: tuple[Event, ...]) -> tuple[Event, ...]:
-    """The whole log of what has ended. Where it does not say how, an error says that: a reader waits for an end."""
+    """The whole log of an ended job. One without a terminal event gets a `Failed`: a reader waits for an end."""
     said = fold(events)
     if said.end is not None:
         return events

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 5.0
 
-# Replies that say that Redis cannot do it now: memory, persistence, replicas, a busy script.
+# Replies that mean that Redis cannot do it now: memory, persistence, replicas, a busy script.
 _UNABLE = ("OOM", "MISCONF", "NOREPLICAS", "BUSY", "TRYAGAIN", "UNKILLABLE", "EXECABORT")
 _WRONG_TYPE = "WRONGTYPE"
 _DENIED_IN_A_SCRIPT = ("can't run this command", "can't access", "ACL failure", "o permissions")  # by the server's age
@@ -41,7 +41,7 @@ def is_out_of_memory(reply: Reply) -> bool:
 
 
 def shown(name: bytes) -> str:
-    """An id or a name as text. Anyone may have written it there, so it need not be UTF-8: such bytes are escaped."""
+    """An id or a name as text. Any program may have written it, so it need not be UTF-8: such bytes are escaped."""
     return name.decode("utf-8", "backslashreplace")
 
 

@@ -104,7 +104,7 @@ def restore(job_id: str, birth: Birth, attempt: int, tokens: Iterable[bytes]) ->
 def restore_end(
     job_id: str, birth: Birth, attempt: int, times_ms: Sequence[int], end: Terminal, tokens: Iterable[bytes]
 ) -> Command:
-    """`times_ms`: the arguments 10 to 14. Of `end` the script says attempt and `seq`; its tokens are among `tokens`."""
+    """`times_ms`: the arguments 10 to 14. The script sets attempt and `seq` of `end`; `tokens` include its own."""
     head = (*birth[:6], attempt, job_id, birth.about)
     kind = "done" if isinstance(end, Done) else "failed"
     rest = encode_event(replace(end, attempt=0, seq=0, tokens=())).partition(b',"seq":0')[2]
@@ -116,7 +116,7 @@ def discard(job_id: str) -> Command:
 
 
 def claim(job_id: str, worker_id: str, take_from: str | bytes, *, lives: bool) -> Command:
-    """`lives`: the worker that it may be taken from is not known to be dead, as `settle` said."""
+    """`lives`: the worker that it may be taken from is not known to be dead: `settle` returned `LIVES`."""
     return _claim(_request(job_id), job_id, worker_id, take_from, *(("lives",) if lives else ()))
 
 
@@ -126,7 +126,7 @@ def append(job_id: str, attempt: int, frames: Iterable[tuple[int, int, bytes]]) 
 
 
 def finish(job_id: str, attempt: int, seq: int, frame: bytes, first_ms: int) -> Command:
-    """`seq`: tokens before the frame. `first_ms`: when the first token came, on Redis' clock; 0 where nobody knows."""
+    """`seq`: tokens before the frame. `first_ms`: when the first token came, on Redis' clock; 0 if unknown."""
     return _finish(_request(job_id), job_id, attempt, seq, frame, first_ms)
 
 
@@ -193,7 +193,7 @@ def hand_back(pool: PoolKeys, worker_id: str, job_ids: Iterable[str]) -> Command
     return _hand_back((pool.queue, pool.worker(worker_id), pool.clock), *job_ids)
 
 
-# What `lease` holds is empty outside tests: how long a lease lasts stands in the scripts, the same for everybody.
+# `lease` is empty outside tests: the scripts have the length of a lease, the same for every process.
 
 
 def enlist(pool: PoolKeys, worker_id: str, about: bytes, lease: Sequence[int]) -> Command:
@@ -217,12 +217,12 @@ def tick(pool: PoolKeys, gateway_id: str, away_ms: int, lease: Sequence[int]) ->
 
 
 def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
-    """What is finished leaves the worker's list. The oldest is at its head, and nearly always it is that one."""
+    """Remove a finished job from the worker's list. The oldest is at its head, and nearly always it is that one."""
     return command("LREM", pool.worker(worker_id), 1, job_id)
 
 
 def bury(pool: PoolKeys, worker_id: str, entry: bytes, job_id: str | bytes) -> Command:
-    """Keep what is known of a request that cannot run, never its prompt, for an operator; off the worker's list."""
+    """Add a request that cannot run to the dead-letter list, without its prompt; remove it from the worker's list."""
     return _bury((pool.dead, pool.worker(worker_id)), entry, job_id)
 
 

@@ -1,4 +1,4 @@
-"""What both halves of the transport stand on: the connections of one process, and one way to run commands on them.
+"""The base of both halves of the transport: the connections of one process, and one way to run commands on them.
 
 Every command goes to `conn(key)`: the one server, or the node that holds the key's slot. An error reply becomes a
 `StoreUnavailable` of that command, after a look whether a key of the pool is of the wrong type. Knows nothing of what
@@ -49,7 +49,7 @@ class Store:
 
     @property
     def is_one_server(self) -> bool:
-        """Every key is at the same one."""
+        """Whether every key is at the same server."""
         return self._routes.is_one_server
 
     def request_conn(self, job_id: str) -> Connection:
@@ -83,7 +83,7 @@ class Store:
         return await self._run(verb, self.conn(key), commands)
 
     async def run_bulk(self, verb: str, key: str, *commands: Command) -> list[Reply]:
-        """The same for what may be large, on a connection of its own: what requests wait for is never behind it."""
+        """The same for replies that may be large, on a connection of its own: other commands never wait behind them."""
         return await self._run(verb, self._routes.bulk(key), commands)
 
     async def _run(
@@ -124,7 +124,7 @@ class Store:
     ) -> list[Reply]:
         """Run commands of many slots: one pipeline for each server, side by side; replies in the order of the commands.
 
-        An error reply is returned in its place (counted, and logged): what one request is refused says nothing of the
+        An error reply is returned in its place (counted, and logged): an error of one request does not fail the
         others. `may_miss`: of several servers, those that do not answer in time cost their own replies only, which
         are `MISSED`: the work of a node that lives must not wait for one that is dead. `is_bulk`: as `run_bulk`.
         """

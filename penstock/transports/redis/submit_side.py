@@ -23,7 +23,7 @@ from penstock.transports.redis.scripts import Birth
 from penstock.wire import encode_job
 
 SUBMIT_WITHIN_S = 2.0
-SHARE_FULL = -2  # what enqueue.lua says
+SHARE_FULL = -2  # a reply of enqueue.lua
 CROWDING_FOR_S = 0.05
 TAKEN_BACK_MS = 1000
 
@@ -36,7 +36,7 @@ class SubmitSide(CallerSide):
     async def submit(
         self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
     ) -> int:
-        # The queue has just said so, and to find it out is work for it.
+        # The queue has just refused this caller, and each check costs it work.
         if share.max_queued and self._crowding.has(job.caller, time.monotonic()):
             raise share.queue_full()
         asked = _Asked(job, self._birth(job, owner), floor, max_depth, "head" if front else "tail", share)

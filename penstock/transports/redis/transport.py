@@ -23,8 +23,8 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
     """One process' way to the store at `url`: at most four connections, however many requests there are.
 
     `pool`: which queue. `retention_s`: how long a job that this process creates is kept after its end.
-    `resume_window_s`: how long a gateway may be away before the work that it owns is cancelled; workers go by what the
-    gateways say. `lease_s`: how long a worker or gateway counts as alive after its last word; other values for tests.
+    `resume_window_s`: how long a gateway may be away before the work that it owns is cancelled; workers use the
+    gateways' value. `lease_s`: how long a worker or gateway counts as alive after its last pulse; others for tests.
     `ConfigError` if the URL cannot be read.
     """
 

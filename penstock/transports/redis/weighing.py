@@ -1,6 +1,6 @@
-"""What ended requests take of their callers' shares, written to the store in batches.
+"""Writes to the store, in batches, what ended requests take of their callers' shares.
 
-No caller waits for it, and one script for many requests costs much less than one for each.
+Nothing waits for it, and one script for many requests costs much less than one for each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Weighing:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, caller: str, weight: Weight) -> None:
-        """It is posted within `WITHIN_S`."""
+        """Post it within `WITHIN_S`."""
         self._of.setdefault(caller, []).append(weight)
         self._num += 1
         if self._num >= MAX_AT_ONCE:
@@ -35,7 +35,7 @@ class Weighing:
             self._timer = asyncio.get_running_loop().call_later(WITHIN_S, self.flush)
 
     def flush(self) -> None:
-        """Post all that waits, now."""
+        """Post all pending weights now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

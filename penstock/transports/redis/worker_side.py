@@ -1,4 +1,4 @@
-"""A worker's verbs on Redis. `transports/base.py` says what each promises; the rules are in `docs/protocol.md`."""
+"""A worker's verbs on Redis. `transports/base.py` has the contract of each; the rules are in `docs/protocol.md`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class WorkerSide(ClaimingSide):
         held, dead, away = rest
         named = [wid for wid in dead if is_text(wid)]
         for wid in dead:
-            if wid not in named:  # not a worker's id, but in the way of none: what it may hold goes back
+            if wid not in named:  # not a worker's id, but harmless: what it may hold goes back
                 await self._store.ask("reap", pool.queue, scripts.reap(pool, wid))
         cancelled: dict[str, CancelReason] = {}
         gone: list[str] = []
@@ -83,7 +83,7 @@ class WorkerSide(ClaimingSide):
                 cancelled[job_id] = (
                     "deadline" if cancel == b"deadline" else "operator" if cancel == b"operator" else "client"
                 )
-            elif owner in away and disconnect != b"continue":  # nobody came back for it
+            elif owner in away and disconnect != b"continue":  # its owner is away, and no other gateway has adopted it
                 cancelled[job_id] = "client"
         return Renewal(
             is_lost=False,
@@ -102,7 +102,7 @@ class WorkerSide(ClaimingSide):
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""
-        timeout_s = max(timeout_s, 0.01)  # 0 would be for ever
+        timeout_s = max(timeout_s, 0.01)  # 0 would mean no timeout
         if self._rest_s > 0:
             await asyncio.sleep(min(timeout_s, self._rest_s))
             return None

@@ -2,7 +2,7 @@
 -- adopt: from now on this gateway answers for the job, and counts among those that read it.
 -- KEYS  1 {inference:response:<id>}:job
 -- ARGV  1 gateway id
--- Returns 1; 0 if there is no such job.
+-- Returns 1; 0 if the job does not exist.
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then return 0 end
 local readers = redis.call('HGET', KEYS[1], 'readers') or owner

@@ -12,7 +12,7 @@ for i = 3, #ARGV, 3 do
   local written, tokens = string.match(last[1], '^(%d+)-(%d+)$')
   if tonumber(written) > tonumber(ARGV[2]) then return 'fenced' end
   local id = ARGV[2] .. '-' .. ARGV[i + 1]
-  if tokens == '18446744073709551615' and written == ARGV[2] then -- ended: only what is there already is well
+  if tokens == '18446744073709551615' and written == ARGV[2] then -- ended: "ok" only if this frame is the end that is there already
     if #redis.call('XRANGE', KEYS[1], id, id) == 0 then return 'fenced' end
   elseif tonumber(tokens) < tonumber(ARGV[i]) then
     return 'gap'

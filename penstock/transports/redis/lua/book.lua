@@ -15,13 +15,13 @@ local function size(entry)
   if not entry then return 0 end
   local request, answer = string.match(entry, '^(%d+) (%d+)$')
   local bytes = (request or 0) + (answer or 0)
-  return bytes < 2 ^ 53 and bytes or 0 -- else it was not written here
+  return bytes < 2 ^ 53 and bytes or 0 -- else this script did not write it
 end
 
 local SWEEP_MS = 250
 local known = redis.call('HMGET', KEYS[3], 'sum', 'due', ARGV[1]) -- due: nothing expires before it
 local sum, due, booked = tonumber(known[1] or 0) or 0, tonumber(known[2] or 0) or 0, known[3]
-if not (sum >= 0 and sum < 2 ^ 53) then -- written by something else: it is added up anew
+if not (sum >= 0 and sum < 2 ^ 53) then -- this script did not write it: it is added up anew
   sum = 0
   for i, value in ipairs(redis.call('HGETALL', KEYS[3])) do
     if i % 2 == 0 then sum = sum + size(value) end -- of 'sum' itself it is 0
@@ -29,7 +29,7 @@ if not (sum >= 0 and sum < 2 ^ 53) then -- written by something else: it is adde
 end
 local num = redis.call('ZCARD', KEYS[2])
 local function sweep()
-  for _ = 1, 10 do -- nearly always one round finds all
+  for _ = 1, 10 do -- one round is nearly always enough
     local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
     if not gone[1] then break end
     local changed = {}
@@ -47,12 +47,12 @@ local function sweep()
   end
   due = tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or 0)
   if num == 0 then
-    redis.call('DEL', KEYS[3]) -- whatever went wrong, it begins at nothing
+    redis.call('DEL', KEYS[3]) -- after any error the count begins at 0
     sum = 0
   end
   booked = redis.call('HGET', KEYS[3], ARGV[1])
 end
--- Far away it was not written here.
+-- A time that far away was not written by this script.
 if num == 0 or not (due + SWEEP_MS > now and due < now + 86400000) then sweep() end
 
 local wanted, life = ARGV[2] + ARGV[3], tonumber(ARGV[4])
@@ -67,7 +67,7 @@ if is_over() then
 end
 
 -- A little longer than needed now, so that most requests need not set it. Each key has its expiry before the next one
--- is written: what is cut off here leaves none that stays for ever.
+-- is written: a script that is cut off here leaves no key without an expiry.
 local is_longer = redis.call('PTTL', KEYS[2]) < life
 local function keep(key, is_new)
   if is_new or is_longer then redis.call('PEXPIRE', key, int(life + 600000)) end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- cancel: end a queued job at once, with its terminal frame, the attempt raised first so that nobody can write behind
+-- cancel: end a queued job at once, with its terminal frame, the attempt raised first so that no worker can write after
 -- it; mark a running one and hint to its worker, which ends it (or the next claim does), and to its owner, which asks
 -- again if the store loses that. A running job that is 4 s past its deadline is ended as well: its worker is dead, or
 -- will be refused. With the reason no_workers only a queued job is ended: one that runs has a worker.
@@ -49,9 +49,9 @@ local fence, frame -- of the end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written, count = string.match(last[1], '^(%d+)-(%d+)$')
-  if count == END then -- an earlier call was cut off behind its first command
+  if count == END then -- an earlier call was cut off after its first command
     fence, frame = written, last[2][2]
-  elseif #written > 15 or #count > 15 then -- nobody of ours wrote this, and nothing can follow it
+  elseif #written > 15 or #count > 15 then -- no release of ours wrote this, and nothing can follow it
     redis.call('UNLINK', KEYS[2])
   else
     attempt, tokens = math.max(attempt, tonumber(written)), tonumber(count)

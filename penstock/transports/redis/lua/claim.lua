@@ -5,10 +5,10 @@
 -- that an interrupted script has left in the log alone is completed.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 worker id   3 the worker that it may be taken from, "" for none
---       4 "lives" if that worker is not dead, as `settle` says: then it is no death (may be missing)
+--       4 "lives" if that worker is not dead, as `settle` returned: then no death is counted (may be missing)
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
 --         {"newer", version} (of a release to come: nothing is done, it goes to the tail of the queue for another worker) |
---         {"unreadable", model, why} (the caller buries these two, and may be told of them again) |
+--         {"unreadable", model, why} (the caller buries these two; a later claim may return them again) |
 --         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
 local END = '18446744073709551615' -- the number of an attempt's last entry
 local DAY = 86400000
@@ -100,7 +100,7 @@ if wrong then
     redis.call('HSET', KEYS[1], 'unreadable', wrong) -- first, as below
     finish(said, retention)
   else
-    redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], said) -- who holds its stream will look, and see it too
+    redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], said) -- its readers check, and find it unreadable too
   end
   return {'unreadable', model, wrong}
 end
@@ -121,8 +121,8 @@ if is_death then
   if tokens > (number(hash[9]) or 0) then deaths = 0 else deaths = deaths + 1 end
   all_deaths = all_deaths + 1
   if is_poison() then
-    -- Kept for a day, for whoever wants to look at it or run it again. What it died of is noted first: a repetition
-    -- that finds the end in the log need not know it.
+    -- Kept for a day, so that an operator can look at it or run it again. Its deaths are noted first: a repetition that
+    -- finds the end in the log need not know them.
     redis.call('HSET', KEYS[1], 'deaths', deaths, 'all_deaths', all_deaths)
     finish(frame('"failed"', string.format(',"code":"request_poisoned",'
       .. '"message":"The request ended %d workers and will not be tried again."', all_deaths)), DAY)

@@ -12,8 +12,8 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 -- Asked first: a hash without an expiry would stay.
 if not redis.acl_check_cmd('PEXPIRE', KEYS[1], 1) then return redis.error_reply('NOPERM create was refused PEXPIRE') end
-redis.call('UNLINK', KEYS[2]) -- of a job that is forgotten: its log says nothing any more
--- What is nothing yet is no field: each costs memory, and time at every step of a request's way.
+redis.call('UNLINK', KEYS[2]) -- the log of an expired job is of no use
+-- Unset fields are omitted: each costs memory, and time at every step of a request's way.
 redis.call('HSET', KEYS[1],
   'job', ARGV[1], 'model', ARGV[2], 'disconnect', ARGV[3], 'owner', ARGV[4], 'state', 'queued', 'attempt', ARGV[7],
   'created', string.format('%.0f', now), 'deadline', string.format('%.0f', now + ARGV[5]), 'retention', ARGV[6],

@@ -2,19 +2,19 @@
 -- enlist: take a lease under a new worker id, if the live processes of the pool speak this protocol, and its live
 -- workers serve the same models, by name: what a model can do may differ while a release is rolled out.
 -- KEYS  1 {Q}:workers   2 {Q}:about   3 {Q}:clock   4 {Q}:gateways
--- ARGV  1 worker id   2 what the worker says of itself, JSON   3 lease, ms (may be missing: 2,500; other values for tests)
--- Returns "" | a sentence that says why it is refused
+-- ARGV  1 worker id   2 the worker's description of itself, JSON   3 lease, ms (may be missing: 2,500; other values for tests)
+-- Returns "" | a sentence with the reason of the refusal
 local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = tonumber(ARGV[3] or LEASE_MS)
 local clock = redis.call('HMGET', KEYS[3], 'pulse', 'amnesty', 'protocol')
 local amnesty = tonumber(clock[2] or 0) or 0
-if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written here, or not a number
+if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written by Penstock, or not a number
 if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lease end
 local live = now < amnesty and '-inf' or '(' .. now
 
-local function refuse(...) -- the pulse all the same: an amnesty must end where only refused workers come
+local function refuse(...) -- writes the pulse all the same: an amnesty must end where all workers are refused
   redis.call('HSET', KEYS[3], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty))
   redis.call('PEXPIRE', KEYS[3], 604800000)
   return string.format(...)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- finish: append and publish the terminal frame, and the state with it, if the job runs under this very attempt.
--- The entry has the highest number there is: nothing of this attempt can follow it, and a reader who asks for what
--- comes after any position finds it.
+-- The entry has the highest number there is: nothing of this attempt can follow it, and a reader that asks for the
+-- entries after any position finds it.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 request id   2 attempt   3 tokens before the frame   4 the frame   5 when the first token came, ms (may be missing)
 -- Returns "ok" (also when this attempt had ended it before) | "refused" | "gap" (tokens before the frame are missing)
@@ -15,7 +15,7 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then
   local written
   written, tokens = string.match(last[1], '^(%d+)-(%d+)$')
-  if tonumber(written) > tonumber(ARGV[2]) then return 'refused' end -- a claim was cut off behind its first command
+  if tonumber(written) > tonumber(ARGV[2]) then return 'refused' end -- a claim was cut off after its first command
   is_written = tokens == END and written == ARGV[2] -- so was an earlier call of this
 end
 if tonumber(tokens) < tonumber(ARGV[3]) then return 'gap' end

@@ -1,7 +1,7 @@
 #!lua flags=no-writes,allow-oom
 -- glance: what a list shows of a request: small fields only, never the job, the prompt or the answer.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
--- Returns {} if there is no such job, or none that can be read, else {model, what lists show of it (JSON), state, worker, claims, deaths, created,
+-- Returns {} if the job does not exist or cannot be read, else {model, what lists show of it (JSON), state, worker, claims, deaths, created,
 --         deadline, started, first, ended, now (ms; what is nothing yet is nil), tokens in the log (0 at the end), the
 --         terminal frame without its tokens, "" while there is none}
 local hash = redis.pcall('HMGET', KEYS[1], 'model', 'about', 'state', 'worker', 'claims', 'all_deaths', 'created',
@@ -15,7 +15,7 @@ if last == '' and hash[3] ~= 'queued' then
   local entry = redis.pcall('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
   if hash[3] == 'running' and entry then
     tokens = string.match(entry[1], '-(%d+)$')
-  elseif entry and #entry[2][2] <= 4096 then -- what is longer, `finish` has set beside without its tokens
+  elseif entry and #entry[2][2] <= 4096 then -- of a longer one `finish` has stored a copy without its tokens
     last = entry[2][2]
   end
 end

@@ -2,7 +2,7 @@
 -- restore: create for a job whose log is behind what its client has. Appends the relayed tokens as one frame of a
 -- raised attempt (so the short attempt is fenced) and sets the job queued; makes the job if there is none. All of the
 -- tokens, from the first: where the short attempt went on meanwhile, the log is no longer what was relayed.
--- The caller pushes the id at the head afterwards. Not published: who asks has those tokens.
+-- The caller pushes the id at the head afterwards. Not published: the caller has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON
 --       10… every token relayed, each as a JSON string
@@ -36,7 +36,7 @@ if last then
     redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', written, 'ended', int(now))
     return 0
   end
-  if #written > 15 or #at > 15 then -- nobody of ours wrote this, and nothing can follow it
+  if #written > 15 or #at > 15 then -- no release of ours wrote this, and nothing can follow it
     redis.call('UNLINK', KEYS[2])
   else
     attempt = math.max(attempt, tonumber(written))

@@ -1,6 +1,6 @@
 #!lua
--- restore_end: a request has ended, as its gateway knows, and the store has lost that: it has forgotten the request, or
--- come back with an older state. Raises the attempt (a worker that runs it once more is fenced), writes the whole log
+-- restore_end: a request has ended, as its gateway knows, and the store has lost that: it has lost the request, or come
+-- back with an older state. Raises the attempt (a worker that runs it once more is fenced), writes the whole log
 -- with its terminal frame and sets the job done. The caller removes the id from the queue afterwards.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON

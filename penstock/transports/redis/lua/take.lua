@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- take: move up to so many ids from the head of the queue into this worker's list, if its lease holds (or there is an
+-- take: move up to ARGV 2 ids from the head of the queue into this worker's list, if its lease holds (or there is an
 -- amnesty), and return the whole list: the list, not a reply, is what a worker holds.
 -- KEYS  1 Q   2 {Q}:worker:<wid>   3 {Q}:workers   4 {Q}:clock
 -- ARGV  1 worker id   2 how many

@@ -1,18 +1,18 @@
 #!lua flags=allow-oom
 -- tick: a gateway lives, and looks at its pool. Refused if the other live processes of the pool speak another protocol.
 -- KEYS  1 {Q}:gateways   2 {Q}:workers   3 {Q}:about   4 {Q}:clock   5 Q
--- ARGV  1 gateway id   2 how long a gateway may be away before its work is cancelled, ms: all gateways of a pool say the same
+-- ARGV  1 gateway id   2 how long a gateway may be away before its work is cancelled, ms: the same in all gateways of a pool
 --       3 lease, ms (may be missing: 2,500; other values for tests)
 -- Returns {ids waiting, ids ever taken, {the JSON of each live worker}, {dead workers, to be reaped},
 --          1 if this gateway was unknown: of one that has ticked before, data has been lost, now, ms} |
---         {-1, a sentence that says why it is refused}
+--         {-1, a sentence with the reason of the refusal}
 local PROTOCOL, LEASE_MS, GAP_MS = '1', 2500, 1500
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = tonumber(ARGV[3] or LEASE_MS)
 local clock = redis.call('HMGET', KEYS[4], 'pulse', 'amnesty', 'pushed', 'taken', 'protocol')
 local amnesty = tonumber(clock[2] or 0) or 0
-if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written here, or not a number
+if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written by Penstock, or not a number
 if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lease end
 local alive = now < amnesty and '-inf' or '(' .. now
 
@@ -32,8 +32,8 @@ end
 local depth = redis.call('LLEN', KEYS[5])
 local taken = math.max(tonumber(clock[4] or 0) or 0, (tonumber(clock[3] or 0) or 0) - depth)
 if not (taken >= 0 and taken < 1e15) then taken = 0 end
--- The pulse after the lease, and after what `renew` needs for one: where leases cannot be read or written nobody seems to
--- live, and nobody is declared dead for it.
+-- The pulse after the lease, and after what `renew` needs for one: where leases cannot be read or written no worker seems
+-- to live, and none is declared dead for it.
 redis.call('ZSCORE', KEYS[2], ARGV[1])
 local is_new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + lease), ARGV[1])
 redis.call('HSET', KEYS[4], 'pulse', string.format('%.0f', now), 'amnesty', string.format('%.0f', amnesty),

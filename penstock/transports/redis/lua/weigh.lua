@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- weigh: requests of one caller have ended: each answer counts as what it is, and each request no longer than it is kept
+-- weigh: requests of one caller have ended: each answer counts at its size, and each request no longer than it is kept
 -- from now on. Neither is ever raised. With 0 as the time nothing is left of it, not even in the list: it was not admitted.
 -- KEYS  1 {inference:caller:<caller>}:requests   2 {inference:caller:<caller>}:stored
 --       3 {inference:caller:<caller>}:bytes
