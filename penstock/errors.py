@@ -14,7 +14,7 @@ the other end of a wire.
     |  +- BodyTooLarge
     |  |  body_too_large         413    no    invalid_request_error   larger than the gateway accepts
     |  +- UnsupportedMediaType
-    |  |  unsupported_media_type 415    no    invalid_request_error   not application/json
+    |  |  unsupported_media_type 415    no    invalid_request_error   not application/json, or compressed
     |  +- Misdirected
     |     misdirected_request    421    no    invalid_request_error   the gateway does not answer for this Host
     +- Unauthorized

@@ -60,7 +60,7 @@ class Door:
     def _judge_host(self, host: bytes | None) -> None:
         """A request without a Host (HTTP/1.0: a health check) is not a browser's, which always sends one.
 
-        For the same reason a target in absolute form is not looked at: a browser sends one to a proxy only.
+        The authority of a target in absolute form has replaced the Host by now (`penstock.http.heads`).
         """
         if not host or not self._judges_host:
             return

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.errors import Draining, InvalidRequest, MethodNotAllowed, PenstockError, SlowBody, Unavailable
+from penstock.http.heads import judge_head
 from penstock.http.listener import State
 from penstock.http.refusal import answer
 
@@ -191,17 +192,14 @@ class Http1Connection(HttpToolsProtocol):
         elif self.parser.should_upgrade():
             lines = [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
             self._replay = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version.encode(), b"".join(lines))
-        elif (fault := self._fault_of_host(version)) is not None:
-            self._refuse(InvalidRequest(fault))
         else:
+            try:
+                self.url = judge_head(self.url, self.headers, version)
+            except PenstockError as error:
+                self._refuse(error)
+                return
             self._idle.pop(self, None)
             super().on_headers_complete()
-
-    def _fault_of_host(self, version: str) -> str | None:
-        """RFC 9112, 3.2: two parties that do not agree on the host do not agree on whose request it is."""
-        num_hosts = sum(name == b"host" for name, _ in self.headers)
-        is_right = num_hosts == 1 or (num_hosts == 0 and version == "1.0")
-        return None if is_right else f"A request must have exactly one Host header; this one has {num_hosts}."
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
@@ -243,7 +241,8 @@ class Http1Connection(HttpToolsProtocol):
     # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest(msg))
+        if not self._is_deaf:  # what follows a refused head need not be HTTP
+            self._refuse(InvalidRequest(msg))
 
     def _refuse_head(self) -> None:
         if not self._is_deaf:

@@ -114,13 +114,13 @@ async def test_hosts_are_judged_as_they_come_over_the_wire() -> None:
             b"GET /livez HTTP/1.1\nhost: [::1]:%d\n" % port,
             b"GET /livez HTTP/1.1\nHost: GW.example.org.\n",
             b"GET /livez HTTP/1.0\n",
-            b"GET http://evil.example/livez HTTP/1.1\nhost: localhost\n",  # no browser sends this to a server
+            b"GET http://localhost/livez HTTP/1.1\nhost: evil.example\n",  # RFC 9112, 3.2.2: the target's host counts
         ):
             assert await ask(port, head) == (200, ""), head
         for head in (
             b"GET /livez HTTP/1.1\nhost: evil.example\n",
             b"GET /livez HTTP/1.0\nhost: evil.example\n",
-            b"GET http://localhost/livez HTTP/1.1\nhost: evil.example\n",
+            b"GET http://evil.example/livez HTTP/1.1\nhost: localhost\n",
             b"POST /v1/generate HTTP/1.1\nhost: evil.example:%d\ncontent-length: 0\n" % port,
         ):
             assert await ask(port, head) == (421, "misdirected_request"), head

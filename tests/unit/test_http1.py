@@ -151,7 +151,8 @@ async def test_an_upgrade_with_close_is_the_last_request(peer: Peer) -> None:
 @pytest.mark.parametrize(
     "framing",
     [
-        b"transfer-encoding: gzip\r\n\r\n" + SMUGGLED,
+        b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+        b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
         b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n" + SMUGGLED,
         b"content-length: 5\r\ncontent-length: 6\r\n\r\n" + SMUGGLED,
         b"content-length: +5\r\n\r\n" + SMUGGLED,
@@ -165,6 +166,76 @@ async def test_a_length_that_is_unclear_is_refused_with_or_without_an_upgrade(
     peer: Peer, upgrade: bytes, framing: bytes
 ) -> None:
     await peer.send([posts(upgrade, framing)])
+    await peer.rest()
+    assert peer.requests == []
+    assert peer.statuses == [400]
+    assert peer.wire.has_ended
+
+
+PLAIN = b"\r\n1\r\na\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        b"transfer-encoding: gzip, chunked\r\n",
+        b"transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: gzip\r\n",
+        b"transfer-encoding: identity\r\n",
+        b"transfer-encoding: chunked;q=1\r\n",
+        b"transfer-encoding: xchunked\r\n",
+    ],
+)
+@pytest.mark.parametrize("upgrade", [b"", UPGRADES[0]], ids=["plain", "upgrade"])
+async def test_a_transfer_coding_that_is_not_decoded_is_refused(peer: Peer, upgrade: bytes, codings: bytes) -> None:
+    await peer.send([posts(upgrade, codings + PLAIN) + NEXT])
+    await peer.rest()
+    assert peer.requests == []
+    assert peer.statuses == [415]
+    assert b'"code":"unsupported_media_type"' in peer.wire.sent
+    assert b"connection: close" in peer.wire.sent
+    assert peer.wire.has_ended
+
+
+async def test_chunked_in_any_case_is_decoded(peer: Peer) -> None:
+    await peer.send([posts(b"", b"Transfer-Encoding: Chunked \r\n" + PLAIN) + NEXT])
+    await peer.rest()
+    assert peer.requests == [("POST", "/post", "a"), ("GET", "/next", "")]
+
+
+@pytest.mark.parametrize("upgrade", [b"", UPGRADES[0]], ids=["plain", "upgrade"])
+@pytest.mark.parametrize(
+    ("target", "host", "path"),
+    [
+        (b"/a?b=c", "x", "/a"),
+        (b"//evil.example/a", "x", "//evil.example/a"),
+        (b"http://evil.example/a?b=c", "evil.example", "/a"),
+        (b"HTTPS://evil.example:8000/a", "evil.example:8000", "/a"),
+        (b"http://[::1]:80/a", "[::1]:80", "/a"),
+        (b"http://evil.example", "evil.example", "/"),
+        (b"http://evil.example?b=c", "evil.example", "/"),
+    ],
+)
+async def test_the_host_of_an_absolute_target_replaces_the_header(
+    peer: Peer, upgrade: bytes, target: bytes, host: str, path: str
+) -> None:
+    await peer.send([b"GET %b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (target, upgrade) + NEXT])
+    await peer.rest()
+    assert [one["path"] for one in peer.seen] == [path, "/next"]
+    assert [value for name, value in peer.seen[0]["headers"] if name == "host"] == [host]
+
+
+async def test_the_host_of_an_absolute_target_needs_no_header_in_http_1_0(peer: Peer) -> None:
+    await peer.send([b"GET http://evil.example/ HTTP/1.0\r\n\r\n"])
+    await peer.rest()
+    assert peer.seen[0]["headers"] == [("host", "evil.example")]
+
+
+@pytest.mark.parametrize(
+    "target", [b"http:///a", b"http://:80/a", b"http://x@evil.example/a", b"ftp://x/a", b"http:a", b"x/a", b"*a"]
+)
+async def test_a_target_whose_host_is_unclear_is_refused(peer: Peer, target: bytes) -> None:
+    await peer.send([b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % target + NEXT])
     await peer.rest()
     assert peer.requests == []
     assert peer.statuses == [400]
