@@ -81,7 +81,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     return CORSMiddleware(
         edge,
         allow_origins=origins,
-        allow_methods=("GET", "POST", "DELETE"),
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=EXPOSED,
     )

@@ -22,7 +22,7 @@ from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
-from penstock.http.edge import Call, call_of
+from penstock.http.edge import Call, call_of, refuse_head
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
 from penstock.piece import join
@@ -111,6 +111,7 @@ class RequestsAPI:
 
     async def events(self, request: Request, request_id: str) -> Response:
         """The stream, from its start or after `Last-Event-ID`, from any gateway, also while it runs."""
+        refuse_head(request)
         call = call_of(request)
         after = _position(request.headers.get("last-event-id"), request_id)
         record = await self._find(request, call, request_id)

@@ -38,6 +38,7 @@ logger = logging.getLogger("penstock.access")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET = ("/livez", "/readyz", "/healthz", "/metrics")
 CLIENT_GONE = 499
+IS_HEAD = "penstock.is_head"  # in the scope that routes see, where the request's method is HEAD
 MAX_QUERY_BYTES = 4096  # a longer one may hold thousands of parameters, and routes know a handful
 
 
@@ -93,6 +94,14 @@ def call_of(request: Request) -> Call:
     return call
 
 
+def refuse_head(request: Request) -> None:
+    """For a route that streams. Raises `MethodNotAllowed` for HEAD, which would last as long as the stream."""
+    if IS_HEAD in request.scope:
+        error = MethodNotAllowed("HEAD is not allowed for a stream.")
+        error.headers["allow"] = "GET"
+        raise error
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -103,6 +112,8 @@ class Edge:
     called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
     the framework still knows and documents them. `door`: judges a request by its head before anything else; None where
     all are answered.
+
+    HEAD is routed as GET, and the server leaves the body out; a route that streams calls `refuse_head`.
     """
 
     def __init__(
@@ -132,7 +143,14 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *_encode_headers(call)]
             await send(message)
 
-        handler = self.hot(scope["method"], scope["path"])
+        routed = scope
+        if scope["method"] == "HEAD":
+            routed = {
+                **scope,
+                "method": "GET",
+                IS_HEAD: True,
+            }  # a copy: the server needs the HEAD in its own
+        handler = self.hot(routed["method"], scope["path"])
         with bind_request(call.id):
             try:
                 if self.door is not None:
@@ -140,9 +158,9 @@ class Edge:
                 if len(scope["query_string"]) > MAX_QUERY_BYTES:
                     raise InvalidRequest(f"The query string is longer than {MAX_QUERY_BYTES} bytes (MAX_QUERY_BYTES).")
                 if handler is None:
-                    await self.app(scope, receive, send_with_headers)
+                    await self.app(routed, receive, send_with_headers)
                 else:
-                    await (await handler(Request(scope, receive)))(scope, receive, send_with_headers)
+                    await (await handler(Request(routed, receive)))(routed, receive, send_with_headers)
             except Exception as error:
                 if error is call.bug:  # the framework has answered it in our words, and raises it all the same
                     return

@@ -1,4 +1,4 @@
-"""What a request's head says about its host and its body's framing, and which heads are refused. Knows no connection."""
+"""What a request's head says about its host and how its body is framed, and which heads are refused."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from penstock.http.docs_page import docs_routes
 from penstock.http.ops import build_app, routes, serve_ops
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
+from tests.serving import serving
 from tests.waiting import wait_until
 
 
@@ -116,6 +117,57 @@ async def test_every_answer_of_the_server_says_that_its_type_is_what_it_says() -
         for path in ("/livez", "/metrics", "/nothing"):
             answer = await client.get(f"http://127.0.0.1:{server.port}{path}")
             assert answer.headers["x-content-type-options"] == "nosniff"
+    await server.close()
+
+
+# ── HEAD ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def heads(port: int, path: str, method: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer, as they come over the wire."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    status, *lines = head.decode().split("\r\n")
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), body
+
+
+async def check_head(port: int, path: str, status: int = 200) -> None:
+    got = await heads(port, path, "GET")
+    head = await heads(port, path, "HEAD")
+    assert (got[0], head[0], head[2]) == (status, status, b""), path
+    assert got[2]
+    assert got[1].keys() == head[1].keys()
+    assert got[1]["content-type"] == head[1]["content-type"]
+    if path != "/metrics":  # they count this request, too
+        assert int(head[1]["content-length"]) == int(got[1]["content-length"]) == len(got[2])
+
+
+async def test_a_gateway_answers_head_like_get_without_a_body() -> None:
+    async with serving() as port:
+        for path in ("/livez", "/readyz", "/healthz", "/metrics", "/docs", "/openapi.json"):
+            await check_head(port, path)
+        for path in ("/v1/models", "/v1/models/mock", "/v1/requests", "/v1/admin/overview", "/v1/admin/doctor"):
+            await check_head(port, path)
+        await check_head(port, "/nothing", 404)
+        await check_head(port, "/v1/requests/01ARZ3NDEKTSV4RRFFQ69G5FAV", 404)
+
+
+async def test_a_gateway_refuses_head_of_a_stream_and_of_what_knows_no_get() -> None:
+    async with serving() as port:
+        known = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+        for path in (f"/v1/requests/{known}/events", f"/v1/responses/resp_{known}?stream=true"):
+            status, headers, body = await heads(port, path, "HEAD")
+            assert (status, headers["allow"], body) == (405, "GET", b""), path
+        assert (await heads(port, "/v1/generate", "HEAD"))[0] == 405
+
+
+async def test_a_worker_answers_head_like_get_without_a_body() -> None:
+    server = await serve_ops(build_app(Metrics(), list, dict), "127.0.0.1", 0, must=True)
+    for path in ("/livez", "/readyz", "/healthz", "/metrics"):
+        await check_head(server.port, path)
+    await check_head(server.port, "/nothing", 404)
     await server.close()
 
 

@@ -25,7 +25,7 @@ from penstock.gateway.admission import Caller, Permit
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
-from penstock.http.edge import Call
+from penstock.http.edge import Call, refuse_head
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 from penstock.piece import Token
 from penstock.transports.base import Record
@@ -123,6 +123,8 @@ class ResponsesAPI:
     ) -> Response:
         """A stored response as it stands; with `stream`, its events, from the first or after the one of a number."""
         call = begin(request, ONE)
+        if stream:
+            refuse_head(request)
         caller = await authenticate(self.gateway, request, call)
         unknown = next((name for name in request.query_params if name not in _QUERY), None)
         if unknown is not None:
