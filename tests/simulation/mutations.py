@@ -18,6 +18,7 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Event, Tokens
 from penstock.gateway.relay import patience
 from penstock.gateway.relay.keeper import Keeper
+from penstock.gateway.relay.look_up import LookUp
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.relay import Relay
 from penstock.gateway.relay.repair import Repairer
@@ -264,10 +265,10 @@ def what_is_unknown_is_cancelled(patch: pytest.MonkeyPatch) -> None:
 def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
     """The gateway that holds a request does not answer for it."""
 
-    async def look_up(self: Relay, job_id: str) -> Record | None:
+    async def look_up(self: LookUp, job_id: str) -> Record | None:
         return await self._transport.read(job_id)
 
-    patch.setattr(Relay, "look_up", look_up)
+    patch.setattr(LookUp, "look_up", look_up)
 
 
 def a_key_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
@@ -305,7 +306,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (whatever_is_heard_is_believed, 5),
     (a_new_subscription_is_no_reason_to_ask, 19),
     (nothing_is_restored, 35),
-    (restored_tokens_are_only_added, 21036),
+    (restored_tokens_are_only_added, 3937),
     (the_reply_is_what_a_worker_holds, 24),
     (a_repeated_claim_is_a_death, 1543),
     (a_duplicate_steals, 90),

@@ -16,7 +16,7 @@ from penstock.errors import IdempotencyConflict, QueueFull, StoreUnavailable
 from penstock.event import Done
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.gateway.gateway import Gateway
-from penstock.gateway.relay import Reader
+from penstock.gateway.relay import Reader, keeper
 from penstock.http.edge import Call
 from penstock.job import Job
 from penstock.metrics import Metrics
@@ -142,6 +142,21 @@ async def test_a_store_that_knows_this_gateway_no_more_leaves_no_client_waiting(
         await rig.post(rig.here)
     assert NAME not in rig.store._bound
     assert not rig.store._queue
+
+
+async def test_a_free_key_is_given_to_none_while_the_store_may_have_lost_its_last_moments(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway of the key's request gives both back when its own subscription breaks, which is about now."""
+    first = await rig.post(rig.here)
+    rig.store._bound.clear()
+    monkeypatch.setattr(keeper, "SETTLED_S", 0.2)
+    rig.there.relay.distrust()
+    second = asyncio.create_task(rig.post(rig.there))
+    await wait_until(lambda: rig.there.relay.keeper._doubted_at > 0.0, "it looks whether anything is lost")
+    rig.here.relay.distrust()
+    await rig.here.relay.keeper.bind(first.stream.job, 60.0)
+    assert (await second).stream.job.id == first.stream.job.id
 
 
 async def test_a_key_lives_as_long_as_the_answer(rig: Rig) -> None:

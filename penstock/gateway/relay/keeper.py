@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 UNSURE_S = LEASE_S  # a gateway that lives has looked at the store by then, and given back what it holds
 SETTLED_S = LEASE_S + TICK_S  # so does one that was frozen and is not taken for dead: then its keys are bound again
 LOST_ONCE_S = 0.1
+LISTEN_AGAIN_S = 0.05
 KEY_SLACK_S = 30.0
 EXPIRE_S = 5.0
 _TRIES, _AGAIN_S, _AT_ONCE = 40, 0.25, 256
@@ -163,18 +164,24 @@ class Keeper:
             raise StoreUnavailable(message, retry_after_s=1.0)
 
     async def settle(self, until: float) -> None:
-        """Return when other gateways have had the time to give back what the store has lost.
+        """Return when other gateways have had the time to give back what the store has lost, or may have lost.
 
+        It may have lost its last moments while the subscription is down, and for `SETTLED_S` after.
         Raises `StoreUnavailable` if that takes longer than `until`, on the monotonic clock: as long as the store does
-        not know this gateway, which cannot tick or no longer does, it is unknown what the store has lost.
+        not know this gateway, which cannot tick or no longer does, nobody can say what it has lost.
         """
         await self._look_for_loss()
-        while (left_s := self._lost_at + SETTLED_S - (now := time.monotonic())) > 0:
+        while (left_s := self._settled_at() - (now := time.monotonic())) > 0:
             if now >= until:
-                message = "Redis has lost data, and this gateway is not known to it again; a key may yet be bound."
+                message = "Redis has lost data, or this gateway is not known to it again; a key may yet be bound."
                 raise StoreUnavailable(message, retry_after_s=1.0)
             await asyncio.sleep(min(left_s, until - now))
             await self._look_for_loss()
+
+    def _settled_at(self) -> float:
+        if not self._transport.is_listening:
+            return time.monotonic() + LISTEN_AGAIN_S
+        return max(self._lost_at, self._doubted_at) + SETTLED_S
 
     async def _look_for_loss(self) -> None:
         """A store that does not know this gateway, which has ticked, has lost its data."""
