@@ -105,7 +105,7 @@ class Completion(Struct, frozen=True):
 
 
 def fold(events: Iterable[Event], so_far: Completion = Completion()) -> Completion:
-    """Fold events of one job, in log order, into what they say so far.
+    """Fold events of one job, in log order, into one `Completion`.
 
     An event of an older attempt than one already seen is ignored, and so is everything after the end. An event that
     leaves a gap (`seq` beyond the tokens known) is ignored as well: its tokens have no place yet.

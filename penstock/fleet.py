@@ -38,7 +38,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """What a worker says of itself when it enlists and whenever it renews its lease."""
+    """A worker's description of itself, sent when it enlists and whenever it renews its lease."""
 
     id: str
     models: dict[str, Capabilities]

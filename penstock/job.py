@@ -41,7 +41,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
 
     @property
     def fetches(self) -> bool:
-        """Whether it shows what is not in it: an image, say, that an engine would have to fetch."""
+        """Whether it refers to content that an engine would have to fetch, such as an image's URL."""
         return any(part.get("type") != "text" and not _is_inline(part.get("image_url")) for part in self.parts)
 
 
@@ -55,8 +55,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
     `logprobs`: how many alternatives to name at each token, besides the one drawn; 0 for that one alone. `dimensions`:
-    of an embedding. `tools`, `tool_choice` and `response_format` are the client's JSON as it came: who honours them
-    knows their form.
+    of an embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that
+    accepts them knows their form.
     """
 
     max_tokens: int = 256
@@ -98,7 +98,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None
     for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and
     `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
-    reads them. `notes` are those of the API that made it: what it must say again of the request, and no other field
+    reads them. `notes` are those of the API that made it: what it must return with the request, and no other field
     holds. `once`: the idempotency key that names it, as `<hash of the key> <hash of the body>`, so that a gateway that
     gives the request back to a store gives its key back too. `repeated`: from which message to which (not included) an
     earlier request of the caller holds them as well, so that they need not be stored with this one after its end.
@@ -124,7 +124,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     once: str = ""
 
     def kept(self) -> Job:
-        """What is stored of it after its end: it does not hold again what an earlier request holds."""
+        """The job as stored after its end: without the messages that an earlier request holds."""
         first, last = self.repeated
         if first == last:
             return self
@@ -164,7 +164,7 @@ class Claim:
     _watchers: list[Callable[[], None]] = field(default_factory=list)
 
     def cancel(self, reason: CancelReason) -> None:
-        """Ask whoever runs this to stop. Safe to repeat; the first reason stays."""
+        """Ask the worker that runs this to stop. Safe to repeat; the first reason stays."""
         if self.cancelled is None:
             self.cancelled = reason
             for watcher in self._watchers:
@@ -178,7 +178,7 @@ class Claim:
             self._watchers.append(watcher)
 
     def unwatch(self) -> None:
-        """Nobody need be called any more: the job has left this worker."""
+        """Drop all callbacks: the job has left this worker."""
         self._watchers.clear()
 
 
@@ -215,7 +215,7 @@ def _stamp(milliseconds: int) -> str:
 
 
 def minted_at(job_id: str) -> int:
-    """When a request's id was made: whole seconds since 1970 on its gateway's clock; 0 where the id does not tell."""
+    """When a request's id was made: whole seconds since 1970 on its gateway's clock; 0 where the id lacks it."""
     ulid = job_id.rpartition(".")[2]
     if len(ulid) != 26 or not set(ulid) <= set(_CROCKFORD):
         return 0

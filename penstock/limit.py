@@ -14,8 +14,8 @@ from types import TracebackType
 class Limit:
     """`with limit: await …` raises `TimeoutError` if the limit (monotonic seconds) passes meanwhile.
 
-    Between two blocks nothing is cut off: a limit that is moved back meanwhile never was. `close` it, as until then a
-    timer keeps it.
+    It applies only inside a `with` block: between two blocks `until` may set another limit. Call `close()` to release
+    the timer.
     """
 
     __slots__ = ("_is_over", "_loop", "_num_cancels", "_task", "_timer", "_until")
@@ -34,7 +34,7 @@ class Limit:
 
     @until.setter
     def until(self, until: float) -> None:
-        """Later costs nothing: the timer looks again when it rings."""
+        """Set the limit. A later one costs nothing: the timer is set again when it fires."""
         if until < self._until:
             self.close()
         self._until = until
@@ -54,7 +54,7 @@ class Limit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task, self._task = self._task, None  # a task that holds this in a frame would hold itself
+        task, self._task = self._task, None  # breaks the reference cycle task → frame → limit → task
         if self._is_over and task is not None:
             self._is_over = False
             if task.uncancel() <= self._num_cancels and kind is asyncio.CancelledError:

@@ -1,6 +1,6 @@
-"""What a log line says and what it hides: JSON for machines, short text for people. Pure.
+"""What a log line contains and what it hides: JSON for machines, short text for people. Pure.
 
-Whatever a client sent can neither break a line nor forge one, and fields that hold prompts or secrets are hidden. Knows
+Text from a client can neither break a line nor forge one, and fields that hold prompts or secrets are hidden. Knows
 nothing of where lines go.
 """
 
@@ -92,7 +92,7 @@ def encode(line: dict[str, Any]) -> str:
     try:
         text = msgspec.json.encode(line, enc_hook=_text).decode()
     except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
-        # Lone surrogates, keys that are no strings, integers beyond 64 bits, loops: rare, so the slow way.
+        # Lone surrogates, keys that are not strings, integers beyond 64 bits, loops: rare, so the slow way.
         text = msgspec.json.encode({_clean(name): _clean(_text(value)) for name, value in line.items()}).decode()
     return text if text.isascii() else _escape(text, _UNSAFE)
 
@@ -103,7 +103,7 @@ def _escape(text: str, unsafe: re.Pattern[str]) -> str:
 
 
 def _clean(text: str) -> str:
-    """The same text with what UTF-8 cannot say written out."""
+    """The same text with what UTF-8 cannot encode escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -126,7 +126,7 @@ def _message(record: logging.LogRecord) -> str:
         return f"{access['method']} {access['path']} {access['status']}"
     try:
         message = record.getMessage()
-    except (TypeError, ValueError, KeyError):  # a wrong format string: say what there is
+    except (TypeError, ValueError, KeyError):  # a wrong format string: show its parts
         message = f"{record.msg} {record.args!r}"
     return _redact(message)
 

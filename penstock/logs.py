@@ -1,7 +1,7 @@
 """Log lines: JSON for machines, short text for people, one line each, on stderr.
 
-A call that logs never waits for the reader of stderr: `penstock.stdio` writes, and counts what it has to drop. What a
-line says is `penstock.log_format`'s. Knows nothing of requests or of who logs.
+A call that logs never waits for the reader of stderr: `penstock.stdio` writes, and counts what it has to drop.
+`penstock.log_format` makes the text. Knows nothing of requests or of who logs.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def configure(format: LogFormat = "json", level: str | int = "INFO", stream: IO[
 
 
 def say(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
-    """`logger.log(level, message, extra=fields)`, at half the cost where nobody but our own handler would hear of it.
+    """`logger.log(level, message, extra=fields)`, at half the cost where our own handler is the only one.
 
-    For what is said once a request. `message` is a constant; the line has the task's id unless `fields` name another.
+    For lines logged once a request. `message` is a constant; the line has the task's id unless `fields` name another.
     """
     if not logger.isEnabledFor(level):
         return
@@ -97,7 +97,7 @@ def say(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]
 
 
 def _only_handler(logger: logging.Logger) -> logging.Handler | None:
-    """The one handler that hears of what this logger says; None where there is none, or more."""
+    """The one handler that gets this logger's lines; None if there is none, or more than one."""
     at: logging.Logger | None = logger
     found: list[logging.Handler] = []
     while at is not None:
@@ -118,7 +118,7 @@ class _Lines(logging.StreamHandler[IO[str]]):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.write(self.format(record))
-        except Exception:  # as every handler of `logging`: whoever logs goes on
+        except Exception:  # as in every handler of `logging`: the logging call must not fail
             self.handleError(record)
 
     def write(self, line: str) -> None:
@@ -129,12 +129,12 @@ class _Lines(logging.StreamHandler[IO[str]]):
             self.stream.flush()
 
     def flush(self) -> None:
-        """At the end of the process: as long as the reader may take, `stdio.FLUSH_S` at most."""
+        """At the end of the process: wait until the lines are written, `stdio.FLUSH_S` at most."""
         if self._writer is not None:
             self._writer.flush()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that cannot be made: say so in its place."""
+        """A line that cannot be made: log that in its place."""
         if self._writer is None:
             super().handleError(record)
             return
@@ -149,7 +149,7 @@ class _Lines(logging.StreamHandler[IO[str]]):
 
 
 class _JsonLines(_Lines):
-    """Can say a line without a record for it."""
+    """Can log a line without a `LogRecord`."""
 
     def say(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
         self.acquire()
@@ -158,7 +158,7 @@ class _JsonLines(_Lines):
             line = make_line(time.time(), logging.getLevelName(level), name, message, bound)
             add_fields(line, fields)
             self.write(encode(line))
-        except Exception:  # as every handler of `logging`: whoever logs goes on
+        except Exception:  # as in every handler of `logging`: the logging call must not fail
             self.handleError(logging.makeLogRecord({"name": name, "msg": message, "levelno": level}))
         finally:
             self.release()

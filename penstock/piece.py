@@ -1,6 +1,6 @@
-"""A token as it travels: plain text, or a `Piece`, text with something beside it. Pure; knows no step.
+"""A token as it travels: plain text, or a `Piece`, text with something besides it. Pure; knows no step.
 
-Nearly every token is a `str`. A `Piece` carries what some engines say besides the text: a part of a tool call,
+Nearly every token is a `str`. A `Piece` carries what some engines send besides the text: a part of a tool call,
 reasoning, log probabilities. Both take one place in the log and count as one token of it, so numbering, fencing and
 continuation know no difference.
 """
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 class ToolCall(Struct, frozen=True, omit_defaults=True):
     """A call of the client's tool `name`, or a part of one: parts of the same `index` are joined.
 
-    `arguments` is the text of a JSON object, as the model wrote it; nobody here has checked it.
+    `arguments` is the text of a JSON object, as the model wrote it, unchecked.
     """
 
     index: int = 0
@@ -68,7 +68,7 @@ def encode_vector(vector: Sequence[float]) -> str:
 
 
 def encoded_length(num: int) -> int:
-    """Of a vector of so many numbers."""
+    """The length of `encode_vector` for `num` numbers, in characters."""
     return 4 * math.ceil(4 * num / 3)
 
 
@@ -90,7 +90,7 @@ def join_text(tokens: Iterable[Token]) -> str:
 
 
 def join(tokens: Sequence[Token]) -> Whole:
-    """What the tokens say together. Tool calls stand in the order of their index."""
+    """Join tokens into one answer. Tool calls are in the order of their index."""
     try:
         return Whole("".join(tokens))  # type: ignore[arg-type]  # as nearly every answer is: text alone
     except TypeError:

@@ -20,7 +20,7 @@ from typing import IO
 
 MAX_BYTES = 1024 * 1024  # of lines that wait for the reader
 FLUSH_S = 1.0  # how long the end of a process waits for its reader
-PAUSE_S = 0.05  # between two writes: each waking of the thread takes the interpreter from who serves
+PAUSE_S = 0.05  # between two writes: each waking of the thread takes the interpreter from the serving threads
 AGAIN_S = 0.05
 
 
@@ -74,11 +74,11 @@ class LineWriter:
     def __init__(self, fd: int, max_bytes: int = MAX_BYTES) -> None:
         self._fd = fd
         self._max_bytes = max_bytes
-        self.describe: Callable[[int], str] | None = None  # the line that says how many were dropped
+        self.describe: Callable[[int], str] | None = None  # makes the line with the number of dropped lines
         self.reset()
 
     def reset(self) -> None:
-        """As new: nothing waits, nothing was dropped."""
+        """Back to the initial state: nothing waits, nothing was dropped."""
         self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._hurry = threading.Event()  # set when a caller waits for the queued lines
@@ -134,7 +134,7 @@ class LineWriter:
             self._hurry.wait(PAUSE_S)
 
     def _take(self) -> Iterator[bytes | threading.Event]:
-        """All that waits, once there is something."""
+        """Wait for lines, then yield all that are there."""
         yield self._lines.get()
         with contextlib.suppress(queue.Empty):
             while True:

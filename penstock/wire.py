@@ -62,7 +62,7 @@ def check_event(data: bytes) -> None:
 
 
 def _of_a_newer_peer(data: bytes, error: Exception) -> Event:
-    """The frame, read with the fallbacks of the closed enums; `WireError` with the first `error` if it is none."""
+    """The frame, read with the fallbacks of the closed enums; `WireError` with the first `error` if it is not one."""
     try:
         frame = msgspec.json.decode(data, type=dict[str, Any])
         if frame["kind"] == "done" and isinstance(frame["finish_reason"], str):
@@ -80,7 +80,7 @@ def encode_job(job: Job) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
-    """`NewerJob` where the version says so, whatever else is there: the fields may be others by then."""
+    """`NewerJob` for a higher version, whatever the other fields are: they may have changed by then."""
     try:
         envelope: _Version = _job_decoder.decode(data)
     except UNREADABLE as error:

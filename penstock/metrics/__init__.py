@@ -1,6 +1,6 @@
 """Every metric, and `Meter`, a fold over a request's events: the only package that knows prometheus_client.
 
-`table.py` says what there is, `meter.py` measures one request, `registry.py` is what a process counts with, and
+`table.py` lists the metrics, `meter.py` measures one request, `registry.py` is what a process counts with, and
 `processes.py` makes several processes answer as one.
 """
 

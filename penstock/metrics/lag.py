@@ -1,4 +1,4 @@
-"""How late the event loop wakes a timer: for so long it was blocked."""
+"""How late the event loop wakes a timer: the time for which it was blocked."""
 
 from __future__ import annotations
 

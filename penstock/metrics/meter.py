@@ -77,7 +77,7 @@ class Series:
         self._outcomes: dict[tuple[str, str], Counter] = {}
 
     def ended(self, endpoint: str, outcome: str) -> None:
-        """At once: of a process that is killed every request that it answered has been counted."""
+        """Counted at once, so that a process that is killed has counted every request that it answered."""
         series = self._outcomes.get((endpoint, outcome))
         if series is None:
             series = self.family.counter("requests_total").labels(self.label, endpoint, outcome)
@@ -95,7 +95,7 @@ class Series:
 
 
 class Meter:
-    """What one request's events say to the metrics. Times are `time.monotonic()` of this process.
+    """Counts one request's events in the metrics. Times are `time.monotonic()` of this process.
 
     Events that repeat what was seen are ignored. A stream that is taken up in its middle (a resumed one) counts
     neither queue wait nor time to first token. Ended by an event or `leave`; only the first one counts.
@@ -131,7 +131,7 @@ class Meter:
             self._turn(event, now)
 
     def _turn(self, event: Event, now: float) -> None:
-        """Whatever is not the next token of a flowing stream."""
+        """Count any event but the next token of a flowing stream."""
         if isinstance(event, Started):
             self._started(event.seq, now)
             return
@@ -163,7 +163,7 @@ class Meter:
         self._end = end
 
     def leave(self, now: float | None = None) -> None:
-        """The request is over, whatever happened; if nothing has ended it yet, its client has gone. Safe to repeat."""
+        """The request is over; without an end so far it counts as a disconnect of its client. Safe to repeat."""
         if not self._is_over:
             self._finish("cancelled", time.monotonic() if now is None else now)
 

@@ -1,4 +1,4 @@
-"""`Metrics`: one process' metrics, and the verbs by which its parts speak of them.
+"""`Metrics`: one process' metrics, and the methods with which its parts count.
 
 Label values come from configured or announced names, else they are `other`: the number of series has a bound.
 """
@@ -29,7 +29,7 @@ class Metrics:
     """One process' metrics. `models` are the names that may be labels; `know` adds announced ones."""
 
     def __init__(self, registry: CollectorRegistry | None = None, models: Iterable[str] = ()) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, read by nobody
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and of no use
         self._directory = os.environ.get(MULTIPROCESS_DIR)
         if self._directory:
             adopt(self._directory)
@@ -42,10 +42,10 @@ class Metrics:
         self._verbs: dict[str, Histogram] = {}
         self._learned: dict[str, set[str]] = {}
         self._num_dropped = 0
-        self._num_open: int | None = None  # where nothing is opened, nothing is said
+        self._num_open: int | None = None  # None until the first stream: no series until then
         self._generated: dict[str, tuple[Counter, Counter]] = {}
         for short, spec in TABLE.items():
-            # A gauge without labels would say 0 where nobody sets it: it appears when it is first set.
+            # A gauge without labels would read 0 until it is set: it appears when it is first set.
             if spec.labels or not spec.merge:
                 self._make(short)
         self.know(models)
@@ -99,7 +99,7 @@ class Metrics:
         assert isinstance(made, Histogram)
         return made
 
-    # ── what a gateway says ──────────────────────────────────────────────────────────────────────────────────────
+    # ── from a gateway ───────────────────────────────────────────────────────────────────────────────────────────
 
     def meter(self, model: str, endpoint: str, now: float | None = None) -> Meter:
         """Begin to measure one request. `endpoint` is the route's own path, never the request's."""
@@ -133,7 +133,7 @@ class Metrics:
     def log_read(self, reason: str) -> None:
         self.counter("log_reads_total").labels(self._learn("reason", reason)).inc()
 
-    # ── what a worker says ───────────────────────────────────────────────────────────────────────────────────────
+    # ── from a worker ────────────────────────────────────────────────────────────────────────────────────────────
 
     def batch(self, model: str, size: int, wait_s: float) -> None:
         label = self._label(model)
@@ -155,7 +155,7 @@ class Metrics:
         self.gauge("slots_free").set(free)
 
     def report(self, model: str, metric: str, labels: Mapping[str, str], value: float) -> None:
-        """What a backend says of itself: a metric of the table whose first label is the model."""
+        """A backend's own metric: one of the table whose first label is the model."""
         spec = TABLE[metric]
         values = [self._label(model), *(self._learn(f"{metric} {name}", labels[name]) for name in spec.labels[1:])]
         if spec.kind == "counter":
@@ -165,7 +165,7 @@ class Metrics:
         else:
             self.histogram(metric).labels(*values).observe(value)
 
-    # ── what every process says ──────────────────────────────────────────────────────────────────────────────────
+    # ── from every process ───────────────────────────────────────────────────────────────────────────────────────
 
     def round_trip(self, verb: str, seconds: float) -> None:
         series = self._verbs.get(verb)

@@ -1,7 +1,7 @@
 """Settings: one declaration → environment, flags, `--help`, the docs page and `.env.example`.
 
-`declaration` says what there is and `about` how to speak of it, `load` finds the values and fails loudly, `render`
-writes the pages. There is no global settings object: whoever needs settings is given them.
+`declaration` lists the settings, `about` describes one, `load` finds the values and rejects bad ones, `render`
+writes the pages. There is no global settings object: settings are passed as arguments.
 """
 
 from penstock.settings.about import About, Command

@@ -1,4 +1,4 @@
-"""What is said about a setting, and how its name, default and range are spelt. Knows no single setting."""
+"""The description of a setting, and the spelling of its name, default and range. Knows no single setting."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EVERY: tuple[Command, ...] = ("serve", "gateway", "worker")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What people read about a setting. `allowed` and `default` are in words, where type and value do not say it.
+    """What people read about a setting. `allowed` and `default` are in words, where type and value are not enough.
 
-    `guards`: without it everyone gets in, or gets more. An empty variable, which is most likely a mistake, is an error.
+    `guards`: it restricts access or limits. An empty variable, which is most likely a mistake, is an error then.
     """
 
     says: str
@@ -45,7 +45,7 @@ def flag_name(name: str) -> str:
 
 
 def negated(name: str) -> str:
-    """The flag that says no to a setting of yes or no."""
+    """The flag that turns a boolean setting off."""
     return "--no-" + name.replace("_", "-")
 
 
@@ -59,7 +59,7 @@ def default_text(info: FieldInfo) -> str:
 
 
 def allowed(info: FieldInfo) -> str:
-    """What a value may be, in words: from the type and its range, unless the declaration says it itself."""
+    """What a value may be, in words: from the declaration if it has them, else from the type and its range."""
     if words := About.of(info).allowed:
         return words
     if get_origin(info.annotation) is Literal:

@@ -49,7 +49,7 @@ def _rate_limit_burst(data: dict[str, Any]) -> int:
 
 
 class Settings(BaseModel):
-    """Effective settings, immutable. Durations are seconds (`_s`) unless the name says `_ms`.
+    """Effective settings, immutable. Durations are seconds (`_s`) unless the name ends in `_ms`.
 
     Constructing one directly takes what is given and the defaults; `load_settings` reads environment and files.
     """
@@ -433,7 +433,7 @@ class Settings(BaseModel):
             split = urlsplit(f"//{host}")
             if not (url.path if url.scheme == "unix" else split.hostname):
                 raise ValueError("is not a Redis URL")
-            _ = split.port  # raises for a port that is none
+            _ = split.port  # raises for an invalid port
         return value
 
     @field_validator("api_keys_file")
@@ -456,7 +456,7 @@ class Settings(BaseModel):
         return value
 
     def is_set(self, name: str) -> bool:
-        """Whether somebody gave this setting a value, even if that is the default. `KeyError` for no setting."""
+        """Whether this setting was given a value, even if that is the default. `KeyError` for an unknown name."""
         return Settings.model_fields[name] is not None and name in self.model_fields_set
 
     def origin(self, name: str) -> str:
@@ -465,9 +465,9 @@ class Settings(BaseModel):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What `load_settings` found odd but not wrong, one sentence each; for stderr."""
+        """The warnings of `load_settings`, one sentence each; for stderr."""
         return self._notes
 
     def shown(self, name: str) -> str:
-        """The value as text, fit to be shown to anybody: no password, no secret option."""
+        """The value as text that any user may see: no password, no secret option."""
         return masked(text_of(getattr(self, name)))

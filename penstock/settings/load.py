@@ -1,6 +1,6 @@
-"""Finds the values: flags > environment > `.env` in the working directory > TOML file > default. Fails loudly.
+"""Finds the values: flags > environment > `.env` in the working directory > TOML file > default.
 
-Every bad value is reported at once, each with its variable, the value and what is allowed. Knows nothing of what a
+All bad values are reported together, each with its variable, the value and what is allowed. Knows nothing of what a
 setting means.
 """
 
@@ -50,7 +50,7 @@ def load_settings(
     """The effective settings. `flags`: by field name, None for "not given", and `config` for a TOML file.
 
     `environ` defaults to the process' own, `directory` (of `.env`) to the working directory. An empty variable counts
-    as unset, but is an error for what guards the door. Raises `ConfigError` that names every bad value.
+    as unset, but is an error for a setting that `guards`. Raises `ConfigError` that names every bad value.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     environ = os.environ if environ is None else environ

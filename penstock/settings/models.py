@@ -74,7 +74,7 @@ class ModelSpec:
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
-        """One spec. Raises `ValueError` that says what is wrong."""
+        """One spec. Raises `ValueError` with the reason."""
         name, equals, rest = text.partition("=")
         if not equals:
             raise ValueError(f"{masked(text)!r} is not {GRAMMAR}")
@@ -116,7 +116,7 @@ def format_models(specs: Iterable[ModelSpec]) -> str:
 
 
 def read_models(value: Any) -> tuple[ModelSpec, ...]:
-    """Whatever a flag, a variable, a TOML file or a caller gives. Raises `ValueError`."""
+    """From the value of a flag, a variable, a TOML file or a caller. Raises `ValueError`."""
     if isinstance(value, str):
         specs = parse_models(value)
     elif isinstance(value, Mapping):

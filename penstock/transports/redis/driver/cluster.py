@@ -1,7 +1,7 @@
 """Which node of a Redis Cluster serves which slot. Knows nothing of commands but the one that it asks.
 
-The map is read when it is first needed, and again whenever something speaks against it: a node that does not answer,
-or one that says that a slot has moved (which is believed at once, for that slot).
+The map is read when it is first needed, and again after each sign that it is out of date: a node that does not answer,
+or one that replies that a slot has moved (which is applied at once, for that slot).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Cluster:
         return self._owners[slot]
 
     def moved(self, slot: int, owner: Endpoint) -> None:
-        """A node says so. What else has moved with it the whole map will tell."""
+        """A node replied that `slot` is at `owner`: apply it, and read the whole map in the background."""
         self._owners[slot] = owner
         self.suspect()
 
@@ -70,19 +70,19 @@ class Cluster:
             self._read()
 
     async def refresh(self) -> None:
-        """Read the map again, together with whoever else wants it. `StoreUnavailable` if no node tells."""
+        """Read the map again; simultaneous callers share one read. `StoreUnavailable` if no node returns it."""
         if self._is_closed:
             raise StoreUnavailable("the transport is closed")
         reading = self._read()
         try:
             await asyncio.shield(reading)
         except asyncio.CancelledError:
-            if reading.cancelled() and self._is_closed:  # `close` ended it; nobody cancelled the caller
+            if reading.cancelled() and self._is_closed:  # `close` ended it; the caller was not cancelled
                 raise StoreUnavailable("the transport is closed") from None
             raise
 
     async def locate(self) -> Endpoint:
-        """Any node, another one each time: what is published at one is heard at all."""
+        """Any node, another one each time: a cluster delivers published messages at every node."""
         await self.refresh()
         self._turn += 1
         return self._masters[self._turn % len(self._masters)]
@@ -104,7 +104,7 @@ class Cluster:
     def _has_read(self, task: asyncio.Task[None]) -> None:
         self._reading = None
         if not task.cancelled():
-            task.exception()  # whoever waits has it as well
+            task.exception()  # its callers get it as well
 
     async def _read_map(self) -> None:
         await asyncio.sleep(self._pause_s)
@@ -113,7 +113,7 @@ class Cluster:
         for node in nodes:
             try:
                 self._draw(node, await ask_once(node, self._metrics, "CLUSTER", "SLOTS"))
-                self._pause_s = PAUSE_S  # many may have the same suspicion
+                self._pause_s = PAUSE_S  # many callers may ask for the same reason
                 return
             except StoreUnavailable as error:
                 said.append(error.message)

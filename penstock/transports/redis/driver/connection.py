@@ -1,6 +1,6 @@
-"""Ways to Redis that are made at the first use and again after they broke.
+"""Connections to Redis that open at the first use and reconnect by themselves.
 
-`Connection` is what everybody uses; `ServerConnection` is one that leads to one server, wherever that is just now.
+`Connection` is the interface; a `ServerConnection` leads to one server, at whatever address that has now.
 Knows nothing of keys, scripts or jobs, and of several servers only that an address may change.
 """
 
@@ -25,21 +25,21 @@ class Connection(Protocol):
         """Send packed commands, return their `count` replies in order. An error reply is a reply, not raised."""
 
     async def connect(self) -> Link:
-        """The open link, or a new one: behind another link than before may be another server, or an older state."""
+        """The open link, or a new one. A new one may lead to another server, or to one with an older state."""
 
     @property
     def link(self) -> Link | None:
         """The open link, if there is one."""
 
     def post(self, data: bytes, count: int) -> None:
-        """Send packed commands whose replies nobody needs; nothing is sent without a connection."""
+        """Send packed commands whose replies are discarded; nothing is sent without a connection."""
 
 
 class ServerConnection:
     """Commands to one server over one link (single flight).
 
-    `on_moved` is called when the server says that it is not the one any more, with None, and when another one was
-    found in its place, with that.
+    `on_moved` is called with None when the server replies that it is no longer the right one, and with the new
+    `Endpoint` when another one was found in its place.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ServerConnection:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            if connecting.cancelled() and self._is_closed:  # `close` ended the attempt; nobody cancelled the caller
+            if connecting.cancelled() and self._is_closed:  # `close` ended the attempt; the caller was not cancelled
                 raise StoreUnavailable("the transport is closed") from None
             raise
 
@@ -135,7 +135,7 @@ class ServerConnection:
 
     def _connected(self, task: asyncio.Task[Link]) -> None:
         self._connecting = None
-        _ignore(task)  # whoever waits has it as well; without this an abandoned one would be reported
+        _ignore(task)  # its callers get the error as well; without this asyncio would report an abandoned one
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

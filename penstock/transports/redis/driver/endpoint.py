@@ -27,9 +27,9 @@ _DEFAULT_PORT = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
 @dataclass(slots=True, frozen=True)
 class Endpoint:
-    """One Redis server. `path` is a Unix socket's and then `host` and `port` say nothing.
+    """One Redis server. `path` is a Unix socket's; `host` and `port` are unused then.
 
-    `is_master`: whoever connects must make sure that it still is one.
+    `is_master`: a connection to it must check that it still is one.
     """
 
     host: str = "localhost"
@@ -47,7 +47,7 @@ class Endpoint:
         return f"{self.host}:{self.port}" + (f"/{self.db}" if self.db else "") + (" (TLS)" if self.tls else "")
 
     def at(self, host: str, port: int) -> Endpoint:
-        """Another server that lets in by the same words."""
+        """The same credentials for another host and port."""
         return replace(self, host=host, port=port)
 
     async def locate(self) -> Endpoint:
@@ -65,17 +65,17 @@ class Endpoint:
 
 
 class Locator(Protocol):
-    """Who knows where a server is just now; asked before each connection. An `Endpoint` is its own."""
+    """Finds the current address of a server; called before each connection. An `Endpoint` is its own."""
 
     async def locate(self) -> Endpoint:
-        """`StoreUnavailable` if nobody knows."""
+        """`StoreUnavailable` if it is not known."""
 
 
 @dataclass(slots=True, frozen=True)
 class Deployment:
-    """What a URL says. `known`: the server, the sentinels, or the cluster's nodes to ask first.
+    """A parsed URL. `known`: the server, the sentinels, or the cluster's nodes to ask first.
 
-    `master`: how to be let in where the sentinels point to, who call it `service`.
+    `master`: the credentials for the server that the sentinels name; `service`: their name for it.
     """
 
     kind: Kind
@@ -85,7 +85,7 @@ class Deployment:
 
 
 def parse(url: str) -> Deployment:
-    """Parse a Redis URL; `ConfigError`, without the URL's secrets, if it is none."""
+    """Parse a Redis URL; `ConfigError`, without the URL's secrets, if it is not one."""
     try:
         return _parse(url)
     except OSError as error:  # ssl.SSLError is one
@@ -152,7 +152,7 @@ def _endpoint(url: str, known: set[str]) -> Endpoint:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """`host`, `port`, `path`, `db`, `username`, `password` and what the query says. Raises `ValueError`."""
+    """`host`, `port`, `path`, `db`, `username`, `password` and the query's options. Raises `ValueError`."""
     split = urlsplit(url)
     options: dict[str, Any] = {name: values[0] for name, values in parse_qs(split.query).items()}
     if split.username:

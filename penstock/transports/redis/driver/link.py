@@ -20,7 +20,7 @@ from hiredis import HiredisError, Reader, ReplyError, pack_command
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis.driver.endpoint import Endpoint
 
-Reply = Any  # bytes, int, None, ReplyError, or a list of these: whatever Redis says
+Reply = Any  # bytes, int, None, ReplyError, or a list of these
 
 CONNECT_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 1.0
@@ -28,7 +28,7 @@ MAX_PENDING = 100_000
 MAX_JOINED = 16
 POST_WITHIN_S = 0.01
 
-# Replies that say "not this server, not now": the address must be resolved and dialled again.
+# Replies that mean "not this server, not now": the address must be resolved and dialled again.
 _TURNED_AWAY = ("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
 NOT_YET = object()
 
@@ -42,7 +42,7 @@ class StoreMetrics(Protocol):
 
 
 class NoMetrics:
-    """For those who do not ask."""
+    """Discards everything."""
 
     def round_trip(self, verb: str, seconds: float) -> None:
         pass
@@ -52,7 +52,7 @@ class NoMetrics:
 
 
 class _Waiting:
-    """A caller: how many replies it waits for, and those it has. Without a future nobody wants them."""
+    """A caller: how many replies it waits for, and those it has. Without a future they are discarded."""
 
     __slots__ = ("count", "deadline", "future", "replies")
 
@@ -198,7 +198,7 @@ class Link(asyncio.Protocol):
         self._out.clear()
 
     def _watch(self) -> None:
-        """The caller at the head was sent first: if it is in time, so is everybody behind it."""
+        """Checks the caller at the head alone: it was sent first, so if it is in time, all behind it are."""
         self._watchdog = None
         if self.closed.done() or not self._waiting:
             return
@@ -236,7 +236,7 @@ async def dial(endpoint: Endpoint, link: Link, timeout_s: float = CONNECT_TIMEOU
 
 
 async def greet(link: Link, commands: Sequence[tuple[Any, ...]], timeout_s: float = CONNECT_TIMEOUT_S) -> list[Reply]:
-    """Send a connection's first commands, return their replies; a refused one means that there is no connection."""
+    """Send a connection's first commands, return their replies. `StoreUnavailable` if one is refused."""
     if not commands:
         return []
     replies = await link.send(b"".join(map(pack_command, commands)), len(commands), timeout_s)
@@ -248,7 +248,7 @@ async def greet(link: Link, commands: Sequence[tuple[Any, ...]], timeout_s: floa
 
 
 async def let_in(endpoint: Endpoint, link: Link, name: str, preload: Sequence[tuple[Any, ...]] = ()) -> None:
-    """Dial and greet. A server that must be a master and is none (any more) is as good as no server."""
+    """Dial and greet. `StoreUnavailable` also if the server must be a master and is not one (any more)."""
     await dial(endpoint, link)
     role = [("ROLE",)] if endpoint.is_master else []
     replies = await greet(link, [*endpoint.greeting(name), *role, *preload])

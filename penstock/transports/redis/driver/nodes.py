@@ -1,4 +1,4 @@
-"""Commands to the nodes of a Redis Cluster, and what to do when a node says that a slot is elsewhere.
+"""Commands to the nodes of a Redis Cluster, and what to do when a node replies that a slot is elsewhere.
 
 `MOVED`, `ASK` and `TRYAGAIN` mean that nothing was executed: only those commands of a pipeline are sent again, where
 the reply points to. What fails otherwise fails for the caller, as with one server, and makes the map be read again.
@@ -39,7 +39,7 @@ class Nodes:
         self._nodes: dict[Endpoint, NodeConnection] = {}
 
     def to(self, slot: int) -> Connection:
-        """The node that serves `slot`; while nobody knows it, a connection that will find out."""
+        """The node that serves `slot`; while it is not known, a connection that looks it up."""
         owner = self.cluster.owner(slot)
         return Lost(self, slot) if owner is None else self.at(owner)
 
@@ -51,7 +51,7 @@ class Nodes:
         return node
 
     def keep(self, masters: Sequence[Endpoint]) -> None:
-        """Let go of connections to what is no longer a master; whoever still needs one gets it again."""
+        """Close connections to nodes that are no longer masters; one that is still needed is opened again."""
         for endpoint, node in self._nodes.items():
             if endpoint not in masters:
                 node.server.redial("the node is no longer a master")
@@ -62,7 +62,7 @@ class Nodes:
 
 
 class NodeConnection:
-    """Commands to one node, and after it to where it sends them."""
+    """Commands to one node, and to the nodes that it redirects them to."""
 
     def __init__(self, nodes: Nodes, endpoint: Endpoint, server: ServerConnection) -> None:
         self._nodes = nodes
@@ -100,7 +100,7 @@ class NodeConnection:
             self._nodes.cluster.suspect()
 
     async def _follow(self, data: bytes, replies: list[Reply], timeout_s: float) -> None:
-        """Send again what was not executed, in its order, until every reply is an answer; mends `replies`."""
+        """Send again what was not executed, in its order, until every reply is an answer; updates `replies`."""
         packed = _split(data)
         loop = asyncio.get_running_loop()
         until, teller = loop.time() + REDIRECTED_WITHIN_S, [self._endpoint] * len(replies)
@@ -154,7 +154,7 @@ class Lost:
         return None
 
     def post(self, data: bytes, count: int) -> None:
-        """There is no connection yet."""
+        """Nothing is sent without a connection."""
 
     async def _find(self) -> Connection:
         await self._nodes.cluster.refresh()

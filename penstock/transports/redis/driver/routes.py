@@ -1,6 +1,6 @@
-"""Which connection a key's commands take: to the one server, to the master of the hour, or to a node of a cluster.
+"""Which connection a key's commands take: to the one server, to the current master, or to a node of a cluster.
 
-Four connections for one server (commands, one that may block, one for what is large, ears), each made at its first
+Four connections for one server (commands, blocking ones, large replies, the subscription), each made at its first
 use; in a cluster the first three for each node that is used. Knows slots and addresses, not what commands mean.
 """
 
@@ -54,8 +54,8 @@ def routes_of(deployment: Deployment, metrics: StoreMetrics, preload: Sequence[t
 
 
 class ServerRoutes:
-    """All to one server. When it is not the one any more, everything else that leads there is broken as well: ears at
-    a master of yesterday would hear nothing and not know it."""
+    """All to one server. When that is no longer the right one, every connection to it is broken: a subscription to a
+    demoted master would receive nothing and report no error."""
 
     is_one_server = True
 
@@ -108,7 +108,7 @@ class SentinelRoutes(ServerRoutes):
 
 
 class ClusterRoutes:
-    """Each key to the node that serves its slot. Ears at any one node: a cluster passes on what is published."""
+    """Each key to the node that serves its slot. The subscription is at any node: a cluster passes messages on."""
 
     is_one_server = False
 

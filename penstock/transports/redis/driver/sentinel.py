@@ -1,9 +1,9 @@
-"""Asks the sentinels where the master is, and hears from them when that changes.
+"""Asks the sentinels where the master is, and subscribes to their messages on a change.
 
 One that is down or does not know the service is passed over; each question starts with the next one, so that one with
-an old view is not asked again and again. Hearing matters because a master that was only replaced, and lives, goes on
-taking writes for several seconds before the sentinels make it a replica: all of them would be lost. Knows nothing of
-what is done with the answer; whoever connects checks it.
+an old view is not asked again and again. The subscription matters because a master that was only replaced, and lives,
+accepts writes for several seconds before the sentinels make it a replica: all of them would be lost. Knows nothing of
+what is done with the answer; the connection checks it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Turns:
 
 
 class Sentinels:
-    """A `Locator` of the master of one service. `on_moved` is told of the new one."""
+    """A `Locator` of the master of one service. `on_moved` is called with the new one."""
 
     def __init__(self, deployment: Deployment, metrics: StoreMetrics, on_moved: Callable[[Endpoint], None]) -> None:
         self._master = deployment.master
@@ -85,7 +85,7 @@ class Sentinels:
     async def _watch(self) -> None:
         try:
             await self._news.subscribe(SWITCHED, self._heard, self._missed)
-        except StoreUnavailable as error:  # it goes on trying, and will say that it has missed something
+        except StoreUnavailable as error:  # it goes on trying, and then reports that messages were missed
             log.warning("no sentinel names a new master: %s", error.message)
         else:
             await self._look()
@@ -102,5 +102,5 @@ class Sentinels:
     async def _look(self) -> None:
         try:
             self._on_moved(await self.locate())
-        except StoreUnavailable as error:  # whoever needs the master will ask again
+        except StoreUnavailable as error:  # the next connection asks again
             log.debug("the master was not asked for: %s", error.message)

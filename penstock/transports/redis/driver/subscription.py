@@ -1,7 +1,7 @@
-"""The one connection of a process that only hears: a gateway's events, a worker's hints.
+"""The one connection of a process that only receives: a gateway's events, a worker's hints.
 
-Supervised: it subscribes again by itself after whatever broke it, and then says so (`on_reset`), because what was
-published in between is lost. A PING that is not answered in time counts as broken. Commands never share this
+Supervised: it subscribes again by itself after every break, and then calls `on_reset`, because what was published in
+between is lost. A PING that is not answered in time counts as broken. Commands never share this
 connection. Knows nothing of what the messages mean.
 """
 
@@ -58,7 +58,7 @@ class Subscription:
     """Channels and patterns with their handlers, kept subscribed until `close`.
 
     A handler gets the channel and the message, must not block, and is called in order of arrival. If it raises, that
-    is logged and counted, and the next message is heard all the same.
+    is logged and counted, and the next message is handled all the same.
     """
 
     def __init__(self, locator: Locator, name: str, metrics: StoreMetrics) -> None:
@@ -75,7 +75,7 @@ class Subscription:
         self._task: asyncio.Task[None] | None = None
 
     def has(self, topic: str) -> bool:
-        """The subscription to this channel or pattern stands right now."""
+        """Whether the subscription to this channel or pattern is confirmed right now."""
         link, task = self._link, self._task
         return (
             link is not None
@@ -103,7 +103,7 @@ class Subscription:
             raise StoreUnavailable(f"Redis is away: no subscription at {self._locator}") from None
 
     def unsubscribe(self, topic: str) -> None:
-        """Hear this channel no more. Not awaited: what still comes has no handler."""
+        """Unsubscribe. Not awaited: messages that still arrive are ignored."""
         if self._handlers.pop(topic.encode(), None) is not None and self._link is not None and self._link.is_open:
             self._confirmed.discard(topic.encode())
             self._link.write(command("UNSUBSCRIBE", topic).packed)
@@ -142,7 +142,7 @@ class Subscription:
                 await self._listen(link)
             except (StoreUnavailable, TimeoutError) as error:
                 log.warning("the subscription is down: %s", error or "not confirmed in time")
-            except Exception:  # a bug: without this reader the process would be up and deaf, so it is said and goes on
+            except Exception:  # a bug: without this reader the process would receive nothing, so log it and go on
                 log.exception("the subscription has failed; it begins again")
                 self._metrics.store_error("subscription")
             finally:
@@ -151,7 +151,7 @@ class Subscription:
                 self._confirmed.clear()
 
     async def _resubscribe(self, link: _EarLink) -> None:
-        # Patterns last: when a pattern is confirmed again, and says so, every channel stands already.
+        # Patterns last: when a pattern is confirmed again and reported, every channel is confirmed already.
         wanted = sorted(self._handlers, key=lambda topic: self._handlers[topic][0] == "PSUBSCRIBE")
         self._link = link
         self._stands_since = asyncio.get_running_loop().time()
@@ -194,7 +194,7 @@ class Subscription:
             self._confirm(push[1])
 
     def _confirm(self, topic: bytes) -> None:
-        """A topic confirmed for the second time has missed something; its owner hears so before the next message."""
+        """A topic confirmed for the second time has missed messages: call `on_reset` before the next message."""
         handler = self._handlers.get(topic)
         if handler is None:  # given up in the meantime
             return
@@ -218,6 +218,6 @@ class Subscription:
             self._failed(args[0])
 
     def _failed(self, channel: bytes) -> None:
-        """One bad message must not deafen the process: it is said aloud, counted, and the log has what it said."""
+        """A handler raised: log and count it, and go on with the next message."""
         log.exception("a message on %s could not be handled", channel.decode(errors="replace"))
         self._metrics.store_error("message")
