@@ -130,7 +130,6 @@ async def test_sigterm_to_the_parent_drains_the_child(redis_url: str, http: http
         tasks = await _load(http, fleet)
         program.signal(signal.SIGTERM)
         ended = await asyncio.gather(*tasks)
-        assert max(pause for _, pause in ended) < 2.0, ended
         assert max(attempts for attempts, _ in ended) == 2
         assert await asyncio.to_thread(program.wait) == 0
         assert "handed back" in program.output()
