@@ -1,6 +1,6 @@
 """The answers file of `penstock ask --file`: JSON lines, appended durably, so that a stopped run can go on.
 
-Knows nothing of what an answer says, besides `id`, `digest` and whether there is an `error`.
+Knows nothing of an answer's fields but `id`, `digest` and whether there is an `error`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class AnswerLog:
         return file
 
     def _repair(self) -> None:
-        """Read what is there; write the file anew, beside the old one, if anything in it must go."""
+        """Read what is there; if any line must go, write a new file next to the old one and replace that."""
         self._file.seek(0)
         keep, is_whole = [], True
         for number, line in enumerate(self._file, 1):

@@ -31,7 +31,7 @@ class Answer:
         return Usage() if self.answer is None else self.answer.usage
 
     def record(self) -> dict[str, Any]:
-        """The answer as a line of the answers file says it."""
+        """The fields of this answer in a line of the answers file."""
         if self.answer is None:
             return {} if self.error is None else dict(self.error.envelope())
         usage = {**msgspec.to_builtins(self.usage), "total_tokens": self.usage.total_tokens}
@@ -68,7 +68,7 @@ class Asker:
         await self._client.close()
 
     async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> Answer:
-        """Ask until there is an answer, or what stands in the way will not pass; `on_text` gets each token once."""
+        """Ask until there is an answer or an error that retries cannot help; `on_text` gets each token once."""
         stream = self._client.stream(**body)
         try:
             async with stream:

@@ -1,4 +1,4 @@
-"""Who asks: the key and the address of a request. Knows nothing of HTTP beyond header values."""
+"""The caller of a request: its key and address. Knows nothing of HTTP beyond header values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `id` is the verified key's, "" without keys; `address` is what limits count by then."""
+    """The caller of a request. `id` is the verified key's, "" without keys; `address` is what limits count by then."""
 
     id: str
     address: str
@@ -29,7 +29,7 @@ class Caller:
 
 
 class Callers:
-    """Tells callers apart. `trusted_proxies`: those whose X-Forwarded-For is believed."""
+    """Identifies callers. `trusted_proxies`: those whose X-Forwarded-For is used."""
 
     def __init__(self, keys: KeyRing | None = None, trusted_proxies: Sequence[Network] = ()) -> None:
         self._keys = keys

@@ -20,7 +20,7 @@ from penstock.loadgen.html import render_html
 from penstock.loadgen.plan import API, Prepared
 from penstock.loadgen.report import render_table
 
-MAX_OPEN = 10_000  # connections of an open loop, unless said otherwise
+MAX_OPEN = 10_000  # connections of an open loop, by default
 CLOSED = 32
 DURATION_S = 10.0
 

@@ -47,7 +47,7 @@ def chat(
 
 
 class _Chat:
-    """One conversation. `turns`: what was said so far, without the system's message."""
+    """One conversation. `turns`: the messages so far, without the system's."""
 
     def __init__(self, client: Client, options: Options, system: str) -> None:
         self._client = client
@@ -103,7 +103,7 @@ class _Chat:
         except PenstockError as error:
             self._num_failed += 1
             complain(error.message)
-        if stream.text:  # what was said stays said, also where it was cut short
+        if stream.text:  # an answer that was cut short stays in the conversation
             self._turns += [asked, {"role": "assistant", "content": stream.text}]
 
     def _show(self, stream: Stream) -> None:

@@ -32,12 +32,12 @@ def new_app() -> typer.Typer:
 
 
 def complain(text: str) -> None:
-    """One sentence on stderr. It may hold what a server or a file said."""
+    """One sentence on stderr. It may hold text of a server or a file."""
     stdio.say(sys.stderr, f"penstock: {printable(text) if sys.stderr.isatty() else text}\n")
 
 
 def ends(run: Callable[P, int]) -> Callable[P, None]:
-    """The command `run`: its return value is the exit status, and 2 means that it was told something wrong."""
+    """The command `run`: its return value is the exit status, and 2 means that its input was invalid."""
 
     @functools.wraps(run)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -61,7 +61,7 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
         def command(**given: Any) -> int:
             flags = {name: given.pop(name) for name in (*names, "config")}
             settings = load_settings(flags)
-            for note in () if is_child() else (*settings.notes, *exposed(settings)):  # its parent has said them
+            for note in () if is_child() else (*settings.notes, *exposed(settings)):  # its parent has printed them
                 complain(note)
             return run(settings, **given)  # type: ignore[call-arg]  # `given` is what is left: `own`
 
@@ -109,7 +109,7 @@ def _config_option() -> Any:
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
-    # Values stay text: the declaration parses them, so that a bad one is answered the same wherever it stands.
+    # Values stay text: the declaration parses them, so that a bad one gets the same error wherever it was set.
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

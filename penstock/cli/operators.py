@@ -1,6 +1,6 @@
 """`penstock doctor`, `ps`, `dead` and `cancel`: an operator's commands. They talk HTTP, so they work embedded too.
 
-Exit status: 0; 1 when `doctor` found an error; 2 when there was no answer, or it was no.
+Exit status: 0; 1 when `doctor` found an error; 2 when there was no answer, or an error.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def call_gateway(method: str, url: str, path: str, api_key: str) -> dict[str, An
         try:
             return _call_one(method, gateway, path, api_key)
         except Unavailable:
-            continue  # the next one says what is wrong, or nothing is
+            continue  # the last one's error is raised
     return _call_one(method, last, path, api_key)
 
 
@@ -138,7 +138,7 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
         try:
             await transport.open()
         except StoreUnavailable:
-            pass  # `inspect` says so
+            pass  # `inspect` reports it
         findings = worst_first(await transport.inspect())
     finally:
         await transport.close()

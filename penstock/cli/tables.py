@@ -31,7 +31,7 @@ def dead_table(jobs: list[dict[str, Any]]) -> Table:
 
 
 def site_screen(seen: dict[str, Any], trouble: str = "") -> Group:
-    """One look at a site; `trouble` says why it is not a fresh one."""
+    """One look at a site; `trouble`: why it is not a fresh one."""
     oldest = seen["oldest_waiting_s"]
     waits = "" if oldest is None else f" (the next one for {oldest:g} s)"
     head = Text(

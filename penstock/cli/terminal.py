@@ -1,4 +1,4 @@
-"""How commands print what others have said: a model, a server, a client whose request is listed.
+"""How commands print text of others: of a model, a server, a client whose request is listed.
 
 On a terminal what commands it comes out escaped: control characters, C1, and what turns the direction of text. Into a
 file or a pipe every byte goes as it came.
@@ -24,7 +24,7 @@ def echo(text: str, *, is_line: bool = True, stderr: bool = False) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """For tables, bars and asides. Text is no markup."""
+    """For tables, bars and asides. Text is not read as markup."""
     return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 

@@ -102,8 +102,8 @@ async def _run(http: httpx2.AsyncClient, steps: Steps[T]) -> T:
 class AsyncStream(Followed):
     """One answer as it comes: iterate for its tokens; then `answer` is there.
 
-    A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` says
-    otherwise. Errors are raised by the iteration.
+    A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` is
+    `resume` or `continue`. Errors are raised by the iteration.
     """
 
     def __init__(self, client: AsyncClient, progress: Progress, steps: Steps[Answer], *, cancels: bool) -> None:
@@ -170,9 +170,9 @@ class AsyncHandle:
 class AsyncClient:
     """See docs/client.md. A context manager; one for many calls of one event loop. Raises `ConfigError` for a bad URL.
 
-    `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures in
-    a row, without getting on, that a call bears. `silence_s`: a stream without a byte for so long is taken up again.
-    `patience_s`: how long calls without a deadline of their own go on.
+    `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
+    in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
+    resumed. `patience_s`: how long calls without a deadline of their own go on.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class AsyncClient:
         messages: Sequence[MessageLike] | None = None,
         **options: Unpack[Options],
     ) -> AsyncHandle:
-        """Begin a request in the background; it runs on whoever leaves."""
+        """Begin a request in the background; it runs on without a reader."""
         body = body_of(prompt, messages, options, background=True)
         key = options.get("idempotency_key") or core.new_key()
         data = await self._ask("POST", core.GENERATE, body, key=key)
@@ -260,7 +260,7 @@ class AsyncClient:
         return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
 
     async def _let_go(self, request_id: str) -> None:
-        """Cancel a request that nobody reads any more; should that fail, it ends by itself within the resume window."""
+        """Cancel a request that lost its reader; should that fail, it ends by itself within the resume window."""
         try:
             await _run(self._http, core.ask(self._terms, "DELETE", f"/v1/requests/{request_id}", limit_s=LET_GO_S))
         except PenstockError as error:

@@ -29,7 +29,7 @@ class Terms:
 
     route: Route
     max_retries: int = 8
-    silence_s: float = 45.0  # a stream says something every 15 s: this long without a byte is a dead connection
+    silence_s: float = 45.0  # a stream sends something every 15 s: this long without a byte is a dead connection
     patience_s: float = 600.0  # of calls that have no deadline of their own
 
 
@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def is_running(self) -> bool:
-        """Somebody may still work on it, as far as is known."""
+        """The server may still work on it, as far as is known."""
         return bool(self.request_id) and self.answer is None and not self.has_failed
 
 
@@ -75,7 +75,7 @@ class Followed:
 
     @property
     def position(self) -> int | None:
-        """Its place in the queue (1 is next), when the server has said so and it has not begun."""
+        """Its place in the queue (1 is next), when the server has sent one and it has not begun."""
         return self._progress.position
 
     @property
@@ -128,7 +128,7 @@ def stream(
     key: str | None = None,
     limit_s: float | None = None,
 ) -> Steps[Answer]:
-    """Follow one answer to its end, whatever breaks; gives each token once. `progress` tells of it meanwhile.
+    """Follow one answer to its end, whatever breaks; gives each token once. `progress` is kept current meanwhile.
 
     `body` starts it; None follows the request that `progress` names. Before its id is known the same POST is repeated
     with the same key; after that it goes on from the last event, at whichever gateway answers.
@@ -183,7 +183,7 @@ def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew:
             if event.event == "error":
                 return _reported(data, progress, can_begin_anew=can_begin_anew)
             if event.event == "done" and data.get("finish_reason") == "cancelled":
-                cancelled = Cancelled("The request was cancelled.")  # as a whole answer has it: what came is no answer
+                cancelled = Cancelled("The request was cancelled.")  # as for a whole answer: what came is not an answer
                 cancelled.request_id = progress.request_id
                 progress.has_failed = True
                 return cancelled
@@ -222,7 +222,7 @@ def _take(progress: Progress, event: ServerEvent, data: Mapping[str, Any]) -> bo
             usage=_convert(data.get("usage"), Usage, Usage()),
             timings=_convert(data.get("timings"), Timings, Timings()),
         )
-    return False  # an event that a newer server has is no fault
+    return False  # an event of a newer server is not a fault
 
 
 def _reported(data: Mapping[str, Any], progress: Progress, *, can_begin_anew: bool) -> PenstockError:
@@ -233,7 +233,7 @@ def _reported(data: Mapping[str, Any], progress: Progress, *, can_begin_anew: bo
     if error.code in _GATEWAYS_OWN:
         error.retryable = True
     elif can_begin_anew and not progress.texts:
-        progress.last_id = ""  # it has not begun: where the error says so, the same POST is another try
+        progress.last_id = ""  # it has not begun: if the error is retryable, the same POST is another try
     else:
         error.retryable = False
     progress.has_failed = error.code not in _GATEWAYS_OWN

@@ -1,4 +1,4 @@
-"""What a request may say, once for both shells, and its body. Pure."""
+"""The options of a request, once for both shells, and its body. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OnDisconnect = Literal["cancel", "resume", "continue"]
 class Options(TypedDict, total=False):
     """Fields of `POST /v1/generate` (docs/api.md); what is absent or None is the server's default.
 
-    `timeout_s` is the request's deadline at the server, queueing included. `on_disconnect` is `resume` unless said
-    otherwise. `idempotency_key` is made up unless given: the same key twice is one request.
+    `timeout_s` is the request's deadline at the server, queueing included. `on_disconnect` is `resume` by
+    default. `idempotency_key` is made up unless given: the same key twice is one request.
     """
 
     model: str | None
@@ -61,7 +61,7 @@ def limit_of(options: Options) -> float | None:
 
 
 def cancels_on_close(options: Options) -> bool:
-    """A stream that its user closes is cancelled, unless somebody is to come back for it or it is to go on."""
+    """Whether closing a stream cancels it: not if `on_disconnect` is `resume` or `continue`."""
     return options.get("on_disconnect") in (None, "cancel")
 
 

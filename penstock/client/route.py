@@ -1,7 +1,7 @@
 """Where to send the next try, and when: the URLs, the one that works, back-off and patience. Pure: time is an argument.
 
-What a failure means is decided by the server where it speaks (`x-should-retry`, `retry-after-ms`, `retry-after`), else
-by the error's class.
+The server decides what a failure means by its headers (`x-should-retry`, `retry-after-ms`, `retry-after`); without
+them the error's class does.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
         try:
             split = urlsplit(url.strip() if url.isprintable() else "")
             _ = split.port
-        except ValueError:  # an IPv6 address or a port that is none
+        except ValueError:  # an invalid IPv6 address or port
             split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
             raise ConfigError(f"{shown(url)!r} is not an http:// or https:// URL of a server")
@@ -127,7 +127,7 @@ def broken(url: str, why: str) -> PenstockError:
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> PenstockError:
-    """The error of an answer that is none. Without our envelope (a proxy answered) its class follows the status."""
+    """The error that an error response holds. Without our envelope (a proxy answered) its class follows the status."""
     detail = _object(body).get("error")
     said = detail if isinstance(detail, dict) else {}
     wait_s = _retry_after_s(headers)

@@ -96,8 +96,8 @@ def _run(http: httpx2.Client, steps: Steps[T]) -> T:
 class Stream(Followed):
     """One answer as it comes: iterate for its tokens; then `answer` is there.
 
-    A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` says
-    otherwise. Errors are raised by the iteration.
+    A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` is
+    `resume` or `continue`. Errors are raised by the iteration.
     """
 
     def __init__(self, client: Client, progress: Progress, steps: Steps[Answer], *, cancels: bool) -> None:
@@ -164,9 +164,9 @@ class Handle:
 class Client:
     """See docs/client.md. A context manager; one for many calls and threads. Raises `ConfigError` for a bad URL.
 
-    `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures in
-    a row, without getting on, that a call bears. `silence_s`: a stream without a byte for so long is taken up again.
-    `patience_s`: how long calls without a deadline of their own go on.
+    `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
+    in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
+    resumed. `patience_s`: how long calls without a deadline of their own go on.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Client:
         messages: Sequence[MessageLike] | None = None,
         **options: Unpack[Options],
     ) -> Handle:
-        """Begin a request in the background; it runs on whoever leaves."""
+        """Begin a request in the background; it runs on without a reader."""
         body = body_of(prompt, messages, options, background=True)
         key = options.get("idempotency_key") or core.new_key()
         data = self._ask("POST", core.GENERATE, body, key=key)
@@ -254,7 +254,7 @@ class Client:
         return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
 
     def _let_go(self, request_id: str) -> None:
-        """Cancel a request that nobody reads any more; should that fail, it ends by itself within the resume window."""
+        """Cancel a request that lost its reader; should that fail, it ends by itself within the resume window."""
         try:
             _run(self._http, core.ask(self._terms, "DELETE", f"/v1/requests/{request_id}", limit_s=LET_GO_S))
         except PenstockError as error:

@@ -1,4 +1,4 @@
-"""What the client gives back. Times are as the server says them: durations in milliseconds, instants in seconds."""
+"""What the client gives back. Times are as the server sends them: durations in milliseconds, instants in seconds."""
 
 from __future__ import annotations
 

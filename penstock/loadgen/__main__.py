@@ -1,7 +1,7 @@
 """One process of load: `python -m penstock.loadgen`. Started by `runner`, spoken to over stdin and stdout.
 
-stdin: the plan, one line; when the connections of every process stand, the instant to start, one line; then a line to
-end early, another to end at once. stdout: `{"ready": …}`, a `{"progress": …}` a tick, and at the end `{"tally": …}`.
+stdin: the plan, one line; when all processes have their connections, the instant to start, one line; then a line to end
+early, another to end at once. stdout: `{"ready": …}`, a `{"progress": …}` a tick, and at the end `{"tally": …}`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def _main() -> None:
 
 
 async def _obey(load: Load, reader: asyncio.StreamReader) -> None:
-    """The first word lets open answers end; the second, or the end of whoever started us, does not."""
+    """The first line lets open answers end; a second one, or the end of stdin, ends the load at once."""
     if await reader.readline():
         load.stop()
         await reader.readline()

@@ -1,4 +1,4 @@
-"""The load itself: who asks what and when, what counts, and when it is over. One event loop, many connections.
+"""The load itself: what is asked when, what counts, and when it is over. One event loop, many connections.
 
 Knows nothing of the processes around it.
 """
@@ -21,7 +21,7 @@ TICK_S = 0.25
 CONNECT_TIMEOUT_S = 10.0
 PAUSE_S = 0.1  # a connection whose request failed waits this long, so that a refusing server is not hammered
 MAX_DIALS = 64  # connections being opened at once; all of them without preconnect
-UNREACHABLE_S = 2.0  # nobody could connect for this long since the start: give up
+UNREACHABLE_S = 2.0  # no connection could be opened for this long since the start: give up
 
 
 class Load:
@@ -255,7 +255,7 @@ class Load:
         return line
 
     async def _dial(self, at: int | None) -> None:
-        """Open a connection and ask on it: for the arrival `at`, or (None) as soon as it stands."""
+        """Open a connection and ask on it: for the arrival `at`, or (None) as soon as it is open."""
         line = await self._open_line()
         if isinstance(line, Line):
             self.idle.remove(line)

@@ -23,7 +23,7 @@ now_ns = time.monotonic_ns
 
 
 class Owner(Protocol):
-    """Who opened a connection, and is told what became of it."""
+    """The opener of a connection; its methods are called when the connection or its request ends."""
 
     plan: Plan
     tally: Tally
@@ -100,7 +100,7 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = now_ns()
         sink = self.sink
-        if not self.is_busy:  # bytes that nobody asked for
+        if not self.is_busy:  # bytes without a request
             self.close()
             self.load.on_idle_lost(self)
             return

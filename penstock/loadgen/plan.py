@@ -1,4 +1,4 @@
-"""What a run is to do, as the processes of load are told it: one frozen, serialisable `Plan`."""
+"""What a run is to do, in the form that the processes of load receive: one frozen, serialisable `Plan`."""
 
 from __future__ import annotations
 

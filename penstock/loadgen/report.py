@@ -30,7 +30,7 @@ def load_text(result: Result) -> str:
 
 
 def figures(result: Result) -> list[tuple[str, str]]:
-    """Name and value of what is no latency."""
+    """Name and value of each figure that is not a latency."""
     counts = result.counts
     rows = [
         ("requests", f"{counts['num_begun']:,}"),

@@ -24,15 +24,15 @@ _decode = msgspec.json.Decoder().decode
 
 
 def expected(first: int, num: int) -> list[bytes]:
-    """The indices from `first`, as they stand in JSON."""
+    """The indices from `first`, as they are in JSON."""
     while len(_EXPECTED) < first + num:
         _EXPECTED.extend(str(index).encode() for index in range(len(_EXPECTED), len(_EXPECTED) + 1024))
     return _EXPECTED[first : first + num]
 
 
 class Scanner:
-    """One answer. After its last byte `finish` says what was wrong with it: `error` for an error that the server
-    reported, `wrong` for an answer that is none; both are kinds, for counting.
+    """One answer. After its last byte `finish` judges it: `error` is set for an error that the server
+    reported, `wrong` for an invalid answer; both are kinds, for counting.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Scanner:
 
     def reset(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self.num = 0  # tokens seen, or said by `usage` where that is more
+        self.num = 0  # tokens seen, or the number in `usage` where that is more
         self.rest = b""
         self.is_over = False
         self.error = ""
@@ -242,7 +242,7 @@ class OpenAIScanner(Scanner):
 
     def finish(self) -> None:
         if self.usage is None and self.reason == "length":
-            self.reason = ""  # chunks are not tokens: without `usage` their number says nothing
+            self.reason = ""  # chunks are not tokens: without `usage` the tokens are not known
         super().finish()
 
     def text_of(self, data: Any) -> Any:

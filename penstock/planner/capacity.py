@@ -1,7 +1,7 @@
 """How many processes, how much memory and network a load takes: arithmetic over measured costs, for `penstock plan`.
 
 Linear in tokens, requests and streams; every process may use a share (`headroom`) of one core. A figure whose cost was
-not measured has no value, and says which cost is missing. No I/O; knows nothing of engines, which come on top.
+not measured has no value, and names the missing cost. No I/O; knows nothing of engines, which come on top.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a plan. `value` None: not known, and `why` says which cost is missing; else `why` is its ground."""
+    """One line of a plan. `value` None: not known, and `why` names the missing cost; else `why` is its basis."""
 
     name: str
     says: str

@@ -41,7 +41,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Redis server. Memory is what Redis says it uses; network is what it says it read and wrote."""
+    """One Redis server. Memory and network are what Redis reports: memory in use, bytes read and written."""
 
     us_per_token: Cost = None
     us_per_request: Cost = None

@@ -1,6 +1,6 @@
 """The gateway's process: a socket, uvicorn on it, signals, start-up lines, and several processes on one port.
 
-What runs `beside` the gateway in the same process (a worker, in `penstock serve`) is an argument.
+What runs in the same process (a worker, in `penstock serve`) is the argument `beside`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STALLED_MARGIN_S = 2.0  # streams are cut by the sweep, which accounts for them
 LISTENER = "PENSTOCK_LISTENER_FD"
 EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
-# throughput. No more than this, as every stream stands still while so many are walked. A worker keeps Python's, as an
+# throughput. No more than this, as every stream waits while so many are walked. A worker keeps Python's, as an
 # engine in it may hold much memory in cycles.
 GC_THRESHOLD = (10_000, 50, 50)
 # A thread that reads a large body gives way to the event loop after this time; with Python's own 5 ms, which the loop
@@ -60,7 +60,7 @@ def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextMana
 
 
 class _Server(ops.Server):
-    """The server that tells the gateway when it begins to drain."""
+    """The server that calls `begin_drain` of the gateway on a signal."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
@@ -81,7 +81,7 @@ class _Server(ops.Server):
 
 
 async def serve(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
-    """Run a gateway (and what runs `beside` it) on `listener` until a signal; returns the exit status."""
+    """Run a gateway on `listener`, within the context of `beside`, until a signal; returns the exit status."""
     metrics = Metrics()
     transport = make_transport(settings, metrics)
     host, port = listener.getsockname()[:2]
@@ -97,7 +97,7 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
         ),
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # whom to believe is `trusted_proxies`, and admission's to judge
+        proxy_headers=False,  # admission judges these headers, by `trusted_proxies`
         ws="none",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + 2,

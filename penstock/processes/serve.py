@@ -33,7 +33,7 @@ def run_serve(settings: Settings) -> int:
             await working
 
     def _watch(working: asyncio.Task[None]) -> None:
-        """A server whose worker has died would answer nobody: it ends, and its supervisor starts another."""
+        """A server whose worker has died can answer no request: it ends, and its supervisor starts another."""
         if not working.cancelled() and working.exception() is not None:
             logger.critical("the worker died", exc_info=working.exception())
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:

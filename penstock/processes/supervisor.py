@@ -3,7 +3,7 @@
 Used by `penstock gateway --processes N` and by a supervised worker. A child that ends, with whatever status but 2, is
 started again with back-off; SIGTERM and SIGINT go to every child, and the parent leaves when the last one has. Children
 share its process group, and each watches a pipe whose other end only the parent holds: if the parent is killed, they
-end too. By another a child may tell its parent one line, such as its name; the last one comes with its death. Knows
+end too. By another pipe a child may send lines, such as its name; its `Death` holds the last one. Knows
 nothing of what they do.
 """
 
@@ -37,13 +37,13 @@ _HEALTHY_S = 10.0
 _STAND_IN_S = 0.1  # what comes in a shorter pause waits for the next child
 _LISTEN_EVERY_S = 1.0
 _MAX_LINE = 4096
-_REFUSED = 2  # the exit status of a process that was told something wrong: starting it again helps nobody
-_STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may be told to stop before it has its handlers
+_REFUSED = 2  # exit status of an invalid configuration: do not restart
+_STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may get the signal before it has its handlers
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A child that has ended. `status` is negative for a signal; `said`: the last line that it told, "" for none."""
+    """A child that has ended. `status`: negative for a signal; `said`: its last line by `tell_parent`, "" for none."""
 
     pid: int
     status: int
@@ -68,7 +68,7 @@ class StandIn(Protocol):
 
 
 class Supervisor:
-    """`num` children of one command. `on_death` is told of every child that ends, before another is started.
+    """`num` children of one command. `on_death` is called for every child that ends, before another is started.
 
     `stand_in` answers while no child runs, except in the first, short pause.
     """
@@ -196,7 +196,7 @@ class Supervisor:
 
 
 class _Child:
-    """A running child and what it has told."""
+    """A running child and the last line that it sent by `tell_parent`."""
 
     def __init__(self, process: subprocess.Popen[bytes], ear: int) -> None:
         self.process = process
@@ -247,7 +247,7 @@ def tell_parent(line: str) -> None:
         try:
             os.write(_mouth, line.encode() + b"\n")
         except BrokenPipeError:
-            pass  # it is gone, and the lifeline is about to say so
+            pass  # it is gone, and the lifeline is about to end this process
 
 
 def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, None]:
@@ -268,6 +268,6 @@ def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, 
 
 
 def _hold(lifeline: int) -> None:
-    os.read(lifeline, 1)  # returns only at end of file: nobody ever writes
+    os.read(lifeline, 1)  # returns only at end of file: nothing is ever written
     stdio.say(sys.stderr, "penstock: the parent process exited; shutting down\n")
     os._exit(1)

@@ -79,7 +79,7 @@ def end_process(seconds: float) -> None:
 
 
 def _end_with(task: asyncio.Task[None]) -> None:
-    """A process that has lost one of its loops is of no use, and says it is well: a supervisor starts another."""
+    """A process without one of its loops does no work but looks healthy: end it; a supervisor starts another."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.critical("a loop of the worker's process ended", exc_info=error)
         end_process(0.0)

@@ -1,7 +1,7 @@
 """`penstock worker`, supervised: a small parent that starts the worker again when it dies, and reports its death.
 
 Without the report a dead worker's jobs wait until its lease lapses; with it they are back in the queue at once. The
-child tells under which id it works; the parent itself computes nothing and holds no connection. If it is killed, its
+child sends its worker id; the parent itself computes nothing and holds no connection. If it is killed, its
 child ends too. Knows no engine.
 """
 
@@ -31,7 +31,7 @@ def run_supervised(settings: Settings) -> int:
     configure_logs(settings.log_format, settings.log_level)
     environ = {**os.environ, **to_environ(settings), env_name("supervised"): "no"}
     if not settings.is_set("metrics_port"):
-        environ.pop(env_name("metrics_port"), None)  # then a port that is taken is no error
+        environ.pop(env_name("metrics_port"), None)  # then a port that is taken is not an error
     reports: list[threading.Thread] = []
 
     def on_death(death: Death) -> None:
@@ -39,7 +39,7 @@ def run_supervised(settings: Settings) -> int:
             return  # it was stopped, and has given back what it held
         logger.error("the worker died", extra={"pid": death.pid, "status": death.status, "worker": death.said})
         if death.said:
-            # Beside the next child's start: neither waits for the other.
+            # In a thread, so that the next child starts meanwhile.
             reports[:] = [thread for thread in reports if thread.is_alive()]
             reports.append(threading.Thread(target=_report, args=(settings, death.said), name="report"))
             reports[-1].start()

@@ -1,4 +1,4 @@
-"""API keys: who may call, and the file that says so. Knows nothing of HTTP, and authentication never needs Redis.
+"""API keys: who may call, and the file that lists them. Knows nothing of HTTP, and authentication never needs Redis.
 
 A key's text is `<id>.<secret>`. The id is public: logs, metrics and Redis see it alone. The secret is 32 random bytes
 and is stored as its SHA-256. A slow password hash protects secrets that people choose and that can be guessed; 256

@@ -55,7 +55,7 @@ def hash_secret(secret: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Raises `ConfigError` that says where the file is wrong, never with a hash in it."""
+    """Raises `ConfigError` that names the fault and its place in the file, never with a hash in it."""
     try:
         text = path.read_text(encoding="utf-8")
         tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -123,7 +123,7 @@ def exposure(path: Path) -> str:
     try:
         mode, folder = os.stat(path).st_mode, os.stat(real(path).parent).st_mode
     except OSError:
-        return ""  # `read_keys` says so
+        return ""  # `read_keys` reports it
     shown = f"{stat.S_IMODE(mode):04o}"
     if mode & 0o022:
         return (

@@ -29,8 +29,8 @@ Signature = tuple[int, ...]
 class KeyRing:
     """The keys of a file, read again when it changes (looked at once a second at most).
 
-    A file that is broken at the start is a `ConfigError`. `trouble` says what is wrong with one that breaks later, and
-    `stale_s` for how long; the log says so at once and each minute. `clock` is monotonic seconds.
+    A file that is broken at the start is a `ConfigError`. `trouble` is the error of one that breaks later, and
+    `stale_s` for how long it has been broken; both are logged at once and each minute. `clock` is monotonic seconds.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
