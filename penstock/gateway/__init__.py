@@ -1,1 +1,1 @@
-"""One gateway: what it holds open, whom it admits, what it knows of its pool. Knows no route and no framework."""
+"""One gateway: its open requests, its admission, what it knows of its pool. Knows no route and no framework."""

@@ -38,7 +38,7 @@ def parse_json(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """The JSON object in `data`. Anything but strict JSON in UTF-8 is an `InvalidRequest`.
 
     Refused too: duplicate keys, numbers that are not finite, integers beyond 64 bits, strings with NUL or with
-    surrogates that stand alone, more than `MAX_KEYS` keys in one object, and more than `MAX_VALUES` values or
+    unpaired surrogates, more than `MAX_KEYS` keys in one object, and more than `MAX_VALUES` values or
     `max_depth` levels (both counted before anything is parsed).
     """
     text = _decode(data)
@@ -137,7 +137,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_
 
 
 class _Marker:
-    """Stands for a refused value in a second, forgiving reading: to say where it was."""
+    """Replaces a refused value in a second, forgiving reading, to find where it was."""
 
     def __init__(self, digits: str) -> None:
         self.digits = digits

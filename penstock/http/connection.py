@@ -104,7 +104,7 @@ class Client:
 class _Head:
     """A cycle's transport until its answer has begun: holds the head until there is a body, or the turn is over.
 
-    A write is a system call, and a head alone is of no use to anybody.
+    A write is a system call, and a client cannot use a head alone.
     """
 
     __slots__ = ("_cycle", "_data", "_loop", "_num_begun", "_transport")

@@ -1,6 +1,6 @@
 """What every HTTP request goes through: its id, the one error envelope, the headers, and its one log line.
 
-A plain ASGI middleware. It knows nothing of what the routes do; they tell it through the `Call` in the scope.
+A plain ASGI middleware. It knows nothing of what the routes do; they report it in the `Call` in the scope.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 Path = tuple[str | int, ...]
 
-NAME = "{name}"  # stands in a sentence for the name of the field
+NAME = "{name}"  # placeholder in a sentence for the name of the field
 MAX_FAULTS = 100  # of one body that are looked at: it may have thousands, and pydantic makes an object of each
 
 _NOUNS = {
@@ -56,7 +56,7 @@ _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple[Path, str]:
-    """Where the first fault is, and a sentence about it, in which `NAME` stands for the field.
+    """Where the first fault is, and a sentence about it, in which `NAME` is in place of the field.
 
     A field that may have several types has an error for each; those that got furthest are joined into one sentence.
     """

@@ -1,4 +1,4 @@
-"""What a request's head says about its host and how its body is framed, and which heads are refused."""
+"""The host that a request's head names and the framing of its body, and which heads are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def judge_head(target: bytes, headers: list[tuple[bytes, bytes]], version: str) 
     """The target without scheme and authority. An authority replaces the value of Host in `headers` (RFC 9112, 3.2.2).
 
     Raises `InvalidRequest` for hosts or targets that are unclear, and `UnsupportedMediaType` for a transfer coding
-    that is not decoded here: whoever forwards a request must not read another one in it than this server does.
+    that is not decoded here: a proxy must not read another request in these bytes than this server does.
     """
     num_hosts = num_codings = 0
     for name, value in headers:

@@ -81,7 +81,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def target_of(url: str, api: API) -> Target:
-    """The endpoint under a server's URL, which may end in `/v1`. Raises `ConfigError` for a URL that is none."""
+    """The endpoint under a server's URL, which may end in `/v1`. Raises `ConfigError` for an invalid URL."""
     try:
         parts = urlsplit(url)
         port = parts.port

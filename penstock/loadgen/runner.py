@@ -93,7 +93,7 @@ class _Child:
 
 async def run(plan: Plan, on_progress: Callable[[Progress], None] = lambda progress: None) -> Result:
     """Make the load of `plan`. An interrupt (SIGINT) ends it early, with the result of what was. Raises `ConfigError`
-    for a URL that is none, `InternalError` when a process of load dies.
+    for an invalid URL, `InternalError` when a process of load dies.
     """
     target_of(plan.url, plan.api)
     # Processes without a share would be idle ones, or, in the closed loop, none at all.

@@ -22,7 +22,7 @@ MOST = 1e12  # of anything: beyond it is a slip of the keyboard
 @dataclass(frozen=True, kw_only=True)
 class Demand:
     """The load, at its peak. `slots`: sequences that one worker runs at once; `max_connections`: of one gateway
-    process; `cores`: of one machine, 0 for not asked. Raises `ConfigError` for a load that is none.
+    process; `cores`: of one machine, 0 for not asked. Raises `ConfigError` for an invalid load.
     """
 
     tokens_per_s: float

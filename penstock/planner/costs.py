@@ -69,7 +69,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def read_costs(path: Path = PACKAGED) -> Costs:
-    """Raises `ConfigError` for a file that is none, with what is wrong in it."""
+    """Raises `ConfigError` for an invalid file, with what is wrong in it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Costs)
     except OSError as error:

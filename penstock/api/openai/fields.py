@@ -31,7 +31,7 @@ def _pause(value: Any) -> Any:
 
 
 # On each item of a long list: pydantic holds the interpreter from the first item to the last, and lets go of it only
-# where it calls Python. Without this the event loop would stand still while another thread validates a large body.
+# where it calls Python. Without this the event loop would be blocked while another thread validates a large body.
 PAUSE = BeforeValidator(_pause)
 
 

@@ -113,7 +113,7 @@ Input = (
 def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) -> tuple[Message, ...]:
     """`before`, which is the conversation so far, and the input behind it.
 
-    Calls stand in the assistant's message that they belong to. Raises `InvalidRequest`.
+    Calls are put in the assistant's message that they belong to. Raises `InvalidRequest`.
     """
     if isinstance(input_, str):
         return (*before, Message("user", input_))
