@@ -29,7 +29,7 @@ class Command:
 
 def pack(words: tuple[Argument, ...]) -> bytes:
     """A command as it is sent (RESP)."""
-    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # hiredis' stub says a tuple of one
+    packed: bytes = pack_command(words)  # type: ignore[arg-type]  # hiredis' stub has a tuple of one
     return packed
 
 

@@ -6,7 +6,7 @@
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON
 --       10… every token relayed, each as a JSON string
--- Returns 1, 2 if it made the job, or 3 if this very call did it before and nobody has claimed the job since (then the
+-- Returns 1, 2 if it made the job, or 3 if this very call did it before and no worker has claimed the job since (then the
 -- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
 -- than ARGV 7. A job whose log has an end is done: a script that ended it was stopped halfway.
 local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored', 'retention')
