@@ -25,7 +25,9 @@ _FILE = "A file of prompts"
 @ends
 def ask(
     prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
-    url: Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(envvar="PENSTOCK_URL", help="The server, or several of one pool, separated by commas.")
+    ] = "http://127.0.0.1:8000",
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -33,11 +35,24 @@ def ask(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the server's first.", rich_help_panel=_SAMPLING)] = None,
-    max_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    temperature: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of the answer. Default: the server's.", rich_help_panel=_SAMPLING)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Randomness, 0 to 2. Default: the backend's.", rich_help_panel=_SAMPLING)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the likeliest tokens, up to this sum of probabilities. Default: the backend's.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Repeat for more.", rich_help_panel=_SAMPLING)] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed repeats the answer, where the backend can.", rich_help_panel=_SAMPLING),
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.", rich_help_panel=_SAMPLING)] = None,
     file: Annotated[
         Path | None,

@@ -35,7 +35,7 @@ def chat(
     model: Annotated[str | None, typer.Option(help="Default: the server's first.")] = None,
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Of one answer.")] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
+    temperature: Annotated[float | None, typer.Option(help="Randomness, 0 to 2. Default: the backend's.")] = None,
 ) -> int:
     """Talk with a model; lines from a pipe are questions one after the other."""
     # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.

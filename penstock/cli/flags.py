@@ -11,6 +11,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, get_args, ge
 import typer
 
 from penstock import stdio
+from penstock.cli.help import Group
 from penstock.errors import ConfigError
 from penstock.log_format import printable
 from penstock.processes.supervisor import is_child
@@ -23,6 +24,8 @@ P = ParamSpec("P")
 def new_app() -> typer.Typer:
     return typer.Typer(
         name="penstock",
+        cls=Group,
+        rich_markup_mode=None,
         help="LLM serving on a durable queue.",
         no_args_is_help=True,
         add_completion=False,

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from penstock.callers import keys as store
 from penstock.cli.flags import complain, ends
+from penstock.cli.help import Group
 from penstock.cli.operators import DEFAULT_URL, ApiKey, Url, answers, call_gateway
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, Unavailable
 from penstock.settings import load_settings
 
-keys = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
+keys = typer.Typer(cls=Group, help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
 
 File = Annotated[
     Path | None,

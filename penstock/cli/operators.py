@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from penstock.cli.flags import complain, ends, exposed
+from penstock.cli.help import Group
 from penstock.cli.tables import dead_table, findings_table, site_screen
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
@@ -42,6 +43,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
 dead = typer.Typer(
+    cls=Group,
     name="dead",
     help="Requests that were set aside: they ended several workers, or cannot be read.",
     no_args_is_help=True,

@@ -6,6 +6,7 @@ import os
 import sys
 
 from penstock.cli.flags import new_app, with_settings
+from penstock.cli.help import Command
 from penstock.errors import ConfigError
 from penstock.settings import Settings
 from penstock.settings.about import env_name, flag_name
@@ -45,7 +46,7 @@ def worker(settings: Settings) -> int:
 
 app = new_app()
 for command in (serve, gateway, worker):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _need_redis(settings: Settings, command: str) -> None:

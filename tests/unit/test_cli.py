@@ -6,17 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from penstock import __version__
 from penstock.callers.keys import KeyRing, read_keys
 from penstock.cli.app import app
 from penstock.settings import About, Command, Settings
-from penstock.settings.about import flag_name
+from penstock.settings.about import env_name, flag_name
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,45 @@ def test_a_command_has_the_flags_of_its_settings_and_no_others(command: Command)
         mentioned = flag_name(name) in shown
         assert mentioned == belongs or name in ("redis_url", "models"), name
     assert "--config" in shown
+
+
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with its names."""
+    for name, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from commands(one, *names, name)
+        else:
+            yield (*names, name), one
+
+
+EVERY = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("names", EVERY, ids=" ".join)
+def test_no_name_is_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(*names, "--help").output
+    assert max(map(len, shown.splitlines())) <= 80
+    words = set(re.findall(r"[\w-]+", shown))
+    for param in EVERY[names].params:
+        assert {opt for opt in (*param.opts, *param.secondary_opts) if opt.startswith("--")} <= words
+        assert not param.envvar or param.envvar in words
+    for name, info in Settings.model_fields.items():
+        if names[0] in About.of(info).on:
+            assert {env_name(name), flag_name(name)} <= words
+
+
+def test_every_option_of_ask_and_chat_says_what_it_is() -> None:
+    for names in (("ask",), ("chat",)):
+        assert [param.name for param in EVERY[names].params if not param.help] == []
+
+
+def test_help_has_sections_and_whole_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert re.findall(r"^(\w.*):$", run("ask", "--help").output, re.MULTILINE) == [
+        *("Arguments", "Options", "Sampling", "A file of prompts")
+    ]
+    assert "..." not in run("--help").output.replace("[ARGS]...", "")
 
 
 @pytest.mark.parametrize(
