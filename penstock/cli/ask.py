@@ -22,6 +22,19 @@ _SAMPLING = "Sampling"
 _FILE = "A file of prompts"
 
 
+def _sampling(says: str) -> Any:
+    return typer.Option(help=says, rich_help_panel=_SAMPLING)
+
+
+MaxTokens = Annotated[int | None, _sampling("Most tokens of the answer. Default: the server's.")]
+Temperature = Annotated[float | None, _sampling("Randomness, 0 to 2. Default: the backend's.")]
+TopP = Annotated[
+    float | None,
+    _sampling("Sample from the likeliest tokens, up to this sum of probabilities. Default: the backend's."),
+]
+Seed = Annotated[int | None, _sampling("The same seed repeats the answer, where the backend can.")]
+
+
 @ends
 def ask(
     prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
@@ -35,24 +48,11 @@ def ask(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the server's first.", rich_help_panel=_SAMPLING)] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of the answer. Default: the server's.", rich_help_panel=_SAMPLING)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Randomness, 0 to 2. Default: the backend's.", rich_help_panel=_SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample from the likeliest tokens, up to this sum of probabilities. Default: the backend's.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     stop: Annotated[list[str] | None, typer.Option(help="Repeat for more.", rich_help_panel=_SAMPLING)] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="The same seed repeats the answer, where the backend can.", rich_help_panel=_SAMPLING),
-    ] = None,
+    seed: Seed = None,
     timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.", rich_help_panel=_SAMPLING)] = None,
     file: Annotated[
         Path | None,
