@@ -1,9 +1,9 @@
 """Counts the idiom that this text grew up with, and lets no more of it in: part of `make lint`.
 
-The code and the pages are to be plain English: name the actor ("the worker", not "whoever"), "is not an X" instead of
-"is no X", "next to" instead of "beside", and things do not speak. What there is of the old idiom is counted below for
-the package (docstrings, comments, strings) and for the pages. A change may lower a count, and must then lower its
-number here; none may raise it.
+Code and pages are in plain English: a sentence names its actor ("the worker"), "is not an X" replaces "is no X", "next
+to" replaces "beside", and things do not speak. How often each phrase of the idiom stands in the package (docstrings,
+comments, strings) and in the pages is written below. A change that lowers a count lowers its number here; no change may
+raise one.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ SOURCES = {
 }
 # phrase: how often it may stand in the package, and in the pages
 ALLOWED = {
-    "is no": (23, 6),
-    "are no": (3, 3),
-    "nobody": (1, 6),
-    "somebody": (0, 1),
-    "whoever": (0, 2),
+    "is no": (24, 4),
+    "are no": (3, 2),
+    "nobody": (0, 0),
+    "somebody": (0, 0),
+    "whoever": (0, 0),
     "for ever": (0, 0),
-    "told": (0, 3),
-    "beside": (29, 8),
-    "says": (48, 49),
-    "said": (127, 6),
+    "told": (0, 0),
+    "beside": (29, 0),
+    "says": (48, 48),
+    "said": (127, 0),
     "in vain": (0, 0),
 }
 
 
 def count(phrase: str, where: str) -> int:
-    """Case does not matter; a phrase is whole words."""
-    pattern = re.compile(rf"(?<!\w){phrase}(?!\w)", re.IGNORECASE)
+    """Case does not matter; a phrase is whole words, also across the end of a line."""
+    between = r"[ \n#-]+"  # a comment may go on in the next line
+    pattern = re.compile(rf"\b{between.join(phrase.split())}\b", re.IGNORECASE)
     return sum(len(pattern.findall(path.read_text("utf-8"))) for path in SOURCES[where])
 
 

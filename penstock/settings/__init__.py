@@ -1,7 +1,7 @@
 """Settings: one declaration → environment, flags, `--help`, the docs page and `.env.example`.
 
 `declaration` lists the settings, `about` describes one, `load` finds the values and rejects bad ones, `render`
-writes the pages. There is no global settings object: settings are passed as arguments.
+writes the pages. Settings are passed as arguments; no module holds them.
 """
 
 from penstock.settings.about import About, Command

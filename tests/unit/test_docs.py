@@ -9,7 +9,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -28,6 +28,16 @@ ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "bench/README.md"])
+
+
+def _tool(name: str) -> Any:
+    """A module of docs/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _has(path: Path, dotted: str) -> bool:
@@ -206,11 +216,7 @@ def test_the_site_has_every_page_once() -> None:
 
 
 def test_the_site_holds_pages_alone_and_loads_nothing_from_another_host() -> None:
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs/site_hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = _tool("site_hooks")
     text = "[a](../README.md#x), [b](../missing.md), ![c](../README.md), [d](api.md)"
     assert hooks.on_page_markdown(text) == "a, [b](../missing.md), ![c](../README.md), [d](api.md)"
     own = '<script src="a.js"></script><a href="https://example.org">x</a><link rel=icon href=b.png>'
@@ -222,3 +228,15 @@ def test_the_site_holds_pages_alone_and_loads_nothing_from_another_host() -> Non
     ):
         with pytest.raises(ValueError, match="another host"):
             hooks.on_post_page(own + tag, "page")
+
+
+def test_the_idiom_is_counted(tmp_path: Path) -> None:
+    words = _tool("words")
+    assert words.wrong() == []
+    page = tmp_path / "page.md"
+    page.write_text("It is no answer. It is\nno text. It is now. Nobody knows.")
+    words.SOURCES = {"penstock": [], "docs": [page]}
+    words.ALLOWED = {"is no": (0, 1), "nobody": (0, 2)}
+    more, less = words.wrong()
+    assert more.startswith("docs: 'is no' stands 2 times, 1 are allowed")
+    assert less.startswith("docs: 'nobody' stands only 1 times")

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 UNSURE_S = LEASE_S  # a gateway that lives has looked at the store by then, and given back what it holds
 SETTLED_S = LEASE_S + TICK_S  # so does one that was frozen and is not taken for dead: then its keys are bound again
 LOST_ONCE_S = 0.1
-LISTEN_AGAIN_S = 0.05
+LISTEN_AGAIN_S = 0.25
 KEY_SLACK_S = 30.0
 EXPIRE_S = 5.0
 _TRIES, _AGAIN_S, _AT_ONCE = 40, 0.25, 256
@@ -168,7 +168,7 @@ class Keeper:
 
         It may have lost its last moments while the subscription is down, and for `SETTLED_S` after.
         Raises `StoreUnavailable` if that takes longer than `until`, on the monotonic clock: as long as the store does
-        not know this gateway, which cannot tick or no longer does, nobody can say what it has lost.
+        not know this gateway, which cannot tick or no longer does, it is unknown what the store has lost.
         """
         await self._look_for_loss()
         while (left_s := self._settled_at() - (now := time.monotonic())) > 0:

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from msgspec.structs import replace
@@ -26,10 +25,6 @@ from penstock.transports.base import LATE, EndReason, Record, Transport
 logger = logging.getLogger(__name__)
 
 MAX_WHILE_READING = 1024
-
-
-class _NotGivenBack(Exception):
-    """The store has a later attempt, or the end."""
 
 
 class Repairer:
@@ -170,33 +165,33 @@ class Repairer:
         if stream.tokens:
             await self._give_back(stream)
         else:
-            with self._without_attempts_so_far(stream):
+            before = stream.attempt
+            stream.attempt = self._highest_attempt(stream) + 1
+            try:
                 await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+            except BaseException:
+                stream.attempt = before
+                raise
 
     async def _give_back(self, stream: Stream) -> None:
         """What was relayed becomes the whole log."""
-        tokens = list(stream.tokens)
-        with self._without_attempts_so_far(stream) as seen:
-            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, seen):
-                raise _NotGivenBack
-
-    @contextmanager
-    def _without_attempts_so_far(self, stream: Stream) -> Iterator[int]:
-        """The highest attempt that there can have been; none of them is believed any more once the block has succeeded.
-
-        An attempt is at least the store's clock when it began. Frames of one that the store has lost may still be on
-        their way here, also of one that this gateway has not heard of: they are not part of the new log.
-        """
-        before = stream.attempt
-        highest = max(before, self._store_ms())
+        before, tokens = stream.attempt, list(stream.tokens)
+        highest = self._highest_attempt(stream)
         stream.attempt = highest + 1
+        is_given = False
         try:
-            yield highest
-        except _NotGivenBack:
-            stream.attempt = before
-        except BaseException:
-            stream.attempt = before
-            raise
+            is_given = await self._transport.restore(_rest(stream), self._gateway_id, tokens, highest)
+        finally:
+            if not is_given:
+                stream.attempt = before
+
+    def _highest_attempt(self, stream: Stream) -> int:
+        """What no attempt so far exceeds: an attempt is at least the store's clock when it began.
+
+        Frames of an attempt that the store has lost may still be on their way, and this gateway may not have heard of
+        that attempt. They are not part of the log that the store is given.
+        """
+        return max(stream.attempt, self._store_ms())
 
     async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
         """Its cancellation was requested, and the store has lost that with the request: end it all the same."""
