@@ -134,7 +134,7 @@ async def test_sigterm_to_the_parent_drains_the_child(redis_url: str, http: http
         assert await asyncio.to_thread(program.wait) == 0
         said = [json.loads(line) for line in program.output().splitlines() if '"handed back"' in line]
         num_moved = sum(attempts == 2 for attempts, _ in ended)
-        # One may be handed back twice: its id came to a pop that was under way. Fewer: some waited for a lease to lapse.
+        # More where a pop was under way: such an id is handed back twice. Fewer: some waited for a lease to lapse.
         assert sum(line["jobs"] for line in said) >= num_moved > 0
         assert "died" not in program.output()
 
