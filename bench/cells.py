@@ -153,7 +153,7 @@ GOALS = (
     Goal("d", "efficiency at 5 ms a step, c=256", efficiency("paced 256", 256), 92, True, 37, "%"),
     Goal("d", "efficiency at 5 ms a step, c=512", efficiency("paced 512", 512), 80, True, unit="%"),
     Goal("d", "256 new connections at once: efficiency", burst("burst 256", "penstock"), 80, True, 30, "%"),
-    Goal("d", "the same, worker's defaults (4 × 64 places)", burst("burst 256", "defaults"), 65, True, 25, "%"),
+    Goal("d", "the same, worker's defaults (4 batch slots of 64)", burst("burst 256", "defaults"), 65, True, 25, "%"),
     Goal("e", "CPU per token over bare, 5 ms a step, c=256", cpu_ratio("paced 256"), 1.8, False, 4.5),
     Goal("f", "idle, Redis included: share of a core", probe("idle_cpu_percent"), 1, False, 5, "%"),
     Goal("f", "idle: memory of three processes", probe("idle_mb"), 130, False, 325, "MB"),

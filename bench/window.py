@@ -22,7 +22,7 @@ from bench.report import JOURNAL
 from bench.stacks import GATEWAY, Program, Stack
 from bench.study import Study
 from penstock.cli import main as penstock
-from penstock.worker import shift
+from penstock.worker import tenure
 from penstock.worker.batcher import Batcher
 from tests.servers import free_port, start_server
 
@@ -166,7 +166,7 @@ STUDY = Study(
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--worker"]:
-        shift.Batcher = RateBatcher  # type: ignore[misc]  # a worker that batches as is studied here
+        tenure.Batcher = RateBatcher  # type: ignore[misc]  # a worker that batches as is studied here
         sys.argv = ["penstock", *arguments[1:]]
         penstock()
         return 0

@@ -222,8 +222,8 @@ class Settings(BaseModel):
     batch_window_early: Annotated[
         bool,
         About(
-            "Adapt the batch window. While most places for batches are free, a batch begins after a quarter of the "
-            "window without an arrival. The last two free places wait until no request has arrived for a whole window, "
+            "Adapt the batch window. While most batch slots are free, a batch begins after a quarter of the window "
+            "without an arrival. The last two free batch slots wait until no request has arrived for a whole window, "
             "at most ten windows. With `no` every window has its whole length.",
             ENGINE,
             allowed="yes or no",

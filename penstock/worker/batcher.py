@@ -1,11 +1,11 @@
 """Which claims run together, and when. Pure: time is an argument; the worker's loop does the waiting.
 
 Claims of one `(model, max_tokens)` form a group. A group is sealed into a batch when it is full, or when its window
-has passed since its first job, and only while there is a free place to run it in: while every place is busy groups
-keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
-While most places are free a window that no claim joins any more closes early. The last two free places are worth
-more: they wait until arrivals pause, so that a burst is not left waiting behind small batches for a whole generation.
-After a death, suspects are batched only among themselves; after a second one, alone. Knows nothing of engines.
+has passed since its first job, and only while there is a free batch slot to run it in: while every batch slot is busy
+groups keep filling, so that no small batch is sealed that must then wait. The group that has waited longest goes first.
+While most batch slots are free, a window that no claim joins any more closes early. The last two free batch slots are
+worth more: they wait until arrivals pause, so that a burst is not left waiting behind small batches for a whole
+generation. After a death, suspects are batched only among themselves; after a second one, alone. Knows no engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Literal
 from penstock.job import Batch, Claim
 
 QUIET_SHARE = 0.25  # fraction of the window without arrivals after which a batch closes early; see bench/README.md
-LAST_PLACES = 2  # of the free ones, and at most half of all: these wait for a pause of one window; see bench/places.py
+# Of the free batch slots, and at most half of all: these wait for a pause of one window; see bench/batch_slots.py.
+LAST_BATCH_SLOTS = 2
 MAX_LULL_WINDOWS = 10  # and at most for so many
 
 Closing = Literal["early", "whole", "lull"]
@@ -66,11 +67,11 @@ class Batcher:
     """Times are monotonic seconds, given by the caller and never decreasing.
 
     `window_s` is how long the first job of a group waits for others; `windows` holds other values for some models.
-    Of `num_places` for batches, while more than half and more than one are free, a window ends after `QUIET_SHARE` of
-    it without an arrival; with fewer a small batch would take from others what they need. One of the `LAST_PLACES`
-    goes to a batch that no claim has joined for a whole window, or that is full, or after `MAX_LULL_WINDOWS`. With
-    `num_places` 0 every window has its whole length. Models in `continuous` need neither window nor place: their
-    backends take jobs in at any step.
+    `num_batch_slots` is how many batches may run at once. While more than half of these slots, and more than one, are
+    free, a window ends after `QUIET_SHARE` of it without an arrival; with fewer a small batch would take from others
+    what they need. One of the `LAST_BATCH_SLOTS` goes to a batch that no claim has joined for a whole window, or that
+    is full, or after `MAX_LULL_WINDOWS`. With `num_batch_slots` 0 every window has its whole length. Models in
+    `continuous` need neither window nor batch slot: their backends take jobs in at any step.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Batcher:
         window_s: float,
         windows: Mapping[str, float] | None = None,
         continuous: Collection[str] = (),
-        num_places: int = 0,
+        num_batch_slots: int = 0,
     ) -> None:
         if max_batch_size < 1 or window_s < 0:
             raise ValueError("max_batch_size must be at least 1 and window_s at least 0")
@@ -87,7 +88,7 @@ class Batcher:
         self._window_s = window_s
         self._windows = dict(windows or {})
         self._continuous = frozenset(continuous)
-        self._num_places = num_places
+        self._num_batch_slots = num_batch_slots
         self._groups: dict[Hashable, _Group] = {}
         self._keys: dict[str, Hashable] = {}
         self._turn = 0
@@ -111,7 +112,7 @@ class Batcher:
         self._turn += 1
         group.queue.append(_Waiting(claim, now, self._turn))
         group.newest_at = now
-        if self._num_places and not group.is_continuous:
+        if self._num_batch_slots and not group.is_continuous:
             group.quiet_at = self.quiet_at(job.model, group.window_s, now)
 
     def quiet_at(self, model: str, window_s: float, now: float) -> float:
@@ -140,14 +141,14 @@ class Batcher:
             batches.append(batch)
 
     def next_deadline(self, free: int = 1) -> float | None:
-        """The time from which `ready`, given `free` places, returns a batch; None while nothing waits."""
+        """The time from which `ready`, given `free` batch slots, returns a batch; None while nothing waits."""
         closing = self._closing(free)
         return min((group.sealed_at(closing) for group in self._groups.values()), default=None)
 
     def _closing(self, free: int) -> Closing:
-        if 0 < free <= LAST_PLACES and 2 * free <= self._num_places:
+        if 0 < free <= LAST_BATCH_SLOTS and 2 * free <= self._num_batch_slots:
             return "lull"
-        return "early" if 0 < self._num_places < 2 * free and free > 1 else "whole"
+        return "early" if 0 < self._num_batch_slots < 2 * free and free > 1 else "whole"
 
     def discard(self, job_id: str) -> Claim | None:
         """Remove and return one waiting claim; None if it does not wait here."""

@@ -28,7 +28,7 @@ CANCEL_S = 5.0
 
 
 class Runs:
-    """`finish(lane, end)` is called for every lane's end, `on_ran()` when a batch has left its place."""
+    """`finish(lane, end)` is called for every lane's end, `on_ran()` when a batch has left its batch slot."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Runs:
 
     @property
     def num_free(self) -> int:
-        """Free places. Continuous backends need none: their jobs join at any step."""
-        return self._max_batches - sum(run.needs_place for run in self._runs)
+        """Free batch slots. Continuous backends need none: their jobs join at any step."""
+        return self._max_batches - sum(run.needs_batch_slot for run in self._runs)
 
     def start(self, batch: Batch, lanes: dict[str, Lane], now: float) -> None:
         backend = self._backends[batch.model]
-        needs_place = not backend.capabilities.continuous
-        run = Run(next(self._numbers), batch, lanes, needs_place, backend.keeps_time)
+        needs_batch_slot = not backend.capabilities.continuous
+        run = Run(next(self._numbers), batch, lanes, needs_batch_slot, backend.keeps_time)
         for lane in lanes.values():
             lane.started_at, lane.run = now, run
         self._runs.add(run)

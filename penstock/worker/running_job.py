@@ -114,7 +114,7 @@ class Run:
     number: int
     batch: Batch
     lanes: dict[str, Lane]
-    needs_place: bool
+    needs_batch_slot: bool
     keeps_time: bool = False
     num_events: int = 0
     is_in_engine: bool = True

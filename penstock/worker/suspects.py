@@ -13,7 +13,7 @@ from penstock.worker.running_job import Lane
 
 
 class Suspects:
-    """Those that one shift holds."""
+    """The suspects that one tenure holds."""
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size

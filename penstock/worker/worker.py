@@ -1,4 +1,4 @@
-"""`Worker`: one shift after the other, each under a lease and an id of its own, until it is stopped.
+"""`Worker`: one tenure after the other, each under a lease and an id of its own, until it is stopped.
 
 Knows no settings, signals or processes: `processes/worker.py` does. In `penstock serve` it runs next to the gateway.
 """
@@ -22,7 +22,7 @@ from penstock.transports.base import Transport
 from penstock.version import __version__
 from penstock.worker.crash_points import fault_from
 from penstock.worker.lease import Lease
-from penstock.worker.shift import Limits, Shift
+from penstock.worker.tenure import Limits, Tenure
 
 logger = logging.getLogger("penstock.worker")
 
@@ -36,7 +36,7 @@ class Worker:
 
     `on_stall(seconds)` is called, perhaps from another thread, when a batch's engine has made no progress for
     `engine_stall_s`; it should end the process. Without it `run` raises `BackendError`. `on_enlist(worker_id)` is
-    called before the lease of a shift is asked for, with the id that this shift will have.
+    called before the lease of a tenure is asked for, with the id that this tenure will have.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Worker:
         self._on_stall = on_stall
         self._on_enlist = on_enlist
         self._fault = fault_from()
-        self._shift: Shift | None = None
+        self._tenure: Tenure | None = None
         self._is_enlisted = False
         self._stopping = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
 
     @property
     def id(self) -> str:
-        """The id of the current shift; "" between two of them."""
-        return self._shift.id if self._shift is not None else ""
+        """The id of the current tenure; "" between two of them."""
+        return self._tenure.id if self._tenure is not None else ""
 
     @property
     def is_stopping(self) -> bool:
@@ -93,8 +93,8 @@ class Worker:
     def stop(self) -> None:
         """Finish what can be finished within `drain_s` and hand back the rest; again: hand back everything now."""
         self._stopping.set()
-        if self._shift is not None:
-            self._shift.stop()
+        if self._tenure is not None:
+            self._tenure.stop()
 
     async def run(self) -> None:
         """Work until stopped. Raises `ConfigError` when the pool serves other models, or what a bug raised."""
@@ -114,41 +114,41 @@ class Worker:
                 await backend.close()
 
     async def _work(self) -> None:
-        """One shift: take a lease, work under it, and give it up or find it lost."""
+        """One tenure: take a lease, work under it, and give it up or find it lost."""
         info = self._info()
-        shift = Shift(self._transport, self._backends, info, self._limits, self._metrics, self._fault)
-        if not await self._enlist(info, shift):
+        tenure = Tenure(self._transport, self._backends, info, self._limits, self._metrics, self._fault)
+        if not await self._enlist(info, tenure):
             return
-        lease = Lease(self._transport, shift, self._engine_stall_s, self._stalled, self._fail)
-        working = asyncio.create_task(shift.run())
+        lease = Lease(self._transport, tenure, self._engine_stall_s, self._stalled, self._fail)
+        working = asyncio.create_task(tenure.run())
         lease.start()
-        self._shift, self._is_enlisted = shift, True
+        self._tenure, self._is_enlisted = tenure, True
         if self._stopping.is_set():
-            shift.stop()
-        logger.info("working", extra={"worker": shift.id, "models": list(self._backends)})
+            tenure.stop()
+        logger.info("working", extra={"worker": tenure.id, "models": list(self._backends)})
         try:
             assert self._failed is not None
             await asyncio.wait({working, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
-                shift.lose()
+                tenure.lose()
                 self._failed.result()
             await working
         finally:
-            self._shift, self._is_enlisted = None, False
+            self._tenure, self._is_enlisted = None, False
             await lease.stop()
             if not working.done():
-                shift.lose()
+                tenure.lose()
                 await asyncio.wait({working})
-        await self._leave(shift)
+        await self._leave(tenure)
 
-    async def _enlist(self, info: WorkerInfo, shift: Shift) -> bool:
+    async def _enlist(self, info: WorkerInfo, tenure: Tenure) -> bool:
         """Take a lease as soon as the store is available. False when stopped before that."""
         self._on_enlist(info.id)
         retry_s = FIRST_RETRY_S
         while not self._stopping.is_set():
             try:
                 await self._transport.enlist(info)
-                await self._transport.watch(info.id, shift.cancel)
+                await self._transport.watch(info.id, tenure.cancel)
                 return True
             except StoreUnavailable as error:
                 if retry_s == 4 * FIRST_RETRY_S:  # before that it may just be opening
@@ -159,13 +159,13 @@ class Worker:
                     retry_s = min(2 * retry_s, LAST_RETRY_S)
         return False
 
-    async def _leave(self, shift: Shift) -> None:
-        """Give up the lease; what is left in the list (of a lost shift: everything) goes back to the queue."""
+    async def _leave(self, tenure: Tenure) -> None:
+        """Give up the lease; what is left in the list (of a lost tenure: everything) goes back to the queue."""
         deadline = time.monotonic() + REAP_S
         while True:
             try:
-                await self._transport.leave(shift.id)
-                await self._transport.reap(shift.id)
+                await self._transport.leave(tenure.id)
+                await self._transport.reap(tenure.id)
                 return
             except StoreUnavailable as error:
                 if time.monotonic() > deadline:
@@ -174,7 +174,7 @@ class Worker:
                 await asyncio.sleep(FIRST_RETRY_S)
 
     def _info(self) -> WorkerInfo:
-        """A new id for every shift: ids are never reused. A given `worker_id` is its beginning."""
+        """A new id for every tenure: ids are never reused. A given `worker_id` is its beginning."""
         worker_id = f"{self._id or 'w'}-{secrets.token_hex(6)}"
         return WorkerInfo(
             id=worker_id,

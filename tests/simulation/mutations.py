@@ -29,7 +29,7 @@ from penstock.transports.base import Bound, Record, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import suspects
 from penstock.worker.outbox import Outbox
-from penstock.worker.shift import Shift
+from penstock.worker.tenure import Tenure
 from tests.simulation.people import Gauge
 from tests.simulation.store import ModelStore
 
@@ -103,21 +103,21 @@ def nothing_is_restored(patch: pytest.MonkeyPatch) -> None:
 
 def the_reply_is_what_a_worker_holds(patch: pytest.MonkeyPatch) -> None:
     """6: what is in the list without this worker's knowledge stays there."""
-    take = Shift._take
-    renewed = Shift.renewed
+    take = Tenure._take
+    renewed = Tenure.renewed
 
-    async def take_new(self: Shift, want: int) -> list[str]:
+    async def take_new(self: Tenure, want: int) -> list[str]:
         seen: set[str] = self.__dict__.setdefault("seen", set())
         fresh = [id_ for id_ in await take(self, want) if id_ not in seen]
         seen.update(fresh)
         return fresh
 
-    def forget_strays(self: Shift, renewal: Renewal) -> None:
+    def forget_strays(self: Tenure, renewal: Renewal) -> None:
         renewed(self, renewal)
         self._has_strays = False
 
-    patch.setattr(Shift, "_take", take_new)
-    patch.setattr(Shift, "renewed", forget_strays)
+    patch.setattr(Tenure, "_take", take_new)
+    patch.setattr(Tenure, "renewed", forget_strays)
 
 
 def a_repeated_claim_is_a_death(patch: pytest.MonkeyPatch) -> None:

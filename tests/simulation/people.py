@@ -135,8 +135,8 @@ class Worker:
 
     @property
     def num_held(self) -> int:
-        shift = self.worker._shift
-        return 0 if shift is None else len(shift._lanes)
+        tenure = self.worker._tenure
+        return 0 if tenure is None else len(tenure._lanes)
 
     def _reach(self, site: Site, point: str) -> None:
         site.passes(self.process, point)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.job import Batch, Claim, Job, Sampling
-from penstock.worker.batcher import LAST_PLACES, MAX_LULL_WINDOWS, QUIET_SHARE, Batcher
+from penstock.worker.batcher import LAST_BATCH_SLOTS, MAX_LULL_WINDOWS, QUIET_SHARE, Batcher
 
 WINDOW_S = 0.010
 
@@ -44,7 +44,7 @@ def test_a_lone_claim_waits_for_its_window() -> None:
 
 
 def test_a_window_closes_early_when_nobody_comes() -> None:
-    batcher = Batcher(8, WINDOW_S, num_places=2)
+    batcher = Batcher(8, WINDOW_S, num_batch_slots=2)
     quiet_s = QUIET_SHARE * WINDOW_S
     batcher.add(claim("a"), 0.0)
     assert batcher.next_deadline(2) == quiet_s
@@ -54,8 +54,8 @@ def test_a_window_closes_early_when_nobody_comes() -> None:
     assert ids(batcher.ready(quiet_s * 2.0, 2)) == [["a", "b"]]
 
 
-def test_where_places_are_few_a_window_is_whole() -> None:
-    batcher = Batcher(8, WINDOW_S, num_places=6)
+def test_where_batch_slots_are_few_a_window_is_whole() -> None:
+    batcher = Batcher(8, WINDOW_S, num_batch_slots=6)
     batcher.add(claim("a"), 0.0)
     assert [batcher.next_deadline(free) for free in (5, 4, 3, 2, 1)] == [QUIET_SHARE * WINDOW_S] * 2 + [WINDOW_S] * 3
     assert batcher.ready(WINDOW_S * 0.9, 3) == []
@@ -63,19 +63,19 @@ def test_where_places_are_few_a_window_is_whole() -> None:
 
 
 @pytest.mark.parametrize("free", [1, 2])
-def test_the_last_free_places_wait_until_arrivals_pause(free: int) -> None:
-    batcher = Batcher(100, WINDOW_S, num_places=4)
+def test_the_last_free_batch_slots_wait_until_arrivals_pause(free: int) -> None:
+    batcher = Batcher(100, WINDOW_S, num_batch_slots=4)
     now = 0.0
     for number in range(20):  # a burst that lasts four windows
         now = number * WINDOW_S / 5
         batcher.add(claim(str(number)), now)
-        assert batcher.ready(now, free) == [], "more are coming, and places are few"
+        assert batcher.ready(now, free) == [], "more are coming, and batch slots are few"
     assert batcher.next_deadline(free) == now + WINDOW_S
     assert len(batcher.ready(now + WINDOW_S, free)[0]) == 20
 
 
-def test_the_last_free_place_does_not_wait_for_a_pause_that_never_comes() -> None:
-    batcher = Batcher(1000, WINDOW_S, num_places=4)
+def test_the_last_free_batch_slot_does_not_wait_for_a_pause_that_never_comes() -> None:
+    batcher = Batcher(1000, WINDOW_S, num_batch_slots=4)
     number = 0
     while not (batches := batcher.ready(now := number * WINDOW_S / 5, 1)):
         batcher.add(claim(str(number)), now)
@@ -84,22 +84,22 @@ def test_the_last_free_place_does_not_wait_for_a_pause_that_never_comes() -> Non
     assert len(batches[0]) == number
 
 
-def test_the_last_free_place_goes_to_a_full_batch_at_once() -> None:
-    batcher = Batcher(2, WINDOW_S, num_places=4)
+def test_the_last_free_batch_slot_goes_to_a_full_batch_at_once() -> None:
+    batcher = Batcher(2, WINDOW_S, num_batch_slots=4)
     batcher.add(claim("a"), 0.0)
     batcher.add(claim("b"), WINDOW_S / 2)
     assert ids(batcher.ready(WINDOW_S / 2, 1)) == [["a", "b"]]
 
 
 def test_whoever_keeps_coming_cannot_stretch_a_window() -> None:
-    batcher = Batcher(100, WINDOW_S, num_places=2)
+    batcher = Batcher(100, WINDOW_S, num_batch_slots=2)
     for number in range(20):
         batcher.add(claim(str(number)), number * WINDOW_S / 10)
     assert batcher.next_deadline(2) == WINDOW_S
     assert len(batcher.ready(WINDOW_S, 2)[0]) == 20
 
 
-def test_a_group_keeps_filling_while_every_place_is_busy() -> None:
+def test_a_group_keeps_filling_while_every_batch_slot_is_busy() -> None:
     batcher = Batcher(4, WINDOW_S)
     batcher.add(claim("a"), 0.0)
     assert batcher.ready(1.0, 0) == []
@@ -127,7 +127,7 @@ def test_suspects_share_batches_only_with_suspects_and_repeated_ones_with_nobody
     assert ids(batcher.ready(WINDOW_S, 9)) == [["0", "5"], ["1", "4"]]
 
 
-def test_a_window_of_zero_seals_at_once_and_a_continuous_model_needs_no_place() -> None:
+def test_a_window_of_zero_seals_at_once_and_a_continuous_model_needs_no_batch_slot() -> None:
     batcher = Batcher(4, WINDOW_S, windows={"eager": 0.0}, continuous=["joining"])
     batcher.add(claim("a", "eager"), 0.0)
     batcher.add(claim("b", "joining"), 0.0)
@@ -181,8 +181,8 @@ _steps = st.lists(
 
 
 @given(_steps, st.integers(1, 4), st.integers(0, 4))
-def test_whatever_comes(steps: list[Step], max_batch_size: int, num_places: int) -> None:
-    batcher = Batcher(max_batch_size, WINDOW_S, num_places=num_places)
+def test_whatever_comes(steps: list[Step], max_batch_size: int, num_batch_slots: int) -> None:
+    batcher = Batcher(max_batch_size, WINDOW_S, num_batch_slots=num_batch_slots)
     now, added = 0.0, dict[str, tuple[Claim, float]]()
     started: list[str] = []
     discarded: list[str] = []
@@ -209,10 +209,10 @@ def test_whatever_comes(steps: list[Step], max_batch_size: int, num_places: int)
             started += [c.job.id for c in batch.claims]
         if len(batches) < step.free:
             left = step.free - len(batches)
-            is_lull = left <= LAST_PLACES and 2 * left <= num_places
+            is_lull = left <= LAST_BATCH_SLOTS and 2 * left <= num_batch_slots
             patience_s = MAX_LULL_WINDOWS * WINDOW_S if is_lull else WINDOW_S
             late = [id for id in added if id not in started + discarded and added[id][1] + patience_s <= now]
-            assert not late, "no wait beyond the window while places are free, nor beyond ten while few are"
+            assert not late, "no wait beyond the window while batch slots are free, nor beyond ten while few are"
     rest = [c.job.id for c in batcher.drain()]
     assert rest == sorted(rest, key=int)
     assert sorted(started + discarded + rest, key=int) == list(added), "nothing lost, nothing twice"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loadgen, places
+from bench import batch_slots, loadgen
 from bench.__main__ import gates
 from bench.cells import CELLS, GOALS, Goal
 from bench.limit import render as render_limit
@@ -139,6 +139,6 @@ def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(60)
-def test_the_table_of_the_last_places_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    places.main()
+def test_the_table_of_the_last_batch_slots_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    batch_slots.main()
     assert capsys.readouterr().out in JOURNAL.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Batch, Claim, Job, Sampling
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
-from penstock.worker import shift
+from penstock.worker import tenure
 from penstock.worker.crash_points import POINTS, fault_from, no_fault
 from penstock.worker.lease import Progress
 from penstock.worker.worker import Worker
@@ -288,7 +288,7 @@ class TestSlots:
             await r.end(*[await r.submit(str(i), max_tokens=1 + i % 3) for i in range(50)])
             assert r.store.num_waits_at_once == 1
 
-    async def test_a_continuous_backend_needs_no_place(self) -> None:
+    async def test_a_continuous_backend_needs_no_batch_slot(self) -> None:
         class Paused(Backend):
             async def stream(self, job: Job) -> AsyncIterator[str]:
                 yield "x"
@@ -335,7 +335,7 @@ class TestCancel:
             assert done.end.code == "deadline_exceeded"
             assert len(done.tokens) > 2
 
-    async def test_an_engine_that_hangs_does_not_keep_a_cancelled_job_or_its_place(self) -> None:
+    async def test_an_engine_that_hangs_does_not_keep_a_cancelled_job_or_its_batch_slot(self) -> None:
         async with rig({"mock": MockBackend(scripted=True)}, max_batches=1) as r:
             hung = await r.submit("a", "[[hang_after=1]]")
             await r.begun(hung)
@@ -439,7 +439,7 @@ class TestStore:
             for name in ("b", "c", "d"):
                 await r.end(await r.submit(name))
             assert len(refused) == 2
-            assert r.worker.id == worker_id, "the same shift goes on"
+            assert r.worker.id == worker_id, "the same tenure goes on"
 
     async def test_an_engine_far_ahead_of_the_store_is_held_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("penstock.worker.outbox.MAX_PENDING", 100)
@@ -586,7 +586,7 @@ class TestLease:
             await r.begun(job)
             old = r.worker.id
             r.store.expire(old)
-            await wait_until(lambda: r.worker.id not in ("", old), "a new shift", 3)
+            await wait_until(lambda: r.worker.id not in ("", old), "a new tenure", 3)
             (done,) = await r.end(job)
             assert verify_chain(done.tokens) is None
             assert len(done.tokens) == 300
@@ -603,7 +603,7 @@ class TestLease:
                     raise StoreUnavailable("of all commands this one does not come through")
                 return await super().renew(info, running)
 
-        monkeypatch.setattr(shift, "LEASE_S", 0.3)  # of the worker alone: for the store it goes on
+        monkeypatch.setattr(tenure, "LEASE_S", 0.3)  # of the worker alone: for the store it goes on
         store = Deaf()
         async with rig({"mock": MockBackend()}, store) as r:
             await r.end(await r.submit("before"))
@@ -622,7 +622,7 @@ class TestLease:
 
         store = Store()
         if lost == "gather":
-            monkeypatch.setattr(shift.Shift, "_gather", fail)
+            monkeypatch.setattr(tenure.Tenure, "_gather", fail)
         elif lost == "renew beside":
             second = Store()
             monkeypatch.setattr(second, "renew", fail)

@@ -1,8 +1,8 @@
 """A worker's work under one lease: claim, gather, generate, emit, finish. Knows no engine and no store by name.
 
-`_intake` claims ids for free slots, `_gather` starts batches, each batch generates in a task of its own, the outbox
-writes what all of them yield. A shift lasts as long as its lease: a worker whose lease is lost drops the shift and
-begins another one. A *slot* is room for one job, a *place* room for one batch.
+`_intake` claims ids for free sequence slots, `_gather` starts batches, each batch generates in a task of its own, the
+outbox writes what all of them yield. A tenure lasts as long as its lease: a worker whose lease is lost drops the tenure
+and begins another one. A *sequence slot* is room for one job, a *batch slot* room for one batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Limits:
         return self.max_batch_size * self.max_batches
 
 
-class Shift:
+class Tenure:
     """Run it once; it returns when it was stopped and everything is handed back, or when its lease `is_lost`."""
 
     def __init__(
@@ -76,8 +76,10 @@ class Shift:
             metrics.know(backends)
         self._fault = fault
         continuous = [model for model, backend in backends.items() if backend.capabilities.continuous]
-        num_places = limits.max_batches if limits.closes_early else 0
-        self._batcher = Batcher(limits.max_batch_size, limits.window_s, continuous=continuous, num_places=num_places)
+        num_batch_slots = limits.max_batches if limits.closes_early else 0
+        self._batcher = Batcher(
+            limits.max_batch_size, limits.window_s, continuous=continuous, num_batch_slots=num_batch_slots
+        )
         self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
         self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
@@ -95,7 +97,7 @@ class Shift:
     def is_lost(self) -> bool:
         return self._lost.is_set()
 
-    # ── the life of a shift ──────────────────────────────────────────────────────────────────────────────────────
+    # ── the life of a tenure ──────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Raises the exception of a loop that a bug has ended: without that loop no job would be answered."""
@@ -128,7 +130,7 @@ class Shift:
         self._over.set()
 
     def lose(self) -> None:
-        """The lease has lapsed: others may run what this shift holds, so it must write nothing more."""
+        """The lease has lapsed: others may run what this tenure holds, so it must write nothing more."""
         self._lost.set()
         self._hurry.set()
         self._is_stopping = True
@@ -216,7 +218,7 @@ class Shift:
         return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._lanes]
 
     def _room(self) -> int:
-        """How many ids to take: at most the free slots, and at most one batch ahead of the places."""
+        """How many ids to take: at most the free sequence slots, and at most one batch ahead of the batch slots."""
         if self._suspects.is_trying:
             return 0
         free_slots = self._limits.num_slots - len(self._lanes)
@@ -273,14 +275,14 @@ class Shift:
         self._freed.set()
 
     def _ran(self) -> None:
-        """A batch has ended: its place is free."""
+        """A batch has ended: its batch slot is free."""
         self._freed.set()
         self._came.set()
 
     # ── emit, finish ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _finish(self, lane: Lane, end: Terminal) -> None:
-        """End a job: its engine adds nothing more. Its slot is free once the end is written."""
+        """End a job: its engine adds nothing more. Its sequence slot is free once the end is written."""
         lane.shut()
         self._batcher.discard(lane.id)
         self._outbox.finish(lane, end)

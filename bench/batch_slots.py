@@ -1,4 +1,4 @@
-"""What it brings that the last free places wait for arrivals to pause: `python -m bench.places`, a few seconds.
+"""What it brings that the last free batch slots wait for a pause in arrivals: `python -m bench.batch_slots`.
 
 Penstock's batcher in a model on a virtual clock: every batch takes `GENERATION_S`, nothing else takes time. So this
 shows what the rule itself does, the same on every machine; `make bench` measures the whole (its cells "burst 256").
@@ -16,11 +16,11 @@ from penstock.job import Batch, Claim, Job, Sampling
 from penstock.worker import batcher
 from penstock.worker.batcher import Batcher
 
-WINDOW_S, GENERATION_S, PLACES, SIZE = 0.010, 0.320, 4, 64
+WINDOW_S, GENERATION_S, BATCH_SLOTS, SIZE = 0.010, 0.320, 4, 64
 UNTIL_S = 4.0
 PAUSE_S = (0.001, 0.006)  # from an answer to the same client's next request
 
-WAYS = {"they wait for nothing more": 0, "the last place waits": 1, "the last two wait": 2}
+WAYS = {"they wait for nothing more": 0, "the last slot waits": 1, "the last two wait": 2}
 
 
 class Model:
@@ -31,8 +31,8 @@ class Model:
         self.order = count()
         self.random = Random(0)
         self.is_closed = is_closed
-        self.batcher = Batcher(SIZE, WINDOW_S, num_places=PLACES)
-        self.free = PLACES
+        self.batcher = Batcher(SIZE, WINDOW_S, num_batch_slots=BATCH_SLOTS)
+        self.free = BATCH_SLOTS
         self.queue: deque[Claim] = deque()
         self.arrived_at: dict[str, float] = {}
         self.waits_s: list[float] = []
@@ -62,7 +62,7 @@ class Model:
     def gather(self) -> None:
         """As the worker's loop does it; the batcher's own deadlines are met on the way."""
         while True:
-            while self.queue and len(self.batcher) < SIZE * max(1, self.free):  # at most one batch ahead of the places
+            while self.queue and len(self.batcher) < SIZE * max(1, self.free):  # at most one batch ahead
                 self.batcher.add(self.queue.popleft(), self.now)
             for batch in self.batcher.ready(self.now, self.free):
                 self.free -= 1
@@ -95,18 +95,18 @@ def poisson(rate: float) -> Iterable[float]:
 
 def main() -> None:
     rows: dict[str, list[str]] = {}
-    usual = batcher.LAST_PLACES
+    usual = batcher.LAST_BATCH_SLOTS
     for last in WAYS.values():
-        batcher.LAST_PLACES = last
+        batcher.LAST_BATCH_SLOTS = last
         for span_ms in (53, 100, 200):
-            name = f"256 arrive within {span_ms} ms: wait for a place"
+            name = f"256 arrive within {span_ms} ms: wait for a slot"
             rows.setdefault(name, []).append(burst(span_ms / 1000))
         for rate in (20, 200, 400):
             rows.setdefault(f"{rate} a second: served, wait p50 / p99", []).append(steady(Model(poisson(rate))))
         closed = Model([number / 256 for number in range(256)], is_closed=True)
         rows.setdefault("256 clients, one after another: the same", []).append(steady(closed))
-    batcher.LAST_PLACES = usual
-    print(f"| {PLACES} places of {SIZE}, {1000 * GENERATION_S:.0f} ms a generation | {' | '.join(WAYS)} |")
+    batcher.LAST_BATCH_SLOTS = usual
+    print(f"| {BATCH_SLOTS} batch slots of {SIZE}, {1000 * GENERATION_S:.0f} ms a generation | {' | '.join(WAYS)} |")
     print("|---|--:|--:|--:|")
     for name, cells in rows.items():
         print(f"| {name} | {' | '.join(cells)} |")
