@@ -28,7 +28,7 @@ ALLOWED = {
     "told": (0, 0),
     "beside": (29, 0),
     "says": (48, 48),
-    "said": (127, 0),
+    "said": (103, 0),
     "in vain": (0, 0),
 }
 

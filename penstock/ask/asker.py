@@ -1,4 +1,4 @@
-"""Asks a running server one thing at a time: the client, with every failure in the answer. Knows no terminals."""
+"""Asks a running server one thing at a time: the client, with every failure in the outcome. Knows no terminals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, Self
 import httpx2
 import msgspec
 
-from penstock import client
-from penstock.client import AsyncClient
+from penstock.client import Answer, AsyncClient
 from penstock.errors import PenstockError
 from penstock.event import Usage
 
@@ -19,11 +18,11 @@ MAX_RETRIES = 9  # of one prompt of a file, in a row and without getting on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Outcome:
     """What came of one prompt: the server's answer, or an error and the text before it."""
 
     text: str = ""
-    answer: client.Answer | None = None
+    answer: Answer | None = None
     error: PenstockError | None = None
 
     @property
@@ -31,7 +30,7 @@ class Answer:
         return Usage() if self.answer is None else self.answer.usage
 
     def record(self) -> dict[str, Any]:
-        """The fields of this answer in a line of the answers file."""
+        """The fields of this outcome in a line of the answers file."""
         if self.answer is None:
             return {} if self.error is None else dict(self.error.envelope())
         usage = {**msgspec.to_builtins(self.usage), "total_tokens": self.usage.total_tokens}
@@ -67,7 +66,7 @@ class Asker:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> Answer:
+    async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> Outcome:
         """Ask until there is an answer or an error that retries cannot help; `on_text` gets each token once."""
         stream = self._client.stream(**body)
         try:
@@ -75,5 +74,5 @@ class Asker:
                 async for text in stream:
                     on_text(text)
         except PenstockError as error:
-            return Answer(text=stream.text, error=error)
-        return Answer(text=stream.text, answer=stream.answer)
+            return Outcome(text=stream.text, error=error)
+        return Outcome(text=stream.text, answer=stream.answer)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.ask.answers import AnswerLog
-from penstock.ask.asker import Answer, Asker
+from penstock.ask.asker import Asker, Outcome
 from penstock.errors import ConfigError
 
 FIELDS = ("model", "max_tokens", "temperature", "top_p", "stop", "seed", "timeout_s")
@@ -74,7 +74,7 @@ async def ask_file(
     concurrency: int,
     defaults: Mapping[str, Any],
     on_start: Callable[[int, int], None] = lambda total, before: None,
-    on_answer: Callable[[Prompt, Answer], None] = lambda prompt, answer: None,
+    on_outcome: Callable[[Prompt, Outcome], None] = lambda prompt, outcome: None,
 ) -> Summary:
     """Ask every prompt that `out` has no answer to yet, and append a line for each as it ends.
 
@@ -92,10 +92,10 @@ async def ask_file(
 
         async def work() -> None:
             for prompt in waiting:
-                answer = await asker.ask(prompt.body)
-                await log.append({"id": prompt.id, "digest": prompt.digest, **answer.record()})
-                counts[answer.error is None] += 1
-                on_answer(prompt, answer)
+                outcome = await asker.ask(prompt.body)
+                await log.append({"id": prompt.id, "digest": prompt.digest, **outcome.record()})
+                counts[outcome.error is None] += 1
+                on_outcome(prompt, outcome)
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from penstock.ask import Answer, Asker, Prompt, Summary, ask_file
+from penstock.ask import Asker, Outcome, Prompt, Summary, ask_file
 from penstock.cli.flags import complain, ends
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
@@ -102,16 +102,16 @@ def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:
 
 async def _ask_one(asker: Asker, body: dict[str, Any]) -> int:
     async with asker:
-        answer = await asker.ask(body, _show)
-    if answer.text:
+        outcome = await asker.ask(body, _show)
+    if outcome.text:
         echo("")
-    if answer.error is not None:
-        again = answer.error.retry_after_s
+    if outcome.error is not None:
+        again = outcome.error.retry_after_s
         hint = f" (come back in {again:g} s)" if again else ""
-        complain(f"{answer.error.message}{hint}")
+        complain(f"{outcome.error.message}{hint}")
         return 1
     if sys.stderr.isatty():
-        console(stderr=True).print(_tally(answer), style="dim")
+        console(stderr=True).print(_tally(outcome), style="dim")
     return 0
 
 
@@ -119,8 +119,8 @@ def _show(text: str) -> None:
     echo(text, is_line=False)
 
 
-def _tally(answer: Answer) -> str:
-    whole = answer.answer
+def _tally(outcome: Outcome) -> str:
+    whole = outcome.answer
     if whole is None:
         return ""
     times = whole.timings
@@ -145,17 +145,17 @@ async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defau
         def on_start(total: int, before: int) -> None:
             progress.update(bar, total=total, completed=before)
 
-        def on_answer(prompt: Prompt, answer: Answer) -> None:
+        def on_outcome(prompt: Prompt, outcome: Outcome) -> None:
             nonlocal num_failed, num_tokens, last_error
-            num_tokens += answer.usage.completion_tokens
-            if answer.error is not None:
+            num_tokens += outcome.usage.completion_tokens
+            if outcome.error is not None:
                 num_failed += 1
-                last_error = f"{prompt.id}: {answer.error.message}"
+                last_error = f"{prompt.id}: {outcome.error.message}"
             progress.update(bar, advance=1, num_failed=num_failed, num_tokens=num_tokens)
 
         async with asker:
             summary = await ask_file(
-                asker, file, out, concurrency=concurrency, defaults=defaults, on_start=on_start, on_answer=on_answer
+                asker, file, out, concurrency=concurrency, defaults=defaults, on_start=on_start, on_outcome=on_outcome
             )
     return _report(summary, out, last_error)
 

@@ -12,17 +12,17 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from penstock.client import core
-from penstock.client.core import Followed, Progress
-from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, terms_of
+from penstock.client.core import StreamBase, StreamState
+from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, policy_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
-from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Step, Steps
+from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer, ModelInfo, Status
 from penstock.errors import PenstockError
 
 logger = logging.getLogger("penstock.client")
 
 T = TypeVar("T")
-LET_GO_S = 5.0
+CANCEL_LIMIT_S = 5.0
 
 
 class _Wire:
@@ -48,7 +48,7 @@ class _Wire:
             await asyncio.sleep(step.seconds)
         return time.monotonic() if isinstance(step, Now) else None
 
-    async def _send(self, step: Send) -> Head:
+    async def _send(self, step: Send) -> ResponseHead:
         await self.close()
         timeout = httpx2.Timeout(step.read_s, connect=CONNECT_S, pool=None)
         request = self._http.build_request(
@@ -56,7 +56,7 @@ class _Wire:
         )
         self._response = await self._http.send(request, stream=True)
         self._chunks = self._response.aiter_bytes()
-        return Head(self._response.status_code, dict(self._response.headers))
+        return ResponseHead(self._response.status_code, dict(self._response.headers))
 
     async def close(self) -> None:
         response, self._response, self._chunks = self._response, None, None
@@ -67,18 +67,18 @@ class _Wire:
 async def _drive(http: httpx2.AsyncClient, steps: Steps[Any]) -> AsyncGenerator[str, None]:
     """Run a call; yields what it gives."""
     wire = _Wire(http)
-    said: Any = None
+    reply: Any = None
     try:
         while True:
             try:
-                step = steps.send(said)
+                step = steps.send(reply)
             except StopIteration:
                 return
             if isinstance(step, Give):
                 yield step.text
-                said = None
+                reply = None
             else:
-                said = await wire.do(step)
+                reply = await wire.do(step)
     finally:
         await wire.close()
 
@@ -86,29 +86,29 @@ async def _drive(http: httpx2.AsyncClient, steps: Steps[Any]) -> AsyncGenerator[
 async def _run(http: httpx2.AsyncClient, steps: Steps[T]) -> T:
     """Run a call that gives nothing on its way; its result."""
     wire = _Wire(http)
-    said: Any = None
+    reply: Any = None
     try:
         while True:
             try:
-                step = steps.send(said)
+                step = steps.send(reply)
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            said = await wire.do(step)
+            reply = await wire.do(step)
     finally:
         await wire.close()
 
 
-class AsyncStream(Followed):
+class AsyncStream(StreamBase):
     """One answer as it comes: iterate for its tokens; then `answer` is there.
 
     A context manager: leaving it before the end cancels the request at the server, unless its `on_disconnect` is
     `resume` or `continue`. Errors are raised by the iteration.
     """
 
-    def __init__(self, client: AsyncClient, progress: Progress, steps: Steps[Answer], *, cancels: bool) -> None:
+    def __init__(self, client: AsyncClient, state: StreamState, steps: Steps[Answer], *, cancels: bool) -> None:
         self._client = client
-        super().__init__(progress)
+        super().__init__(state)
         self._cancels = cancels
         self._tokens = _drive(client._http, steps)
 
@@ -127,8 +127,8 @@ class AsyncStream(Followed):
         """Let go of it. Safe to repeat."""
         await self._tokens.aclose()
         cancels, self._cancels = self._cancels, False
-        if cancels and self._progress.is_running:
-            await self._client._let_go(self._progress.request_id)
+        if cancels and self._state.is_running:
+            await self._client._cancel_abandoned(self._state.request_id)
 
     async def result(self) -> Answer:
         """Read to the end."""
@@ -157,9 +157,9 @@ class AsyncHandle:
 
     def stream(self, *, limit_s: float | None = None) -> AsyncStream:
         """Its tokens from the first on, also after its end. Leaving the stream cancels nothing."""
-        progress = Progress(request_id=self.request_id)
-        steps = core.stream(self._client._terms, progress, None, limit_s=limit_s)
-        return AsyncStream(self._client, progress, steps, cancels=False)
+        state = StreamState(request_id=self.request_id)
+        steps = core.stream(self._client._policy, state, None, limit_s=limit_s)
+        return AsyncStream(self._client, state, steps, cancels=False)
 
     async def result(self, timeout_s: float | None = None) -> Answer:
         """Wait for the whole answer. Raises the request's error, or `DeadlineExceeded` after `timeout_s`."""
@@ -171,7 +171,7 @@ class AsyncClient:
     """See docs/client.md. A context manager; one for many calls of one event loop. Raises `ConfigError` for a bad URL.
 
     `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
-    in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
+    in a row, without state, before a call gives up. `silence_s`: a stream without a byte for so long is
     resumed. `patience_s`: how long calls without a deadline of their own go on.
     """
 
@@ -185,7 +185,7 @@ class AsyncClient:
         max_connections: int = 100,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._terms = terms_of(urls, max_retries, silence_s, patience_s)
+        self._policy = policy_of(urls, max_retries, silence_s, patience_s)
         if transport is None:
             transport = httpx2.AsyncHTTPTransport(limits=limits(max_connections), socket_options=socket_options())
         self._http = httpx2.AsyncClient(headers=headers_of(api_key), transport=transport)
@@ -211,7 +211,7 @@ class AsyncClient:
         """The whole answer to a prompt or a conversation."""
         body = body_of(prompt, messages, options)
         key = options.get("idempotency_key") or core.new_key()
-        steps = core.ask(self._terms, "POST", core.GENERATE, body, key=key, limit_s=limit_of(options))
+        steps = core.ask(self._policy, "POST", core.GENERATE, body, key=key, limit_s=limit_of(options))
         return core.read_as(await _run(self._http, steps), Answer, "answer")
 
     async def chat(self, messages: Sequence[MessageLike], **options: Unpack[Options]) -> Answer:
@@ -228,9 +228,9 @@ class AsyncClient:
         """The answer token by token, each once, whatever breaks in between. Nothing is sent before it is iterated."""
         body = body_of(prompt, messages, options)
         key = options.get("idempotency_key") or core.new_key()
-        progress = Progress()
-        steps = core.stream(self._terms, progress, body, key=key, limit_s=limit_of(options))
-        return AsyncStream(self, progress, steps, cancels=cancels_on_close(options))
+        state = StreamState()
+        steps = core.stream(self._policy, state, body, key=key, limit_s=limit_of(options))
+        return AsyncStream(self, state, steps, cancels=cancels_on_close(options))
 
     async def submit(
         self,
@@ -259,14 +259,16 @@ class AsyncClient:
         found = (await self._ask("GET", "/v1/models")).get("data")
         return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
 
-    async def _let_go(self, request_id: str) -> None:
+    async def _cancel_abandoned(self, request_id: str) -> None:
         """Cancel a request that lost its reader; should that fail, it ends by itself within the resume window."""
         try:
-            await _run(self._http, core.ask(self._terms, "DELETE", f"/v1/requests/{request_id}", limit_s=LET_GO_S))
+            await _run(
+                self._http, core.ask(self._policy, "DELETE", f"/v1/requests/{request_id}", limit_s=CANCEL_LIMIT_S)
+            )
         except PenstockError as error:
             logger.warning("could not cancel %s: %s", request_id, error.message)
 
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str | None = None
     ) -> dict[str, Any]:
-        return await _run(self._http, core.ask(self._terms, method, path, body, key=key))
+        return await _run(self._http, core.ask(self._policy, method, path, body, key=key))

@@ -10,8 +10,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.client.route import Patience, Route, broken, error_of, of_envelope, shown
-from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Steps
+from penstock.client.route import (
+    RetryBudget,
+    Route,
+    connection_error,
+    error_from_envelope,
+    error_from_response,
+    without_password,
+)
+from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Steps
 from penstock.client.types import Answer, Timings
 from penstock.errors import BackendError, Cancelled, DeadlineExceeded, PenstockError
 from penstock.event import Usage
@@ -24,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Terms:
+class Policy:
     """What all calls of a client have in common. Seconds."""
 
     route: Route
@@ -34,7 +41,7 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamState:
     """What is known of one stream while it runs."""
 
     request_id: str = ""
@@ -52,41 +59,41 @@ class Progress:
         return bool(self.request_id) and self.answer is None and not self.has_failed
 
 
-class Followed:
+class StreamBase:
     """What a user may ask of a stream, in either shell."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, state: StreamState) -> None:
+        self._state = state
 
     def _whole(self) -> Answer:
-        if self._progress.answer is None:
+        if self._state.answer is None:
             raise RuntimeError("the stream was left, or has failed, before its end")
-        return self._progress.answer
+        return self._state.answer
 
     @property
     def request_id(self) -> str:
         """Known from the head of the answer on; "" before."""
-        return self._progress.request_id
+        return self._state.request_id
 
     @property
     def text(self) -> str:
         """What has come so far."""
-        return "".join(self._progress.texts)
+        return "".join(self._state.texts)
 
     @property
     def position(self) -> int | None:
         """Its place in the queue (1 is next), when the server has sent one and it has not begun."""
-        return self._progress.position
+        return self._state.position
 
     @property
     def num_resumed(self) -> int:
         """How often the stream was taken up again."""
-        return self._progress.num_resumed
+        return self._state.num_resumed
 
     @property
     def answer(self) -> Answer | None:
         """The whole answer, at the end."""
-        return self._progress.answer
+        return self._state.answer
 
 
 def new_key() -> str:
@@ -94,7 +101,7 @@ def new_key() -> str:
 
 
 def ask(
-    terms: Terms,
+    policy: Policy,
     method: str,
     path: str,
     body: Mapping[str, Any] | None = None,
@@ -105,119 +112,119 @@ def ask(
     """One JSON object for another, tried for `limit_s` (default: the client's patience) until there is an answer."""
     data = None if body is None else json.dumps(body).encode()
     headers = _headers(body, key)
-    limit_s = terms.patience_s if limit_s is None else limit_s
-    patience = Patience(terms.max_retries, (yield Now()) + limit_s, len(terms.route.urls))
+    limit_s = policy.patience_s if limit_s is None else limit_s
+    budget = RetryBudget(policy.max_retries, (yield Now()) + limit_s, len(policy.route.urls))
     while True:
-        url = terms.route.url
+        url = policy.route.url
         head = yield Send(method, url + path, headers, data, limit_s)
-        content = (yield Rest()) if isinstance(head, Head) else head
+        content = (yield Rest()) if isinstance(head, ResponseHead) else head
         error = _fault(head, content, url)
         if error is None:
             found = _parsed(content)
             if found is not None:
                 return found
-            error = BackendError(f"{shown(url)}: the answer is not a JSON object")
-        yield from _wait(terms, patience, error, url)
+            error = BackendError(f"{without_password(url)}: the answer is not a JSON object")
+        yield from _wait(policy, budget, error, url)
 
 
 def stream(
-    terms: Terms,
-    progress: Progress,
+    policy: Policy,
+    state: StreamState,
     body: Mapping[str, Any] | None,
     *,
     key: str | None = None,
     limit_s: float | None = None,
 ) -> Steps[Answer]:
-    """Follow one answer to its end, whatever breaks; gives each token once. `progress` is kept current meanwhile.
+    """Follow one answer to its end, whatever breaks; gives each token once. `state` is kept current meanwhile.
 
-    `body` starts it; None follows the request that `progress` names. Before its id is known the same POST is repeated
+    `body` starts it; None follows the request that `state` names. Before its id is known the same POST is repeated
     with the same key; after that it goes on from the last event, at whichever gateway answers.
     """
     data = None if body is None else json.dumps({**body, "stream": True}).encode()
     now = yield Now()
-    patience = Patience(
-        terms.max_retries, now + (terms.patience_s if limit_s is None else limit_s), len(terms.route.urls)
+    budget = RetryBudget(
+        policy.max_retries, now + (policy.patience_s if limit_s is None else limit_s), len(policy.route.urls)
     )
     while True:
-        url = terms.route.url
-        read_s = max(0.1, min(terms.silence_s, patience.give_up_at - now))
-        if data is not None and not progress.last_id:
+        url = policy.route.url
+        read_s = max(0.1, min(policy.silence_s, budget.give_up_at - now))
+        if data is not None and not state.last_id:
             head = yield Send("POST", url + GENERATE, _headers(body, key), data, read_s)
         else:
-            again = {"last-event-id": progress.last_id} if progress.last_id else {}
-            head = yield Send("GET", f"{url}/v1/requests/{progress.request_id}/events", again, None, read_s)
-        if isinstance(head, Head) and head.status == 200:
-            if not progress.request_id and "idempotent-replayed" not in head.headers:
-                progress.request_id = head.headers.get("x-request-id", "")  # else its events say which one it is
-            error = yield from _follow(progress, patience, url, can_begin_anew=data is not None)
+            again = {"last-event-id": state.last_id} if state.last_id else {}
+            head = yield Send("GET", f"{url}/v1/requests/{state.request_id}/events", again, None, read_s)
+        if isinstance(head, ResponseHead) and head.status == 200:
+            if not state.request_id and "idempotent-replayed" not in head.headers:
+                state.request_id = head.headers.get("x-request-id", "")  # else its events say which one it is
+            error = yield from _follow(state, budget, url, can_begin_anew=data is not None)
             if error is None:
-                assert progress.answer is not None
-                return progress.answer
-            progress.num_resumed += 1
+                assert state.answer is not None
+                return state.answer
+            state.num_resumed += 1
         else:
-            content = (yield Rest()) if isinstance(head, Head) else head
-            error = _fault(head, content, url) or broken(url, "an answer without a stream")
-        now = yield from _wait(terms, patience, error, url)
-        progress.has_failed = False
+            content = (yield Rest()) if isinstance(head, ResponseHead) else head
+            error = _fault(head, content, url) or connection_error(url, "an answer without a stream")
+        now = yield from _wait(policy, budget, error, url)
+        state.has_failed = False
 
 
-def _follow(progress: Progress, patience: Patience, url: str, *, can_begin_anew: bool) -> Steps[PenstockError | None]:
+def _follow(state: StreamState, budget: RetryBudget, url: str, *, can_begin_anew: bool) -> Steps[PenstockError | None]:
     """Read one connection's events; None when the answer is whole, else why there is nothing more to read here."""
     decoder = Decoder()
     while True:
         chunk = yield Read()
-        if (yield Now()) >= patience.give_up_at:
+        if (yield Now()) >= budget.give_up_at:
             return DeadlineExceeded("There was no answer in time.")
         if isinstance(chunk, Broken):
-            return broken(url, chunk.why)
+            return connection_error(url, chunk.why)
         if not chunk:
-            return broken(url, "the stream ended before its end")
+            return connection_error(url, "the stream ended before its end")
         try:
             events = decoder.feed(chunk)
         except SSEError as error:
-            return broken(url, str(error))
+            return connection_error(url, str(error))
         for event in events:
             data = _parsed(event.data)
             if data is None:
-                return broken(url, "an event is not a JSON object")
+                return connection_error(url, "an event is not a JSON object")
             if event.event == "error":
-                return _reported(data, progress, can_begin_anew=can_begin_anew)
+                return _error_event(data, state, can_begin_anew=can_begin_anew)
             if event.event == "done" and data.get("finish_reason") == "cancelled":
                 cancelled = Cancelled("The request was cancelled.")  # as for a whole answer: what came is not an answer
-                cancelled.request_id = progress.request_id
-                progress.has_failed = True
+                cancelled.request_id = state.request_id
+                state.has_failed = True
                 return cancelled
-            is_next = _take(progress, event, data)
+            is_next = _take(state, event, data)
             if is_next is None:
-                return broken(url, "a token is missing")
+                return connection_error(url, "a token is missing")
             if is_next:
-                patience.heard()
-                yield Give(progress.texts[-1])
-            if progress.answer is not None:
+                budget.renew()
+                yield Give(state.texts[-1])
+            if state.answer is not None:
                 return None
 
 
-def _take(progress: Progress, event: ServerEvent, data: Mapping[str, Any]) -> bool | None:
+def _take(state: StreamState, event: ServerEvent, data: Mapping[str, Any]) -> bool | None:
     """Fold one event in. True: a new token; False: nothing to give; None: there is a gap before it."""
-    progress.request_id = str(data.get("request_id") or progress.request_id)
+    state.request_id = str(data.get("request_id") or state.request_id)
     if event.event == "queued":
-        progress.position = data.get("position")
+        state.position = data.get("position")
         return False
     if event.event == "token":
         index = data.get("index")
-        if not isinstance(index, int) or index > len(progress.texts):
+        if not isinstance(index, int) or index > len(state.texts):
             return None
-        progress.position = None
-        if index < len(progress.texts):
+        state.position = None
+        if index < len(state.texts):
             return False
-        progress.texts.append(str(data.get("text", "")))
-        progress.last_id = event.id or progress.last_id
+        state.texts.append(str(data.get("text", "")))
+        state.last_id = event.id or state.last_id
         return True
     if event.event == "done":
-        progress.answer = Answer(
-            request_id=progress.request_id,
+        state.answer = Answer(
+            request_id=state.request_id,
             model=str(data.get("model", "")),
-            text="".join(progress.texts),
+            text="".join(state.texts),
             finish_reason=str(data.get("finish_reason", "")),
             usage=_convert(data.get("usage"), Usage, Usage()),
             timings=_convert(data.get("timings"), Timings, Timings()),
@@ -225,40 +232,40 @@ def _take(progress: Progress, event: ServerEvent, data: Mapping[str, Any]) -> bo
     return False  # an event of a newer server is not a fault
 
 
-def _reported(data: Mapping[str, Any], progress: Progress, *, can_begin_anew: bool) -> PenstockError:
+def _error_event(data: Mapping[str, Any], state: StreamState, *, can_begin_anew: bool) -> PenstockError:
     """An error inside a stream: of this gateway only, then the request goes on elsewhere; or the request's own end."""
-    said = data.get("error")
-    error = of_envelope(said if isinstance(said, dict) else {})
-    progress.request_id = error.request_id = str(data.get("request_id") or progress.request_id)
+    fields = data.get("error")
+    error = error_from_envelope(fields if isinstance(fields, dict) else {})
+    state.request_id = error.request_id = str(data.get("request_id") or state.request_id)
     if error.code in _GATEWAYS_OWN:
         error.retryable = True
-    elif can_begin_anew and not progress.texts:
-        progress.last_id = ""  # it has not begun: if the error is retryable, the same POST is another try
+    elif can_begin_anew and not state.texts:
+        state.last_id = ""  # it has not begun: if the error is retryable, the same POST is another try
     else:
         error.retryable = False
-    progress.has_failed = error.code not in _GATEWAYS_OWN
+    state.has_failed = error.code not in _GATEWAYS_OWN
     return error
 
 
-def _wait(terms: Terms, patience: Patience, error: PenstockError, url: str) -> Steps[float]:
+def _wait(policy: Policy, budget: RetryBudget, error: PenstockError, url: str) -> Steps[float]:
     """Before the next try; the time then. Raises `error` if there is to be none."""
-    pause_s = patience.pause_s(error, (yield Now()))
+    pause_s = budget.pause_s(error, (yield Now()))
     if error.status >= 500:
-        terms.route.advance(url)
+        policy.route.advance(url)
     if pause_s > 0:
         yield Pause(pause_s)
     now: float = yield Now()
     return now
 
 
-def _fault(head: Head | Broken, content: bytes | Broken, url: str) -> PenstockError | None:
+def _fault(head: ResponseHead | Broken, content: bytes | Broken, url: str) -> PenstockError | None:
     if isinstance(head, Broken):
-        return broken(url, head.why)
+        return connection_error(url, head.why)
     if isinstance(content, Broken):
-        return broken(url, content.why)
+        return connection_error(url, content.why)
     if 200 <= head.status < 300:
         return None
-    return error_of(head.status, head.headers, content, url)
+    return error_from_response(head.status, head.headers, content, url)
 
 
 def _headers(body: Mapping[str, Any] | None, key: str | None) -> dict[str, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
-from penstock.client.core import SLACK_S, Terms
+from penstock.client.core import SLACK_S, Policy
 from penstock.client.route import DEFAULT_URL, Route
 from penstock.errors import ConfigError, InvalidRequest
+from penstock.job import OnDisconnect
 
 MessageLike = Mapping[str, str]
-OnDisconnect = Literal["cancel", "resume", "continue"]
 
 
 class Options(TypedDict, total=False):
@@ -49,8 +49,8 @@ def body_of(
     if prompt is not None:
         body["prompt"] = prompt
     else:
-        said = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
-        body["messages"] = [dict(each) if isinstance(each, Mapping) else each for each in said]
+        given = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
+        body["messages"] = [dict(each) if isinstance(each, Mapping) else each for each in given]
     return body | {"background": True} if background else body
 
 
@@ -65,10 +65,10 @@ def cancels_on_close(options: Options) -> bool:
     return options.get("on_disconnect") in (None, "cancel")
 
 
-def terms_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float) -> Terms:
+def policy_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float) -> Policy:
     """With the URLs of PENSTOCK_URL (separated by commas) where none is given. Raises `ConfigError`."""
     named = urls or [url for url in os.environ.get("PENSTOCK_URL", "").split(",") if url.strip()] or [DEFAULT_URL]
-    return Terms(Route(named), max_retries, silence_s, patience_s)
+    return Policy(Route(named), max_retries, silence_s, patience_s)
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:

@@ -55,7 +55,7 @@ def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
         except ValueError:  # an invalid IPv6 address or port
             split = urlsplit("")
         if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
-            raise ConfigError(f"{shown(url)!r} is not an http:// or https:// URL of a server")
+            raise ConfigError(f"{without_password(url)!r} is not an http:// or https:// URL of a server")
         read.append(url.strip().rstrip("/"))
     if not read:
         raise ConfigError("at least one URL is needed")
@@ -80,8 +80,8 @@ class Route:
 
 
 @dataclass(slots=True)
-class Patience:
-    """How often one call may fail in a row, and until when it may try. `heard` means that it has got on."""
+class RetryBudget:
+    """How often one call may fail in a row, and until when it may try. Any progress renews it."""
 
     max_retries: int
     give_up_at: float
@@ -89,7 +89,7 @@ class Patience:
     rng: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(64)))
     num_failed: int = 0
 
-    def heard(self) -> None:
+    def renew(self) -> None:
         self.num_failed = 0
 
     def pause_s(self, error: PenstockError, now: float) -> float:
@@ -112,31 +112,31 @@ class Patience:
         return wait
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """A URL for people: without the password that it may hold."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
-def broken(url: str, why: str) -> PenstockError:
+def connection_error(url: str, why: str) -> PenstockError:
     """The error for a connection that was not made, or broke: worth another try, anywhere."""
-    error = Unavailable(f"{shown(url)}: {why or 'the connection broke'}")
+    error = Unavailable(f"{without_password(url)}: {why or 'the connection broke'}")
     error.retryable = True
     return error
 
 
-def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> PenstockError:
+def error_from_response(status: int, headers: Mapping[str, str], body: bytes, url: str) -> PenstockError:
     """The error that an error response holds. Without our envelope (a proxy answered) its class follows the status."""
     detail = _object(body).get("error")
-    said = detail if isinstance(detail, dict) else {}
+    fields = detail if isinstance(detail, dict) else {}
     wait_s = _retry_after_s(headers)
-    if said.get("code"):
-        error = of_envelope(said, wait_s)
+    if fields.get("code"):
+        error = error_from_envelope(fields, wait_s)
     else:
         kind = _BY_STATUS.get(status, InvalidRequest if 400 <= status < 500 else PenstockError)
-        text = str(said.get("message") or body[:_MAX_SHOWN].decode("utf-8", "replace")).strip()
-        error = kind(f"{shown(url)}: HTTP {status}" + (f": {text}" if text else ""), retry_after_s=wait_s)
+        text = str(fields.get("message") or body[:_MAX_SHOWN].decode("utf-8", "replace")).strip()
+        error = kind(f"{without_password(url)}: HTTP {status}" + (f": {text}" if text else ""), retry_after_s=wait_s)
     should = headers.get("x-should-retry")
     if should is not None:
         error.retryable = should == "true"
@@ -145,12 +145,12 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
     return error
 
 
-def of_envelope(said: Mapping[str, Any], wait_s: float | None = None) -> PenstockError:
+def error_from_envelope(fields: Mapping[str, Any], wait_s: float | None = None) -> PenstockError:
     """The error that the object `error` of an envelope names."""
-    param = said.get("param")
+    param = fields.get("param")
     return from_code(
-        str(said.get("code")),
-        str(said.get("message", "")),
+        str(fields.get("code")),
+        str(fields.get("message", "")),
         param=param if isinstance(param, str) else None,
         retry_after_s=wait_s,
     )

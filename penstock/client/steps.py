@@ -2,7 +2,7 @@
 
 A call is a generator of steps. A shell carries each out and sends back what came of it:
 
-    Send     → `Head`, or `Broken`         begins a request; ends the one before
+    Send     → `ResponseHead`, or `Broken`         begins a request; ends the one before
     Read     → bytes (b"" at the end), or `Broken`
     Rest     → the bytes of the whole body, or `Broken`
     Pause    → None
@@ -33,7 +33,7 @@ class Send:
 
 
 @dataclass(slots=True, frozen=True)
-class Head:
+class ResponseHead:
     status: int
     headers: Mapping[str, str]  # names in lower case
 

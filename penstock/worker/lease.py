@@ -36,7 +36,7 @@ class Holder(Protocol):
     def renewed(self, renewal: Renewal) -> None: ...
 
 
-class Progress:
+class EngineProgress:
     """How long the slowest batch has made no progress. Pure: time is an argument."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Lease:
         self._on_stall = on_stall
         self._on_dead = on_dead
         self._renew_s = renew_s
-        self._progress = Progress()
+        self._progress = EngineProgress()
         self._has_stalled = False
         self._is_stopping = False
         self._wake: Callable[[], None] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from penstock.ask import Answer, Asker, ask_file
+from penstock.ask import Asker, Outcome, ask_file
 from penstock.ask.file import read_prompts
 from penstock.errors import BackendError, ConfigError, QueueFull, Unavailable
 from penstock.sse import frame
@@ -105,12 +105,12 @@ def answers(path: Path) -> list[dict[str, Any]]:
 async def test_one_answer_is_streamed_and_folded() -> None:
     server, seen = Server(), list[str]()
     async with server.asker() as asker:
-        answer = await asker.ask({"prompt": "a bee sea", "max_tokens": 3}, seen.append)
+        outcome = await asker.ask({"prompt": "a bee sea", "max_tokens": 3}, seen.append)
     assert seen == ["A ", "BEE ", "SEA "]
-    assert (answer.text, answer.error) == ("A BEE SEA ", None)
-    assert answer.answer is not None
-    assert answer.answer.finish_reason == "stop"
-    assert answer.usage.completion_tokens == 3
+    assert (outcome.text, outcome.error) == ("A BEE SEA ", None)
+    assert outcome.answer is not None
+    assert outcome.answer.finish_reason == "stop"
+    assert outcome.usage.completion_tokens == 3
     assert server.bodies == [{"prompt": "a bee sea", "max_tokens": 3, "stream": True}]
     assert server.headers[0]["authorization"] == "Bearer key"
 
@@ -130,8 +130,8 @@ async def test_what_may_pass_is_asked_again() -> None:
 async def test_tries_are_bounded_and_errors_keep_their_class() -> None:
     server = Server(lambda n, body: refuse(429, "queue_full"))
     async with server.asker(max_retries=2) as asker:
-        answer = await asker.ask({"prompt": "x"})
-    assert isinstance(answer.error, QueueFull)
+        outcome = await asker.ask({"prompt": "x"})
+    assert isinstance(outcome.error, QueueFull)
     assert len(server.bodies) == 3
 
 
@@ -150,8 +150,8 @@ async def test_a_stream_that_breaks_off_goes_on_where_it_was() -> None:
     cut = whole[: whole.index(b"event: done")]
     server, seen = Server(lambda n, body: httpx2.Response(200, content=bits(cut))), list[str]()
     async with server.asker(max_retries=1) as asker:
-        answer = await asker.ask({"prompt": "a b"}, seen.append)
-    assert answer.error is None
+        outcome = await asker.ask({"prompt": "a b"}, seen.append)
+    assert outcome.error is None
     assert seen == ["A ", "B "]
     assert (len(server.bodies), server.num_resumed) == (1, 1)
 
@@ -160,16 +160,16 @@ async def test_an_error_event_is_the_error_it_names() -> None:
     data = json.dumps(BackendError("it broke").envelope()).encode()
     server = Server(lambda n, body: httpx2.Response(200, content=bits(frame("error", data))))
     async with server.asker(max_retries=1) as asker:
-        answer = await asker.ask({"prompt": "x"})
-    assert isinstance(answer.error, BackendError)
-    assert answer.error.message == "it broke"
+        outcome = await asker.ask({"prompt": "x"})
+    assert isinstance(outcome.error, BackendError)
+    assert outcome.error.message == "it broke"
 
 
 async def test_a_server_that_is_not_there_is_named() -> None:
     async with Asker("http://127.0.0.1:1", max_retries=1) as asker:
-        answer = await asker.ask({"prompt": "x"})
-    assert isinstance(answer.error, Unavailable)
-    assert "http://127.0.0.1:1" in answer.error.message
+        outcome = await asker.ask({"prompt": "x"})
+    assert isinstance(outcome.error, Unavailable)
+    assert "http://127.0.0.1:1" in outcome.error.message
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[::1"])
@@ -206,13 +206,13 @@ async def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     path = prompts(tmp_path, *({"prompt": f"p{i}"} for i in range(30)))
     num_done = 0
 
-    def on_answer(prompt: object, answer: Answer) -> None:
+    def on_outcome(prompt: object, outcome: Outcome) -> None:
         nonlocal num_done
         num_done += 1
         if num_done == 10:
             server.gate.clear()  # what is asked from here on hangs
 
-    first = asyncio.create_task(run_file(server, path, out, on_answer=on_answer))
+    first = asyncio.create_task(run_file(server, path, out, on_outcome=on_outcome))
     await wait_until(lambda: num_done >= 10 and server.at_once == 4, "ten answers and four questions in flight")
     first.cancel()
     with pytest.raises(asyncio.CancelledError):

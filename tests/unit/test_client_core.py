@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.client import core
-from penstock.client.core import Progress, Terms
-from penstock.client.options import Options, body_of, headers_of, terms_of
-from penstock.client.route import Patience, Route, error_of, read_urls
-from penstock.client.steps import Broken, Give, Head, Now, Pause, Read, Rest, Send, Step, Steps
+from penstock.client.core import Policy, StreamState
+from penstock.client.options import Options, body_of, headers_of, policy_of
+from penstock.client.route import RetryBudget, Route, error_from_response, read_urls
+from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer
 from penstock.errors import (
     BackendError,
@@ -82,7 +82,7 @@ class World:
             self.given.append(step.text)
         return self.now if isinstance(step, Now) else None
 
-    def _send(self, step: Send) -> Head | Broken:
+    def _send(self, step: Send) -> ResponseHead | Broken:
         self.sent.append(step)
         trouble = self.troubles.pop(0) if self.troubles else None
         if trouble == "refused":
@@ -90,7 +90,7 @@ class World:
         if isinstance(trouble, tuple):
             status, headers, body = trouble
             self._data = body
-            return Head(status, headers)
+            return ResponseHead(status, headers)
         after = int(step.headers.get("last-event-id", "-0").rpartition("-")[2])
         whole = _events(WORDS, after)
         if isinstance(trouble, str):  # an error event after what that many tokens are
@@ -100,20 +100,20 @@ class World:
             whole = _events(WORDS[: after + int(trouble)], after).partition(b"event: done")[0]
         self._data = whole if not isinstance(trouble, int) else whole[: trouble % (len(whole) - 1)]
         self._cut = isinstance(trouble, int) and trouble % 2 == 0  # else it just ends
-        return Head(200, {})
+        return ResponseHead(200, {})
 
 
 def _play(world: World, steps: Steps[Any]) -> Any:
-    said: Any = None
+    reply: Any = None
     while True:
         try:
-            said = world.do(steps.send(said))
+            reply = world.do(steps.send(reply))
         except StopIteration as stop:
             return stop.value
 
 
-def _terms(**more: Any) -> Terms:
-    return Terms(Route(URLS), **more)
+def _policy(**more: Any) -> Policy:
+    return Policy(Route(URLS), **more)
 
 
 def _unavailable(wait: str | None = None) -> tuple[int, Mapping[str, str], bytes]:
@@ -135,10 +135,10 @@ troubles = st.lists(
 
 @given(troubles, st.integers(1, 300))
 def test_each_token_is_given_once_whatever_breaks(happens: list[Any], chunk: int) -> None:
-    world, progress = World(list(happens), chunk), Progress()
-    answer = _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
+    world, state = World(list(happens), chunk), StreamState()
+    answer = _play(world, core.stream(_policy(), state, {"prompt": "hi"}, key="k"))
     assert world.given == WORDS
-    assert answer == progress.answer
+    assert answer == state.answer
     assert (answer.text, answer.request_id, answer.finish_reason) == ("".join(WORDS), "g.1", "length")
     assert len(world.sent) <= len(happens) + 1
     for send in world.sent:
@@ -148,20 +148,20 @@ def test_each_token_is_given_once_whatever_breaks(happens: list[Any], chunk: int
 
 
 def test_a_resumed_stream_goes_on_at_the_next_url_after_the_last_event() -> None:
-    world, progress = World([6.0]), Progress()
-    _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
+    world, state = World([6.0]), StreamState()
+    _play(world, core.stream(_policy(), state, {"prompt": "hi"}, key="k"))
     first, second = world.sent
     assert (first.method, first.url) == ("POST", "http://a:1/v1/generate")
     assert (second.method, second.url) == ("GET", "http://b:2/v1/requests/g.1/events")
     assert second.headers == {"last-event-id": "g.1/1-6"}
     assert world.pauses == []
-    assert progress.num_resumed == 1
+    assert state.num_resumed == 1
 
 
 def test_a_gap_is_not_believed() -> None:
     gap = frame("token", json.dumps({"request_id": "g.1", "index": 1, "text": "x"}).encode(), "g.1/1-2")
     world = World([(200, {}, gap)])
-    assert _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k")).text == "".join(WORDS)
+    assert _play(world, core.stream(_policy(), StreamState(), {"prompt": "hi"}, key="k")).text == "".join(WORDS)
     assert world.given == WORDS
 
 
@@ -174,60 +174,60 @@ def test_a_gap_is_not_believed() -> None:
     ],
 )
 def test_the_requests_own_end_is_its_error(trouble: str, kind: type[PenstockError]) -> None:
-    world, progress = World([trouble]), Progress()
+    world, state = World([trouble]), StreamState()
     with pytest.raises(kind) as failed:
-        _play(world, core.stream(_terms(), progress, {"prompt": "hi"}, key="k"))
+        _play(world, core.stream(_policy(), state, {"prompt": "hi"}, key="k"))
     assert failed.value.request_id == "g.1"
-    assert not progress.is_running
+    assert not state.is_running
     assert len(world.sent) == 1
 
 
 def test_what_failed_before_its_first_token_is_begun_anew_where_that_may_help() -> None:
     world = World(["worker_lost:0"])
-    _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+    _play(world, core.stream(_policy(), StreamState(), {"prompt": "hi"}, key="k"))
     assert world.given == WORDS
     assert [send.method for send in world.sent] == ["POST", "POST"]
 
 
 def test_a_followed_request_is_never_begun() -> None:
     world = World([7])
-    _play(world, core.stream(_terms(), Progress(request_id="g.1"), None))
+    _play(world, core.stream(_policy(), StreamState(request_id="g.1"), None))
     assert {send.method for send in world.sent} == {"GET"}
     assert world.given == WORDS
     with pytest.raises(WorkerLost):
-        _play(World(["worker_lost:0"]), core.stream(_terms(), Progress(request_id="g.1"), None))
+        _play(World(["worker_lost:0"]), core.stream(_policy(), StreamState(request_id="g.1"), None))
 
 
 def test_retries_are_bounded_and_progress_renews_them() -> None:
     with pytest.raises(Unavailable):
-        _play(World(["refused"] * 9), core.stream(_terms(max_retries=4), Progress(), {"prompt": "hi"}, key="k"))
+        _play(World(["refused"] * 9), core.stream(_policy(max_retries=4), StreamState(), {"prompt": "hi"}, key="k"))
     world = World([1.0] * 10)  # each connection brings one more
-    _play(world, core.stream(_terms(max_retries=2), Progress(), {"prompt": "hi"}, key="k"))
+    _play(world, core.stream(_policy(max_retries=2), StreamState(), {"prompt": "hi"}, key="k"))
     assert world.given == WORDS
 
 
 def test_a_call_gives_up_in_time() -> None:
     world = World(["refused"] * 1000)
     with pytest.raises((DeadlineExceeded, Unavailable)):
-        _play(world, core.stream(_terms(max_retries=10**6), Progress(), {"prompt": "hi"}, key="k", limit_s=20))
+        _play(world, core.stream(_policy(max_retries=10**6), StreamState(), {"prompt": "hi"}, key="k", limit_s=20))
     assert world.now <= 20
 
 
 def test_one_object_for_another() -> None:
     world = World(["refused", _unavailable("2"), (200, {}, b'{"a": 1}')])
-    assert _play(world, core.ask(_terms(), "POST", "/x", {"b": 2}, key="k")) == {"a": 1}
+    assert _play(world, core.ask(_policy(), "POST", "/x", {"b": 2}, key="k")) == {"a": 1}
     assert [send.url for send in world.sent] == ["http://a:1/x", "http://b:2/x", "http://c:3/x"]
     assert world.pauses == []
     with pytest.raises(BackendError, match="not a JSON object"):
-        _play(World([(200, {}, b"<html>")]), core.ask(_terms(), "GET", "/x"))
+        _play(World([(200, {}, b"<html>")]), core.ask(_policy(), "GET", "/x"))
 
 
 def test_one_server_that_asks_for_a_pause_gets_it() -> None:
     world = World([_unavailable("2"), (200, {}, b"{}")])
-    _play(world, core.ask(Terms(Route(URLS[:1])), "GET", "/x"))
+    _play(world, core.ask(Policy(Route(URLS[:1])), "GET", "/x"))
     assert 2 <= world.pauses[0] <= 2.3
     with pytest.raises(PenstockError):
-        _play(World([_unavailable("3600")]), core.ask(Terms(Route(URLS[:1])), "GET", "/x"))
+        _play(World([_unavailable("3600")]), core.ask(Policy(Route(URLS[:1])), "GET", "/x"))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_one_server_that_asks_for_a_pause_gets_it() -> None:
 def test_answers_that_are_none(
     status: int, headers: dict[str, str], body: bytes, kind: type[PenstockError], again: bool
 ) -> None:
-    error = error_of(status, headers | {"x-request-id": "g.9"}, body, "http://a")
+    error = error_from_response(status, headers | {"x-request-id": "g.9"}, body, "http://a")
     assert isinstance(error, kind)
     assert error.retryable is again
     assert error.request_id == "g.9"
@@ -257,15 +257,15 @@ def test_answers_that_are_none(
 
 def test_a_date_to_come_back_counts_from_the_servers_own_clock() -> None:
     headers = {"retry-after": "Wed, 25 Nov 2026 10:00:30 GMT", "date": "Wed, 25 Nov 2026 10:00:10 GMT"}
-    assert error_of(503, headers, b"", "http://a").retry_after_s == 20
-    assert error_of(503, {"retry-after": headers["retry-after"]}, b"", "http://a").retry_after_s is None
-    assert error_of(503, {"retry-after": "nan"}, b"", "http://a").retry_after_s is None
+    assert error_from_response(503, headers, b"", "http://a").retry_after_s == 20
+    assert error_from_response(503, {"retry-after": headers["retry-after"]}, b"", "http://a").retry_after_s is None
+    assert error_from_response(503, {"retry-after": "nan"}, b"", "http://a").retry_after_s is None
 
 
 def test_a_password_in_a_url_is_not_shown() -> None:
     route = Route(["http://me:secret@one:1/base"])
     with pytest.raises(Unavailable) as failed:
-        _play(World(["refused"] * 9), core.ask(Terms(route, max_retries=0), "GET", "/x"))
+        _play(World(["refused"] * 9), core.ask(Policy(route, max_retries=0), "GET", "/x"))
     assert failed.value.message.startswith("http://one:1/base: ")
     with pytest.raises(ConfigError) as wrong:
         read_urls(["ftp://me:secret@one"])
@@ -275,14 +275,14 @@ def test_a_password_in_a_url_is_not_shown() -> None:
 
 def test_a_request_that_somebody_cancelled_is_an_error() -> None:
     end = {"request_id": "g.1", "model": "m", "finish_reason": "cancelled"}
-    said: tuple[int, dict[str, str], bytes] = (
+    response: tuple[int, dict[str, str], bytes] = (
         200,
         {},
         _events(WORDS[:2]).partition(b"id: g.1/1-2\nevent: done")[0] + frame("done", json.dumps(end).encode()),
     )
-    world = World([said])
+    world = World([response])
     with pytest.raises(Cancelled) as cancelled:
-        _play(world, core.stream(_terms(), Progress(), {"prompt": "hi"}, key="k"))
+        _play(world, core.stream(_policy(), StreamState(), {"prompt": "hi"}, key="k"))
     assert (world.given, cancelled.value.request_id) == (WORDS[:2], "g.1")
 
 
@@ -291,23 +291,23 @@ def test_the_id_is_known_from_the_head_unless_it_is_a_replay() -> None:
         ({"x-request-id": "g.9"}, "g.9"),
         ({"x-request-id": "g.9", "idempotent-replayed": "true"}, ""),
     ):
-        progress = Progress()
-        steps = core.stream(_terms(max_retries=0), progress, {"prompt": "hi"}, key="k")
+        state = StreamState()
+        steps = core.stream(_policy(max_retries=0), state, {"prompt": "hi"}, key="k")
         with pytest.raises(Unavailable):
             _play(World([(200, headers, b": keep-alive\n\n")]), steps)
-        assert progress.request_id == known
+        assert state.request_id == known
 
 
 @given(st.binary(max_size=200), st.integers(300, 599))
 def test_no_answer_surprises_it(body: bytes, status: int) -> None:
-    assert isinstance(error_of(status, {}, body, "http://a"), PenstockError)
+    assert isinstance(error_from_response(status, {}, body, "http://a"), PenstockError)
 
 
 @given(st.integers(1, 3), st.integers(0, 2**32), st.lists(st.none() | st.floats(0, 60), min_size=1, max_size=8))
 def test_pauses_are_bounded(num_urls: int, seed: int, asked: list[float | None]) -> None:
-    patience = Patience(8, 1e9, num_urls, random.Random(seed))
+    budget = RetryBudget(8, 1e9, num_urls, random.Random(seed))
     for number, retry_after_s in enumerate(asked, 1):
-        pause = patience.pause_s(Unavailable("x", retry_after_s=retry_after_s), 0.0)
+        pause = budget.pause_s(Unavailable("x", retry_after_s=retry_after_s), 0.0)
         if number < num_urls:
             assert pause == 0
         elif retry_after_s is None:
@@ -319,8 +319,8 @@ def test_pauses_are_bounded(num_urls: int, seed: int, asked: list[float | None])
 def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_URL", "http://one:1/, https://two/base/")
     monkeypatch.setenv("PENSTOCK_API_KEY", "secret")
-    assert terms_of((), 1, 1, 1).route.urls == ("http://one:1", "https://two/base")
-    assert terms_of(("http://three",), 1, 1, 1).route.urls == ("http://three",)
+    assert policy_of((), 1, 1, 1).route.urls == ("http://one:1", "https://two/base")
+    assert policy_of(("http://three",), 1, 1, 1).route.urls == ("http://three",)
     assert headers_of(None)["authorization"] == "Bearer secret"
     assert "authorization" not in headers_of("")
     with pytest.raises(ConfigError):

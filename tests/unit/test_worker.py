@@ -22,7 +22,7 @@ from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import tenure
 from penstock.worker.crash_points import POINTS, fault_from, no_fault
-from penstock.worker.lease import Progress
+from penstock.worker.lease import EngineProgress
 from penstock.worker.worker import Worker
 from tests.waiting import wait_until
 
@@ -707,7 +707,7 @@ class TestLease:
         assert store.second.num_closed == 1
 
     def test_progress_is_judged_batch_by_batch(self) -> None:
-        progress = Progress()
+        progress = EngineProgress()
         assert progress.stalled_s({}, 0.0) == 0.0
         assert progress.stalled_s({1: 0, 2: 0}, 10.0) == 0.0
         assert progress.stalled_s({1: 5, 2: 0}, 12.0) == 2.0
