@@ -14,7 +14,7 @@ from penstock import errors, metrics
 from penstock.event import Usage
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Job, Message, Sampling
-from penstock.piece import Logprob, Piece, ToolCall
+from penstock.rich_token import Logprob, RichToken, ToolCall
 from penstock.settings.render import render_env_example, render_markdown
 from penstock.transports.redis.heads import Head, heads
 
@@ -49,7 +49,7 @@ def render_api() -> str:
 
 
 SLOTS = {"request": "A request's slot", "queue": "A queue's slot", "own": "A slot of its own"}
-OBJECTS = (Job, Sampling, Message, ToolCall, Piece, Logprob, Usage, WorkerInfo, Capabilities)
+OBJECTS = (Job, Sampling, Message, ToolCall, RichToken, Logprob, Usage, WorkerInfo, Capabilities)
 
 
 def render_protocol() -> str:

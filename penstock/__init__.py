@@ -6,6 +6,7 @@ The public surface is `__all__`, and `tests/unit/test_repo.py` guards it. Names 
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,16 @@ if TYPE_CHECKING:
     from penstock.job import Job as Job
     from penstock.job import Message as Message
     from penstock.job import Sampling as Sampling
-    from penstock.piece import Logprob as Logprob
-    from penstock.piece import Piece as Piece
-    from penstock.piece import Token as Token
-    from penstock.piece import ToolCall as ToolCall
+    from penstock.rich_token import Logprob as Logprob
+    from penstock.rich_token import RichToken as RichToken
+    from penstock.rich_token import Token as Token
+    from penstock.rich_token import ToolCall as ToolCall
     from penstock.settings import ModelSpec as ModelSpec
     from penstock.settings import Settings as Settings
     from penstock.settings import load_settings as load_settings
     from penstock.transports.base import Transport as Transport
+
+    Piece = RichToken  # see `_RENAMED`
 
 from penstock.version import __version__
 
@@ -56,28 +59,36 @@ _HOME = {
     "Event": "penstock.event",
     "Failed": "penstock.event",
     "Job": "penstock.job",
-    "Logprob": "penstock.piece",
+    "Logprob": "penstock.rich_token",
     "Message": "penstock.job",
     "ModelSpec": "penstock.settings",
     "PenstockError": "penstock.errors",
-    "Piece": "penstock.piece",
+    "RichToken": "penstock.rich_token",
     "Sampling": "penstock.job",
     "Settings": "penstock.settings",
     "Started": "penstock.event",
     "Status": "penstock.client",
-    "Token": "penstock.piece",
+    "Token": "penstock.rich_token",
     "Tokens": "penstock.event",
-    "ToolCall": "penstock.piece",
+    "ToolCall": "penstock.rich_token",
     "Transport": "penstock.transports.base",
     "Usage": "penstock.event",
     "fold": "penstock.event",
     "load_settings": "penstock.settings",
 }
 
+# Old names, kept for one release: each still works, with a DeprecationWarning.
+_RENAMED = {"Piece": "RichToken"}
+
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        message = f"penstock.{name} is now penstock.{new}; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return __getattr__(new)
     if name not in _HOME:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
     value: object = getattr(import_module(_HOME[name]), name)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, from_code
-from penstock.piece import Token, join_text
+from penstock.rich_token import Token, join_text
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from penstock.piece import Token, ToolCall
+from penstock.rich_token import Token, ToolCall
 
 OnDisconnect = Literal["cancel", "resume", "continue"]
 CancelReason = Literal["client", "deadline", "operator"]

@@ -24,7 +24,7 @@ from penstock.gateway.keepalive import Pulse
 from penstock.gateway.relay import Reader, Stream
 from penstock.http.connection import CLIENT, Client, Departure
 from penstock.http.edge import Call, error_response
-from penstock.piece import Piece, Token, Whole
+from penstock.rich_token import RichToken, Token, Whole
 from penstock.sse import KEEPALIVE, unbroken
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,10 @@ def timings(stream: Stream) -> dict[str, float | None]:
     }
 
 
-def beside(said: Whole | Piece) -> dict[str, Any]:
+def beside(said: Whole | RichToken) -> dict[str, Any]:
     """The fields next to the text that are not empty, by name: `{}` for plain text."""
     fields: dict[str, Any] = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
-    if isinstance(said, Piece):
+    if isinstance(said, RichToken):
         fields["embedding"] = said.embedding
     return {name: value for name, value in fields.items() if value}
 

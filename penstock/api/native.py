@@ -21,7 +21,7 @@ from penstock.gateway.gateway import Gateway
 from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.job import Job, Message
-from penstock.piece import Token, join
+from penstock.rich_token import Token, join
 from penstock.settings import Settings
 from penstock.sse import frame
 

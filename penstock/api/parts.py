@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from penstock.piece import Logprob, Piece, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 
 
 class Part:
@@ -79,7 +79,7 @@ class Parts(ABC):
                 return frames + self._grow(part, token)
             part.texts.append(token)
             return self.grown(part, token, ())
-        return self._piece(token)
+        return self._rich(token)
 
     def all_of(self, tokens: Iterable[Token]) -> list[bytes]:
         """The events of the next tokens."""
@@ -88,7 +88,7 @@ class Parts(ABC):
     def read(self, tokens: Sequence[Token]) -> None:
         """Take all these tokens without returning events: text alone, as nearly every answer is, at once."""
         try:
-            text = "".join(tokens)  # type: ignore[arg-type]  # a piece among them is a TypeError
+            text = "".join(tokens)  # type: ignore[arg-type]  # a `RichToken` among them is a TypeError
         except TypeError:
             self.all_of(tokens)
         else:
@@ -111,16 +111,16 @@ class Parts(ABC):
         calls = [part for part in self.parts if part.kind == "call"]
         return tuple(ToolCall(index, call.call_id, call.name, call.text) for index, call in enumerate(calls))
 
-    def _piece(self, piece: Piece) -> list[bytes]:
+    def _rich(self, token: RichToken) -> list[bytes]:
         frames: list[bytes] = []
-        if piece.reasoning:
+        if token.reasoning:
             opening, part = self._switch("reasoning")
-            frames += opening + self._grow(part, piece.reasoning)
-        is_bare = not piece.reasoning and not piece.tool_calls
-        if piece.text or (is_bare and piece.logprobs):  # half a character has no text yet, but a probability
+            frames += opening + self._grow(part, token.reasoning)
+        is_bare = not token.reasoning and not token.tool_calls
+        if token.text or (is_bare and token.logprobs):  # half a character has no text yet, but a probability
             opening, part = self._switch("text")
-            frames += opening + self._grow(part, piece.text, piece.logprobs)
-        for call in piece.tool_calls:
+            frames += opening + self._grow(part, token.text, token.logprobs)
+        for call in token.tool_calls:
             opening, part = self._call(call)
             frames += opening
             if call.arguments:

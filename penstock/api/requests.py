@@ -25,7 +25,7 @@ from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Call, call_of, refuse_head
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
-from penstock.piece import join
+from penstock.rich_token import join
 from penstock.transports.base import Glance, Record
 
 PATH = "/v1/requests"

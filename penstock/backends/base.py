@@ -33,7 +33,7 @@ from penstock.event import Event, Usage
 from penstock.fleet import Capabilities
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
-from penstock.piece import Piece, Token, encode_vector
+from penstock.rich_token import RichToken, Token, encode_vector
 
 # What `accepts` may name. Images stand in the request itself; "image_urls" are those that the engine fetches.
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
@@ -92,7 +92,8 @@ class Backend:
         return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes, self.ends_itself)
 
     def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[Token | Finish]:
-        """Yield one answer's tokens: text, or a `Piece`; empty ones are none. A `PenstockError` fails with its code.
+        """Yield one answer's tokens: text, or a `RichToken`; empty ones are dropped. A `PenstockError` fails with its
+        code.
 
         Override as `stream(self, job)`. With `capabilities.resumes` override as `stream(self, job, tokens)`: `tokens`
         (a tuple of str) were delivered by an earlier attempt and the answer goes on after them. The stream is cancelled
@@ -131,7 +132,7 @@ class Backend:
     async def _embeddings(self, claim: Claim) -> AsyncIterator[Token | Finish]:
         done = await self.embed(claim.job, claim.job.inputs[len(claim.tokens) :])
         for vector in done.vectors:
-            yield Piece(embedding=encode_vector(vector))
+            yield RichToken(embedding=encode_vector(vector))
         yield Finish("stop", None if claim.tokens or done.prompt_tokens is None else Usage(done.prompt_tokens))
 
 

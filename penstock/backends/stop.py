@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from penstock.piece import Token, text_of
+from penstock.rich_token import Token, text_of
 
 
 class StopMatcher:

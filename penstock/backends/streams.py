@@ -17,12 +17,12 @@ from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError, PenstockError, WorkerLost
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.job import Batch, Claim, Job
-from penstock.piece import Piece, Token
+from penstock.rich_token import RichToken, Token
 
 logger = logging.getLogger("penstock.backends")
 
 MAX_WAITING = 256
-_NOTHING = Piece()
+_NOTHING = RichToken()
 
 
 @dataclass(slots=True, frozen=True)
@@ -156,8 +156,8 @@ async def _relay(
         async for token in stream:
             if isinstance(token, Finish):
                 return token
-            if not isinstance(token, str | Piece):
-                raise TypeError(f"a backend's stream yields str or Piece, not {type(token).__name__}")
+            if not isinstance(token, str | RichToken):
+                raise TypeError(f"a backend's stream yields str or RichToken, not {type(token).__name__}")
             if not token or token == _NOTHING:
                 continue
             num += 1

@@ -28,7 +28,7 @@ from msgspec import Struct
 from penstock.event import Done, Event, Failed, Terminal
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.quota import Share
 
 State = Literal["queued", "running", "done"]

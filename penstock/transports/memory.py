@@ -30,7 +30,7 @@ from penstock.errors import (
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import CancelReason, Claim, Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import (
     LATE,
     LATE_SLACK_S,

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from penstock.errors import QueueFull, StorageQuota
 from penstock.job import Job
-from penstock.piece import Piece, Token, encoded_length
+from penstock.rich_token import RichToken, Token, encoded_length
 
 REQUEST_BYTES = 1024  # what a store needs for any request: its fields, its names, its places in lists
 TOKEN_BYTES = 128  # a token in a log, with the frame around it
@@ -75,7 +75,7 @@ def answer_bytes(job: Job, tokens: Sequence[Token]) -> int:
     """What an answer of these tokens takes."""
     if not job.inputs:
         return _token_bytes(job) * len(tokens)
-    return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, Piece))
+    return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, RichToken))
 
 
 def _token_bytes(job: Job) -> int:

@@ -16,7 +16,7 @@ import msgspec
 
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Terminal, Tokens
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import Transport
 from penstock.worker.crash_points import Fault, no_fault
 from penstock.worker.running_job import Lane

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from penstock.errors import BackendError, PenstockError
 from penstock.event import Failed, Terminal, Tokens
 from penstock.job import Batch, Claim
-from penstock.piece import Piece, Token
+from penstock.rich_token import RichToken, Token
 from penstock.wire import check_event, encode_event
 
 UNWRITABLE = "The model's backend failed with an unreadable error message."
@@ -76,7 +76,7 @@ class Lane:
             return f"yielded token {event.seq} instead of {self.num}"
         for token in event.tokens:
             if type(token) is not str:
-                if not isinstance(token, Piece):
+                if not isinstance(token, RichToken):
                     return f"yielded a token that is {type(token).__name__}"
                 if not is_writable(Tokens(self.id, event.attempt, event.seq, tokens=(token,))):
                     return "yielded a token that cannot be written"

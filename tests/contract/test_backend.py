@@ -17,7 +17,7 @@ from penstock.backends import Backend, build_backend
 from penstock.backends.base import OPTIONAL_FIELDS
 from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.job import Batch, Claim, Job, Sampling
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.wire import decode_event, encode_event
 from tests.upstream import Upstream
 

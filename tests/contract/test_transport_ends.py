@@ -6,7 +6,7 @@ import msgspec
 
 from penstock.event import Done, Failed, Started, Terminal, Tokens, Usage, fold
 from penstock.job import CancelReason, Job
-from penstock.piece import Piece
+from penstock.rich_token import RichToken
 from penstock.transports import Transport
 from penstock.transports.base import Outcome
 from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
@@ -254,8 +254,8 @@ async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(st
     transport = await store.transport()
     ear = await Ear().listen(transport)
     job = new_job(caller="me", retention_s=600.0)
-    piece = Piece("b", reasoning='\u00e4 "quoted" \n')
-    outcome = msgspec.structs.replace(_outcome(job, 7, "a"), tokens=["a", piece])
+    token = RichToken("b", reasoning='\u00e4 "quoted" \n')
+    outcome = msgspec.structs.replace(_outcome(job, 7, "a"), tokens=["a", token])
     assert await transport.restore_end(outcome, "g1")
     assert not await transport.restore_end(outcome, "g1")  # the reply had been lost
     record = await transport.read(job.id)
@@ -263,7 +263,7 @@ async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(st
     assert (record.state, record.owner, record.job) == ("done", "g1", job)
     assert record.attempt > 7
     folded = fold(record.events)
-    assert folded.tokens == ("a", piece)
+    assert folded.tokens == ("a", token)
     assert folded.end == Done(job.id, record.attempt, 2, finish_reason="stop", usage=Usage(3, 1))
     assert 1.4 < record.now - record.created_at < 32.0
     ages = [record.now - at for at in (record.created_at, record.started_at, record.first_token_at, record.ended_at)]

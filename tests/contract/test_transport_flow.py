@@ -10,7 +10,7 @@ from penstock.errors import ConfigError, QueueFull
 from penstock.event import Done, Event, Failed, Started, Tokens, Usage, fold
 from penstock.fleet import Capabilities
 from penstock.job import Message
-from penstock.piece import Logprob, Piece, ToolCall, encode_vector
+from penstock.rich_token import Logprob, RichToken, ToolCall, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
 from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
@@ -176,7 +176,7 @@ async def test_reading_goes_on_after_a_position_even_within_a_frame(transport: T
 
 
 async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transport) -> None:
-    """Read, claimed again after a hand-back, and given back to a store that is behind: a piece is one token."""
+    """Read, claimed again after a hand-back, and given back to a store that is behind: a rich token is one token."""
     ear = await Ear().listen(transport)
     await transport.enlist(new_worker("w1"))
     job = new_job(
@@ -188,10 +188,10 @@ async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transpo
     claim = await run_one(transport, "w1", job.id)
     said = (
         "plain",
-        Piece("with odds", logprobs=(Logprob("with odds", -0.5, (("with odds", -0.5),)),)),
-        Piece(tool_calls=(ToolCall(0, "call", "weather", '{"a": '),)),
-        Piece(reasoning="hm é"),
-        Piece(embedding=encode_vector([0.5, -1])),
+        RichToken("with odds", logprobs=(Logprob("with odds", -0.5, (("with odds", -0.5),)),)),
+        RichToken(tool_calls=(ToolCall(0, "call", "weather", '{"a": '),)),
+        RichToken(reasoning="hm é"),
+        RichToken(embedding=encode_vector([0.5, -1])),
     )
     await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=said[:2])])
     await transport.emit("w1", [Tokens(job.id, claim.attempt, 2, tokens=said[2:])])

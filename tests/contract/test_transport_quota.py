@@ -11,7 +11,7 @@ import redis
 from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
 from penstock.event import Done
 from penstock.job import Job, Message, Sampling
-from penstock.piece import Logprob, Piece, encode_vector
+from penstock.rich_token import Logprob, RichToken, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
@@ -292,9 +292,9 @@ def test_how_an_answer_is_counted() -> None:
 def test_log_probabilities_and_long_vectors_are_counted_as_what_they_take() -> None:
     likely = new_job(sampling=Sampling(max_tokens=100, logprobs=20))
     names = tuple((f"token{number}", -1.25) for number in range(20))
-    token = Piece("token", logprobs=(Logprob("token", -0.125, names),))
+    token = RichToken("token", logprobs=(Logprob("token", -0.125, names),))
     assert answer_bytes(likely, [token] * 100) == most_answer_bytes(likely) > 100 * len(msgspec.msgpack.encode(token))
-    vector = Piece(embedding=encode_vector([0.5] * 65_536))
+    vector = RichToken(embedding=encode_vector([0.5] * 65_536))
     long = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=65_536))
     assert most_answer_bytes(long) == answer_bytes(long, [vector, vector]) > 2 * len(vector.embedding)
     short = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=8))

@@ -13,7 +13,7 @@ from penstock.errors import InvalidRequest, PenstockError, QueueFull, StoreUnava
 from penstock.event import Done, Failed, Terminal, fold
 from penstock.gateway.relay import Reader
 from penstock.http.edge import Call
-from penstock.piece import Token
+from penstock.rich_token import Token
 from tests.simulation.plan import Ask
 from tests.simulation.tokens import fault_of
 

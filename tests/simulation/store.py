@@ -15,7 +15,7 @@ from typing import Any
 from penstock.event import Done, Event, Failed, Started, fold
 from penstock.fleet import Pool
 from penstock.job import Claim, Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, State
 from penstock.transports.memory import MemoryTransport, _Entry
 from penstock.transports.quota import Books

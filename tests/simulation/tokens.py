@@ -15,7 +15,7 @@ from zlib import crc32
 from penstock.backends.mock import engine as mock
 from penstock.backends.mock.engine import MockBackend
 from penstock.job import Claim
-from penstock.piece import Token, text_of
+from penstock.rich_token import Token, text_of
 
 _TOKEN = re.compile(r"(\S+)/(\d+):(\S+)>(\S+) ")
 

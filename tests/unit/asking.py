@@ -10,7 +10,7 @@ from typing import Any
 from penstock.backends import Backend, build_backend
 from penstock.event import Completion, Done, Event, Failed, fold
 from penstock.job import Batch, Claim, Job, Message, Sampling
-from penstock.piece import Token
+from penstock.rich_token import Token
 from tests.upstream import tokens_of
 
 PROMPT = "one two three"

@@ -7,7 +7,7 @@ import pytest
 from penstock.gateway.relay import Stream, ended
 from penstock.gateway.relay.ended import Ended
 from penstock.job import Job
-from penstock.piece import Piece, Token
+from penstock.rich_token import RichToken, Token
 
 NOW, LATER = 0.0, 100.0
 
@@ -34,14 +34,14 @@ def test_the_oldest_give_way_when_there_are_too_many(monkeypatch: pytest.MonkeyP
     "tokens",
     [
         pytest.param(("x" * 1000,) * 100, id="text"),
-        pytest.param((Piece("x" * 1000),) * 100, id="pieces"),
-        pytest.param((*("x" * 1000,) * 99, Piece("x")), id="text and a piece"),
+        pytest.param((RichToken("x" * 1000),) * 100, id="rich tokens"),
+        pytest.param((*("x" * 1000,) * 99, RichToken("x")), id="text and a rich token"),
     ],
 )
 def test_the_oldest_give_way_when_they_are_too_large(
     tokens: tuple[Token, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has 100 kB of text, and takes twice that if it is kept as pieces: five do not fit into half a megabyte."""
+    """Each has 100 kB of text, and takes twice that as rich tokens: five do not fit into half a megabyte."""
     monkeypatch.setattr(ended, "MAX_KEPT_BYTES", 500_000)
     room = Ended()
     for number in range(10):

@@ -16,14 +16,14 @@ from tests.serving import post, serving
 
 _BREAKS = "\u0085\u2028\u2029"
 _BACKEND = """
-from penstock import Backend, Piece, ToolCall
+from penstock import Backend, RichToken, ToolCall
 
 class Breaks(Backend):
     async def stream(self, job):
         yield "a\\u2028b"
-        yield Piece(reasoning="c\\u2029d")
+        yield RichToken(reasoning="c\\u2029d")
         yield "é\\x85 ’ f"
-        yield Piece(tool_calls=(ToolCall(0, "id", "name", '{"g":"\\u2028"}'),))
+        yield RichToken(tool_calls=(ToolCall(0, "id", "name", '{"g":"\\u2028"}'),))
 """
 _SLOW = """
 import asyncio

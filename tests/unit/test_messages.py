@@ -17,7 +17,7 @@ from penstock.errors import InvalidRequest
 from penstock.event import Done, Terminal
 from penstock.http.body_json import validate
 from penstock.job import Job, Message, Sampling
-from penstock.piece import Piece, Token, ToolCall
+from penstock.rich_token import RichToken, Token, ToolCall
 from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told
 
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
@@ -149,7 +149,7 @@ def test_the_result_of_a_tool_stands_first() -> None:
 
 def test_the_events_of_a_call() -> None:
     events = MessageEvents(_job())
-    call = Piece(tool_calls=(ToolCall(0, "t1", "f", '{"a":1}'),))
+    call = RichToken(tool_calls=(ToolCall(0, "t1", "f", '{"a":1}'),))
     frames = events.opening() + events.all_of(["I look.", call]) + events.end(done("tool_calls", 2))
     assert [one["type"] for one in told(b"".join(frames))] == [
         *("message_start", "ping", "content_block_start", "content_block_delta", "content_block_stop"),
@@ -173,7 +173,7 @@ def test_why_it_stopped_says_what_is_known() -> None:
 
 
 def test_an_input_that_is_no_object_is_an_error_unless_it_was_cut_off() -> None:
-    bad = Piece(tool_calls=(ToolCall(0, "t1", "f", "{oops"),))
+    bad = RichToken(tool_calls=(ToolCall(0, "t1", "f", "{oops"),))
     assert isinstance(events_of(_job(), [bad]).failure(done("tool_calls")), errors.BackendError)
     cut = events_of(_job(), ["a", bad])
     assert cut.failure(done("length")) is None

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from penstock.event import Event, Usage, fold
 from penstock.job import Batch, Claim
 from penstock.metrics import Metrics
-from penstock.piece import Logprob, Piece, ToolCall, join
+from penstock.rich_token import Logprob, RichToken, ToolCall, join
 from tests.unit.asking import PROMPT, TALK, Watch, ask, claim, done_of, failed_of, is_whole, running
 from tests.upstream import Upstream, tokens_of
 from tests.waiting import wait_until
@@ -63,7 +63,7 @@ async def test_logprobs_come_through(is_chat: bool, num: int) -> None:
     async with Upstream() as up, running(up.url, engine="vllm") as backend:
         said = await ask(backend, claim(messages=TALK if is_chat else None, logprobs=num))
     for token in said.tokens:
-        assert isinstance(token, Piece)
+        assert isinstance(token, RichToken)
         # On the plain route the upstream knows one alternative, itself.
         top = ((token.text, -0.5),) * (num if is_chat else min(num, 1))
         assert token.logprobs == (Logprob(token.text, -0.5, top),)
@@ -112,7 +112,7 @@ async def test_an_answer_of_a_dead_worker_goes_on_where_that_is_declared() -> No
         async with running(up.url, resumes="prompt+messages", engine="vllm") as backend:
             assert len((await ask(backend, claim(tokens=("a", "b"), messages=TALK))).tokens) == 5
             assert up.seen[1].body["messages"][-1] == {"role": "assistant", "content": "ab"}
-            thought = claim(tokens=(Piece(reasoning="hm"),), messages=TALK)
+            thought = claim(tokens=(RichToken(reasoning="hm"),), messages=TALK)
             assert failed_of(await ask(backend, thought)).code == "worker_lost", "no engine takes its reasoning back"
     assert len(up.seen) == 2
 

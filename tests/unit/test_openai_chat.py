@@ -16,20 +16,20 @@ from penstock.api.openai.fields import without_refused
 from penstock.errors import InvalidRequest, PenstockError, UnsupportedParameter
 from penstock.http.body_json import validate
 from penstock.job import Message, Sampling
-from penstock.piece import Logprob, Piece, Token, ToolCall, join
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, join
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 texts = st.text(max_size=6)
-pieces = st.builds(
-    Piece,
+rich_tokens = st.builds(
+    RichToken,
     texts,
     texts,
     st.lists(st.builds(ToolCall, st.integers(0, 2), texts, texts, texts), max_size=2).map(tuple),
     st.lists(st.builds(Logprob, texts, st.floats(-9, 0)), max_size=2).map(tuple),
 )
-answers = st.lists(st.lists(st.one_of(texts, pieces), max_size=6), min_size=1, max_size=3)
+answers = st.lists(st.lists(st.one_of(texts, rich_tokens), max_size=6), min_size=1, max_size=3)
 
 
 def _chat(**body: Any) -> Any:
@@ -264,7 +264,7 @@ def test_chunks_say_what_the_whole_answer_says(said: list[list[Token]], includes
         assert streamed["reason"] == choice["finish_reason"] == "stop"
 
 
-@given(st.lists(st.one_of(texts, pieces), max_size=6))
+@given(st.lists(st.one_of(texts, rich_tokens), max_size=6))
 def test_completion_chunks_say_what_the_whole_says(tokens: list[Token]) -> None:
     form = CompletionForm("r", "m", 5)
     chunks = _data(b"".join(form.token(0, token) for token in tokens) + form.finish(0, "length") + form.close({}))
@@ -277,7 +277,7 @@ def test_completion_chunks_say_what_the_whole_says(tokens: list[Token]) -> None:
 
 def test_offsets_of_log_probabilities_go_on_from_chunk_to_chunk() -> None:
     form = CompletionForm("r", "m", 5)
-    said = [Piece("abc", logprobs=(Logprob("abc", -1),)), Piece("de", logprobs=(Logprob("de", -1),))]
+    said = [RichToken("abc", logprobs=(Logprob("abc", -1),)), RichToken("de", logprobs=(Logprob("de", -1),))]
     chunks = _data(b"".join(form.token(0, token) for token in said))
     offsets = [at for chunk in chunks for at in chunk["choices"][0]["logprobs"]["text_offset"]]
     assert offsets == form.choice(0, join(said), "stop")["logprobs"]["text_offset"] == [0, 3]

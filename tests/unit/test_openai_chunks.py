@@ -15,7 +15,7 @@ from penstock.backends.openai.failures import Trouble
 from penstock.backends.streams import Finish
 from penstock.errors import InvalidRequest
 from penstock.event import Usage
-from penstock.piece import Logprob, Piece, Token, ToolCall, join
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, join
 from penstock.sse import Decoder, ServerEvent
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -78,7 +78,7 @@ def test_nothing_after_done_counts() -> None:
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_reasoning_by_both_its_names(name: str) -> None:
     assert read(delta(**{name: "hm", "content": None}), delta("stop", content="Yes")) == (
-        [Piece(reasoning="hm"), "Yes"],
+        [RichToken(reasoning="hm"), "Yes"],
         Finish("stop"),
     )
 
@@ -114,14 +114,14 @@ def test_logprobs_of_both_routes() -> None:
     top = [{"token": "Hi", "logprob": -0.5}, {"token": "Ho", "logprob": -2}]
     chat = delta("stop", content="Hi")
     chat["choices"][0]["logprobs"] = {"content": [{"token": "Hi", "logprob": -0.5, "bytes": [72], "top_logprobs": top}]}
-    expected = Piece("Hi", logprobs=(Logprob("Hi", -0.5, (("Hi", -0.5), ("Ho", -2.0))),))
+    expected = RichToken("Hi", logprobs=(Logprob("Hi", -0.5, (("Hi", -0.5), ("Ho", -2.0))),))
     assert read(chat)[0] == [expected]
     logprobs = {"tokens": ["Hi"], "token_logprobs": [-0.5], "top_logprobs": [{"Hi": -0.5, "Ho": -2}]}
     plain = {"choices": [{"index": 0, "text": "Hi", "logprobs": logprobs, "finish_reason": "stop"}]}
     assert read(plain)[0] == [expected]
     bare = {"tokens": ["<s>", "Hi"], "token_logprobs": [None, -0.5], "top_logprobs": None}
     assert read({"choices": [{"text": "Hi", "logprobs": bare, "finish_reason": "stop"}]})[0] == [
-        Piece("Hi", logprobs=(Logprob("Hi", -0.5),))
+        RichToken("Hi", logprobs=(Logprob("Hi", -0.5),))
     ]
 
 
@@ -176,7 +176,7 @@ def test_whatever_comes_it_is_tokens_or_trouble(said: Sequence[str]) -> None:
         tokens, finish = read(*said, chunks=Chunks("up", "key"))
     except Trouble:
         return
-    assert all(isinstance(token, str | Piece) and token for token in tokens)
+    assert all(isinstance(token, str | RichToken) and token for token in tokens)
     assert isinstance(finish, Finish)
 
 

@@ -14,7 +14,7 @@ from penstock.backends.openai import embeddings
 from penstock.backends.openai.failures import Trouble
 from penstock.event import Usage
 from penstock.job import Job
-from penstock.piece import Piece, Token, decode_vector
+from penstock.rich_token import RichToken, Token, decode_vector
 from tests.unit.asking import Watch, ask, claim, done_of, failed_of, running
 from tests.upstream import Upstream
 
@@ -28,7 +28,7 @@ def read(answer: bytes, num: int) -> Embedded | str:
 
 
 def vectors_of(tokens: tuple[Token, ...]) -> list[list[float]]:
-    return [list(decode_vector(token.embedding)) for token in tokens if isinstance(token, Piece)]
+    return [list(decode_vector(token.embedding)) for token in tokens if isinstance(token, RichToken)]
 
 
 async def test_all_inputs_in_one_request_tried_elsewhere_like_any_other() -> None:

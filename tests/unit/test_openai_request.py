@@ -13,7 +13,7 @@ from penstock.backends.openai.engines import ENGINES
 from penstock.backends.openai.request import Form, build, can_continue
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
-from penstock.piece import Logprob, Piece, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 
 ALL = Form(resumes=frozenset(("prompt", "messages")))
 ANY = ENGINES["any"]
@@ -156,11 +156,11 @@ def test_a_continued_answer_sends_what_was_said_and_asks_for_the_rest(tokens: tu
 
 def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
     prompt, talk = Job(id="j", model="m", prompt="p"), Job(id="j", model="m", messages=TALK)
-    scored = Piece("a", logprobs=(Logprob("a", -1.0),))
+    scored = RichToken("a", logprobs=(Logprob("a", -1.0),))
     assert can_continue(prompt, ("a", scored), ALL)
     assert can_continue(talk, ("a",), ALL)
-    assert not can_continue(prompt, ("a", Piece(reasoning="hm")), ALL)
-    assert not can_continue(talk, (Piece(tool_calls=(ToolCall(),)),), ALL)
+    assert not can_continue(prompt, ("a", RichToken(reasoning="hm")), ALL)
+    assert not can_continue(talk, (RichToken(tool_calls=(ToolCall(),)),), ALL)
     assert not can_continue(prompt, ("a",), Form())
     assert not can_continue(talk, ("a",), Form(resumes=frozenset(("prompt",))))
     assert not can_continue(prompt, ("a",), Form("chat", resumes=frozenset(("prompt",)))), "it is a conversation there"

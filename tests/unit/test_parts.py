@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 
 from penstock.api.parts import Part, Parts
-from penstock.piece import Logprob, Piece, Token, ToolCall, join
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, join
 from tests.unit.tokens import TOKENS
 
 
@@ -27,14 +27,14 @@ def _told(*tokens: Token, is_complete: bool = True) -> str:
     return b" ".join(parts.all_of(tokens) + parts.finish(is_complete=is_complete)).decode()
 
 
-def _call(index: int, arguments: str = "", name: str = "") -> Piece:
-    return Piece(tool_calls=(ToolCall(index, "", name, arguments),))
+def _call(index: int, arguments: str = "", name: str = "") -> RichToken:
+    return RichToken(tool_calls=(ToolCall(index, "", name, arguments),))
 
 
 def test_a_part_ends_where_another_begins() -> None:
     assert _told("a", "b") == "+text0 0:a 0:b -0"
-    assert _told(Piece(reasoning="h"), "a", is_complete=False) == "+reasoning0 0:h -0 +text1 1:a -1!"
-    assert _told(Piece("a", reasoning="h")) == "+reasoning0 0:h -0 +text1 1:a -1"
+    assert _told(RichToken(reasoning="h"), "a", is_complete=False) == "+reasoning0 0:h -0 +text1 1:a -1!"
+    assert _told(RichToken("a", reasoning="h")) == "+reasoning0 0:h -0 +text1 1:a -1"
     assert _told("a", _call(0, "{}", "f"), "b") == "+text0 0:a -0 +call1 1:{} -1 +text2 2:b -2"
 
 
@@ -50,13 +50,13 @@ def test_what_comes_late_is_told_all_the_same() -> None:
 
 def test_a_call_without_an_id_gets_one() -> None:
     parts = Told("r")
-    parts.token(Piece(tool_calls=(ToolCall(2, "", "f"),)))
+    parts.token(RichToken(tool_calls=(ToolCall(2, "", "f"),)))
     assert parts.calls() == (ToolCall(0, "call_r_2", "f"),)
 
 
 def test_a_token_without_text_but_with_a_probability_is_text() -> None:
     parts = Told("r")
-    assert parts.token(Piece(logprobs=(Logprob("\N{REPLACEMENT CHARACTER}", -1.0),))) == [b"+text0", b"0:"]
+    assert parts.token(RichToken(logprobs=(Logprob("\N{REPLACEMENT CHARACTER}", -1.0),))) == [b"+text0", b"0:"]
 
 
 @given(TOKENS)

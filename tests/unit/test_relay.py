@@ -19,7 +19,7 @@ from penstock.gateway.relay import Reader, Relay, Stream, keeper, patience, unwa
 from penstock.gateway.relay.stream import MAX_SERVED
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
-from penstock.piece import text_of
+from penstock.rich_token import text_of
 from penstock.transports import memory
 from penstock.transports.base import EndReason
 from penstock.transports.memory import MemoryTransport, _Entry

@@ -50,7 +50,7 @@ PUBLIC = [
     "Message",
     "ModelSpec",
     "PenstockError",
-    "Piece",
+    "RichToken",
     "Sampling",
     "Settings",
     "Started",
@@ -108,6 +108,11 @@ def test_the_public_surface_is_this_list() -> None:
         assert getattr(penstock, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = penstock.nothing
+
+
+def test_an_old_name_still_works_and_its_warning_names_the_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match=r"penstock\.Piece is now penstock\.RichToken"):
+        assert penstock.Piece is penstock.RichToken
 
 
 def test_importing_penstock_is_light() -> None:

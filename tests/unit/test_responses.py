@@ -30,7 +30,7 @@ from penstock.gateway.relay import Reader, Stream, Turn
 from penstock.http.body_json import validate
 from penstock.http.edge import Call
 from penstock.job import Job, Message, Sampling
-from penstock.piece import Logprob, Piece, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 from tests.unit.tokens import ENDS, JOB_ID, TOKENS, done, told
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
@@ -220,8 +220,8 @@ def test_the_events_of_a_text() -> None:
 
 
 def test_the_events_of_reasoning_and_a_call() -> None:
-    call = Piece(tool_calls=(ToolCall(0, "c1", "f", "{}"),))
-    assert _names(_job(_draft()), [Piece(reasoning="hm"), call], done("tool_calls")) == [
+    call = RichToken(tool_calls=(ToolCall(0, "c1", "f", "{}"),))
+    assert _names(_job(_draft()), [RichToken(reasoning="hm"), call], done("tool_calls")) == [
         *("created", "in_progress", "output_item.added", "content_part.added", "reasoning_text.delta"),
         *("reasoning_text.done", "content_part.done", "output_item.done"),
         *("output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"),
@@ -251,8 +251,8 @@ def test_how_a_response_ends() -> None:
 
 
 def test_log_probabilities_stand_beside_the_text() -> None:
-    piece = Piece("a", logprobs=(Logprob("a", -0.5, (("a", -0.5), ("b", -1.0))),))
-    (content,) = response_of(_job(_draft()), [piece], done())["output"][0]["content"]
+    token = RichToken("a", logprobs=(Logprob("a", -0.5, (("a", -0.5), ("b", -1.0))),))
+    (content,) = response_of(_job(_draft()), [token], done())["output"][0]["content"]
     assert content["logprobs"] == [
         {
             "token": "a",

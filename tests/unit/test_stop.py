@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.stop import StopMatcher
-from penstock.piece import text_of
+from penstock.rich_token import text_of
 
 
 def run(stops: list[str], tokens: list[str]) -> tuple[list[str], bool]:

@@ -7,7 +7,7 @@ import json
 from hypothesis import strategies as st
 
 from penstock.event import Done, Failed, FinishReason, Terminal, Usage
-from penstock.piece import Logprob, Piece, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 from penstock.sse import Decoder
 
 JOB_ID = "gabcdefghijk.01M83VPADE20A49QZ0BF9JCV43"
@@ -21,14 +21,14 @@ _CALL = st.builds(
     arguments=st.sampled_from(["", "{}", '{"a"', ":1}", "}"]),
 )
 _LOGPROB = st.builds(Logprob, _TEXT, st.floats(-9, 0), st.just((("x", -1.0),)))
-PIECES = st.builds(
-    Piece,
+RICH_TOKENS = st.builds(
+    RichToken,
     text=_TEXT,
     reasoning=_TEXT,
     tool_calls=st.lists(_CALL, max_size=2).map(tuple),
     logprobs=st.lists(_LOGPROB, max_size=1).map(tuple),
 )
-TOKENS: st.SearchStrategy[list[Token]] = st.lists(_TEXT | PIECES, max_size=12)
+TOKENS: st.SearchStrategy[list[Token]] = st.lists(_TEXT | RICH_TOKENS, max_size=12)
 REASONS: list[FinishReason] = ["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
 

@@ -16,7 +16,7 @@ from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, PAUSE, Stop, Strict
 from penstock.errors import InvalidRequest
 from penstock.job import Message
-from penstock.piece import ToolCall
+from penstock.rich_token import ToolCall
 
 MAX_MESSAGES = 1000
 MAX_BLOCKS = 100

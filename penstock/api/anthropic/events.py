@@ -15,7 +15,7 @@ from penstock.api.parts import Part, Parts
 from penstock.errors import BackendError, Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
-from penstock.piece import Logprob, Token
+from penstock.rich_token import Logprob, Token
 from penstock.sse import frame
 
 PREFIX = "msg_"

@@ -22,7 +22,7 @@ from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.edge import Call, call_of
 from penstock.http.openapi import SUBMIT_ERRORS
-from penstock.piece import Token
+from penstock.rich_token import Token
 
 MESSAGES = "/v1/messages"
 

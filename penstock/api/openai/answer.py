@@ -23,7 +23,7 @@ from penstock.gateway.keepalive import Pulse
 from penstock.gateway.relay import Reader
 from penstock.http.connection import CLIENT, Client, Departure
 from penstock.http.edge import Call, error_response
-from penstock.piece import Token, join
+from penstock.rich_token import Token, join
 from penstock.sse import KEEPALIVE, unbroken
 
 

@@ -26,7 +26,7 @@ from penstock.api.openai.fields import (
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
 from penstock.job import Message
-from penstock.piece import Logprob, Piece, Token, ToolCall, Whole
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, Whole
 
 MAX_MESSAGES = 1000
 MAX_PARTS = 100
@@ -243,14 +243,14 @@ class ChatForm(Form):
 _NOTHING = {"logprobs": None, "finish_reason": None}
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(token: RichToken) -> dict[str, Any]:
     delta: dict[str, Any] = {}
-    if piece.text:
-        delta["content"] = piece.text
-    if piece.reasoning:
-        delta["reasoning_content"] = piece.reasoning
-    if piece.tool_calls:
-        delta["tool_calls"] = [{"index": call.index, **_call_part(call)} for call in piece.tool_calls]
+    if token.text:
+        delta["content"] = token.text
+    if token.reasoning:
+        delta["reasoning_content"] = token.reasoning
+    if token.tool_calls:
+        delta["tool_calls"] = [{"index": call.index, **_call_part(call)} for call in token.tool_calls]
     return delta
 
 

@@ -14,7 +14,7 @@ from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_CHOICES, ChoiceFields, choice_sampling, copies
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
-from penstock.piece import Logprob, Token, Whole
+from penstock.rich_token import Logprob, Token, Whole
 
 MAX_LOGPROBS = 5
 

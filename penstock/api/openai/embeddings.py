@@ -14,7 +14,7 @@ from penstock.api.answer import Answer
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import Strict
 from penstock.event import Done
-from penstock.piece import Piece, decode_vector
+from penstock.rich_token import RichToken, decode_vector
 
 MAX_INPUTS = 256
 
@@ -51,7 +51,7 @@ class EmbeddingAnswer(Answer):
     is_base64 = False
 
     def whole(self, end: Done) -> bytes:
-        vectors = [token.embedding for token in self.stream.tokens if isinstance(token, Piece)]
+        vectors = [token.embedding for token in self.stream.tokens if isinstance(token, RichToken)]
         data: list[dict[str, Any]] = [
             {"object": "embedding", "index": index, "embedding": text if self.is_base64 else decode_vector(text)}
             for index, text in enumerate(vectors)

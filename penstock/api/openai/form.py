@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.errors import PenstockError
-from penstock.piece import Token, Whole
+from penstock.rich_token import Token, Whole
 
 DONE = b"data: [DONE]\n\n"
 _NO_USAGE = b',"usage":null'

@@ -17,7 +17,7 @@ from penstock.api.responses.body import described, notes_of
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
 from penstock.job import Job
-from penstock.piece import Logprob, Token
+from penstock.rich_token import Logprob, Token
 from penstock.sse import frame
 
 # Why an answer is not whole, by its finish reason.

@@ -16,7 +16,7 @@ from penstock.api.images import ImageLocation
 from penstock.api.openai.fields import Strict
 from penstock.errors import InvalidRequest
 from penstock.job import Message
-from penstock.piece import ToolCall
+from penstock.rich_token import ToolCall
 
 MAX_ITEMS = 1000
 MAX_PARTS = 100

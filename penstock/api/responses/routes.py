@@ -27,7 +27,7 @@ from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import Call, refuse_head
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import Record
 
 RESPONSES = "/v1/responses"

@@ -34,7 +34,7 @@ from penstock.errors import BackendError
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 
 _TRIGGER: Final = re.compile(r"\[\[(fail|hang|block|crash)(?:_after=(\d{1,6}))?\]\]")
 

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 from penstock.job import Job
-from penstock.piece import Logprob, Piece, Token, ToolCall, encode_vector, text_of
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, encode_vector, text_of
 
 TokenOf = Callable[[int], str]
 
@@ -57,13 +57,13 @@ def token_source(job: Job, chain: bool = False) -> TokenOf:
 def with_logprobs(token_of: TokenOf, num_top: int) -> Callable[[int], Token]:
     """The same tokens with log probabilities: -0.1 for each, and made-up alternatives that are less likely."""
 
-    def piece(index: int) -> Token:
+    def scored(index: int) -> Token:
         token = token_of(index)
         others = ((f" other{rank}", -1.0 - rank) for rank in range(1, num_top))
         top = ((token, -0.1), *others) if num_top else ()
-        return Piece(token, logprobs=(Logprob(token, -0.1, top),))
+        return RichToken(token, logprobs=(Logprob(token, -0.1, top),))
 
-    return piece
+    return scored
 
 
 def tool_script(job: Job) -> list[Token]:
@@ -79,22 +79,22 @@ def tool_script(job: Job) -> list[Token]:
     arguments = json.dumps(_arguments(functions[0].get("parameters")))
     call_id = f"call_{hashlib.blake2b(f'{job.text}{name}'.encode(), digest_size=8).hexdigest()}"
     parts = [arguments[at : at + 6] for at in range(0, len(arguments), 6)]
-    head = Piece(tool_calls=(ToolCall(0, call_id, name),))
-    return [head, *(Piece(tool_calls=(ToolCall(0, arguments=part),)) for part in parts)]
+    head = RichToken(tool_calls=(ToolCall(0, call_id, name),))
+    return [head, *(RichToken(tool_calls=(ToolCall(0, arguments=part),)) for part in parts)]
 
 
 def embedding_of(job: Job) -> Callable[[int], Token]:
     """The embedding of each input: a unit vector that is a function of its text and the number of dimensions."""
     size = job.sampling.dimensions or 8
 
-    def piece(index: int) -> Token:
+    def embedded(index: int) -> Token:
         key = job.inputs[index].encode("utf-8", "surrogatepass")
         digest = hashlib.shake_128(key).digest(2 * size)
         raw = [int.from_bytes(digest[at : at + 2], "big") - 32767.5 for at in range(0, 2 * size, 2)]
         length = math.sqrt(sum(one * one for one in raw))
-        return Piece(embedding=encode_vector([one / length for one in raw]))
+        return RichToken(embedding=encode_vector([one / length for one in raw]))
 
-    return piece
+    return embedded
 
 
 def _arguments(schema: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
 from penstock.fleet import Capabilities
 from penstock.job import Claim, Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 
 logger = logging.getLogger("penstock.backends")
 

@@ -15,7 +15,7 @@ import msgspec
 from penstock.backends.openai.failures import cut, malformed, of_stream
 from penstock.backends.streams import Finish
 from penstock.event import FinishReason, Usage
-from penstock.piece import Logprob, Piece, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 from penstock.sse import ServerEvent
 
 DONE = "[DONE]"
@@ -93,14 +93,14 @@ class Chunks:
         if not isinstance(delta, dict):
             text = _text(choice, "text")
             logprobs = tuple(_logprobs(choice.get("logprobs")))
-            return Piece(text, logprobs=logprobs) if logprobs else text or None
+            return RichToken(text, logprobs=logprobs) if logprobs else text or None
         text = _text(delta, "content") or _text(delta, "refusal")
         reasoning = _text(delta, "reasoning_content") or _text(delta, "reasoning")
         calls = tuple(self._calls(delta.get("tool_calls")))
         logprobs = tuple(_logprobs(choice.get("logprobs")))
         if not (reasoning or calls or logprobs):
             return text or None
-        return Piece(text, reasoning, calls, logprobs)
+        return RichToken(text, reasoning, calls, logprobs)
 
     def _calls(self, parts: Any) -> Iterator[ToolCall]:
         for part in parts if isinstance(parts, list) else ():

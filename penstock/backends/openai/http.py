@@ -21,7 +21,7 @@ from penstock.backends.openai.failures import MAX_REST_S, Trouble, cut, malforme
 from penstock.backends.openai.replicas import Replica, Tier
 from penstock.backends.streams import Finish
 from penstock.limit import Limit
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.sse import Decoder, SSEError
 from penstock.version import __version__
 

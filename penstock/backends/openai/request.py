@@ -15,7 +15,7 @@ import msgspec
 from penstock.backends.openai.engines import Engine, Resume
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import Job, Message, Sampling
-from penstock.piece import Token, join_text
+from penstock.rich_token import Token, join_text
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 

@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.gateway.relay.stream import Stream
 from penstock.job import Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 
 MAX_KEPT, MAX_KEPT_BYTES = 4096, 32 * 1024 * 1024
 MAX_DELIVERED, MAX_DELIVERED_BYTES = 4096, 8 * 1024 * 1024

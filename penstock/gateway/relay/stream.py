@@ -12,7 +12,7 @@ from typing import Protocol
 from penstock.errors import PenstockError
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import EndReason
 
 MAX_SERVED = 32

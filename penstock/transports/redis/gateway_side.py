@@ -10,7 +10,7 @@ from penstock.event import Event
 from penstock.fleet import Pool, WorkerInfo
 from penstock.job import Job
 from penstock.logs import Seldom
-from penstock.piece import Token
+from penstock.rich_token import Token
 from penstock.transports.base import CancelOutcome, EndReason, Outcome, Record
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.caller_side import ms

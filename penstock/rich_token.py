@@ -1,6 +1,6 @@
-"""A token as it travels: plain text, or a `Piece`, text with something besides it. Pure; knows no step.
+"""A token as it travels: plain text, or a `RichToken`, text with more than text. Pure; knows no step.
 
-Nearly every token is a `str`. A `Piece` carries what some engines send besides the text: a part of a tool call,
+Nearly every token is a `str`. A `RichToken` has what some engines send with the text: a part of a tool call,
 reasoning, log probabilities. Both take one place in the log and count as one token of it, so numbering, fencing and
 continuation know no difference.
 """
@@ -37,7 +37,7 @@ class Logprob(Struct, frozen=True, omit_defaults=True):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Piece(Struct, frozen=True, omit_defaults=True):
+class RichToken(Struct, frozen=True, omit_defaults=True):
     """`embedding`: one input's vector, as `encode_vector` writes it; it comes alone."""
 
     text: str = ""
@@ -47,7 +47,7 @@ class Piece(Struct, frozen=True, omit_defaults=True):
     embedding: str = ""
 
 
-Token = str | Piece
+Token = str | RichToken
 
 
 class Whole(Struct, frozen=True):
@@ -94,10 +94,10 @@ def join(tokens: Sequence[Token]) -> Whole:
     try:
         return Whole("".join(tokens))  # type: ignore[arg-type]  # as nearly every answer is: text alone
     except TypeError:
-        return _join_pieces(tokens)
+        return _join_rich(tokens)
 
 
-def _join_pieces(tokens: Sequence[Token]) -> Whole:
+def _join_rich(tokens: Sequence[Token]) -> Whole:
     texts: list[str] = []
     reasoning: list[str] = []
     calls: dict[int, ToolCall] = {}

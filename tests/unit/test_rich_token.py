@@ -22,7 +22,7 @@ from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.job import Batch, Claim, Job, Message, Sampling
 from penstock.metrics import Metrics
-from penstock.piece import Logprob, Piece, Token, ToolCall, decode_vector, encode_vector, join, join_text
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, decode_vector, encode_vector, join, join_text
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
 from penstock.wire import decode_event, decode_job, encode_event, encode_job
@@ -37,14 +37,14 @@ TOOL = {
 
 texts = st.text(max_size=8)
 calls = st.builds(ToolCall, st.integers(0, 3), texts, texts, texts)
-pieces = st.builds(
-    Piece,
+rich_tokens = st.builds(
+    RichToken,
     texts,
     texts,
     st.lists(calls, max_size=2).map(tuple),
     st.lists(st.builds(Logprob, texts, st.floats(-20, 0)), max_size=2).map(tuple),
 )
-tokens = st.lists(st.one_of(texts, pieces), max_size=8)
+tokens = st.lists(st.one_of(texts, rich_tokens), max_size=8)
 
 
 async def _events(backend: Backend, job: Job, done: tuple[Token, ...] = ()) -> list[Event]:
@@ -57,7 +57,7 @@ def _job(**sampling: Any) -> Job:
 
 
 @given(tokens)
-def test_pieces_survive_the_wire(said: list[Token]) -> None:
+def test_rich_tokens_survive_the_wire(said: list[Token]) -> None:
     event = Tokens("g.1", 2, 5, tokens=tuple(said))
     again = decode_event(encode_event(event))
     assert again == event
@@ -77,10 +77,10 @@ def test_joining_does_not_depend_on_where_the_answer_was_cut(said: list[Token], 
 
 def test_parts_of_a_tool_call_are_one_call() -> None:
     parts = [
-        Piece(tool_calls=(ToolCall(0, "call_1", "weather"),)),
-        Piece(tool_calls=(ToolCall(1, "call_2", "time", "{}"),)),
-        Piece(tool_calls=(ToolCall(0, arguments='{"city":'),)),
-        Piece(tool_calls=(ToolCall(0, arguments=' "Ulm"}'),)),
+        RichToken(tool_calls=(ToolCall(0, "call_1", "weather"),)),
+        RichToken(tool_calls=(ToolCall(1, "call_2", "time", "{}"),)),
+        RichToken(tool_calls=(ToolCall(0, arguments='{"city":'),)),
+        RichToken(tool_calls=(ToolCall(0, arguments=' "Ulm"}'),)),
     ]
     assert join(parts).tool_calls == (
         ToolCall(0, "call_1", "weather", '{"city": "Ulm"}'),
@@ -106,7 +106,7 @@ def test_a_job_with_everything_survives_the_wire() -> None:
 
 
 @given(st.lists(st.text("ab", max_size=3), max_size=6), st.text("ab", min_size=1, max_size=3))
-def test_stop_strings_are_found_in_pieces_as_in_text(words: list[str], stop: str) -> None:
+def test_stop_strings_are_found_in_rich_tokens_as_in_text(words: list[str], stop: str) -> None:
     def cut(said: list[Token]) -> tuple[str, bool]:
         matcher, out = StopMatcher((stop,)), list[Token]()
         for token in said:
@@ -116,7 +116,7 @@ def test_stop_strings_are_found_in_pieces_as_in_text(words: list[str], stop: str
                 return join_text(out), True
         return join_text([*out, *matcher.flush()]), False
 
-    assert cut([Piece(word) for word in words]) == cut(list(words))
+    assert cut([RichToken(word) for word in words]) == cut(list(words))
 
 
 async def test_the_mock_calls_a_tool_and_goes_on_after_a_death() -> None:
@@ -169,7 +169,7 @@ async def test_embeddings_are_tokens_of_the_log_and_go_on_after_a_death() -> Non
         assert isinstance(said.end, Done)
         assert said.end.usage.completion_tokens == 0
         assert said.end.usage.prompt_tokens > 0
-        vectors = [decode_vector(token.embedding) for token in said.tokens if isinstance(token, Piece)]
+        vectors = [decode_vector(token.embedding) for token in said.tokens if isinstance(token, RichToken)]
         assert len(vectors) == 3
         rest = await _events(backend, job, said.tokens[:1])
         assert fold([Tokens("g.1", 1, 0, tokens=said.tokens[:1]), *rest]).tokens == said.tokens
@@ -186,7 +186,7 @@ class Ending(Backend):
         self._finish = finish
 
     async def stream(self, job: Job, *args: object) -> Any:
-        for word in ("a", "stop", Piece(reasoning="hm"), "b"):
+        for word in ("a", "stop", RichToken(reasoning="hm"), "b"):
             yield word
         if self._finish is not None:
             yield self._finish
