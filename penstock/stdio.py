@@ -42,7 +42,7 @@ def open_missing() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
 
 
-def say(stream: IO[str], text: str) -> None:
+def write(stream: IO[str], text: str) -> None:
     """Write to a stream whose reader may be gone or stuck: that costs `FLUSH_S` at most, and raises nothing."""
     try:
         fd = stream.fileno()
@@ -115,7 +115,7 @@ class LineWriter:
             self._thread.start()
 
     def _run(self) -> None:
-        num_said = 0
+        num_reported = 0
         is_well = True
         while True:
             self._hurry.clear()
@@ -125,9 +125,9 @@ class LineWriter:
                 self._num_failed += 0 if is_well else len(chunk)
                 self._bytes_written += sum(map(len, chunk))
             num = self.num_dropped
-            if num > num_said and is_well and self._lines.empty():
-                text = self.describe(num - num_said) if self.describe is not None else ""
-                num_said = num if self._write([text.encode()]) else num_said
+            if num > num_reported and is_well and self._lines.empty():
+                text = self.describe(num - num_reported) if self.describe is not None else ""
+                num_reported = num if self._write([text.encode()]) else num_reported
             for item in taken:
                 if isinstance(item, threading.Event):
                     item.set()

@@ -42,11 +42,11 @@ class AdminAPI:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix=PATH)
-        said: dict[int | str, dict[str, Any]] = {
+        documented: dict[int | str, dict[str, Any]] = {
             200: {"description": "A JSON object.", "content": {"application/json": {"schema": {"type": "object"}}}},
             **error_responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable),
         }
-        of_one = {**said, **error_responses(errors.RequestNotFound)}
+        of_one = {**documented, **error_responses(errors.RequestNotFound)}
         full = (errors.QueueFull, errors.StorageQuota, errors.DeadlineUnreachable)
         refusals = (*full, errors.Draining, errors.UnsupportedMediaType)
         redriven = {**of_one, **error_responses(*refusals)}
@@ -54,14 +54,14 @@ class AdminAPI:
         def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:
             router.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
 
-        add("/overview", self.overview, "GET", said)
-        add("/doctor", self.doctor, "GET", said)
-        add("/dead", self.dead, "GET", said)
+        add("/overview", self.overview, "GET", documented)
+        add("/doctor", self.doctor, "GET", documented)
+        add("/dead", self.dead, "GET", documented)
         add("/dead/{request_id}", self.show_dead, "GET", of_one)
         add("/dead/{request_id}/redrive", self.redrive, "POST", redriven)
         add("/dead/{request_id}", self.drop_dead, "DELETE", of_one)
         add("/requests/{request_id}", self.cancel, "DELETE", of_one)
-        add("/callers/{caller}/requests", self.cancel_all, "DELETE", said)
+        add("/callers/{caller}/requests", self.cancel_all, "DELETE", documented)
         return router
 
     async def overview(self, request: Request) -> Response:
@@ -124,7 +124,7 @@ class AdminAPI:
         await self._find_dead(request_id)
         record = await self.gateway.transport.read(request_id)
         if record is None:
-            raise RequestNotFound("The store has forgotten this request; it cannot be run again.", param="request_id")
+            raise RequestNotFound("The store no longer has this request; it cannot be run again.", param="request_id")
         settings = self.gateway.settings
         job = msgspec.structs.replace(
             record.job, id=call.id, on_disconnect="continue", retention_s=settings.background_retention_s

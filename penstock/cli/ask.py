@@ -12,7 +12,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from penstock.ask import Asker, Outcome, Prompt, Summary, ask_file
-from penstock.cli.flags import complain, ends
+from penstock.cli.flags import exit_with, print_error
+from penstock.cli.options import DEFAULT_URL, ApiKey, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
 
@@ -22,8 +23,8 @@ _SAMPLING = "Sampling"
 _FILE = "A file of prompts"
 
 
-def _sampling(says: str) -> Any:
-    return typer.Option(help=says, rich_help_panel=_SAMPLING)
+def _sampling(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=_SAMPLING)
 
 
 MaxTokens = Annotated[int | None, _sampling("Most tokens of the answer. Default: the server's.")]
@@ -35,18 +36,11 @@ TopP = Annotated[
 Seed = Annotated[int | None, _sampling("The same seed repeats the answer, where the backend can.")]
 
 
-@ends
+@exit_with
 def ask(
     prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
-    url: Annotated[
-        str, typer.Option(envvar="PENSTOCK_URL", help="The server, or several of one pool, separated by commas.")
-    ] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
-        ),
-    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     model: Annotated[str | None, typer.Option(help="Default: the server's first.", rich_help_panel=_SAMPLING)] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -96,7 +90,7 @@ def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:
     try:
         return asyncio.run(task)
     except KeyboardInterrupt:
-        complain(stopped)
+        print_error(stopped)
         return INTERRUPTED
 
 
@@ -108,7 +102,7 @@ async def _ask_one(asker: Asker, body: dict[str, Any]) -> int:
     if outcome.error is not None:
         again = outcome.error.retry_after_s
         hint = f" (come back in {again:g} s)" if again else ""
-        complain(f"{outcome.error.message}{hint}")
+        print_error(f"{outcome.error.message}{hint}")
         return 1
     if sys.stderr.isatty():
         console(stderr=True).print(_tally(outcome), style="dim")
@@ -162,7 +156,7 @@ async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defau
 
 def _report(summary: Summary, out: Path, last_error: str) -> int:
     before = f", {summary.num_before} were there before" if summary.num_before else ""
-    complain(f"{summary.num_answered} answered{before}, {summary.num_failed} failed; answers in {out}")
+    print_error(f"{summary.num_answered} answered{before}, {summary.num_failed} failed; answers in {out}")
     if summary.num_failed:
-        complain(f"the same command retries the failed ones; the last error: {last_error}")
+        print_error(f"the same command retries the failed ones; the last error: {last_error}")
     return 1 if summary.num_failed else 0

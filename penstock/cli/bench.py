@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from penstock.cli.flags import complain, ends
+from penstock.cli.flags import exit_with, print_error
+from penstock.cli.options import DEFAULT_URL, ApiKey, OneUrl, json_option
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, InternalError
-from penstock.loadgen import Plan, Progress, Result, from_file, parse_slo, run, synthetic
+from penstock.loadgen import LoadProgress, Plan, Result, from_file, parse_slo, run, synthetic
 from penstock.loadgen.html import render_html
 from penstock.loadgen.plan import API, Prepared
 from penstock.loadgen.report import render_table
@@ -27,17 +27,10 @@ DURATION_S = 10.0
 _LOAD, _PROMPTS, _JUDGE, _OUT = "Load", "Prompts", "Judgement", "Output"
 
 
-def _option(panel: str | None, says: str, **more: Any) -> Any:
-    return typer.Option(help=says, rich_help_panel=panel, **more)
+def _option(panel: str | None, text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, **more)
 
 
-Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The server.")]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
-    ),
-]
 Api = Annotated[API, _option(None, "generate is Penstock's own, the others OpenAI's.")]
 Model = Annotated[str | None, _option(None, "Default: the server's first.")]
 Concurrency = Annotated[
@@ -76,15 +69,15 @@ Stream = Annotated[
 ]
 Slo = Annotated[str, _option(_JUDGE, "Goodput: the requests within ttft=…ms,itl=…ms,gap=…ms,e2e=…s.")]
 Timeout = Annotated[float, _option(_JUDGE, "Seconds after which an answer has failed.", min=0.1)]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_OUT)]
+AsJson = Annotated[bool, json_option(_OUT)]
 Html = Annotated[Path | None, _option(_OUT, "Write a page with pictures here.", metavar="FILE")]
 
 
-@ends
+@exit_with
 def bench(
-    url: Url = "http://127.0.0.1:8000",
+    url: OneUrl = DEFAULT_URL,
     api: Api = "generate",
-    api_key: Key = None,
+    api_key: ApiKey = None,
     model: Model = None,
     concurrency: Concurrency = None,
     rate: Rate = 0.0,
@@ -131,7 +124,7 @@ def bench(
         if html is not None:
             html.write_text(render_html(result), encoding="utf-8")
     except InternalError as error:
-        complain(error.message)
+        print_error(error.message)
         return 1
     except OSError as error:
         raise ConfigError(f"{html}: {error.strerror}") from error
@@ -189,11 +182,11 @@ def _run(plan: Plan) -> Result:
         TimeElapsedColumn(),
     )
     total = plan.requests or plan.warmup_s + plan.duration_s
-    with Bar(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("warming up", total=total, num_ended=0, num_failed=0, speed="–")
         before = (0.0, 0)
 
-        def on_progress(at: Progress) -> None:
+        def on_progress(at: LoadProgress) -> None:
             nonlocal before
             elapsed_s, tokens = at.elapsed_s - before[0], at.num_tokens - before[1]
             before = (at.elapsed_s, at.num_tokens)
@@ -209,7 +202,7 @@ def _run(plan: Plan) -> Result:
 
         result = asyncio.run(run(plan, on_progress))
     if result.is_generator_busy:
-        complain(
+        print_error(
             f"the generator itself was busy ({max(result.cpu):.0%} of a core): give it more --processes, "
             "or take these figures as a lower limit of the server"
         )

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli.flags import complain, ends
+from penstock.cli.flags import exit_with, print_error
+from penstock.cli.options import DEFAULT_URL, ApiKey, Url
 from penstock.cli.terminal import console, echo
 from penstock.client import Client, Stream
 from penstock.client.options import Options
@@ -21,17 +22,10 @@ HELP = """/system TEXT   the system prompt; without TEXT: none
 /exit          or Ctrl-D: leave. Ctrl-C stops an answer."""
 
 
-@ends
+@exit_with
 def chat(
-    url: Annotated[
-        str, typer.Option(envvar="PENSTOCK_URL", help="The server, or several of one pool, separated by commas.")
-    ] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PENSTOCK_API_KEY", help="Better in the variable: flags are seen by every user.", show_default=False
-        ),
-    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     model: Annotated[str | None, typer.Option(help="Default: the server's first.")] = None,
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Of one answer.")] = None,
@@ -102,7 +96,7 @@ class _Chat:
             self._aside.print(" (stopped)", style="dim")
         except PenstockError as error:
             self._num_failed += 1
-            complain(error.message)
+            print_error(error.message)
         if stream.text:  # an answer that was cut short stays in the conversation
             self._turns += [asked, {"role": "assistant", "content": stream.text}]
 

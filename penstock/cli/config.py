@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from penstock.cli.flags import with_settings
+from penstock.cli.options import AsJson
 from penstock.cli.terminal import console, echo
 from penstock.settings import Settings
 from penstock.settings.about import EVERY, env_name
 
 
 @with_settings(*EVERY)
-def config(
-    settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False
-) -> int:
+def config(settings: Settings, as_json: AsJson = False) -> int:
     """Print the effective settings, secrets hidden."""
     if as_json:
         shown = {

@@ -34,12 +34,12 @@ def new_app() -> typer.Typer:
     )
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """One sentence on stderr. It may hold text of a server or a file."""
-    stdio.say(sys.stderr, f"penstock: {printable(text) if sys.stderr.isatty() else text}\n")
+    stdio.write(sys.stderr, f"penstock: {printable(text) if sys.stderr.isatty() else text}\n")
 
 
-def ends(run: Callable[P, int]) -> Callable[P, None]:
+def exit_with(run: Callable[P, int]) -> Callable[P, None]:
     """The command `run`: its return value is the exit status, and 2 means that its input was invalid."""
 
     @functools.wraps(run)
@@ -47,7 +47,7 @@ def ends(run: Callable[P, int]) -> Callable[P, None]:
         try:
             status = run(*args, **kwargs)
         except ConfigError as error:
-            complain(error.message)
+            print_error(error.message)
             status = 2
         raise typer.Exit(status)
 
@@ -65,13 +65,13 @@ def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings
             flags = {name: given.pop(name) for name in (*names, "config")}
             settings = load_settings(flags)
             for note in () if is_child() else (*settings.notes, *exposed(settings)):  # its parent has printed them
-                complain(note)
+                print_error(note)
             return run(settings, **given)  # type: ignore[call-arg]  # `given` is what is left: `own`
 
         parameters = [*own, _parameter("config", str, _config_option()), *map(_flag, names)]
         command.__name__ = run.__name__
         command.__doc__ = run.__doc__
-        wrapped = ends(command)
+        wrapped = exit_with(command)
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapped
@@ -94,14 +94,14 @@ def _flag(name: str) -> inspect.Parameter:
     default = default_text(info)
     words = [env_name(name), f"default {default}" if default else ""]
     exposes = " Better in the variable: flags are seen by every user." if is_secret(info) else ""
-    says = f"{it.says}{exposes} ({', '.join(filter(None, words))})"
+    text = f"{it.says}{exposes} ({', '.join(filter(None, words))})"
     if info.annotation is bool:
-        return _parameter(name, bool, typer.Option(f"{flag_name(name)}/{negated(name)}", help=says, show_default=False))
+        return _parameter(name, bool, typer.Option(f"{flag_name(name)}/{negated(name)}", help=text, show_default=False))
     if get_origin(info.annotation) is Literal:
         metavar = "|".join(get_args(info.annotation))
     else:
         metavar = "NAME=BACKEND[:OPTIONS]" if name == "models" else it.unit.upper() or "VALUE"
-    option = typer.Option(flag_name(name), metavar=metavar, help=says, show_default=False)
+    option = typer.Option(flag_name(name), metavar=metavar, help=text, show_default=False)
     return _parameter(name, list[str] if name == "models" else str, option)
 
 

@@ -12,9 +12,10 @@ import typer
 from rich.table import Table
 
 from penstock.callers import keys as store
-from penstock.cli.flags import complain, ends
+from penstock.cli.flags import exit_with, print_error
 from penstock.cli.help import Group
-from penstock.cli.operators import DEFAULT_URL, ApiKey, Url, answers, call_gateway
+from penstock.cli.operators import answers, call_gateway
+from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, Unavailable
 from penstock.settings import load_settings
@@ -31,7 +32,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The part of the key befor
 
 
 @keys.command()
-@ends
+@exit_with
 def create(
     name: Annotated[str, typer.Option(help="Whose key this is, for people.")] = "",
     rpm: Annotated[
@@ -57,10 +58,8 @@ def create(
 
 
 @keys.command("list")
-@ends
-def list_keys(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False, file: File = None
-) -> int:
+@exit_with
+def list_keys(as_json: AsJson = False, file: File = None) -> int:
     """Show the keys, without secrets."""
     found = store.read_keys(_path(file))
     if as_json:
@@ -91,7 +90,7 @@ def list_keys(
 
 
 @keys.command()
-@ends
+@exit_with
 def rotate(
     key_id: Id,
     finish: Annotated[bool, typer.Option("--finish", help="End the rotation: the old secret stops working.")] = False,
@@ -120,7 +119,7 @@ def revoke(
         typer.Option("--cancel", help="Also cancel what it has waiting and running, through a gateway."),
     ] = False,
     url: Url = DEFAULT_URL,
-    api_key: ApiKey = "",
+    api_key: ApiKey = None,
 ) -> int:
     """End a key. Running gateways notice within a second or two; its running requests go on without --cancel."""
     ended = store.revoke_key(_path(file), key_id)
@@ -130,7 +129,7 @@ def revoke(
     return 0
 
 
-def _cancel_all(key_id: str, url: str, api_key: str) -> None:
+def _cancel_all(key_id: str, url: str, api_key: str | None) -> None:
     """At once, and again when every gateway must have noticed: until then the key may have sent more."""
     path = f"/callers/{quote(key_id, safe='')}/requests"
     first = call_gateway("DELETE", url, path, api_key)
@@ -150,10 +149,10 @@ def _path(file: Path | None) -> Path:
     if path is None:
         raise ConfigError("which file? Give --file keys.toml or set PENSTOCK_API_KEYS_FILE")
     if exposure := store.exposure(path):
-        complain(exposure)
+        print_error(exposure)
     return path
 
 
-def _reveal(text: str, says: str) -> None:
-    typer.echo(says, err=True)
+def _reveal(text: str, note: str) -> None:
+    typer.echo(note, err=True)
     typer.echo(text)

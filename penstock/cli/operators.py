@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from penstock.cli.flags import complain, ends, exposed
+from penstock.cli.flags import exit_with, exposed, print_error
 from penstock.cli.help import Group
+from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.tables import dead_table, findings_table, site_screen
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
@@ -29,17 +30,9 @@ from penstock.transports.base import worst_first
 
 P = ParamSpec("P")
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 15.0
 INTERRUPTED = 130
 
-Url = Annotated[
-    str, typer.Option("--url", envvar="PENSTOCK_URL", help="A running gateway; several with commas between them.")
-]
-ApiKey = Annotated[
-    str, typer.Option("--api-key", envvar="PENSTOCK_API_KEY", help="An administrator's key.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
 dead = typer.Typer(
@@ -60,13 +53,13 @@ def answers(run: Callable[P, int]) -> Callable[P, None]:
         except ConfigError:
             raise
         except PenstockError as error:
-            complain(error.message)
+            print_error(error.message)
             return 2
 
-    return ends(command)
+    return exit_with(command)
 
 
-def call_gateway(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
+def call_gateway(method: str, url: str, path: str, api_key: str | None) -> dict[str, Any]:
     """One request to the admin routes of the first of the gateways that answers; `Unavailable` if none does."""
     *others, last = url.split(",")
     for gateway in others:
@@ -77,7 +70,7 @@ def call_gateway(method: str, url: str, path: str, api_key: str) -> dict[str, An
     return _call_one(method, last, path, api_key)
 
 
-def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
+def _call_one(method: str, url: str, path: str, api_key: str | None) -> dict[str, Any]:
     where = url.strip().rstrip("/")
     try:
         headers = {"content-type": "application/json"}  # without it, or a key, a gateway takes no POST
@@ -106,7 +99,7 @@ def _call_one(method: str, url: str, path: str, api_key: str) -> dict[str, Any]:
 @answers
 def doctor(
     url: Url = DEFAULT_URL,
-    api_key: ApiKey = "",
+    api_key: ApiKey = None,
     redis_url: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +127,7 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
 
     settings = load_settings({"redis_url": redis_url, "pool": pool})
     for note in exposed(settings):
-        complain(note)
+        print_error(note)
     transport = make_transport(settings, Metrics())
     try:
         try:
@@ -150,7 +143,7 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
 @answers
 def ps(
     url: Url = DEFAULT_URL,
-    api_key: ApiKey = "",
+    api_key: ApiKey = None,
     as_json: AsJson = False,
     once: Annotated[bool, typer.Option("--once", help="Print once and leave.")] = False,
     interval_s: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between two looks.")] = 1.0,
@@ -184,16 +177,16 @@ def _follow(screen: Console, seen: dict[str, Any], look: Callable[[], dict[str, 
 
 
 @answers
-def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
+def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Cancel a request, anybody's, waiting or running."""
-    said = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
-    echo(f"{request_id}: {said['outcome']}")
+    outcome = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
+    echo(f"{request_id}: {outcome['outcome']}")
     return 0
 
 
 @dead.command("list")
 @answers
-def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> int:
+def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> int:
     """The list, newest first."""
     jobs = call_gateway("GET", url, "/dead", api_key)["data"]
     if as_json:
@@ -205,7 +198,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = Fa
 
 @dead.command("show")
 @answers
-def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
+def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """What is known of one; never its prompt."""
     _print_json(call_gateway("GET", url, f"/dead/{_quoted(request_id)}", api_key))
     return 0
@@ -213,7 +206,7 @@ def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "
 
 @dead.command("redrive")
 @answers
-def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
+def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Run it once more, under a new id, which is printed."""
     echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
     return 0
@@ -221,7 +214,7 @@ def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "")
 
 @dead.command("drop")
 @answers
-def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = "") -> int:
+def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Take it off the list."""
     call_gateway("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
     echo(f"dropped {request_id}")

@@ -13,7 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from penstock.cli.flags import ends
+from penstock.cli.flags import exit_with
+from penstock.cli.options import AsJson
 from penstock.cli.terminal import console, echo
 from penstock.planner.capacity import Capacity, Demand, Figure
 from penstock.planner.capacity import plan as make_plan
@@ -57,7 +58,10 @@ MaxConnections = Annotated[
     int, typer.Option(help="Of one gateway process: PENSTOCK_MAX_CONNECTIONS.", rich_help_panel=_LIMITS)
 ]
 Cores = Annotated[
-    int, typer.Option(help="Cores of one machine: says how many machines. 0: not asked.", rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        help="Cores of one machine, to compute the number of machines. 0: leave it out.", rich_help_panel=_LIMITS
+    ),
 ]
 CostsFile = Annotated[
     Path | None,
@@ -69,7 +73,7 @@ CostsFile = Annotated[
 ]
 
 
-@ends
+@exit_with
 def plan(
     tokens_per_s: TokensPerS,
     streams: Streams,
@@ -80,11 +84,12 @@ def plan(
     max_connections: MaxConnections = MAX_CONNECTIONS,
     cores: Cores = 0,
     costs: CostsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """What a load takes: gateways, workers, Redis, memory, network.
+    """Compute what a load needs: gateways, workers, Redis, memory, network.
 
-    Each figure is the load times costs measured with `python -m bench.scale`, named beside it. Engines are not in it.
+    Each figure is the load times a cost measured with `python -m bench.scale`; the last column names the cost. Engines
+    are not included.
     """
     demand = Demand(
         tokens_per_s=tokens_per_s,
@@ -135,7 +140,7 @@ def _screen(found: Capacity, costs: Costs) -> Group:
     table.columns[2].overflow = "fold"
     for figure in found.figures:
         is_known = figure.value is not None
-        table.add_row(figure.says, _shown(figure), Text(figure.why), style="" if is_known else "yellow")
+        table.add_row(figure.label, _shown(figure), Text(figure.why), style="" if is_known else "yellow")
     at = costs.about
     streams = ", ".join(f"{num:,}" for num in at.streams)
     origin = (

@@ -25,8 +25,8 @@ def findings_table(findings: list[dict[str, Any]]) -> Table:
 def dead_table(jobs: list[dict[str, Any]]) -> Table:
     table = _table("id", "model", "deaths", "error", "reason")
     for job in jobs:
-        said = (Text(job[name]) for name in ("error", "reason"))
-        table.add_row(Text(job["id"]), Text(job["model"]), str(job["deaths"]), *said)
+        causes = (Text(job[name]) for name in ("error", "reason"))
+        table.add_row(Text(job["id"]), Text(job["model"]), str(job["deaths"]), *causes)
     return table
 
 

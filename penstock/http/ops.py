@@ -88,7 +88,7 @@ def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda req
     ops = Ops(metrics, ready, info, guard)
     router = APIRouter(tags=["operations"])
     json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-    not_ready: dict[str, Any] = json_answer | {"description": "It cannot serve; the message says why."}
+    not_ready: dict[str, Any] = json_answer | {"description": "It cannot serve; the message contains the reason."}
     text_answer: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
     table: list[tuple[str, Handler, dict[int | str, dict[str, Any]]]] = [
         ("/livez", ops.livez, {200: json_answer}),

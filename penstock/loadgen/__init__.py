@@ -8,6 +8,6 @@ from penstock.loadgen.histogram import Histogram
 from penstock.loadgen.plan import Plan, parse_slo
 from penstock.loadgen.prompts import from_file, synthetic
 from penstock.loadgen.result import Result
-from penstock.loadgen.runner import Progress, run
+from penstock.loadgen.runner import LoadProgress, run
 
-__all__ = ["Histogram", "Plan", "Progress", "Result", "from_file", "parse_slo", "run", "synthetic"]
+__all__ = ["Histogram", "Plan", "LoadProgress", "Result", "from_file", "parse_slo", "run", "synthetic"]

@@ -1,4 +1,4 @@
-"""One process of load: `python -m penstock.loadgen`. Started by `runner`, spoken to over stdin and stdout.
+"""One process of load: `python -m penstock.loadgen`. Started by `runner`, driven over stdin and stdout.
 
 stdin: the plan, one line; when all processes have their connections, the instant to start, one line; then a line to end
 early, another to end at once. stdout: `{"ready": …}`, a `{"progress": …}` a tick, and at the end `{"tally": …}`.
@@ -35,7 +35,7 @@ async def _main() -> None:
     _raise_file_limit(plan.concurrency + 64)
     load = Load(plan)
     await load.connect()
-    _say({"ready": True})
+    _write({"ready": True})
     start_at = float(await reader.readline())
     obeying = asyncio.create_task(_obey(load, reader))
     gc.freeze()
@@ -46,7 +46,7 @@ async def _main() -> None:
     obeying.cancel()
     wall_s = max(time.monotonic() - start_at, 1e-9)
     load.tally.settle()
-    _say({"tally": load.tally.to_dict(), "cpu": (time.process_time() - used) / wall_s})
+    _write({"tally": load.tally.to_dict(), "cpu": (time.process_time() - used) / wall_s})
 
 
 async def _obey(load: Load, reader: asyncio.StreamReader) -> None:
@@ -58,10 +58,10 @@ async def _obey(load: Load, reader: asyncio.StreamReader) -> None:
 
 
 def _show(tally: Tally) -> None:
-    _say({"progress": [tally.total_ended, tally.total_failed, tally.total_tokens, tally.num_begun]})
+    _write({"progress": [tally.total_ended, tally.total_failed, tally.total_tokens, tally.num_begun]})
 
 
-def _say(message: dict[str, Any]) -> None:
+def _write(message: dict[str, Any]) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 

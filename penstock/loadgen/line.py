@@ -107,7 +107,7 @@ class Line(asyncio.Protocol):
         try:
             sink.parser.feed_data(data)
         except httptools.HttpParserError:
-            self.scanner.complain("not HTTP")
+            self.scanner.mark_wrong("not HTTP")
             self._finish(now, is_reusable=False)
             return
         if not self.status and (sink.parts or sink.is_complete):

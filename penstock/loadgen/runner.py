@@ -25,7 +25,7 @@ _LINE_BYTES = 64 * 1024 * 1024  # a tally is one line
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LoadProgress:
     """Counts since the start, warm-up and all; `elapsed_s` may exceed the plan while the last answers come in."""
 
     elapsed_s: float
@@ -54,16 +54,16 @@ class _Child:
             start_new_session=True,
         )
         child = cls(process)
-        child.tell(msgspec.json.encode(plan))
+        child.send(msgspec.json.encode(plan))
         async with asyncio.timeout(READY_S):
-            await child.hear()
+            await child.receive()
         return child
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + b"\n")
 
-    async def hear(self) -> dict[str, Any]:
+    async def receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
@@ -73,7 +73,7 @@ class _Child:
 
     async def follow(self) -> None:
         while not self.tally:
-            message = await self.hear()
+            message = await self.receive()
             if "progress" in message:
                 self.counts = message["progress"]
             else:
@@ -91,7 +91,7 @@ class _Child:
                 await self.process.wait()
 
 
-async def run(plan: Plan, on_progress: Callable[[Progress], None] = lambda progress: None) -> Result:
+async def run(plan: Plan, on_progress: Callable[[LoadProgress], None] = lambda progress: None) -> Result:
     """Make the load of `plan`. An interrupt (SIGINT) ends it early, with the result of what was. Raises `ConfigError`
     for an invalid URL, `InternalError` when a process of load dies.
     """
@@ -106,11 +106,11 @@ async def run(plan: Plan, on_progress: Callable[[Progress], None] = lambda progr
             children.append(await _Child.start(plan.share(index)))
         start_at = time.monotonic() + START_IN_S
         for child in children:
-            child.tell(repr(start_at).encode())
+            child.send(repr(start_at).encode())
 
         def interrupt() -> None:
             for child in children:
-                child.tell(b"stop")
+                child.send(b"stop")
 
         loop.add_signal_handler(signal.SIGINT, interrupt)
         followers = [asyncio.ensure_future(child.follow()) for child in children]
@@ -118,7 +118,7 @@ async def run(plan: Plan, on_progress: Callable[[Progress], None] = lambda progr
             while not all(follower.done() for follower in followers):
                 await asyncio.wait(followers, timeout=0.25, return_when=asyncio.FIRST_EXCEPTION)
                 sums = [sum(child.counts[at] for child in children) for at in range(4)]
-                on_progress(Progress(max(0.0, time.monotonic() - start_at), *sums))
+                on_progress(LoadProgress(max(0.0, time.monotonic() - start_at), *sums))
             for follower in followers:
                 follower.result()
         finally:

@@ -62,7 +62,7 @@ class Scanner:
             if end == 1:
                 self.rest = data
                 if len(data) > MAX_WAITING_BYTES:
-                    self.complain("an event without end")
+                    self.mark_wrong("an event without end")
                 return 0
             self.rest = data[end:]
             data = data[:end]
@@ -77,10 +77,10 @@ class Scanner:
             data = _decode(body)
             text = self.text_of(data)
         except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
-            self.complain("no answer")
+            self.mark_wrong("no answer")
             return 0
         if not isinstance(text, str):
-            self.complain("no answer")
+            self.mark_wrong("no answer")
         self.is_over = True
         self.read_usage(data)
         self.num = self.usage or 0
@@ -89,7 +89,7 @@ class Scanner:
     def text_of(self, data: Any) -> Any:
         raise NotImplementedError
 
-    def complain(self, what: str) -> None:
+    def mark_wrong(self, what: str) -> None:
         self.wrong = self.wrong or what
 
     def read_usage(self, data: Any) -> None:
@@ -102,11 +102,11 @@ class Scanner:
         if self.error or self.wrong:
             return
         if self.rest:
-            self.complain("bytes after the last event")
+            self.mark_wrong("bytes after the last event")
         elif not self.is_over:
-            self.complain("no end")
+            self.mark_wrong("no end")
         elif (self.reason == "length" and self.num != self.max_tokens) or self.num > self.max_tokens:
-            self.complain("number of tokens")
+            self.mark_wrong("number of tokens")
 
     def reported(self, data: Any) -> None:
         """An error that the server sent inside a stream."""
@@ -123,14 +123,14 @@ class GenerateScanner(Scanner):
         found = _INDEX.findall(data)
         num, num_events = len(found), data.count(b"data:")
         if self.is_over:
-            self.complain("an event after the end")
+            self.mark_wrong("an event after the end")
         if num_events != num:
             found = self._tail(data, found, num_events)
             num = len(found)
         if found != expected(self.num, num):
-            self.complain("order of tokens")
+            self.mark_wrong("order of tokens")
         if self.request_id and data.count(b'"request_id":"' + self.request_id) != num_events and self._is_mixed(data):
-            self.complain("another request's token")
+            self.mark_wrong("another request's token")
         self.num += num
         return num
 
@@ -160,7 +160,7 @@ class GenerateScanner(Scanner):
                 continue  # a comment, which keeps the connection alive
             if b"event: token" in event[:at]:
                 if self.is_over:
-                    self.complain("an event after the end")
+                    self.mark_wrong("an event after the end")
                 found += _INDEX.findall(event)
             elif b"event: done" in event[:at] or b"event: error" in event[:at]:
                 self._end(event[:at], event[at + 5 :])
@@ -168,7 +168,7 @@ class GenerateScanner(Scanner):
 
     def _end(self, head: bytes, data: bytes) -> None:
         if self.is_over:
-            self.complain("two ends")
+            self.mark_wrong("two ends")
         self.is_over = True
         try:
             body = _decode(data)
@@ -178,17 +178,17 @@ class GenerateScanner(Scanner):
             self.reason = body["finish_reason"]
             self.read_usage(body)
         except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
-            self.complain("no JSON")
+            self.mark_wrong("no JSON")
 
     def finish(self) -> None:
         super().finish()
         if not self.error and self.usage not in (None, self.num):
-            self.complain("number of tokens")
+            self.mark_wrong("number of tokens")
 
     def text_of(self, data: Any) -> Any:
         self.reason = data.get("finish_reason") or ""
         if self.request_id and data["request_id"].encode() != self.request_id:
-            self.complain("another request's answer")
+            self.mark_wrong("another request's answer")
         return data["text"]
 
 
@@ -202,7 +202,7 @@ class OpenAIScanner(Scanner):
     def events(self, data: bytes) -> int:
         num = len(self._token.findall(data))
         if self.is_over:
-            self.complain("an event after the end")
+            self.mark_wrong("an event after the end")
         if data.count(b"data:") != num or b'"error"' in data or b'"usage":{' in data or b'"finish_reason":"' in data:
             num = self._apart(data)
         self.num += num
@@ -215,7 +215,7 @@ class OpenAIScanner(Scanner):
             if at < 0:
                 continue
             if self.is_over:
-                self.complain("an event after the end")
+                self.mark_wrong("an event after the end")
             text = event[at + 5 :].strip()
             if text == b"[DONE]":
                 self.is_over = True
@@ -223,11 +223,11 @@ class OpenAIScanner(Scanner):
             try:
                 num += self._chunk(_decode(text), text)
             except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
-                self.complain("no JSON")
+                self.mark_wrong("no JSON")
         if self.is_over and self.usage is not None:
             # A server may put several tokens in one chunk; what it counted is right, and must not be less than those.
             if self.usage < self.num + num:
-                self.complain("number of tokens")
+                self.mark_wrong("number of tokens")
             num = max(num, self.usage - self.num)
         return num
 

@@ -54,7 +54,7 @@ class Figure:
     """One line of a plan. `value` None: not known, and `why` names the missing cost; else `why` is its basis."""
 
     name: str
-    says: str
+    label: str
     value: float | None
     unit: str
     why: str
@@ -109,12 +109,12 @@ class _Build:
             raise _Unknown(f"the number of {role} processes is not known")
         return self.num[role]
 
-    def figure(self, name: str, says: str, unit: str, make: Callable[[], tuple[float, str]]) -> Figure:
+    def figure(self, name: str, label: str, unit: str, make: Callable[[], tuple[float, str]]) -> Figure:
         try:
             value, why = make()
         except _Unknown as unknown:
-            return Figure(name, says, None, unit, f"not known: {unknown}")
-        return Figure(name, says, value, unit, why)
+            return Figure(name, label, None, unit, f"not known: {unknown}")
+        return Figure(name, label, value, unit, why)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -144,13 +144,13 @@ class _Build:
     def processes(self) -> list[Figure]:
         # The costs are in the lines of cores, what follows from them in those of processes.
         found = []
-        for role, says in (
+        for role, label in (
             ("gateway", "gateway processes"),
             ("worker", "worker processes"),
             ("redis", "Redis servers"),
         ):
-            found.append(self.figure(f"{role}_cores", f"CPU, all {says}", "cores", partial(self.cores, role)))
-            found.append(self.figure(f"{role}_processes", says, "", partial(self.number, role)))
+            found.append(self.figure(f"{role}_cores", f"CPU, all {label}", "cores", partial(self.cores, role)))
+            found.append(self.figure(f"{role}_processes", label, "", partial(self.number, role)))
         if self.demand.cores:
             found.append(self.figure("machines", f"machines of {self.demand.cores} cores", "", self.machines))
         return found

@@ -30,7 +30,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     streams: list[int]
 
 
-class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProcessCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One process of a kind. CPU in microseconds; `base_mb` and `kb_per_stream` are resident memory."""
 
     us_per_token: Cost = None
@@ -40,7 +40,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_connections: Cost = None
 
 
-class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RedisCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One Redis server. Memory and network are what Redis reports: memory in use, bytes read and written."""
 
     us_per_token: Cost = None
@@ -52,7 +52,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     out_bytes_per_token: Cost = None
 
 
-class Client(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClientCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What goes to a client: bytes of the body of a stream, without the headers below it."""
 
     bytes_per_token: Cost = None
@@ -62,10 +62,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """All of it."""
 
     about: Origin
-    gateway: Role
-    worker: Role
-    redis: Store
-    client: Client
+    gateway: ProcessCosts
+    worker: ProcessCosts
+    redis: RedisCosts
+    client: ClientCosts
 
 
 def read_costs(path: Path = PACKAGED) -> Costs:

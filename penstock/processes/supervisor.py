@@ -269,5 +269,5 @@ def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, 
 
 def _hold(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns only at end of file: nothing is ever written
-    stdio.say(sys.stderr, "penstock: the parent process exited; shutting down\n")
+    stdio.write(sys.stderr, "penstock: the parent process exited; shutting down\n")
     os._exit(1)

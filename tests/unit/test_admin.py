@@ -220,7 +220,7 @@ async def test_what_cannot_be_run_again_stays_on_the_list(site: Site) -> None:
     site.gateway.admission.is_draining = False
     del site.store._jobs[job_id]
     refused = await site.ask("POST", f"/dead/{job_id}/redrive", 404)
-    assert "forgotten" in refused["error"]["message"]
+    assert "no longer has" in refused["error"]["message"]
     assert (await site.get(f"/dead/{job_id}"))["can_redrive"] is False
     await site.ask("DELETE", f"/dead/{job_id}")
     await site.ask("DELETE", f"/dead/{job_id}", 404)

@@ -21,18 +21,18 @@ from penstock.cli.plan import DELIVERED_S
 from penstock.errors import ConfigError
 from penstock.gateway.relay.relay import DELIVERED_RETENTION_S
 from penstock.planner.capacity import Capacity, Demand, carries, plan
-from penstock.planner.costs import PACKAGED, Client, Costs, Origin, Role, Store, read_costs
+from penstock.planner.costs import PACKAGED, ClientCosts, Costs, Origin, ProcessCosts, RedisCosts, read_costs
 
 ABOUT = Origin(date="2026-01-02", command="c", cpu="cpu", cores=2, server="s", penstock="0", streams=[1000])
 COSTS = Costs(
     about=ABOUT,
-    gateway=Role(us_per_token=50, us_per_request=256, base_mb=60, kb_per_stream=16, redis_connections=2),
-    worker=Role(us_per_token=20, us_per_request=128, base_mb=80, kb_per_stream=8, redis_connections=4),
-    redis=Store(
+    gateway=ProcessCosts(us_per_token=50, us_per_request=256, base_mb=60, kb_per_stream=16, redis_connections=2),
+    worker=ProcessCosts(us_per_token=20, us_per_request=128, base_mb=80, kb_per_stream=8, redis_connections=4),
+    redis=RedisCosts(
         us_per_token=5, us_per_request=256, base_mb=10, bytes_per_token=100, bytes_per_request=1000,
         in_bytes_per_token=500, out_bytes_per_token=200,
     ),
-    client=Client(bytes_per_token=150),
+    client=ClientCosts(bytes_per_token=150),
 )  # fmt: skip
 
 rates = st.floats(min_value=1, max_value=1e8)
@@ -180,7 +180,7 @@ def test_json_is_the_same_plan(tmp_path: Path) -> None:
 
 def test_an_unknown_figure_is_a_question_mark(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(COSTS, gateway=Role())))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(COSTS, gateway=ProcessCosts())))
     result = run("--tokens-per-s", "1", "--streams", "1", "--costs", str(path))
     assert result.exit_code == 0
     assert "gateway.us_per_token was not measured" in " ".join(result.output.split())

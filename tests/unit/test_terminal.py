@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.cli import ask, chat, keys
-from penstock.cli.flags import complain
+from penstock.cli.flags import print_error
 from penstock.cli.tables import dead_table, findings_table
 from penstock.cli.terminal import console, echo
 from penstock.log_format import printable
@@ -48,7 +48,7 @@ def test_an_answer_and_an_error(out: Stream) -> None:
     with redirect_stdout(out), redirect_stderr(out):
         echo(COMMANDS, is_line=False)
         echo("ünï\tcode 日本語\nnext")
-        complain(COMMANDS)
+        print_error(COMMANDS)
     said = out.getvalue()
     assert "ünï\tcode 日本語\nnext\n" in said
     if out.isatty():
