@@ -42,11 +42,11 @@ lint: $(READY)  ## style, types, import contracts, plain words, freshness of gen
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/words.py
 
-fmt: $(READY)  ## format, and mend what can be mended
+fmt: $(READY)  ## format, and apply safe fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the generated pages again
+docs: $(READY)  ## write the generated pages
 	$(BIN)/python docs/generate.py
 
 docs-site:  ## build docs/ as a site into site/, links checked, usable without network; PORT=8080 serves it
@@ -65,15 +65,16 @@ bench-scale: $(READY)  ## cost per token and per open stream as they grow, in fo
 
 CHAOS = $(BIN)/python -m tests.chaos --all $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-chaos: $(READY)  ## kill everything on purpose for some ten minutes, and balance the books; SEED=n repeats a run
+chaos: $(READY)  ## kill everything on purpose for some ten minutes, check that nothing was lost or doubled; SEED=n repeats a run
 	$(CHAOS) --report bench/results/chaos --made-by 'make chaos'
 
 MINUTES ?= 60
 chaos-long: $(READY)  ## the same for MINUTES=60
 	$(CHAOS) --minutes $(MINUTES) --report bench/results/chaos-long --made-by 'make chaos-long MINUTES=$(MINUTES)'
 
-chaos-docs: $(READY)  ## put the table of the last `make chaos` into docs/reliability.md
+chaos-docs: $(READY)  ## write the results of the last `make chaos` into docs/reliability.md and README.md
 	$(BIN)/python -m tests.chaos --quote bench/results/chaos.json docs/reliability.md
+	$(BIN)/python -m bench.readme
 
 cast: $(READY)  ## record an answer whose worker is killed, as docs/img/kill.svg
 	PYTHONPATH=. $(BIN)/python docs/cast.py

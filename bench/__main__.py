@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import readme
 from bench.cells import CELLS, GOALS
 from bench.measure import DISTURBED, Times, measure_round
+from bench.readme import README
 from bench.report import (
     JOURNAL,
     PAGE,
@@ -87,9 +89,10 @@ def main(arguments: list[str]) -> int:
 
 
 def write_pages(found: dict[str, Any]) -> None:
-    """The tables of all goals, and the summary for users."""
+    """Write the tables of all goals, the summary for users, and the figures of README.md."""
     JOURNAL.write_text(render_journal(found, CELLS), encoding="utf-8")
     PAGE.write_text(render_page(found), encoding="utf-8")
+    README.write_text(readme.render(), encoding="utf-8")
 
 
 def gates(goals: list[dict[str, Any]]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import pytest
 
+from bench import readme
 from bench.report import newest
 from penstock import Answer, Client, Status, errors
 from penstock.backends.openai import OpenAIBackend
@@ -185,17 +186,24 @@ def test_the_page_of_performance_is_for_users() -> None:
 
 
 def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
-    readme = (ROOT / "README.md").read_text()
+    assert readme.render() == readme.README.read_text(encoding="utf-8"), "run `make chaos-docs`"
+
+
+def test_a_figure_of_the_readme_is_replaced_in_its_phrase_alone() -> None:
+    page = "A pause of 2.7 s, 1.2\nms later (2026-11-28). 9 ms later."
+    assert readme.fill(page, ["pause of <3.1> s", "<22> ms later (<2026-12-01>)"]) == (
+        "A pause of 3.1 s, 22\nms later (2026-12-01). 9 ms later."
+    )
+    with pytest.raises(ValueError, match="0 times instead of once"):
+        readme.fill(page, ["pause of <3> ms"])
+
+
+def test_the_readme_does_not_promise_what_the_last_chaos_run_broke() -> None:
+    bench = json.loads(newest().read_text(encoding="utf-8"))
     chaos = json.loads((ROOT / "bench/results/chaos.json").read_text(encoding="utf-8"))
-    scenarios = {scenario["name"]: scenario for scenario in chaos["scenarios"]}
-    killed = [scenarios[name] for name in ("kill_workers", "kill_gateways")]
-    assert [(seen["lost"], seen["repeated"]) for seen in killed] == [(0, 0), (0, 0)]
-    worker_s, gateway_s = (seen["pause_ms"]["p50"] / 1000 for seen in killed)
-    assert f"a pause of {worker_s:.1f} s (median; a gateway: {gateway_s:.2f} s)" in readme
-    left_ms = scenarios["leaving_clients"]["notes"]["slots free, in the middle"].partition(" ms")[0]
-    assert f"frees its slot (in {left_ms} ms in `make chaos`)" in readme
-    goals = {goal["says"]: goal for goal in json.loads(newest().read_text(encoding="utf-8"))["goals"]}
-    assert f"{goals['first token over bare, c=1, p50']['median']:.1f} ms later" in readme
+    next(scenario for scenario in chaos["scenarios"] if scenario["name"] == "kill_workers")["lost"] = 1
+    with pytest.raises(ValueError, match="lost or repeated"):
+        readme.phrases(bench, chaos)
 
 
 def test_the_picture_of_the_architecture_is_small_and_described_and_has_a_dark_form() -> None:
