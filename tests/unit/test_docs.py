@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -236,6 +237,77 @@ def test_the_site_holds_pages_alone_and_loads_nothing_from_another_host() -> Non
     ):
         with pytest.raises(ValueError, match="another host"):
             hooks.on_post_page(own + tag, "page")
+
+
+_LINES_ARE_MADE_IN = {
+    "penstock/log_format.py": "make_line",
+    "penstock/http/edge.py": "_log",
+    "penstock/api/answer.py": "account timings",
+    "penstock/worker/report.py": "report",
+}
+
+
+def _log_fields(name: str, tree: ast.Module) -> Iterator[str]:
+    """The names that a module gives to the fields of its log lines."""
+    makers = _LINES_ARE_MADE_IN.get(name, "").split()
+    for node in ast.walk(tree):
+        keys: list[ast.expr | None] = []
+        if isinstance(node, ast.FunctionDef) and node.name in makers:
+            for part in ast.walk(node):
+                keys += part.keys if isinstance(part, ast.Dict) else []
+                keys += [part.slice] if isinstance(part, ast.Subscript) else []
+        elif isinstance(node, ast.keyword) and node.arg == "extra" and isinstance(node.value, ast.Dict):
+            keys += node.value.keys
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "fields":
+            keys.append(node.slice)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, verb = node.func.value, node.func.attr
+            if verb == "setdefault" and isinstance(owner, ast.Attribute) and owner.attr == "fields":
+                keys.append(node.args[0])
+            elif name == "penstock/logs.py" and verb == "_format":
+                yield from (keyword.arg for keyword in node.keywords if keyword.arg not in (None, "exc_info"))
+        yield from (key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+
+
+def test_the_page_of_the_logs_has_every_field_of_a_line_and_no_other() -> None:
+    written = {"exception", "tier"}  # `tier` comes in labels that a metric shares
+    for path in sorted(ROOT.glob("penstock/**/*.py")):
+        written |= set(_log_fields(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))))
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "docs/logs.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented - written == set(), "no line has these"
+    assert written - documented == set(), "docs/logs.md does not explain these"
+
+
+_METRIC = re.compile(r"\bpenstock_(\w+?)(_bucket|_sum|_count)?\b(?:{([^}]*)})?(?![\w])")
+
+
+def test_the_queries_for_monitoring_use_metrics_labels_and_buckets_that_exist() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    queries = re.findall(r"^\| [^|]+ \| `([^`]*(?:penstock_|up|process_)[^`]*)` \|$", page, re.MULTILINE)
+    queries += re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
+    assert len(queries) > 20
+    for query in queries:
+        assert query.count("(") == query.count(")"), query
+        labels = {"le"}
+        for name, part, selector in _METRIC.findall(query):
+            spec = TABLE[name]
+            assert bool(part) == bool(spec.buckets), query
+            labels |= set(spec.labels)
+            for label, value in re.findall(r'(\w+)=~?"([^"]*)"', selector):
+                assert label in ("le", *spec.labels), query
+                assert label != "le" or float(value) in spec.buckets, query
+        for group in re.findall(r"\bby \(([^)]*)\)", query):
+            assert set(group.split(", ")) <= labels, query
+
+
+def test_the_query_for_server_errors_names_every_code_of_one() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    match = re.search(r'outcome=~"([^"]*)"', page)
+    assert match is not None
+    mine = {"config_error", "error"}  # never sent
+    codes = {code for code, kind in errors.CODES.items() if kind.status >= 500} - mine
+    assert set(match.group(1).split("|")) == codes
 
 
 def test_the_idiom_is_counted(tmp_path: Path) -> None:
