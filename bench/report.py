@@ -17,7 +17,7 @@ from typing import Any
 from bench.cells import GOALS, Cell, Goal
 from bench.measure import Times
 from bench.stacks import GATEWAY, WINDOW_MS, WORKER
-from tests.servers import find_servers
+from tests.support.servers import find_servers
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

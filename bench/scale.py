@@ -28,7 +28,7 @@ from bench.report import PAGE, RESULTS, about, between, save
 from bench.scale_report import BEGIN, END, PICTURE, costs_of, draw, render, table_of
 from bench.stacks import GATEWAY, WORKER, Program, Stack
 from penstock.planner.costs import PACKAGED
-from tests.servers import free_port, start_server
+from tests.support.servers import free_port, start_server
 
 FAST = "fast=mock:step_ms=0"
 CONCURRENCY, TOKENS = 256, 64  # of the load on several processes

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from tests.servers import Server, free_port, start_server
+from tests.support.servers import Server, free_port, start_server
 
 READY_S = 20.0
 STOP_S = 10.0

@@ -18,7 +18,7 @@ from bench.measure import Times
 from bench.report import ROOT
 from bench.stacks import GATEWAY, WORKER, Program, Stack
 from bench.study import Study
-from tests.servers import free_port, start_server
+from tests.support.servers import free_port, start_server
 
 BEGIN = "<!-- upstream: written by `python -m bench.upstream` -->\n"
 END = "<!-- /upstream -->\n"

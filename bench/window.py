@@ -24,7 +24,7 @@ from bench.study import Study
 from penstock.cli import main as penstock
 from penstock.worker import tenure
 from penstock.worker.batcher import Batcher
-from tests.servers import free_port, start_server
+from tests.support.servers import free_port, start_server
 
 BEGIN = "<!-- window: written by `python -m bench.window` -->\n"
 END = "<!-- /window -->\n"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from tests.servers import free_port, start_server
+from tests.support.servers import free_port, start_server
 
 PICTURE = Path(__file__).resolve().parent / "img" / "kill.svg"
 NUM_TOKENS = 96

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.servers import Servers
+from tests.support.servers import Servers
 
 settings.register_profile("penstock", deadline=None)  # how long an example takes says nothing on a busy machine
 settings.register_profile("fixed", deadline=None, derandomize=True)  # CI judges a change, not the luck of the draw

@@ -14,7 +14,7 @@ from tests.chaos.http import Cut, get
 from tests.chaos.ledger import REFUSALS, Entry
 from tests.chaos.load import Load
 from tests.chaos.plant import QUEUE, Member, Plant
-from tests.process.reading import metric
+from tests.support.reading import metric
 
 MAX_SHOWN = 8
 MORE_DESCRIPTORS = 6

@@ -23,9 +23,9 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tests import servers
 from tests.chaos.http import Cut, get
 from tests.chaos.proxy import Proxy
+from tests.support import servers
 
 READY_S = 30.0
 STOP_S = 20.0

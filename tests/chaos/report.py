@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests import servers
 from tests.chaos.run import Result
+from tests.support import servers
 
 BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
 

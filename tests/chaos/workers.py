@@ -12,7 +12,7 @@ from tests.chaos.load import Habits
 from tests.chaos.plant import QUEUE, Member
 from tests.chaos.registry import scenario
 from tests.chaos.run import Run, Target
-from tests.process.reading import metric
+from tests.support.reading import metric
 
 LEASE_LAPSED_S = 3.2
 SUPERVISED = ("--supervised",)

@@ -9,7 +9,7 @@ import time
 from tests import conformance
 from tests.conformance.kit import Kit
 from tests.conformance.scenarios import SCENARIOS
-from tests.servers import start_server
+from tests.support.servers import start_server
 
 
 def main(arguments: list[str]) -> int:

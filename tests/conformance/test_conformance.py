@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.kit import Broken, Kit
 from tests.conformance.scenarios import SCENARIOS
-from tests.servers import start_server
+from tests.support.servers import start_server
 
 pytestmark = pytest.mark.timeout(180)
 

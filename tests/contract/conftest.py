@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from penstock.transports import Transport
-from tests.contract.stores import MemoryStore, ModelOfStore, RedisStore, Store
-from tests.servers import Servers, find_servers
-from tests.topologies import KINDS, NotHere, Topologies
+from tests.support.servers import Servers, find_servers
+from tests.support.stores import MemoryStore, ModelOfStore, RedisStore, Store
+from tests.support.topologies import KINDS, NotHere, Topologies
 
 REAL = sorted(find_servers())
 

@@ -20,8 +20,8 @@ from penstock.job import Claim, Job
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
-from tests.contract.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one, tokens
-from tests.waiting import wait_until, wait_until_async
+from tests.support.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until, wait_until_async
 
 Case = Callable[[RedisStore, redis.Redis], Awaitable[None]]
 

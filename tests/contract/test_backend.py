@@ -19,7 +19,7 @@ from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.job import Batch, Claim, Job, Sampling
 from penstock.rich_token import Token
 from penstock.wire import decode_event, encode_event
-from tests.upstream import Upstream
+from tests.support.upstream import Upstream
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPT = "one two three four five six seven eight nine ten"

@@ -13,7 +13,7 @@ from penstock.errors import StoreUnavailable
 from penstock.job import Job
 from penstock.transports import Transport
 from penstock.transports.redis import keys
-from tests.contract.stores import RedisStore, new_job, new_worker, run_one
+from tests.support.stores import RedisStore, new_job, new_worker, run_one
 
 
 async def _running(transport: Transport) -> Job:

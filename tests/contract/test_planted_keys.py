@@ -20,8 +20,8 @@ from penstock.transports import Transport
 from penstock.transports.base import RateLimit
 from penstock.transports.quota import Share
 from penstock.transports.redis import keys
-from tests.contract.stores import RedisStore, new_job, new_worker, run_one, tokens
-from tests.waiting import wait_until_async
+from tests.support.stores import RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until_async
 
 PLANTS: dict[str, tuple[str, ...]] = {
     "string": ("SET", "garbage"),

@@ -21,7 +21,7 @@ from penstock.transports.base import Outcome, RateLimit
 from penstock.transports.redis import RedisTransport, rights, scripts
 from penstock.transports.redis.driver.command import Command
 from penstock.transports.redis.keys import PoolKeys
-from tests.contract.stores import RedisStore, new_job, new_worker, tokens
+from tests.support.stores import RedisStore, new_job, new_worker, tokens
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from penstock.gateway.relay.table import Budget
 from penstock.transports.redis import frames, scripts
 from tests.contract import rules
 from tests.contract.rules import Case
-from tests.contract.stores import RedisStore
+from tests.support.stores import RedisStore
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 

@@ -29,9 +29,9 @@ from penstock.transports.redis.driver.endpoint import Endpoint, Kind, parse
 from penstock.transports.redis.driver.link import NoMetrics
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.rights import name_of, needed
-from tests.contract.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
-from tests.servers import free_port
-from tests.topologies import (
+from tests.support.servers import free_port
+from tests.support.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.topologies import (
     SERVICE,
     Cluster,
     NotHere,
@@ -42,7 +42,7 @@ from tests.topologies import (
     start_tls,
     until,
 )
-from tests.waiting import wait_until, wait_until_async
+from tests.support.waiting import wait_until, wait_until_async
 
 QUEUE = "inference:queue"
 

@@ -15,9 +15,9 @@ from penstock.event import Done, Event
 from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
 from penstock.transports.redis.driver.subscription import Subscription
-from tests.contract.stores import Ear, RedisStore, new_job, new_worker, run_one, tokens
-from tests.servers import free_port, start_server
-from tests.waiting import wait_until
+from tests.support.servers import free_port, start_server
+from tests.support.stores import Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until
 
 
 async def test_scripts_that_the_server_has_lost_are_sent_again(real: RedisStore, client: redis.Redis) -> None:

@@ -19,7 +19,7 @@ from penstock.transports.redis import keys
 from penstock.transports.redis.heads import heads, read_head
 from penstock.transports.redis.records import FIELDS
 from penstock.transports.redis.scripts import SCRIPTS
-from tests.contract.stores import RedisStore, new_job, new_worker, run_one
+from tests.support.stores import RedisStore, new_job, new_worker, run_one
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/protocol.md").read_text()

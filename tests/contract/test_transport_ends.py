@@ -9,8 +9,8 @@ from penstock.job import CancelReason, Job
 from penstock.rich_token import RichToken
 from penstock.transports import Transport
 from penstock.transports.base import Outcome
-from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
-from tests.waiting import wait_until
+from tests.support.stores import Ear, Store, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until
 
 
 async def test_cancelling_a_queued_job_ends_it_at_once(transport: Transport) -> None:

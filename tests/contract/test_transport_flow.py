@@ -13,8 +13,8 @@ from penstock.job import Message
 from penstock.rich_token import Logprob, RichToken, ToolCall, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
-from tests.contract.stores import Ear, Store, new_job, new_worker, run_one, tokens
-from tests.waiting import wait_until
+from tests.support.stores import Ear, Store, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until
 
 
 def done(job_id: str, attempt: int, seq: int, *texts: str) -> Done:

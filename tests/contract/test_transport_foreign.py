@@ -21,8 +21,8 @@ from penstock.transports.base import LEASE_S, MAX_DEATHS, MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
 from penstock.transports.redis.scripts import Script
 from penstock.wire import encode_job, encode_json
-from tests.contract.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one
-from tests.waiting import wait_until
+from tests.support.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one
+from tests.support.waiting import wait_until
 
 END = "18446744073709551615"
 

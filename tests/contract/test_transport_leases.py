@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.event import Done, Event, Failed, Started, fold
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
-from tests.contract.stores import SHORT_LEASE_S, Store, new_job, new_worker, run_one, tokens
+from tests.support.stores import SHORT_LEASE_S, Store, new_job, new_worker, run_one, tokens
 
 
 async def reaped(store: Store, transport: Transport, worker: str, expected: int) -> None:

@@ -7,7 +7,7 @@ import redis
 
 from penstock.event import Event
 from penstock.job import Job
-from tests.contract.stores import RedisStore, Store, new_job, new_worker, run_one, tokens
+from tests.support.stores import RedisStore, Store, new_job, new_worker, run_one, tokens
 
 
 async def _heard(heard: list[Event], store: Store, num: int) -> None:

@@ -19,9 +19,9 @@ from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Glan
 from penstock.transports.redis import RedisTransport, keys, rights
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.conftest import REAL
-from tests.contract.stores import SHORT_LEASE_S, RedisStore, Store, new_job, new_worker, run_one
-from tests.servers import Server, free_port, start_server
-from tests.waiting import wait_until
+from tests.support.servers import Server, free_port, start_server
+from tests.support.stores import SHORT_LEASE_S, RedisStore, Store, new_job, new_worker, run_one
+from tests.support.waiting import wait_until
 
 LUA = Path(rights.__file__).parent / "lua"
 

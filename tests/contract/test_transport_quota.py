@@ -18,8 +18,8 @@ from penstock.transports.memory import MemoryTransport
 from penstock.transports.quota import REQUEST_BYTES, TOKEN_BYTES, VECTOR_BYTES, Share, answer_bytes, most_answer_bytes
 from penstock.transports.redis import RedisTransport, keys, weighing
 from penstock.transports.redis.driver import link
-from tests.contract.stores import RedisStore, Store, new_job, new_worker, run_one
-from tests.waiting import wait_until_async
+from tests.support.stores import RedisStore, Store, new_job, new_worker, run_one
+from tests.support.waiting import wait_until_async
 
 
 async def _has_room(transport: Transport, share: Share, caller: str = "bob") -> bool:

@@ -15,8 +15,8 @@ from penstock.event import Done, Event, Failed, fold
 from penstock.transports.base import LATE_SLACK_S, Outcome, RateLimit
 from penstock.transports.gcra import gcra
 from penstock.transports.redis import RedisTransport, keys
-from tests.contract.stores import SHORT_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
-from tests.waiting import wait_until, wait_until_async
+from tests.support.stores import SHORT_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.waiting import wait_until, wait_until_async
 
 
 async def test_every_key_is_one_that_the_protocol_names(real: RedisStore, client: redis.Redis) -> None:

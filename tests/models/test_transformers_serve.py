@@ -20,8 +20,8 @@ import pytest
 from openai import OpenAI
 
 from penstock import AsyncClient
-from tests.process.programs import site
-from tests.servers import free_port
+from tests.support.programs import site
+from tests.support.servers import free_port
 
 pytestmark = [
     pytest.mark.timeout(300),

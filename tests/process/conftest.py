@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers import start_server
+from tests.support.servers import start_server
 
 
 @pytest.fixture

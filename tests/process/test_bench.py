@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.process.programs import Site, free_port, site
+from tests.support.programs import Site, site
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,8 +13,8 @@ import pytest
 from penstock import AsyncClient, Client
 from penstock.backends.mock.text import verify_chain
 from penstock.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PenstockError, RequestNotFound, Unavailable
-from tests.process.programs import Site, site
-from tests.waiting import wait_until
+from tests.support.programs import Site, site
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

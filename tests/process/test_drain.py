@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from tests.process import reading
-from tests.process.programs import Program, free_port, site
-from tests.servers import start_server
-from tests.waiting import wait_until, wait_until_async
+from tests.support import reading
+from tests.support.programs import Program, site
+from tests.support.servers import free_port, start_server
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 

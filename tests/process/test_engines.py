@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.process import reading
-from tests.process.programs import site
-from tests.upstream import tokens_of
-from tests.waiting import wait_until_async
+from tests.support import reading
+from tests.support.programs import site
+from tests.support.upstream import tokens_of
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -29,7 +29,7 @@ class Engine:
     """One upstream in a process of its own."""
 
     def __init__(self, *args: str, port: int = 0) -> None:
-        command = [sys.executable, "-m", "tests.upstream", "--port", str(port), *args]
+        command = [sys.executable, "-m", "tests.support.upstream", "--port", str(port), *args]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())

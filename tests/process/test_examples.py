@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.programs import Site, site
-from tests.waiting import wait_until
+from tests.support.programs import Site, site
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

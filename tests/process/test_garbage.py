@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 
-from tests.servers import free_port
+from tests.support.servers import free_port
 
 NUM = 50
 # In its own process: the collector is the interpreter's. `DEBUG_SAVEALL` keeps what only the collector could free.

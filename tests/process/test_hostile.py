@@ -18,10 +18,10 @@ from schemathesis import GenerationMode
 from schemathesis.checks import content_type_conformance, status_code_conformance
 from schemathesis.core.result import Ok
 
-from tests.hostile import CORPUS, Case
-from tests.process import reading
-from tests.process.programs import Site, site
-from tests.waiting import wait_until_async
+from tests.support import reading
+from tests.support.hostile import CORPUS, Case
+from tests.support.programs import Site, site
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from penstock.backends.mock.text import verify_chain
-from tests.process.programs import Site, site
+from tests.support.programs import Site, site
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from tests.process import reading
-from tests.process.programs import site
-from tests.waiting import wait_until_async
+from tests.support import reading
+from tests.support.programs import site
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 

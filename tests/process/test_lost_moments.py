@@ -14,10 +14,10 @@ import httpx2
 import pytest
 import redis
 
-from tests.process import reading
-from tests.process.programs import Site, site
-from tests.servers import start_server
-from tests.waiting import wait_until_async
+from tests.support import reading
+from tests.support.programs import Site, site
+from tests.support.servers import start_server
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 

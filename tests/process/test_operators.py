@@ -13,9 +13,10 @@ import httpx2
 import pytest
 
 from penstock.callers.keys import create_key, revoke_key
-from tests.process import reading
-from tests.process.programs import free_port, site
-from tests.waiting import wait_until, wait_until_async
+from tests.support import reading
+from tests.support.programs import site
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -17,10 +17,11 @@ import httpx2
 import pytest
 
 from penstock.callers.keys import create_key
-from tests.process import reading
-from tests.process.programs import free_port, site
-from tests.topologies import NotHere, make_certificate
-from tests.waiting import wait_until
+from tests.support import reading
+from tests.support.programs import site
+from tests.support.servers import free_port
+from tests.support.topologies import NotHere, make_certificate
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

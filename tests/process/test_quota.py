@@ -13,9 +13,9 @@ import redis
 
 from penstock.callers.keys import create_key
 from penstock.transports.redis import keys
-from tests.process import reading
-from tests.process.programs import Site, site
-from tests.waiting import wait_until_async
+from tests.support import reading
+from tests.support.programs import Site, site
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from penstock.callers.keys import create_key
-from tests.process.programs import Program, free_port, site
-from tests.servers import start_server
+from tests.support.programs import Program, site
+from tests.support.servers import free_port, start_server
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.process import reading
-from tests.process.programs import Program, Site, free_port, site
-from tests.waiting import wait_until, wait_until_async
+from tests.support import reading
+from tests.support.programs import Program, Site, site
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,10 +18,10 @@ import httpx2
 import pytest
 
 from penstock.backends.mock.text import verify_chain
-from tests.process import reading
-from tests.process.programs import Program, Site, free_port, site
-from tests.servers import start_server
-from tests.waiting import wait_until, wait_until_async
+from tests.support import reading
+from tests.support.programs import Program, Site, site
+from tests.support.servers import free_port, start_server
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -14,11 +14,11 @@ import pytest
 import redis
 
 from penstock.backends.mock.text import verify_chain
-from tests.process import reading
-from tests.process.programs import Site, site
-from tests.servers import Server, start_server
-from tests.topologies import SERVICE, Cluster, Sentinel, start_cluster, start_sentinel
-from tests.waiting import wait_until, wait_until_async
+from tests.support import reading
+from tests.support.programs import Site, site
+from tests.support.servers import Server, start_server
+from tests.support.topologies import SERVICE, Cluster, Sentinel, start_cluster, start_sentinel
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(60)
 

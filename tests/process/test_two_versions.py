@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.process.programs import Program, site
+from tests.support.programs import Program, site
 
 pytestmark = pytest.mark.timeout(90)
 

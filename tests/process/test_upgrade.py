@@ -15,8 +15,9 @@ import httpx2
 import pytest
 
 from penstock.callers.keys import create_key
-from tests.process.programs import Site, free_port, site
-from tests.waiting import wait_until
+from tests.support.programs import Site, site
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.limit import Limit
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -32,6 +32,12 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS: dict[str, str] = {}
 
+# Each with the reason why it is not in tests/support.
+SUPPORT_ELSEWHERE = {
+    "tests/contract/rules.py": "the cases of a suite, which test_rules.py runs twice each",
+    "tests/models/tiny.py": "needs packages that only its ring installs",
+}
+
 PUBLIC = [
     "Answer",
     "AsyncClient",
@@ -165,6 +171,28 @@ def test_functions_are_short_or_say_why() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     silent = [name for name, text in _code() if text.strip() and ast.get_docstring(_parsed(text)) is None]
     assert silent == []
+
+
+def test_the_unit_tests_mirror_the_package() -> None:
+    """`tests/unit/x/y` tests `penstock/x/y`; `tests/unit/bench` tests the benchmark of this repository."""
+    names = [path.relative_to(ROOT) for path in _files() if path.is_relative_to(ROOT / "tests" / "unit")]
+    folders = {Path(*name.parts[2:-1]) for name in names} - {Path(), Path("bench")}
+    assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / "penstock" / folder).is_dir()] == []
+    assert folders, "nothing was looked at"
+
+
+def test_what_tests_share_is_in_support() -> None:
+    """The rings below are programs of their own, with modules of their own; elsewhere a file is a test or a fixture."""
+    programs = ("tests/chaos/", "tests/conformance/", "tests/simulation/")
+    names = [path.relative_to(ROOT).as_posix() for path in _files() if path.is_relative_to(ROOT / "tests")]
+    stray = [
+        name
+        for name in names
+        if not name.startswith(("tests/support/", *programs))
+        and not re.search(r"/(test_\w+|conftest|__init__)\.py$", name)
+        and name not in SUPPORT_ELSEWHERE
+    ]
+    assert stray == []
 
 
 def test_no_file_names_a_path_of_a_machine() -> None:

@@ -1,0 +1,154 @@
+"""A gateway's loops: what they survive, and what becomes of its process when one of them does not."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from penstock.api.app import create_app
+from penstock.errors import StoreUnavailable
+from penstock.event import Done, Failed
+from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.gateway import gateway as gateway_module
+from penstock.gateway.gateway import Gateway
+from penstock.job import Job
+from penstock.metrics import Metrics
+from penstock.processes import gateway as server
+from penstock.settings import Settings
+from penstock.transports.memory import MemoryTransport
+from tests.support.waiting import wait_until
+
+
+class Fickle(MemoryTransport):
+    """`error`: what every tick raises."""
+
+    error: Exception | None = None
+    num_ticks = 0
+
+    async def tick(self, gateway_id: str) -> Pool:
+        self.num_ticks += 1
+        if self.error is not None:
+            raise self.error
+        return await super().tick(gateway_id)
+
+
+@pytest.fixture
+async def store() -> Fickle:
+    store = Fickle()
+    models = {"mock": Capabilities()}
+    await store.enlist(WorkerInfo(id="w1", models=models, num_slots=8, num_free=8))
+    return store
+
+
+@pytest.fixture
+async def gateway(store: Fickle) -> AsyncIterator[Gateway]:
+    gateway = Gateway(Settings(), store, Metrics())
+    gateway.start()
+    await wait_until(lambda: gateway.why_not_ready() == [], "the gateway is ready")
+    yield gateway
+    await gateway.stop()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "penstock.gateway.gateway.Gateway._keep_ticking",
+        "penstock.gateway.gateway.Gateway._watch_keys",
+        "penstock.gateway.gateway.watch_lag",
+        "penstock.gateway.relay.Relay.watch",
+        "penstock.gateway.keepalive.Sweep.run",
+    ],
+)
+async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(lost, fail)
+    monkeypatch.setattr(server, "make_transport", lambda settings, metrics: Fickle())
+    (keys := tmp_path / "keys.json").write_text('{"keys": []}')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        status = await server.serve(Settings(host="127.0.0.1", api_keys_file=keys), listener)
+    assert status == server.EXIT_FAILED == 70
+
+
+async def test_who_reads_at_a_gateway_that_has_failed_is_told_so(gateway: Gateway, store: Fickle) -> None:
+    reader = await gateway.submit(Job(id=gateway.mint(), model="mock", prompt="x"), "/v1/generate")
+    store.error = RuntimeError("a bug")
+    await wait_until(lambda: reader.stream.end is not None, "its stream ends")
+    assert isinstance(reader.stream.end, Failed)
+    assert reader.stream.end.code == "store_unavailable"
+    assert "the store cannot be reached" in gateway.why_not_ready()
+
+
+async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fickle) -> None:
+    deaths: list[BaseException] = []
+    gateway.on_death = deaths.append
+    store.error = StoreUnavailable("Redis refused to tick: ERR something that no list has")
+    before = store.num_ticks
+    await wait_until(lambda: store.num_ticks > before + 2, "it is tried again")
+    store.error = None
+    await wait_until(lambda: gateway.why_not_ready() == [], "it is ready again")
+    assert deaths == []
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_tick_says_that_the_store_has_lost_data(gateway: Gateway, store: Fickle, is_new: bool) -> None:
+    """It does not know this gateway any more; or it was away, and may have come back as it was before."""
+    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="continue", retention_s=300.0)
+    gateway.relay.leave(await gateway.submit(job, "/v1/generate"), is_delivered=False)
+    (claim,) = await store.claim("w1", await store.take("w1", 1))
+    await store.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="stop")])
+    store._jobs.clear()
+    if is_new:
+        store._gateways.clear()
+    else:
+        store.error = StoreUnavailable("it starts again")
+        await wait_until(lambda: gateway._is_away, "a tick fails")
+        store.error = None
+    await wait_until(lambda: job.id in store._jobs, "what has ended is given back")
+
+
+async def test_without_a_lease_a_gateway_cancels_nothing(
+    gateway: Gateway, store: Fickle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To workers it may be gone, and its clients with it: what they do with its work is for others to say."""
+    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="resume")
+    reader = await gateway.submit(job, "/v1/generate")
+    gateway.relay.leave(reader, is_delivered=False)
+    left_at = time.monotonic()
+    store.error = StoreUnavailable("for now")
+    monkeypatch.setattr(gateway_module, "LEASE_S", 0.0)
+    gateway.relay.look(left_at)
+    for seconds in range(int(gateway.settings.resume_window_s) + 2):
+        gateway.relay.look(left_at + seconds)
+    assert len(gateway.relay) == 1
+    monkeypatch.setattr(gateway_module, "LEASE_S", 3600.0)
+    gateway.relay.look(left_at + gateway.settings.resume_window_s + 2)
+    assert len(gateway.relay) == 0
+
+
+async def test_without_a_lease_a_gateway_takes_no_new_work(
+    gateway: Gateway, store: Fickle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "LEASE_S", 0.0)
+    transport = httpx2.ASGITransport(create_app(gateway))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        body = {"model": "mock", "prompt": "x", "background": True}
+        assert (await http.post("/v1/generate", json=body)).status_code == 202
+        store.error = StoreUnavailable("for now")
+        before = store.num_ticks
+        await wait_until(lambda: store.num_ticks > before, "a tick fails")
+        answer = await http.post("/v1/generate", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        assert answer.headers["x-should-retry"] == "true"
+        assert len(await store.waiting()) == 1
+        store.error = None
+        await wait_until(lambda: not gateway._is_away, "a tick goes well")
+        assert (await http.post("/v1/generate", json=body)).status_code == 202
