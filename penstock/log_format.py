@@ -75,8 +75,8 @@ class TextFormatter(logging.Formatter):
         fields = {name: _shown(name, value) for name, value in _given(record).items()}
         if bound := _bound(record):
             fields = {"request_id": bound} | fields
-        said = " ".join([_message(record), *(f"{name}={_show(value)}" for name, value in fields.items())])
-        line = f"{at} {level} {_name(record).removeprefix('penstock.')}: {_escape(said, _UNSAFE_TEXT)}"
+        text = " ".join([_message(record), *(f"{name}={_show(value)}" for name, value in fields.items())])
+        line = f"{at} {level} {_name(record).removeprefix('penstock.')}: {_escape(text, _UNSAFE_TEXT)}"
         if exception := _exception(self, record):
             line += "".join(f"\n    {_escape(part, _UNSAFE_TEXT)}" for part in exception.split("\n"))
         return line

@@ -43,7 +43,7 @@ def open_missing() -> None:
 
 
 def write(stream: IO[str], text: str) -> None:
-    """Write to a stream whose reader may be gone or stuck: that costs `FLUSH_S` at most, and raises nothing."""
+    """Write `text` to a stream whose reader may be gone or stuck: takes `FLUSH_S` at most, and raises nothing."""
     try:
         fd = stream.fileno()
     except OSError:  # a stream in memory

@@ -14,7 +14,7 @@ from penstock import stdio
 from penstock.cli.help import Group
 from penstock.errors import ConfigError
 from penstock.log_format import printable
-from penstock.processes.supervisor import is_child
+from penstock.processes.child import is_child
 from penstock.settings import About, Command, Settings, load_settings
 from penstock.settings.about import default_text, env_name, flag_name, is_secret, negated
 

@@ -31,7 +31,7 @@ from penstock.errors import (
 from penstock.http.body_bytes import ClientGone
 from penstock.http.connection import CLIENT, header
 from penstock.http.door import Door
-from penstock.logs import bind_request, say
+from penstock.logs import bind_request, log_fields
 
 logger = logging.getLogger("penstock.access")
 
@@ -194,7 +194,7 @@ class Edge:
             }
             if client_id and _CLIENT_ID.fullmatch(client_id):
                 fields["client_request_id"] = client_id
-            say(logger, level, "request", fields)
+            log_fields(logger, level, "request", fields)
 
 
 def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:

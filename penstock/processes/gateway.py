@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
 import sys
 import tempfile
@@ -32,8 +31,10 @@ from penstock.http.door import Door, refuse_open
 from penstock.http.listener import Limit, accepts_per_turn
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
+from penstock.processes.child import die_with_parent
+from penstock.processes.signals import on_stop_signal
 from penstock.processes.stand_in import Refuser
-from penstock.processes.supervisor import Death, Supervisor, die_with_parent, once_each, program
+from penstock.processes.supervisor import Death, Supervisor, program
 from penstock.settings import Settings
 from penstock.settings.export import to_environ
 from penstock.transports import Transport, make_transport
@@ -69,10 +70,7 @@ class _Server(ops.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-        on_signal = once_each(self._on_signal)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
+        on_stop_signal(self._on_signal)
         self.on_started()
 
     def _on_signal(self, number: int) -> None:

@@ -3,8 +3,8 @@
 Used by `penstock gateway --processes N` and by a supervised worker. A child that ends, with whatever status but 2, is
 started again with back-off; SIGTERM and SIGINT go to every child, and the parent leaves when the last one has. Children
 share its process group, and each watches a pipe whose other end only the parent holds: if the parent is killed, they
-end too. By another pipe a child may send lines, such as its name; its `Death` holds the last one. Knows
-nothing of what they do.
+end too. By another pipe a child may send lines, such as its name; its `Death` holds the last one. What a child does
+for this is in `child.py`. Knows nothing of what children are for.
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import ParamSpec, Protocol
+from typing import Protocol
 
-from penstock import stdio
-
-P = ParamSpec("P")
+from penstock.processes.child import LIFELINE, PARENT_PIPE
+from penstock.processes.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
-
-LIFELINE = "PENSTOCK_LIFELINE_FD"
-MOUTH = "PENSTOCK_MOUTH_FD"
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
@@ -38,16 +33,16 @@ _STAND_IN_S = 0.1  # what comes in a shorter pause waits for the next child
 _LISTEN_EVERY_S = 1.0
 _MAX_LINE = 4096
 _REFUSED = 2  # exit status of an invalid configuration: do not restart
-_STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # a child may get the signal before it has its handlers
+_STOPPED = (0, *(-number for number in STOP_SIGNALS))  # a child may get the signal before it has its handlers
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A child that has ended. `status`: negative for a signal; `said`: its last line by `tell_parent`, "" for none."""
+    """A child that has ended. `status`: negative for a signal; `last_line`: its last by `send_to_parent`, or ""."""
 
     pid: int
     status: int
-    said: str = ""
+    last_line: str = ""
 
 
 def program(module: str, *args: str) -> list[str]:
@@ -100,7 +95,7 @@ class Supervisor:
         """Until stopped by a signal; the worst exit status of the last children, 128 and more for a signal."""
         lifeline, held = os.pipe()
         self._environ[LIFELINE] = str(lifeline)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
@@ -137,17 +132,17 @@ class Supervisor:
         self._failures += 1
 
     def _start(self, lifeline: int) -> None:
-        ear, mouth = os.pipe()
-        os.set_blocking(ear, False)
+        child_pipe, parent_pipe = os.pipe()
+        os.set_blocking(child_pipe, False)
         try:
-            environ = {**self._environ, MOUTH: str(mouth)}
-            process = subprocess.Popen(self._command, env=environ, pass_fds=(*self._pass_fds, lifeline, mouth))
+            environ = {**self._environ, PARENT_PIPE: str(parent_pipe)}
+            process = subprocess.Popen(self._command, env=environ, pass_fds=(*self._pass_fds, lifeline, parent_pipe))
         except OSError:
-            os.close(ear)
+            os.close(child_pipe)
             raise
         finally:
-            os.close(mouth)
-        self._children[process.pid] = _Child(process, ear)
+            os.close(parent_pipe)
+        self._children[process.pid] = _Child(process, child_pipe)
         if self._is_stopping:  # the signal came while this one was not yet in the list
             process.terminate()
 
@@ -155,14 +150,14 @@ class Supervisor:
         codes = []
         for pid, child in list(self._children.items()):
             code = child.process.poll()
-            child.listen()
+            child.read_lines()
             if code is not None:
                 del self._children[pid]
-                os.close(child.ear)
+                os.close(child.pipe)
                 self._failures = 0 if child.is_healthy else self._failures
                 self._failed()
                 try:
-                    self._on_death(Death(pid, code, child.said))
+                    self._on_death(Death(pid, code, child.last_line))
                 except Exception:  # the other children need their parent
                     logger.exception("a child's death could not be dealt with")
                 codes.append(code)
@@ -196,78 +191,26 @@ class Supervisor:
 
 
 class _Child:
-    """A running child and the last line that it sent by `tell_parent`."""
+    """A running child and the last line that it sent by `send_to_parent`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ear: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
         self.process = process
-        self.ear = ear
-        self.said = ""
-        self._heard = b""
+        self.pipe = pipe
+        self.last_line = ""
+        self._part = b""  # of a line that has not arrived whole
         self._started_at = time.monotonic()
 
     @property
     def is_healthy(self) -> bool:
         return time.monotonic() - self._started_at > _HEALTHY_S
 
-    def listen(self) -> None:
-        """Take in what has come, and keep the last whole line."""
+    def read_lines(self) -> None:
+        """Read what the child has sent, and keep the last whole line."""
         try:
-            while data := os.read(self.ear, 65536):
-                *lines, rest = (self._heard + data).split(b"\n")
-                self._heard = rest[-_MAX_LINE:]
+            while data := os.read(self.pipe, 65536):
+                *lines, rest = (self._part + data).split(b"\n")
+                self._part = rest[-_MAX_LINE:]
                 if lines:
-                    self.said = lines[-1][-_MAX_LINE:].decode("utf-8", "replace")
+                    self.last_line = lines[-1][-_MAX_LINE:].decode("utf-8", "replace")
         except BlockingIOError:
             pass  # nothing more for now
-
-
-# ── in a child ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_mouth: int | None = None
-
-
-def die_with_parent() -> None:
-    """End at once when the parent is gone, however it went; from now on `tell_parent` reaches it."""
-    global _mouth
-    # Popped, so that no child of this process takes numbers for its own that mean nothing there.
-    lifeline, mouth = os.environ.pop(LIFELINE, ""), os.environ.pop(MOUTH, "")
-    if lifeline:
-        _mouth = int(mouth) if mouth else None
-        threading.Thread(target=_hold, args=(int(lifeline),), daemon=True, name="lifeline").start()
-
-
-def is_child() -> bool:
-    """Started by a supervisor, and `die_with_parent` not called yet."""
-    return LIFELINE in os.environ
-
-
-def tell_parent(line: str) -> None:
-    """The parent gets it with this process' death, if it is the last one. Nothing without a parent."""
-    if _mouth is not None:
-        try:
-            os.write(_mouth, line.encode() + b"\n")
-        except BrokenPipeError:
-            pass  # it is gone, and the lifeline is about to end this process
-
-
-def once_each(handler: Callable[P, None], within_s: float = 0.5) -> Callable[P, None]:
-    """A handler of signals that takes two within a moment for one.
-
-    Ctrl-C in a terminal reaches the parent and its children, and the parent passes it on; a second signal means hurry.
-    """
-    last = float("-inf")
-
-    def handle(*args: P.args, **kwargs: P.kwargs) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > within_s:
-            last = now
-            handler(*args, **kwargs)
-
-    return handle
-
-
-def _hold(lifeline: int) -> None:
-    os.read(lifeline, 1)  # returns only at end of file: nothing is ever written
-    stdio.write(sys.stderr, "penstock: the parent process exited; shutting down\n")
-    os._exit(1)

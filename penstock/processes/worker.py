@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 
 import uvloop
 
@@ -17,7 +16,8 @@ from penstock.http.ops import OpsServer, build_app, serve_ops
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
-from penstock.processes.supervisor import die_with_parent, once_each, tell_parent
+from penstock.processes.child import die_with_parent, send_to_parent
+from penstock.processes.signals import on_stop_signal
 from penstock.settings import ModelSpec, Settings
 from penstock.transports import Transport, make_transport
 from penstock.version import __version__
@@ -27,7 +27,6 @@ logger = logging.getLogger("penstock.worker")
 
 EXIT_STALLED = 70  # EX_SOFTWARE; a supervisor starts another process
 OPEN_RETRY_S = 0.5
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(settings: Settings) -> int:
@@ -54,7 +53,7 @@ def build_worker(settings: Settings, transport: Transport, metrics: Metrics | No
         drain_s=settings.drain_s,
         metrics=metrics,
         on_stall=end_process,
-        on_enlist=tell_parent,
+        on_enlist=send_to_parent,
     )
 
 
@@ -95,10 +94,7 @@ async def _serve(settings: Settings) -> int:
     lag = asyncio.create_task(watch_lag(metrics))
     for task in (lag, ops.task):
         task.add_done_callback(_end_with)
-    loop = asyncio.get_running_loop()
-    on_signal = once_each(worker.stop)
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal)
+    on_stop_signal(lambda number: worker.stop())
     try:
         _announce(settings, ops)
         if await _open(transport, worker):
@@ -112,16 +108,16 @@ async def _serve(settings: Settings) -> int:
 
 async def _open(transport: Transport, worker: Worker) -> bool:
     """Wait for the store, unready. False when stopped before it came."""
-    is_said = False
+    is_logged = False
     while not worker.is_stopping:
         try:
             await transport.open()
             await transport.check()
             return True
         except StoreUnavailable as error:
-            if not is_said:
+            if not is_logged:
                 logger.warning("waiting for the store: %s", error.message)
-                is_said = True
+                is_logged = True
             await asyncio.sleep(OPEN_RETRY_S)
     return False
 

@@ -37,11 +37,11 @@ def run_supervised(settings: Settings) -> int:
     def on_death(death: Death) -> None:
         if death.status == 0:
             return  # it was stopped, and has given back what it held
-        logger.error("the worker died", extra={"pid": death.pid, "status": death.status, "worker": death.said})
-        if death.said:
+        logger.error("the worker died", extra={"pid": death.pid, "status": death.status, "worker": death.last_line})
+        if death.last_line:
             # In a thread, so that the next child starts meanwhile.
             reports[:] = [thread for thread in reports if thread.is_alive()]
-            reports.append(threading.Thread(target=_report, args=(settings, death.said), name="report"))
+            reports.append(threading.Thread(target=_report, args=(settings, death.last_line), name="report"))
             reports[-1].start()
 
     # What a report needs takes a quarter of a second to import: now, while the child starts, not when it counts.

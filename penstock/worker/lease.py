@@ -80,12 +80,12 @@ class Lease:
 
     def start(self) -> None:
         """Start renewing a lease that was just taken."""
-        beside = self._transport.beside()
-        if beside is None:
+        clone = self._transport.beside()
+        if clone is None:
             self._task = asyncio.create_task(self._hold(self._transport, self._holder.renewed))
             self._task.add_done_callback(self._task_ended)
         else:
-            self._thread = threading.Thread(target=self._main, args=(beside,), name="penstock-lease", daemon=True)
+            self._thread = threading.Thread(target=self._main, args=(clone,), name="penstock-lease", daemon=True)
             self._thread.start()
 
     async def stop(self) -> None:
@@ -103,25 +103,26 @@ class Lease:
         if error is not None:
             self._on_dead(error)
 
-    def _main(self, beside: Transport) -> None:
+    def _main(self, clone: Transport) -> None:
         try:
-            asyncio.run(self._hold_beside(beside))
+            asyncio.run(self._hold_with(clone))
         except Exception as error:
             logger.exception("the lease's thread has failed")
-            self._tell(self._on_dead, error)
+            self._call_in_loop(self._on_dead, error)
 
-    async def _hold_beside(self, beside: Transport) -> None:
+    async def _hold_with(self, clone: Transport) -> None:
         def renewed(renewal: Renewal) -> None:
-            self._tell(self._holder.renewed, renewal)
+            self._call_in_loop(self._holder.renewed, renewal)
 
         try:
-            await self._hold(beside, renewed, is_open=False)
+            await self._hold(clone, renewed, is_open=False)
         finally:
-            await beside.close()
+            await clone.close()
 
-    def _tell(self, listener: Callable[[T], None], what: T) -> None:
+    def _call_in_loop(self, callback: Callable[[T], None], argument: T) -> None:
+        """From the lease's thread."""
         try:
-            self._loop.call_soon_threadsafe(listener, what)
+            self._loop.call_soon_threadsafe(callback, argument)
         except RuntimeError:
             logger.debug("the worker's loop has ended before its lease")
 

@@ -6,7 +6,7 @@ import logging
 import time
 
 from penstock.event import Done, Failed, Terminal, Usage
-from penstock.logs import say
+from penstock.logs import log_fields
 from penstock.metrics import Metrics
 from penstock.worker.running_job import Lane
 
@@ -30,7 +30,7 @@ def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
         "generate_ms": round(1000 * (now - began), 2),
         "attempt": claim.attempt,
     }
-    say(logger, logging.WARNING if isinstance(end, Failed) else logging.INFO, "finished", fields)
+    log_fields(logger, logging.WARNING if isinstance(end, Failed) else logging.INFO, "finished", fields)
     if metrics is not None:
         num = 0 if job.inputs else lane.num - lane.num_given  # an embedding is a token of the log only
         metrics.generated(job.model, usage.prompt_tokens, num)

@@ -30,17 +30,17 @@ class Pipe:
     """A pipe that is full and that nothing reads."""
 
     def __init__(self) -> None:
-        self.ear, self.mouth = os.pipe()
-        fcntl.fcntl(self.mouth, fcntl.F_SETPIPE_SZ, 4096)
-        os.write(self.mouth, b"." * 4095 + b"\n")
+        self.read_end, self.write_end = os.pipe()
+        fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(self.write_end, b"." * 4095 + b"\n")
 
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
     made = Pipe()
     yield made
-    os.close(made.ear)
-    os.close(made.mouth)
+    os.close(made.read_end)
+    os.close(made.write_end)
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ async def _end_by_sigterm(program: Program) -> int:
 async def test_a_full_stderr_stops_nothing(redis_url: str, http: httpx2.AsyncClient, pipe: Pipe, kind: str) -> None:
     with site(redis_url) as fleet:
         many = kind == "parents"
-        _start(fleet, pipe.mouth, "worker", "--model", SLOW, *([] if many else ["--no-supervised"]))
-        url = _start(fleet, pipe.mouth, "gateway", *(["--processes", "2"] if many else []))
+        _start(fleet, pipe.write_end, "worker", "--model", SLOW, *([] if many else ["--no-supervised"]))
+        url = _start(fleet, pipe.write_end, "gateway", *(["--processes", "2"] if many else []))
         worker, gateway = fleet.programs
         await asyncio.gather(*(_answer(http, url) for _ in range(100)))
         if many:  # the parents have something to say, too
@@ -99,12 +99,12 @@ async def test_what_is_lost_is_counted_and_said(http: httpx2.AsyncClient, tmp_pa
     """A named pipe whose reader leaves and comes back."""
     name = tmp_path / "log"
     os.mkfifo(name)
-    ear = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
-    mouth = os.open(name, os.O_WRONLY)
+    read_end = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+    write_end = os.open(name, os.O_WRONLY)
     with site() as fleet:
-        url = _start(fleet, mouth, "serve")
-        os.close(mouth)
-        os.close(ear)
+        url = _start(fleet, write_end, "serve")
+        os.close(write_end)
+        os.close(read_end)
         await asyncio.gather(*(_answer(http, url) for _ in range(20)))
         num_lost = 0.0
 
@@ -114,14 +114,14 @@ async def test_what_is_lost_is_counted_and_said(http: httpx2.AsyncClient, tmp_pa
             return num_lost >= 20
 
         await wait_until_async(are_lost, "a line of each request is lost", 30)
-        ear = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        read_end = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
         await _answer(http, url)
         heard = b""
 
         def is_said() -> bool:
             nonlocal heard
             with contextlib.suppress(BlockingIOError):
-                heard += os.read(ear, 65536)
+                heard += os.read(read_end, 65536)
             return b"dropped" in heard and heard.endswith(b"\n")
 
         await wait_until(is_said, "it is said", 30)
@@ -131,12 +131,12 @@ async def test_what_is_lost_is_counted_and_said(http: httpx2.AsyncClient, tmp_pa
         assert said["lines"] >= num_lost
         assert len(lines) > 1, "the line that came through stands there, too"
         assert await _end_by_sigterm(fleet.programs[0]) == 0
-    os.close(ear)
+    os.close(read_end)
 
 
 async def test_the_child_dies_with_its_parent_although_stderr_is_full(redis_url: str, pipe: Pipe) -> None:
     with site(redis_url) as fleet:
-        _start(fleet, pipe.mouth, "worker")
+        _start(fleet, pipe.write_end, "worker")
         parent = fleet.programs[0]
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         parent.signal(signal.SIGKILL)
@@ -152,11 +152,11 @@ async def test_the_child_dies_with_its_parent_although_stderr_is_full(redis_url:
 
 
 async def test_a_refusal_and_a_crash_end_the_process_although_stderr_is_full(pipe: Pipe) -> None:
-    wrong = Program("serve", "--port", "0", "--model", "mock=mock:no_such_option=1", stderr=pipe.mouth)
+    wrong = Program("serve", "--port", "0", "--model", "mock=mock:no_such_option=1", stderr=pipe.write_end)
     assert await asyncio.to_thread(wrong.wait, 30) == 2
     wrong.close()
     crash = 'from penstock.logs import configure; configure(); raise RuntimeError("first\\nsecond")'
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", crash, stderr=pipe.mouth)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", crash, stderr=pipe.write_end)
     assert await asyncio.wait_for(process.wait(), 30) == 1
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", crash, stderr=subprocess.PIPE)
     (line,) = (await process.communicate())[1].decode().splitlines()

@@ -70,17 +70,17 @@ def test_a_line_is_one_json_object(lines: Lines) -> None:
         {"store": "redis://:password@host/0", "long": "x" * 20_000, "odd": {1, 2}, "surrogate": "\ud800"},
     ],
 )
-def test_what_is_said_once_a_request_is_the_line_that_logging_makes(lines: Lines, fields: dict[str, Any]) -> None:
+def test_a_line_of_log_fields_is_the_line_that_logging_makes(lines: Lines, fields: dict[str, Any]) -> None:
     with logs.bind_request("g1.task"):
-        logs.say(logger, logging.INFO, "request", fields)
+        logs.log_fields(logger, logging.INFO, "request", fields)
         logger.info("request", extra=fields)
-    said, logged = lines()
-    assert said.pop("time")[:19] <= logged.pop("time")[:19]
-    assert said == logged
-    assert "private" not in str(said)
+    fast, logged = lines()
+    assert fast.pop("time")[:19] <= logged.pop("time")[:19]
+    assert fast == logged
+    assert "private" not in str(fast)
 
 
-def test_what_is_said_reaches_whoever_else_listens(out: io.StringIO, lines: Lines) -> None:
+def test_a_line_of_log_fields_reaches_every_handler(out: io.StringIO, lines: Lines) -> None:
     heard: list[logging.LogRecord] = []
 
     class Ear(logging.Handler):
@@ -90,14 +90,14 @@ def test_what_is_said_reaches_whoever_else_listens(out: io.StringIO, lines: Line
     ear = Ear()
     logger.addHandler(ear)
     try:
-        logs.say(logger, logging.INFO, "request", {"status": 200})
+        logs.log_fields(logger, logging.INFO, "request", {"status": 200})
     finally:
         logger.removeHandler(ear)
     assert [vars(record)["status"] for record in heard] == [200]
     assert [line["status"] for line in lines()] == [200]
     logs.configure("text", "warning", out)
-    logs.say(logger, logging.INFO, "too quiet", {})
-    logs.say(logger, logging.WARNING, "as text", {"status": 500})
+    logs.log_fields(logger, logging.INFO, "too quiet", {})
+    logs.log_fields(logger, logging.WARNING, "as text", {"status": 500})
     assert "too quiet" not in out.getvalue()
     assert out.getvalue().endswith("as text status=500\n")
 
@@ -109,7 +109,7 @@ def test_a_line_that_cannot_be_written_fails_nobody(error: Exception, capsys: py
             raise error
 
     logs.configure("json", "info", Gone())
-    logs.say(logger, logging.INFO, "request", {"status": 200})
+    logs.log_fields(logger, logging.INFO, "request", {"status": 200})
     assert type(error).__name__ in capsys.readouterr().err
 
 

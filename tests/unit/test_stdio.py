@@ -18,10 +18,10 @@ from tests.support.waiting import wait_until
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     """A pipe of one page, so that it is soon full: what reads, what writes."""
-    ear, mouth = os.pipe()
-    fcntl.fcntl(mouth, fcntl.F_SETPIPE_SZ, 4096)
-    yield ear, mouth
-    for fd in (ear, mouth):
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    yield read_end, write_end
+    for fd in (read_end, write_end):
         try:
             os.close(fd)
         except OSError:
@@ -52,12 +52,12 @@ class Reader:
 
 async def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     reader, writer = Reader(pipe[0]), LineWriter(pipe[1])
-    said = [*_lines(0, 500), f"{'long' * 5000}\n", "two\nlines\n", "\ud800\n"]
-    for line in said:
+    put = [*_lines(0, 500), f"{'long' * 5000}\n", "two\nlines\n", "\ud800\n"]
+    for line in put:
         writer.put(line)
     assert writer.flush(timeout_s=20)
     await wait_until(lambda: reader.data.endswith(b"\\ud800\n"), "all of it was read")
-    assert reader.data.decode() == "".join(said[:-1]) + "\\ud800\n"
+    assert reader.data.decode() == "".join(put[:-1]) + "\\ud800\n"
     assert writer.num_dropped == 0
 
 
@@ -76,8 +76,8 @@ async def test_who_waits_for_its_lines_does_not_wait_for_the_pause(
 async def test_a_reader_that_stands_still_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1], max_bytes=10_000)
     writer.describe = lambda num: f"dropped {num}\n"
-    said = _lines(0, 1000)
-    for line in said:
+    put = _lines(0, 1000)
+    for line in put:
         writer.put(line)  # the time limit of the test is what shows that it does not wait
     assert not writer.flush(timeout_s=0.01)
     assert 850 <= writer.num_dropped <= 950
@@ -86,9 +86,9 @@ async def test_a_reader_that_stands_still_costs_lines_and_no_time(pipe: tuple[in
     await wait_until(lambda: b"dropped" in reader.data and reader.data.endswith(b"\n"), "the last line was read")
     *before, note = reader.lines
     assert note == f"dropped {writer.num_dropped}\n"
-    assert set(before) <= set(said)
-    assert before[: len(before) // 2] == said[: len(before) // 2], "the oldest are kept"
-    assert len(before) + writer.num_dropped == len(said)
+    assert set(before) <= set(put)
+    assert before[: len(before) // 2] == put[: len(before) // 2], "the oldest are kept"
+    assert len(before) + writer.num_dropped == len(put)
     writer.put("after\n")
     assert writer.flush(timeout_s=20)
     await wait_until(lambda: reader.lines[-1] == "after\n", "what follows is written")
@@ -96,18 +96,18 @@ async def test_a_reader_that_stands_still_costs_lines_and_no_time(pipe: tuple[in
 
 
 async def test_a_reader_that_has_gone_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
-    ear, mouth = pipe
-    os.close(ear)
-    writer = LineWriter(mouth)
+    read_end, write_end = pipe
+    os.close(read_end)
+    writer = LineWriter(write_end)
     writer.describe = lambda num: f"dropped {num}\n"
     for line in _lines(0, 10):
         writer.put(line)
     assert writer.flush(timeout_s=20)
     assert writer.num_dropped == 10
-    ear, fresh = os.pipe()
-    os.dup2(fresh, mouth)  # as a named pipe that is opened again
+    read_end, fresh = os.pipe()
+    os.dup2(fresh, write_end)  # as a named pipe that is opened again
     os.close(fresh)
-    reader = Reader(ear)
+    reader = Reader(read_end)
     writer.put("back\n")
     assert writer.flush(timeout_s=20)
     await wait_until(lambda: reader.lines == ["back\n", "dropped 10\n"], "it goes on, and says what is missing")
@@ -116,13 +116,13 @@ async def test_a_reader_that_has_gone_costs_lines_and_nothing_else(pipe: tuple[i
 async def test_a_descriptor_that_another_process_made_non_blocking(pipe: tuple[int, int]) -> None:
     os.set_blocking(pipe[1], False)
     writer = LineWriter(pipe[1])
-    said = [*_lines(0, 200), f"{'long' * 5000}\n"]
-    for line in said:
+    put = [*_lines(0, 200), f"{'long' * 5000}\n"]
+    for line in put:
         writer.put(line)
     assert not writer.flush(timeout_s=0.1)
     reader = Reader(pipe[0])
     assert writer.flush(timeout_s=20)
-    await wait_until(lambda: reader.lines == said, "all of it was read")
+    await wait_until(lambda: reader.lines == put, "all of it was read")
 
 
 async def test_the_lines_of_two_writers_fall_between_each_other(pipe: tuple[int, int]) -> None:

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 import pytest
 
-from penstock.processes.supervisor import LIFELINE, Supervisor, once_each, tell_parent
+from penstock.processes.child import LIFELINE, send_to_parent
+from penstock.processes.signals import once_each
+from penstock.processes.supervisor import Supervisor
 from tests.support.waiting import wait_until
 
 PARENT = """
@@ -21,14 +23,14 @@ import sys
 from penstock.processes.supervisor import Supervisor
 
 def on_death(death):
-    print("death", death.status, death.said, flush=True)
+    print("death", death.status, death.last_line, flush=True)
 
 num, child = int(sys.argv[1]), sys.argv[2]
 sys.exit(Supervisor([sys.executable, "-u", "-c", child], num=num, on_death=on_death).run())
 """
 CHILD = """
 import os, signal, sys, time
-from penstock.processes.supervisor import die_with_parent, tell_parent
+from penstock.processes.child import die_with_parent, send_to_parent
 die_with_parent()
 assert not [name for name in os.environ if name.startswith("PENSTOCK_") and name.endswith("_FD")]
 """
@@ -87,7 +89,7 @@ def _is_alive(pid: int) -> bool:
 
 
 async def test_a_dead_child_is_replaced_and_its_last_line_comes_with_its_death(parents: list[Parent]) -> None:
-    parents.append(parent := Parent("tell_parent('first'); tell_parent(f'last of {os.getpid()}')" + WAIT))
+    parents.append(parent := Parent("send_to_parent('first'); send_to_parent(f'last of {os.getpid()}')" + WAIT))
     (first,) = await parent.children(1)
     os.kill(first, signal.SIGKILL)
     _, second = await parent.children(2)
@@ -99,7 +101,7 @@ async def test_a_dead_child_is_replaced_and_its_last_line_comes_with_its_death(p
 
 
 async def test_a_child_that_tells_more_than_a_pipe_holds_is_not_held_up(parents: list[Parent]) -> None:
-    parents.append(parent := Parent("for i in range(3000): tell_parent(f'{i} ' + 'x' * 60)" + WAIT))
+    parents.append(parent := Parent("for i in range(3000): send_to_parent(f'{i} ' + 'x' * 60)" + WAIT))
     (child,) = await parent.children(1)
     os.kill(child, signal.SIGKILL)
     await wait_until(lambda: parent.lines("death"), "it is noticed")
@@ -322,18 +324,18 @@ def test_without_its_parent_a_child_says_so_and_ends_with_1() -> None:
     assert b"the parent process exited" in said
 
 
-def test_without_a_parent_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_parent("nobody hears this")
-    ear, mouth = os.pipe()
-    os.close(ear)
-    monkeypatch.setattr("penstock.processes.supervisor._mouth", mouth)
-    tell_parent("nor this: it has died a moment ago")
-    os.close(mouth)
+def test_a_line_for_a_parent_that_is_gone_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    send_to_parent("there is no parent")
+    child_pipe, parent_pipe = os.pipe()
+    os.close(child_pipe)
+    monkeypatch.setattr("penstock.processes.child._parent_pipe", parent_pipe)
+    send_to_parent("the parent ended a moment ago")
+    os.close(parent_pipe)
 
 
 def test_two_signals_within_a_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("penstock.processes.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("penstock.processes.signals.time.monotonic", lambda: now)
     heard: list[int] = []
     handle = once_each(heard.append)
     for now, number in ((10.0, 1), (10.4, 2), (10.6, 3), (10.7, 4), (12.0, 5)):  # noqa: B007 - `now` is the clock
