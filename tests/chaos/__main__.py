@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: break a real Penstock on purpose, and balance the books.
+"""`python -m tests.chaos`: break a real Penstock on purpose, and check every token and request.
 
     python -m tests.chaos --list
     python -m tests.chaos --scenario kill_workers --seed 7 --seconds 20 --json out.json
@@ -39,7 +39,8 @@ def main() -> int:
             _say(f"{one.name:18} {one.seconds:4g} s  {one.says}")
         return 0
     if options.quote:
-        report.quote(json.loads(Path(options.quote[0]).read_text(encoding="utf-8")), Path(options.quote[1]))
+        source, page = map(Path, options.quote)
+        page.write_text(report.quote(json.loads(source.read_text(encoding="utf-8")), page), encoding="utf-8")
         return 0
     names = [*(options.scenario or []), *(scenarios if options.all else [])]
     if not names or not set(names) <= set(scenarios):
@@ -71,7 +72,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos", description="Break it on purpose, balance the books."
+        prog="python -m tests.chaos", description="Break it on purpose, check every token and request."
     )
     parser.add_argument("--scenario", action="append", metavar="NAME")
     parser.add_argument("--all", action="store_true")

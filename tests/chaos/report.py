@@ -1,4 +1,4 @@
-"""What a run says: JSON for machines, a table for people, the same table for the documentation."""
+"""The report of a run: JSON for machines, a table for people, and the same table for the documentation."""
 
 from __future__ import annotations
 
@@ -49,18 +49,16 @@ def table(report: dict[str, Any]) -> str:
         f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB; Python {made['python']}, "
         f"{made['server']}, {made['system']}; clients, server and all processes on this one machine.",
         "",
-        "| fault | times | requests | lost | repeated | failed | interrupted | pause p50 / p99 / max, ms | to hold | |",
+        "| fault | times | requests | lost | repeated | failed | interrupted | pause p50 / p99 / max, ms | target | |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in report["scenarios"]:
         lines.append(_row(one))
     lines += [
         "",
-        "Lost and repeated count tokens, and lost also requests without an end. Interrupted: the streams that the",
-    ]
-    lines += [
-        "faults hit after their first token; the pauses are theirs, the longest of each as its client saw it. Slower:",
-        "every request ended as promised, and a figure was missed by less than three times.",
+        "Columns: `lost` counts tokens and requests without an end, `repeated` counts tokens. `interrupted` counts the",
+        "streams that a fault hit after their first token; the pauses are the longest of each of these streams, as its",
+        "client saw it. `held, slower`: every request ended as promised, but a figure was up to three times its target.",
     ]
     slower = [f"* {one['name']}: {slower}" for one in report["scenarios"] for slower in one["slower"]]
     if slower:
@@ -91,12 +89,12 @@ def write(report: dict[str, Any], stem: Path) -> None:
     stem.with_suffix(".md").write_text("# Chaos\n\n" + table(report), encoding="utf-8")
 
 
-def quote(report: dict[str, Any], page: Path) -> None:
-    """Put the table between the markers of a page."""
+def quote(report: dict[str, Any], page: Path) -> str:
+    """The page with the report's table between its markers."""
     text = page.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n{table(report)}{END}{tail}", encoding="utf-8")
+    return f"{head}{BEGIN}\n{table(report)}{END}{tail}"
 
 
 def _cpu() -> str:
