@@ -58,7 +58,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         "Columns: `lost` counts tokens and requests without an end, `repeated` counts tokens. `interrupted` counts the",
         "streams that a fault hit after their first token; the pauses are the longest of each of these streams, as its",
-        "client saw it. `held, slower`: every request ended as promised, but a figure was up to three times its target.",
+        "client saw it. `held, slower`: each request ended as promised, but a figure was up to three times its target.",
     ]
     slower = [f"* {one['name']}: {slower}" for one in report["scenarios"] for slower in one["slower"]]
     if slower:

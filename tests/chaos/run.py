@@ -155,7 +155,7 @@ class Run:
         await self.plant.replace(member)
 
     async def finish(self, target: Target) -> None:
-        """Stop asking, wait for the last answers, and balance the books."""
+        """Stop asking, wait for the last answers, and check every token and request."""
         await self.load.stop(END_WITHIN_S)
         self.problems += await balance(self.plant, self.load, self.settle_s)
         for shown, share, bound in (("p99", 0.99, target.p99_ms), ("max", 1.0, target.max_ms)):

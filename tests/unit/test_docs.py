@@ -25,6 +25,7 @@ from penstock.metrics import TABLE
 from penstock.planner.costs import PACKAGED
 from penstock.settings import Settings
 from penstock.settings.about import env_name
+from tests.chaos import report
 
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
@@ -188,6 +189,12 @@ def test_the_page_of_performance_is_for_users() -> None:
 
 def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
     assert readme.render() == readme.README.read_text(encoding="utf-8"), "run `make chaos-docs`"
+
+
+def test_the_table_of_the_page_of_reliability_is_that_of_the_last_chaos_run() -> None:
+    page = ROOT / "docs/reliability.md"
+    made = json.loads((ROOT / "bench/results/chaos.json").read_text(encoding="utf-8"))
+    assert report.quote(made, page) == page.read_text(encoding="utf-8"), "run `make chaos-docs`"
 
 
 def test_a_figure_of_the_readme_is_replaced_in_its_phrase_alone() -> None:
