@@ -1,8 +1,9 @@
-"""Writes the generated pages, or with `--check` says which are stale: `make docs`, `make lint`."""
+"""Writes the generated pages and the blocking client; with `--check` names what is stale: `make docs`, `make lint`."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,12 +116,41 @@ def _type(told: dict[str, Any]) -> str:
     return str(told.get("type", "any value"))
 
 
+# What differs between the shells of the client, as regular expressions, in this order. Other words are the same.
+_SYNC = (
+    (
+        r"The asyncio shell.*?\n\"\"\"",
+        'The blocking shell. Written by `make docs` from `aio.py`: change that file.\n"""',
+    ),
+    (r"one for many calls of one event loop", "one for many calls and threads"),
+    (r"import asyncio\n", ""),
+    (r"asyncio\.sleep", "time.sleep"),
+    (r"AsyncGenerator\[str, None\]", "Generator[str, None, None]"),
+    (r"\bAsync(?=[A-Z])", ""),
+    (r"\basync (?=def|for|with)", ""),
+    (r"\bawait ", ""),
+    (r"\b(__)?a(?=(enter|exit|iter)__|iter_bytes|close\b|next\b|read\b)", r"\1"),
+)
+
+
+def render_sync_client() -> str:
+    """`penstock/client/sync.py`: the asyncio shell without `async` and `await`."""
+    text = (ROOT / "penstock/client/aio.py").read_text(encoding="utf-8")
+    for pattern, word in _SYNC:
+        text = re.sub(pattern, word, text, flags=re.DOTALL)
+    for command in ("check --quiet --select I --fix", "format --quiet"):
+        ruff = [sys.executable, "-m", "ruff", *command.split(), "--stdin-filename", "sync.py", "-"]
+        text = subprocess.run(ruff, input=text, capture_output=True, check=True, text=True, cwd=ROOT).stdout
+    return text
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/api.md": render_api,
     "docs/configuration.md": render_markdown,
     "docs/metrics.md": metrics.render_markdown,
     "docs/protocol.md": render_protocol,
     ".env.example": render_env_example,
+    "penstock/client/sync.py": render_sync_client,
 }
 
 

@@ -18,7 +18,7 @@ MAX_RETRIES = 9  # of one prompt of a file, in a row and without getting on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AskOutcome:
     """What came of one prompt: the server's answer, or an error and the text before it."""
 
     text: str = ""
@@ -66,7 +66,7 @@ class Asker:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> Outcome:
+    async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> AskOutcome:
         """Ask until there is an answer or an error that retries cannot help; `on_text` gets each token once."""
         stream = self._client.stream(**body)
         try:
@@ -74,5 +74,5 @@ class Asker:
                 async for text in stream:
                     on_text(text)
         except PenstockError as error:
-            return Outcome(text=stream.text, error=error)
-        return Outcome(text=stream.text, answer=stream.answer)
+            return AskOutcome(text=stream.text, error=error)
+        return AskOutcome(text=stream.text, answer=stream.answer)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.ask.answers import AnswerLog
-from penstock.ask.asker import Asker, Outcome
+from penstock.ask.asker import Asker, AskOutcome
 from penstock.errors import ConfigError
 
 FIELDS = ("model", "max_tokens", "temperature", "top_p", "stop", "seed", "timeout_s")
@@ -74,7 +74,7 @@ async def ask_file(
     concurrency: int,
     defaults: Mapping[str, Any],
     on_start: Callable[[int, int], None] = lambda total, before: None,
-    on_outcome: Callable[[Prompt, Outcome], None] = lambda prompt, outcome: None,
+    on_outcome: Callable[[Prompt, AskOutcome], None] = lambda prompt, outcome: None,
 ) -> Summary:
     """Ask every prompt that `out` has no answer to yet, and append a line for each as it ends.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from penstock.ask import Asker, Outcome, Prompt, Summary, ask_file
+from penstock.ask import Asker, AskOutcome, Prompt, Summary, ask_file
 from penstock.cli.flags import exit_with, print_error
 from penstock.cli.options import DEFAULT_URL, ApiKey, Url
 from penstock.cli.terminal import console, echo
@@ -113,7 +113,7 @@ def _show(text: str) -> None:
     echo(text, is_line=False)
 
 
-def _tally(outcome: Outcome) -> str:
+def _tally(outcome: AskOutcome) -> str:
     whole = outcome.answer
     if whole is None:
         return ""
@@ -139,7 +139,7 @@ async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defau
         def on_start(total: int, before: int) -> None:
             progress.update(bar, total=total, completed=before)
 
-        def on_outcome(prompt: Prompt, outcome: Outcome) -> None:
+        def on_outcome(prompt: Prompt, outcome: AskOutcome) -> None:
             nonlocal num_failed, num_tokens, last_error
             num_tokens += outcome.usage.completion_tokens
             if outcome.error is not None:

@@ -1,9 +1,11 @@
-"""The asyncio shell: carries out the core's steps with an `httpx2.AsyncClient`. `sync.py` is its twin."""
+"""The asyncio shell: carries out the core's steps with an `httpx2.AsyncClient`.
+
+The source of the blocking shell too: `make docs` writes `sync.py` from this file.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
@@ -11,18 +13,14 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from penstock.client import core
-from penstock.client.core import StreamBase, StreamState
-from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, policy_of
+from penstock.client.calls import Calls, StreamCall
+from penstock.client.core import StreamBase
+from penstock.client.options import MessageLike, Options, headers_of, policy_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer, ModelInfo, Status
-from penstock.errors import PenstockError
-
-logger = logging.getLogger("penstock.client")
 
 T = TypeVar("T")
-CANCEL_LIMIT_S = 5.0
 
 
 class _Wire:
@@ -38,7 +36,7 @@ class _Wire:
             if isinstance(step, Read):
                 return b"" if self._chunks is None else await anext(self._chunks, b"")
             if isinstance(step, Rest):
-                return b"" if self._chunks is None else b"".join([chunk async for chunk in self._chunks])
+                return b"" if self._response is None else await self._response.aread()
             if isinstance(step, Send):
                 return await self._send(step)
         except httpx2.HTTPError as error:
@@ -106,11 +104,11 @@ class AsyncStream(StreamBase):
     `resume` or `continue`. Errors are raised by the iteration.
     """
 
-    def __init__(self, client: AsyncClient, state: StreamState, steps: Steps[Answer], *, cancels: bool) -> None:
+    def __init__(self, client: AsyncClient, call: StreamCall) -> None:
+        super().__init__(call.state)
         self._client = client
-        super().__init__(state)
-        self._cancels = cancels
-        self._tokens = _drive(client._http, steps)
+        self._cancels = call.cancels
+        self._tokens = _drive(client._http, call.steps)
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._tokens
@@ -128,7 +126,7 @@ class AsyncStream(StreamBase):
         await self._tokens.aclose()
         cancels, self._cancels = self._cancels, False
         if cancels and self._state.is_running:
-            await self._client._cancel_abandoned(self._state.request_id)
+            await self._client._run(self._client._calls.cancel_abandoned(self.request_id))
 
     async def result(self) -> Answer:
         """Read to the end."""
@@ -144,22 +142,17 @@ class AsyncHandle:
         self._client = client
         self.request_id = request_id
 
-    @property
-    def _path(self) -> str:
-        return f"/v1/requests/{self.request_id}"
-
     async def status(self) -> Status:
-        return core.read_as(await self._client._ask("GET", self._path), Status, "request")
+        """What the server knows of it now."""
+        return await self._client._run(self._client._calls.status(self.request_id))
 
     async def cancel(self) -> Status:
         """Cancel it, waiting or running; what it became. One that has ended stays as it is."""
-        return core.read_as(await self._client._ask("DELETE", self._path), Status, "request")
+        return await self._client._run(self._client._calls.cancel(self.request_id))
 
     def stream(self, *, limit_s: float | None = None) -> AsyncStream:
         """Its tokens from the first on, also after its end. Leaving the stream cancels nothing."""
-        state = StreamState(request_id=self.request_id)
-        steps = core.stream(self._client._policy, state, None, limit_s=limit_s)
-        return AsyncStream(self._client, state, steps, cancels=False)
+        return AsyncStream(self._client, self._client._calls.follow(self.request_id, limit_s))
 
     async def result(self, timeout_s: float | None = None) -> Answer:
         """Wait for the whole answer. Raises the request's error, or `DeadlineExceeded` after `timeout_s`."""
@@ -171,7 +164,7 @@ class AsyncClient:
     """See docs/client.md. A context manager; one for many calls of one event loop. Raises `ConfigError` for a bad URL.
 
     `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
-    in a row, without state, before a call gives up. `silence_s`: a stream without a byte for so long is
+    in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
     resumed. `patience_s`: how long calls without a deadline of their own go on.
     """
 
@@ -185,7 +178,7 @@ class AsyncClient:
         max_connections: int = 100,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._policy = policy_of(urls, max_retries, silence_s, patience_s)
+        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s))
         if transport is None:
             transport = httpx2.AsyncHTTPTransport(limits=limits(max_connections), socket_options=socket_options())
         self._http = httpx2.AsyncClient(headers=headers_of(api_key), transport=transport)
@@ -199,6 +192,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close its connections."""
         await self._http.aclose()
 
     async def generate(
@@ -209,14 +203,11 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> Answer:
         """The whole answer to a prompt or a conversation."""
-        body = body_of(prompt, messages, options)
-        key = options.get("idempotency_key") or core.new_key()
-        steps = core.ask(self._policy, "POST", core.GENERATE, body, key=key, limit_s=limit_of(options))
-        return core.read_as(await _run(self._http, steps), Answer, "answer")
+        return await self._run(self._calls.generate(prompt, messages, options))
 
     async def chat(self, messages: Sequence[MessageLike], **options: Unpack[Options]) -> Answer:
         """The answer to a conversation: `[{"role": "user", "content": "…"}, …]`."""
-        return await self.generate(messages=messages, **options)
+        return await self._run(self._calls.generate(None, messages, options))
 
     def stream(
         self,
@@ -226,11 +217,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncStream:
         """The answer token by token, each once, whatever breaks in between. Nothing is sent before it is iterated."""
-        body = body_of(prompt, messages, options)
-        key = options.get("idempotency_key") or core.new_key()
-        state = StreamState()
-        steps = core.stream(self._policy, state, body, key=key, limit_s=limit_of(options))
-        return AsyncStream(self, state, steps, cancels=cancels_on_close(options))
+        return AsyncStream(self, self._calls.stream(prompt, messages, options))
 
     async def submit(
         self,
@@ -240,10 +227,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncHandle:
         """Begin a request in the background; it runs on without a reader."""
-        body = body_of(prompt, messages, options, background=True)
-        key = options.get("idempotency_key") or core.new_key()
-        data = await self._ask("POST", core.GENERATE, body, key=key)
-        return self.handle(str(data.get("request_id", "")))
+        return self.handle(await self._run(self._calls.submit(prompt, messages, options)))
 
     def handle(self, request_id: str) -> AsyncHandle:
         """A request that was begun before, or elsewhere."""
@@ -251,24 +235,11 @@ class AsyncClient:
 
     async def requests(self, limit: int = 20) -> list[Status]:
         """The newest requests of this key, the newest first, without texts."""
-        found = (await self._ask("GET", f"/v1/requests?limit={limit:d}")).get("data")
-        return core.read_as({"data": found}, dict[str, list[Status]], "list of requests")["data"]
+        return await self._run(self._calls.requests(limit))
 
     async def models(self) -> list[ModelInfo]:
         """The models that are served at present and this key may use."""
-        found = (await self._ask("GET", "/v1/models")).get("data")
-        return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
+        return await self._run(self._calls.models())
 
-    async def _cancel_abandoned(self, request_id: str) -> None:
-        """Cancel a request that lost its reader; should that fail, it ends by itself within the resume window."""
-        try:
-            await _run(
-                self._http, core.ask(self._policy, "DELETE", f"/v1/requests/{request_id}", limit_s=CANCEL_LIMIT_S)
-            )
-        except PenstockError as error:
-            logger.warning("could not cancel %s: %s", request_id, error.message)
-
-    async def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str | None = None
-    ) -> dict[str, Any]:
-        return await _run(self._http, core.ask(self._policy, method, path, body, key=key))
+    async def _run(self, steps: Steps[T]) -> T:
+        return await _run(self._http, steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -94,10 +93,6 @@ class StreamBase:
     def answer(self) -> Answer | None:
         """The whole answer, at the end."""
         return self._state.answer
-
-
-def new_key() -> str:
-    return secrets.token_hex(16)
 
 
 def ask(
@@ -287,11 +282,3 @@ def _convert(data: Any, kind: type[T], default: T) -> T:
         return msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError:
         return default
-
-
-def read_as(data: Mapping[str, Any], kind: type[T], what: str) -> T:
-    """A whole answer of known form. Raises `BackendError` where it is another one."""
-    try:
-        return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
-        raise BackendError(f"The server's answer is no {what}: {error}.") from error

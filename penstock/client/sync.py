@@ -1,8 +1,7 @@
-"""The blocking shell: carries out the core's steps with an `httpx2.Client`. May be shared by threads."""
+"""The blocking shell. Written by `make docs` from `aio.py`: change that file."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
@@ -10,18 +9,14 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from penstock.client import core
-from penstock.client.core import StreamBase, StreamState
-from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, headers_of, limit_of, policy_of
+from penstock.client.calls import Calls, StreamCall
+from penstock.client.core import StreamBase
+from penstock.client.options import MessageLike, Options, headers_of, policy_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer, ModelInfo, Status
-from penstock.errors import PenstockError
-
-logger = logging.getLogger("penstock.client")
 
 T = TypeVar("T")
-CANCEL_LIMIT_S = 5.0
 
 
 class _Wire:
@@ -30,14 +25,14 @@ class _Wire:
     def __init__(self, http: httpx2.Client) -> None:
         self._http = http
         self._response: httpx2.Response | None = None
-        self._chunks: Iterator[bytes] = iter(())
+        self._chunks: Iterator[bytes] | None = None
 
     def do(self, step: Step) -> Any:
         try:
             if isinstance(step, Read):
-                return next(self._chunks, b"")
+                return b"" if self._chunks is None else next(self._chunks, b"")
             if isinstance(step, Rest):
-                return b"".join(self._chunks)
+                return b"" if self._response is None else self._response.read()
             if isinstance(step, Send):
                 return self._send(step)
         except httpx2.HTTPError as error:
@@ -58,22 +53,21 @@ class _Wire:
         return ResponseHead(self._response.status_code, dict(self._response.headers))
 
     def close(self) -> None:
-        response, self._response = self._response, None
+        response, self._response, self._chunks = self._response, None, None
         if response is not None:
             response.close()
 
 
-def _drive(http: httpx2.Client, steps: Steps[T]) -> Generator[str, None, T]:
-    """Run a call; yields what it gives, returns its result."""
+def _drive(http: httpx2.Client, steps: Steps[Any]) -> Generator[str, None, None]:
+    """Run a call; yields what it gives."""
     wire = _Wire(http)
     reply: Any = None
     try:
         while True:
             try:
                 step = steps.send(reply)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
+            except StopIteration:
+                return
             if isinstance(step, Give):
                 yield step.text
                 reply = None
@@ -84,13 +78,19 @@ def _drive(http: httpx2.Client, steps: Steps[T]) -> Generator[str, None, T]:
 
 
 def _run(http: httpx2.Client, steps: Steps[T]) -> T:
-    driven = _drive(http, steps)
-    while True:
-        try:
-            next(driven)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+    """Run a call that gives nothing on its way; its result."""
+    wire = _Wire(http)
+    reply: Any = None
+    try:
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            reply = wire.do(step)
+    finally:
+        wire.close()
 
 
 class Stream(StreamBase):
@@ -100,11 +100,11 @@ class Stream(StreamBase):
     `resume` or `continue`. Errors are raised by the iteration.
     """
 
-    def __init__(self, client: Client, state: StreamState, steps: Steps[Answer], *, cancels: bool) -> None:
+    def __init__(self, client: Client, call: StreamCall) -> None:
+        super().__init__(call.state)
         self._client = client
-        super().__init__(state)
-        self._cancels = cancels
-        self._tokens = _drive(client._http, steps)
+        self._cancels = call.cancels
+        self._tokens = _drive(client._http, call.steps)
 
     def __iter__(self) -> Iterator[str]:
         return self._tokens
@@ -122,7 +122,7 @@ class Stream(StreamBase):
         self._tokens.close()
         cancels, self._cancels = self._cancels, False
         if cancels and self._state.is_running:
-            self._client._cancel_abandoned(self._state.request_id)
+            self._client._run(self._client._calls.cancel_abandoned(self.request_id))
 
     def result(self) -> Answer:
         """Read to the end."""
@@ -138,22 +138,17 @@ class Handle:
         self._client = client
         self.request_id = request_id
 
-    @property
-    def _path(self) -> str:
-        return f"/v1/requests/{self.request_id}"
-
     def status(self) -> Status:
-        return core.read_as(self._client._ask("GET", self._path), Status, "request")
+        """What the server knows of it now."""
+        return self._client._run(self._client._calls.status(self.request_id))
 
     def cancel(self) -> Status:
         """Cancel it, waiting or running; what it became. One that has ended stays as it is."""
-        return core.read_as(self._client._ask("DELETE", self._path), Status, "request")
+        return self._client._run(self._client._calls.cancel(self.request_id))
 
     def stream(self, *, limit_s: float | None = None) -> Stream:
         """Its tokens from the first on, also after its end. Leaving the stream cancels nothing."""
-        state = StreamState(request_id=self.request_id)
-        steps = core.stream(self._client._policy, state, None, limit_s=limit_s)
-        return Stream(self._client, state, steps, cancels=False)
+        return Stream(self._client, self._client._calls.follow(self.request_id, limit_s))
 
     def result(self, timeout_s: float | None = None) -> Answer:
         """Wait for the whole answer. Raises the request's error, or `DeadlineExceeded` after `timeout_s`."""
@@ -165,7 +160,7 @@ class Client:
     """See docs/client.md. A context manager; one for many calls and threads. Raises `ConfigError` for a bad URL.
 
     `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
-    in a row, without state, before a call gives up. `silence_s`: a stream without a byte for so long is
+    in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
     resumed. `patience_s`: how long calls without a deadline of their own go on.
     """
 
@@ -179,7 +174,7 @@ class Client:
         max_connections: int = 100,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._policy = policy_of(urls, max_retries, silence_s, patience_s)
+        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s))
         if transport is None:
             transport = httpx2.HTTPTransport(limits=limits(max_connections), socket_options=socket_options())
         self._http = httpx2.Client(headers=headers_of(api_key), transport=transport)
@@ -193,6 +188,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close its connections."""
         self._http.close()
 
     def generate(
@@ -203,14 +199,11 @@ class Client:
         **options: Unpack[Options],
     ) -> Answer:
         """The whole answer to a prompt or a conversation."""
-        body = body_of(prompt, messages, options)
-        key = options.get("idempotency_key") or core.new_key()
-        steps = core.ask(self._policy, "POST", core.GENERATE, body, key=key, limit_s=limit_of(options))
-        return core.read_as(_run(self._http, steps), Answer, "answer")
+        return self._run(self._calls.generate(prompt, messages, options))
 
     def chat(self, messages: Sequence[MessageLike], **options: Unpack[Options]) -> Answer:
         """The answer to a conversation: `[{"role": "user", "content": "…"}, …]`."""
-        return self.generate(messages=messages, **options)
+        return self._run(self._calls.generate(None, messages, options))
 
     def stream(
         self,
@@ -220,11 +213,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Stream:
         """The answer token by token, each once, whatever breaks in between. Nothing is sent before it is iterated."""
-        body = body_of(prompt, messages, options)
-        key = options.get("idempotency_key") or core.new_key()
-        state = StreamState()
-        steps = core.stream(self._policy, state, body, key=key, limit_s=limit_of(options))
-        return Stream(self, state, steps, cancels=cancels_on_close(options))
+        return Stream(self, self._calls.stream(prompt, messages, options))
 
     def submit(
         self,
@@ -234,10 +223,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Handle:
         """Begin a request in the background; it runs on without a reader."""
-        body = body_of(prompt, messages, options, background=True)
-        key = options.get("idempotency_key") or core.new_key()
-        data = self._ask("POST", core.GENERATE, body, key=key)
-        return self.handle(str(data.get("request_id", "")))
+        return self.handle(self._run(self._calls.submit(prompt, messages, options)))
 
     def handle(self, request_id: str) -> Handle:
         """A request that was begun before, or elsewhere."""
@@ -245,23 +231,11 @@ class Client:
 
     def requests(self, limit: int = 20) -> list[Status]:
         """The newest requests of this key, the newest first, without texts."""
-        found = self._ask("GET", f"/v1/requests?limit={limit:d}").get("data")
-        return core.read_as({"data": found}, dict[str, list[Status]], "list of requests")["data"]
+        return self._run(self._calls.requests(limit))
 
     def models(self) -> list[ModelInfo]:
         """The models that are served at present and this key may use."""
-        found = self._ask("GET", "/v1/models").get("data")
-        return core.read_as({"data": found}, dict[str, list[ModelInfo]], "list of models")["data"]
+        return self._run(self._calls.models())
 
-    def _cancel_abandoned(self, request_id: str) -> None:
-        """Cancel a request that lost its reader; should that fail, it ends by itself within the resume window."""
-        try:
-            steps = core.ask(self._policy, "DELETE", f"/v1/requests/{request_id}", limit_s=CANCEL_LIMIT_S)
-            _run(self._http, steps)
-        except PenstockError as error:
-            logger.warning("could not cancel %s: %s", request_id, error.message)
-
-    def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str | None = None
-    ) -> dict[str, Any]:
-        return _run(self._http, core.ask(self._policy, method, path, body, key=key))
+    def _run(self, steps: Steps[T]) -> T:
+        return _run(self._http, steps)

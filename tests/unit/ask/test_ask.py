@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from penstock.ask import Asker, Outcome, ask_file
+from penstock.ask import Asker, AskOutcome, ask_file
 from penstock.ask.file import read_prompts
 from penstock.errors import BackendError, ConfigError, QueueFull, Unavailable
 from penstock.sse import frame
@@ -206,7 +206,7 @@ async def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     path = prompts(tmp_path, *({"prompt": f"p{i}"} for i in range(30)))
     num_done = 0
 
-    def on_outcome(prompt: object, outcome: Outcome) -> None:
+    def on_outcome(prompt: object, outcome: AskOutcome) -> None:
         nonlocal num_done
         num_done += 1
         if num_done == 10:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.client import core
+from penstock.client.calls import read_as
 from penstock.client.core import Policy, StreamState
 from penstock.client.options import Options, body_of, headers_of, policy_of
 from penstock.client.route import RetryBudget, Route, error_from_response, read_urls
@@ -351,8 +352,8 @@ def test_bodies() -> None:
 
 
 def test_an_answer_of_another_form_is_named() -> None:
-    with pytest.raises(BackendError, match="no answer"):
-        core.read_as({"text": 5}, Answer, "answer")
+    with pytest.raises(BackendError, match="is not an answer"):
+        read_as({"text": 5}, Answer, "an answer")
 
 
 def test_the_client_imports_nothing_of_a_server() -> None:
