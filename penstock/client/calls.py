@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,10 +75,12 @@ class Calls:
             logger.warning("could not cancel %s: %s", request_id, error.message)
 
     def requests(self, limit: int) -> Steps[list[Status]]:
-        return _read_list(core.ask(self._policy, "GET", f"/v1/requests?limit={limit:d}"), Status, "a list of requests")
+        return _read_data(
+            core.ask(self._policy, "GET", f"/v1/requests?limit={limit:d}"), list[Status], "a list of requests"
+        )
 
     def models(self) -> Steps[list[ModelInfo]]:
-        return _read_list(core.ask(self._policy, "GET", "/v1/models"), ModelInfo, "a list of models")
+        return _read_data(core.ask(self._policy, "GET", "/v1/models"), list[ModelInfo], "a list of models")
 
     def _post(self, body: dict[str, Any], options: Options, limit_s: float | None) -> Steps[dict[str, Any]]:
         return core.ask(self._policy, "POST", core.GENERATE, body, key=_key_of(options), limit_s=limit_s)
@@ -96,12 +98,12 @@ def _read(steps: Steps[dict[str, Any]], kind: type[T], what: str) -> Steps[T]:
     return read_as((yield from steps), kind, what)
 
 
-def _read_list(steps: Steps[dict[str, Any]], kind: type[T], what: str) -> Steps[list[T]]:
-    data = yield from steps
-    return read_as({"data": data.get("data")}, dict[str, list[kind]], what)["data"]  # type: ignore[valid-type]
+def _read_data(steps: Steps[dict[str, Any]], kind: type[T], what: str) -> Steps[T]:
+    """The same of the answer's `data`."""
+    return read_as((yield from steps).get("data"), kind, what)
 
 
-def read_as(data: Mapping[str, Any], kind: type[T], what: str) -> T:
+def read_as(data: Any, kind: type[T], what: str) -> T:
     """A whole answer of known form. Raises `BackendError` where it has another one."""
     try:
         return msgspec.convert(data, kind)
