@@ -464,6 +464,8 @@ class Transport(ABC):
     async def leave(self, worker_id: str) -> None:
         """Give up the lease, after everything was handed back."""
 
-    def beside(self) -> Transport | None:
-        """A second transport to the same store for the lease thread's own event loop; None: renew in the loop."""
+    def clone_for_thread(self) -> Transport | None:
+        """A second transport to the same store, for the event loop of the lease thread; None: the lease is renewed in the
+        worker's own loop.
+        """
         return None

@@ -80,7 +80,7 @@ class Lease:
 
     def start(self) -> None:
         """Start renewing a lease that was just taken."""
-        clone = self._transport.beside()
+        clone = self._transport.clone_for_thread()
         if clone is None:
             self._task = asyncio.create_task(self._hold(self._transport, self._holder.renewed))
             self._task.add_done_callback(self._task_ended)

@@ -260,17 +260,17 @@ async def test_who_does_not_listen_yet_follows_nothing(real: RedisStore) -> None
     await transport.follow("g9.1")
 
 
-async def test_beside_renews_from_a_thread(real: RedisStore) -> None:
+async def test_a_clone_renews_from_a_thread(real: RedisStore) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
-    beside = transport.beside()
-    assert isinstance(beside, RedisTransport)
+    clone = transport.clone_for_thread()
+    assert isinstance(clone, RedisTransport)
     renewals: list[Renewal] = []
 
     async def renew() -> None:
-        await beside.open()
-        renewals.append(await beside.renew(new_worker("w1"), []))
-        await beside.close()
+        await clone.open()
+        renewals.append(await clone.renew(new_worker("w1"), []))
+        await clone.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(renew()))
     thread.start()

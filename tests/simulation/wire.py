@@ -107,7 +107,7 @@ class Wire:
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         """Nothing is counted."""
 
-    def beside(self) -> None:
+    def clone_for_thread(self) -> None:
         return None
 
     async def submit(

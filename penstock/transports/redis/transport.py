@@ -54,7 +54,7 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
         self._weighing.flush()
         await self._store.close()
 
-    def beside(self) -> RedisTransport:
+    def clone_for_thread(self) -> RedisTransport:
         """For the lease thread: the same store, connections of its own, made in whichever event loop uses them."""
         terms = self._terms
         return RedisTransport(

@@ -615,7 +615,7 @@ class TestLease:
             store.is_deaf = False
             await r.end(job)
 
-    @pytest.mark.parametrize("lost", ["take", "emit", "renew", "renew beside", "gather"])
+    @pytest.mark.parametrize("lost", ["take", "emit", "renew", "renew in a thread", "gather"])
     async def test_a_bug_in_one_of_its_loops_ends_the_worker(self, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
         async def fail(*args: Any) -> Any:
             raise RuntimeError("a bug")
@@ -623,10 +623,10 @@ class TestLease:
         store = Store()
         if lost == "gather":
             monkeypatch.setattr(tenure.Tenure, "_gather", fail)
-        elif lost == "renew beside":
+        elif lost == "renew in a thread":
             second = Store()
             monkeypatch.setattr(second, "renew", fail)
-            monkeypatch.setattr(store, "beside", lambda: second)
+            monkeypatch.setattr(store, "clone_for_thread", lambda: second)
         else:
             monkeypatch.setattr(store, lost, fail)
         async with rig({"mock": MockBackend()}, store) as r:
@@ -678,14 +678,14 @@ class TestLease:
         class TwoLoops(Store):
             num_closed = 0
 
-            def beside(self) -> Store:
-                self.second = Beside()
+            def clone_for_thread(self) -> Store:
+                self.second = Second()
                 self.second._workers = self._workers
                 self.second._lists = self._lists
                 self.second._jobs = self._jobs
                 return self.second
 
-        class Beside(Store):
+        class Second(Store):
             num_renewals = 0
             num_closed = 0
 
