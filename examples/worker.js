@@ -201,7 +201,7 @@ class Life {
       await run(this.redis, "enqueue", [Q, clock], id, 0, "tail", "");
     } else if (answer === "poisoned" || answer === "unreadable") {
       const said = answer === "poisoned" ? { deaths: more[1], error: "request_poisoned" } : { deaths: 0, error: "unreadable", reason: more[1] };
-      return run(this.redis, "bury", [dead, list(this.wid)], JSON.stringify({ id, model: more[0], ...said }), id);
+      return run(this.redis, "add_dead", [dead, list(this.wid)], JSON.stringify({ id, model: more[0], ...said }), id);
     }
     await this.redis.send("LREM", list(this.wid), 1, id);
   }

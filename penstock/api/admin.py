@@ -22,7 +22,7 @@ from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import call_of
 from penstock.http.openapi import error_responses
 from penstock.job import JOB_ID
-from penstock.transports.base import DeadJob, Finding, Glance, Overview, worst_first
+from penstock.transports.base import DeadJob, Finding, Overview, Summary, worst_first
 
 PATH = "/v1/admin"
 MAX_SHOWN = 200
@@ -71,7 +71,7 @@ class AdminAPI:
         seen = await transport.overview()
         held = ((holding.worker, job_id) for holding in seen.workers for job_id in holding.held)
         shown = list(islice(held, MAX_SHOWN))
-        glances = await transport.glance([job_id for _, job_id in shown])
+        summaries = await transport.read_summary([job_id for _, job_id in shown])
         return _json(
             {
                 "queue_depth": seen.depth,
@@ -94,7 +94,7 @@ class AdminAPI:
                     }
                     for holding in seen.workers
                 ],
-                "running": [_running(worker, job) for (worker, _), job in zip(shown, glances, strict=True) if job],
+                "running": [_running(worker, job) for (worker, _), job in zip(shown, summaries, strict=True) if job],
             }
         )
 
@@ -112,7 +112,7 @@ class AdminAPI:
         """What is known of one: never its prompt."""
         await self._admit(request)
         job = await self._find_dead(request_id)
-        (seen,) = await self.gateway.transport.glance([request_id])
+        (seen,) = await self.gateway.transport.read_summary([request_id])
         known = {} if seen is None else {"attempts": seen.num_claims, "created_at": seen.created_at}
         return _json({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
 
@@ -230,11 +230,11 @@ def _examine_keys(gateway: Gateway) -> Finding:
 
 async def _age_s(gateway: Gateway, seen: Overview) -> float | None:
     """How long the next one in the queue waits already."""
-    (oldest,) = await gateway.transport.glance([seen.oldest]) if seen.oldest else (None,)
+    (oldest,) = await gateway.transport.read_summary([seen.oldest]) if seen.oldest else (None,)
     return None if oldest is None else round(oldest.now - oldest.created_at, 1)
 
 
-def _running(worker: str, job: Glance) -> dict[str, Any]:
+def _running(worker: str, job: Summary) -> dict[str, Any]:
     return {
         "id": job.id,
         "model": job.model,

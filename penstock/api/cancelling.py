@@ -32,7 +32,7 @@ async def cancel_all(transport: Transport, caller_id: str) -> Cancelled:
     """Raises `StoreUnavailable`; safe to repeat."""
     found = []
     for some in _chunks(await _candidates(transport, caller_id), LOOK_AT_ONCE):
-        for one in await transport.glance(some):
+        for one in await transport.read_summary(some):
             if one is not None and one.caller == caller_id and one.state != "done":
                 found.append(one.id)
     outcomes: list[str] = []

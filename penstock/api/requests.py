@@ -26,7 +26,7 @@ from penstock.http.edge import Call, call_of, refuse_head
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
 from penstock.rich_token import join
-from penstock.transports.base import Glance, Record
+from penstock.transports.base import Record, Summary
 
 PATH = "/v1/requests"
 ONE = PATH + "/{request_id}"
@@ -94,7 +94,7 @@ class RequestsAPI:
         caller = await authenticate(self.gateway, request, call_of(request))
         async with self.gateway.turns.of(caller.rate_key):
             ids = await self.gateway.transport.requests_of(caller.id, limit)
-            seen = [one for one in await self.gateway.transport.glance(ids) if one is not None]
+            seen = [one for one in await self.gateway.transport.read_summary(ids) if one is not None]
             places = await self.gateway.places.look() if any(one.state == "queued" for one in seen) else {}
         return _json({"data": [self._shown(one, places) for one in seen]})
 
@@ -137,7 +137,7 @@ class RequestsAPI:
         call.fields["subject"] = request_id
         return record
 
-    def _shown(self, seen: Glance, places: dict[str, int]) -> dict[str, Any]:
+    def _shown(self, seen: Summary, places: dict[str, int]) -> dict[str, Any]:
         """`places`: of the requests that wait. The answer's text is not in it."""
         end = seen.end
         position = places.get(seen.id) if seen.state == "queued" else None
@@ -166,7 +166,7 @@ class RequestsAPI:
 
     def _whole(self, record: Record, places: dict[str, int]) -> dict[str, Any]:
         """With the answer, where it is complete."""
-        shown, folded = self._shown(Glance.of(record), places), fold(record.events)
+        shown, folded = self._shown(Summary.of(record), places), fold(record.events)
         if isinstance(folded.end, Done) and folded.end.finish_reason != "cancelled":
             whole = join(folded.tokens)
             shown |= {"text": whole.text, **beside(whole)}
@@ -194,14 +194,14 @@ async def cancelled(gateway: Gateway, caller: Caller, record: Record) -> Record:
     await gateway.relay.cancel(request_id, "client")
     loop = asyncio.get_running_loop()
     until = loop.time() + CANCEL_WAIT_S
-    seen = Glance.of(record)
+    seen = Summary.of(record)
     while seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
-        seen = (await gateway.transport.glance([request_id]))[0] or seen
+        seen = (await gateway.transport.read_summary([request_id]))[0] or seen
     return await find(gateway, caller, request_id) or record
 
 
-def _state(seen: Glance) -> State:
+def _state(seen: Summary) -> State:
     if isinstance(seen.end, Failed):
         return "failed"
     if isinstance(seen.end, Done):

@@ -71,7 +71,7 @@ class Record(Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
 
 
-class Glance(Struct, frozen=True, kw_only=True):
+class Summary(Struct, frozen=True, kw_only=True):
     """What a list shows of one job: small fields only, never its prompt, its messages or its answer.
 
     `num_tokens`: how many tokens the log has; 0 where `end` has the number. `end`: the terminal event without tokens.
@@ -96,7 +96,7 @@ class Glance(Struct, frozen=True, kw_only=True):
     end: Terminal | None = None
 
     @classmethod
-    def of(cls, record: Record) -> Glance:
+    def of(cls, record: Record) -> Summary:
         """The same, from a record that was read whole."""
         job, last = record.job, record.events[-1] if record.events else None
         end = msgspec.structs.replace(last, tokens=()) if isinstance(last, Done | Failed) else None
@@ -301,13 +301,13 @@ class Transport(ABC):
         be as large as a request body, on a way of its own: it does not delay other verbs.
         """
 
-    async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
+    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
         """What a list shows of each job, None for one that the store does not have.
 
         The cost does not grow with a job or its answer, except in a store that cannot read parts.
         """
         records = [await self.read(job_id) for job_id in job_ids]
-        return [None if record is None else Glance.of(record) for record in records]
+        return [None if record is None else Summary.of(record) for record in records]
 
     @abstractmethod
     async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
@@ -326,7 +326,7 @@ class Transport(ABC):
         """From now on this gateway answers for the job, and counts among its readers. False if there is none."""
 
     @abstractmethod
-    async def ensure(self, job_id: str) -> None:
+    async def requeue_if_missing(self, job_id: str) -> None:
         """Push the id at the head unless the queue holds it: for an id that is in no list."""
 
     @abstractmethod
@@ -358,7 +358,7 @@ class Transport(ABC):
         """Stop receiving this job's events."""
 
     @abstractmethod
-    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+    async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         """Bind the idempotency key `job.once` of its caller to `job`, for `keep_s` from now.
 
         None if the key was free, bound to this job already, or bound to `instead_of`, and is the job's now; else what
@@ -366,7 +366,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    async def unbind(self, job: Job) -> None:
+    async def unbind_key(self, job: Job) -> None:
         """Free the idempotency key of a job that was never admitted; nothing if it is bound to another."""
 
     @abstractmethod
@@ -465,7 +465,8 @@ class Transport(ABC):
         """Give up the lease, after everything was handed back."""
 
     def clone_for_thread(self) -> Transport | None:
-        """A second transport to the same store, for the event loop of the lease thread; None: the lease is renewed in the
-        worker's own loop.
+        """A second transport to the same store, for the event loop of the lease thread.
+
+        None: the lease is renewed in the worker's own loop.
         """
         return None

@@ -183,7 +183,7 @@ class MemoryTransport(Transport):
         if entry is None:
             entry = self._make(job, owner, now, REQUEST_BYTES + len(encode_json(job)))
         elif entry.state == "queued" and entry.restored == (attempt, entry.attempt):  # the caller had no answer
-            await self.ensure(job.id)
+            await self.requeue_if_missing(job.id)
             return True
         elif entry.state == "done" or entry.attempt > attempt:
             return False
@@ -283,7 +283,7 @@ class MemoryTransport(Transport):
             entry.owner = gateway_id
         return entry is not None
 
-    async def ensure(self, job_id: str) -> None:
+    async def requeue_if_missing(self, job_id: str) -> None:
         if job_id not in self._queue:
             self._push(job_id, front=True)
 
@@ -326,7 +326,7 @@ class MemoryTransport(Transport):
     async def unfollow(self, job_id: str) -> None:
         """Nothing to do, as for `follow`."""
 
-    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+    async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         now = self._sweep()
         key, _, body_hash = job.once.partition(" ")
         bound = self._bound.get((job.caller, key))
@@ -337,7 +337,7 @@ class MemoryTransport(Transport):
         self._bound[job.caller, key] = _Bound(job.id, body_hash, bound_at, now + keep_s)
         return None
 
-    async def unbind(self, job: Job) -> None:
+    async def unbind_key(self, job: Job) -> None:
         name = job.caller, job.once.partition(" ")[0]
         if (bound := self._bound.get(name)) is not None and bound.job_id == job.id:
             del self._bound[name]

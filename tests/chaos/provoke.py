@@ -33,7 +33,7 @@ async def provoke(run: Run, name: str) -> None:
             for entry in entries:
                 run.load.leave(entry)
             await asyncio.sleep(0.3)
-    elif name in ("discard", "unbind"):
+    elif name in ("discard", "unbind_key"):
         async with _nobody_works(run):
             for _ in range(100):
                 run.load.send(max_tokens=5)
@@ -43,7 +43,7 @@ async def provoke(run: Run, name: str) -> None:
             await run.plant.ask("RPUSH", QUEUE, ids[-1])
     elif name == "restore":
         await run.plant.ask("FLUSHALL")
-    elif name == "ensure":
+    elif name == "requeue_if_missing":
         await _strand(run)
     elif name == "append":
         await _repeat_a_frame(run)

@@ -115,7 +115,7 @@ async def lost_replies(run: Run) -> None:
         proxy.drop(name, skip=run.rng.randint(0, 3) if name in ("XADD", "PUBLISH", "HMGET") else 0)
         provoking = asyncio.create_task(provoke(run, name))
         try:
-            async with asyncio.timeout(STRANDED_WITHIN_S if name == "ensure" else FIRES_WITHIN_S):
+            async with asyncio.timeout(STRANDED_WITHIN_S if name == "requeue_if_missing" else FIRES_WITHIN_S):
                 await proxy.fired.wait()
             run.inject(f"lost reply of {name}")
         except TimeoutError:  # the load and the other faults decide what is sent just now

@@ -175,7 +175,7 @@ async def what_ended_is_not_run_again(store: RedisStore, client: redis.Redis) ->
     job = claim.job
     await transport.emit("w1", [Done(job.id, claim.attempt, 0, tokens=("a",), finish_reason="stop")])
     await wait_until(lambda: not client.exists(held_by("w1")), "the finished job leaves its worker's list")
-    await transport.ensure(job.id)
+    await transport.requeue_if_missing(job.id)
     await transport.take("w2", 1)
     assert await transport.claim("w2", [job.id]) == []
     assert sum(isinstance(event, Done | Failed) for event in await frames(transport, job.id)) == 1

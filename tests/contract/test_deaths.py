@@ -33,7 +33,7 @@ async def test_to_lose_the_lists_of_workers_is_no_death(real: RedisStore, client
         client.delete(f"{{inference:queue}}:worker:{worker}")
         await transport.renew(new_worker(other), [])  # however long this takes here: both live
         await transport.renew(new_worker(worker), [])
-        await transport.ensure(job.id)
+        await transport.requeue_if_missing(job.id)
         assert (await run_one(transport, other, job.id)).num_deaths == 0
     assert client.hget(keys.job(job.id), "all_deaths") is None
 

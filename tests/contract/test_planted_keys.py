@@ -66,7 +66,7 @@ async def answer(transport: Transport, job: Job, worker: str = "w1") -> None:
             await again(lambda claim=claim, end=end: transport.emit(worker, [end]))  # type: ignore[misc]
         record = await transport.read(job.id)
         if record is not None and record.state == "queued" and not held:
-            await again(lambda: transport.ensure(job.id))  # as its gateway does
+            await again(lambda: transport.requeue_if_missing(job.id))  # as its gateway does
         return record is not None and record.state == "done"
 
     await wait_until_async(has_ended, "the request ends")
@@ -94,8 +94,8 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
     await again(lambda: transport.tick("g1"))
     assert not (await again(lambda: transport.renew(new_worker("w1"), [hit.id]))).is_lost
     assert (await again(lambda: transport.charge("me", RateLimit(60, 10)))).is_allowed
-    await again(lambda: transport.once(hit, 60.0))
-    await again(lambda: transport.glance([hit.id, other.id]))
+    await again(lambda: transport.bind_key(hit, 60.0))
+    await again(lambda: transport.read_summary([hit.id, other.id]))
     assert isinstance(await again(lambda: transport.requests_of("me", 5)), list)
     await again(lambda: transport.waiting())
     await answer(transport, other)

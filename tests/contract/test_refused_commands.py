@@ -104,8 +104,8 @@ async def answered(site: Site) -> None:
     transport = site.transport
     await site.do(lambda: transport.charge("k", RateLimit(60, 10)))
     asked_once = new_job(caller="me", once="key hash")
-    assert await site.do(lambda: transport.once(asked_once, 60.0)) is None
-    await site.do(lambda: transport.unbind(asked_once))
+    assert await site.do(lambda: transport.bind_key(asked_once, 60.0)) is None
+    await site.do(lambda: transport.unbind_key(asked_once))
     job = await site.submit(caller="me")
     await site.do(lambda: transport.wait("w1", 0.05))
     claim = await site.run("w1", job)
@@ -115,7 +115,7 @@ async def answered(site: Site) -> None:
     await site.finish("w1", claim, 3)
     await site.do(lambda: transport.read(job.id))
     await site.do(lambda: transport.requests_of("me", 5))
-    await site.do(lambda: transport.glance([job.id]))
+    await site.do(lambda: transport.read_summary([job.id]))
     await site.ended(job, "a", "b", "c", "z")
 
 
@@ -306,7 +306,7 @@ async def held_twice(site: Site) -> None:
 async def stranded(site: Site) -> None:
     job = await site.submit()
     site.admin.delete("inference:queue")
-    await site.do(lambda: site.transport.ensure(job.id))
+    await site.do(lambda: site.transport.requeue_if_missing(job.id))
     assert await site.transport.waiting() == [job.id]
     await site.finish("w1", await site.run("w1", job), 0)
     await site.ended(job, "z")

@@ -57,7 +57,7 @@ async def test_a_record_knows_when_its_first_token_came(transport: Transport) ->
         done(silent.id, claims[silent.id].attempt, 0),
     ]
     assert await transport.emit("w1", last) == set()
-    found = await transport.glance([slow.id, whole.id, silent.id])
+    found = await transport.read_summary([slow.id, whole.id, silent.id])
     records = [record for record in found if record is not None]
     for record in records[:2]:
         assert record.started_at <= record.first_token_at <= record.ended_at + 0.002  # told by two clocks' difference

@@ -78,9 +78,9 @@ async def test_an_end_that_cannot_be_read_ends_the_request_at_once(
         record = await transport.read(job_id)
         assert record is not None
         assert isinstance(record.events[-1], Failed)
-        (glance,) = await transport.glance([job_id])
-        assert glance is not None
-        assert isinstance(glance.end, Failed)
+        (summary,) = await transport.read_summary([job_id])
+        assert summary is not None
+        assert isinstance(summary.end, Failed)
 
 
 ENDS_THAT_ARE_NONE = {
@@ -109,13 +109,13 @@ async def test_an_end_that_is_none_is_an_error_for_every_reader(
         record = await transport.read(job_id)
         assert record is not None
         stream = await Relay("g2", transport, max_depth=0).attach(job_id, record)
-        (glance,) = await transport.glance([job_id])
-        assert glance is not None
+        (summary,) = await transport.read_summary([job_id])
+        assert summary is not None
         for end in (reader.stream.end, record.events[-1], stream.end):
             assert isinstance(end, Failed)
             assert end.code == "internal_error"
         if what not in ("an older attempt", "behind a hole"):  # a list reads the last frame alone
-            assert isinstance(glance.end, Failed)
+            assert isinstance(summary.end, Failed)
 
 
 async def test_tokens_that_cannot_be_read_end_the_request_and_its_work(real: RedisStore, client: redis.Redis) -> None:
@@ -159,8 +159,8 @@ async def test_a_request_that_cannot_be_read_is_an_error_for_its_reader_alone(
         client.hset(keys.job(job_id), "job", json.dumps({"v": 1, "job": {"id": job_id}}))
         with pytest.raises(InternalError, match="cannot read"):
             await transport.read(job_id)
-        (glance,) = await transport.glance([job_id])  # a list does not need the job
-        assert glance is not None
+        (summary,) = await transport.read_summary([job_id])  # a list does not need the job
+        assert summary is not None
         last = f'{{"kind":"done","id":"{job_id}","attempt":{attempt},"seq":0,"tokens":["a"],"finish_reason":"stop"}}'
         write(client, job_id, f"{attempt}-{END}", last, is_end=True)
         await wait_until(lambda: reader.stream.end is not None, "the stream to end")  # nor does a stream that has it

@@ -50,4 +50,4 @@ def test_every_script_file_is_used_and_says_what_it_promises() -> None:
 
 def test_scripts_that_drain_finish_or_end_work_without_memory() -> None:
     refused = {script.name for script in SCRIPTS if b"allow-oom" not in script.source.splitlines()[0]}
-    assert refused == {"create", "restore", "restore_end", "enqueue", "charge", "once", "book"}
+    assert refused == {"create", "restore", "restore_end", "enqueue", "charge", "bind_key", "book"}

@@ -161,7 +161,7 @@ async def test_a_duplicate_id_steals_nothing(store: Store) -> None:
     job = new_job()
     await one.submit(job, "g1", 0)
     claim = await run_one(one, "w1", job.id)
-    await one.ensure(job.id)  # it is in no queue, but it runs
+    await one.requeue_if_missing(job.id)  # it is in no queue, but it runs
     assert await two.take("w2", 1) == [job.id]
     assert await two.claim("w2", [job.id]) == []
     assert await two.take("w2", 0) == []
@@ -186,7 +186,7 @@ async def test_what_a_live_worker_runs_is_not_ended_by_anothers_claim(store: Sto
 
     await store.until(is_late, "the deadline to pass")
     for claim in claims:
-        await two.ensure(claim.job.id)  # a second copy of the id
+        await two.requeue_if_missing(claim.job.id)  # a second copy of the id
         assert await two.take("w2", 1) == [claim.job.id]
         assert await two.claim("w2", [claim.job.id]) == []
         assert await two.take("w2", 0) == []

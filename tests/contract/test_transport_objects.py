@@ -60,36 +60,36 @@ def _keyed(key: str = "key", body: str = "hash", caller: str = "me") -> Job:
 async def test_a_key_names_one_request(store: Store) -> None:
     transport = await store.transport()
     first, second, other, yours = _keyed(), _keyed(), _keyed(body="other"), _keyed(caller="you")
-    assert await transport.once(first, 60.0) is None
-    bound = await transport.once(other, 60.0)
+    assert await transport.bind_key(first, 60.0) is None
+    bound = await transport.bind_key(other, 60.0)
     assert bound is not None
     assert (bound.job_id, bound.body_hash) == (first.id, "hash")
     assert 0.0 <= bound.age_s < 30.0
-    assert await transport.once(first, 60.0) is None  # the reply had been lost
-    assert await transport.once(yours, 60.0) is None
-    await transport.unbind(second)
-    assert await transport.once(second, 60.0) is not None
-    await transport.unbind(first)
-    assert await transport.once(second, 60.0) is None
+    assert await transport.bind_key(first, 60.0) is None  # the reply had been lost
+    assert await transport.bind_key(yours, 60.0) is None
+    await transport.unbind_key(second)
+    assert await transport.bind_key(second, 60.0) is not None
+    await transport.unbind_key(first)
+    assert await transport.bind_key(second, 60.0) is None
 
 
 async def test_a_key_is_taken_from_a_request_that_is_named_and_by_one_only(store: Store) -> None:
     transport = await store.transport()
     first, second, third = _keyed(), _keyed(), _keyed()
-    assert await transport.once(first, 60.0) is None
-    assert await transport.once(second, 60.0, "g1.another") is not None
-    assert await transport.once(second, 60.0, first.id) is None
-    bound = await transport.once(third, 60.0, first.id)  # both had seen that the first one is forgotten
+    assert await transport.bind_key(first, 60.0) is None
+    assert await transport.bind_key(second, 60.0, "g1.another") is not None
+    assert await transport.bind_key(second, 60.0, first.id) is None
+    bound = await transport.bind_key(third, 60.0, first.id)  # both had seen that the first one is forgotten
     assert bound is not None
     assert bound.job_id == second.id
 
 
 async def test_a_key_is_free_again_when_its_time_is_over(store: Store) -> None:
     transport = await store.transport()
-    assert await transport.once(_keyed(), 0.05) is None
+    assert await transport.bind_key(_keyed(), 0.05) is None
 
     async def is_free() -> bool:
-        return await transport.once(_keyed(), 0.05) is None
+        return await transport.bind_key(_keyed(), 0.05) is None
 
     await store.until(is_free, "the key to be free again")
 
@@ -97,11 +97,11 @@ async def test_a_key_is_free_again_when_its_time_is_over(store: Store) -> None:
 async def test_a_key_lives_as_long_as_it_is_told_to(store: Store) -> None:
     transport = await store.transport()
     job = _keyed()
-    assert await transport.once(job, 60.0) is None
-    assert await transport.once(job, 0.05) is None  # its request has ended
+    assert await transport.bind_key(job, 60.0) is None
+    assert await transport.bind_key(job, 0.05) is None  # its request has ended
 
     async def is_free() -> bool:
-        return await transport.once(_keyed(), 60.0) is None
+        return await transport.bind_key(_keyed(), 60.0) is None
 
     await store.until(is_free, "the key to be free again")
 

@@ -15,7 +15,7 @@ import redis
 from penstock.errors import BackendError, ConfigError, StoreUnavailable
 from penstock.event import Done, Failed, Tokens, Usage
 from penstock.transports import Transport
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Glance
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Summary
 from penstock.transports.redis import RedisTransport, keys, rights
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.conftest import REAL
@@ -61,19 +61,19 @@ async def test_an_overview_tells_who_is_dead_and_not_who_has_left(store: Store) 
     assert (await doomed.overview()).num_taken == 1
 
 
-async def _glances(transport: Transport, *job_ids: str) -> list[Glance]:
-    found = [one for one in await transport.glance(job_ids) if one is not None]
+async def _summaries(transport: Transport, *job_ids: str) -> list[Summary]:
+    found = [one for one in await transport.read_summary(job_ids) if one is not None]
     assert len(found) == len(job_ids)
     return found
 
 
-async def test_a_glance_is_what_a_read_says_but_for_what_is_large(store: Store) -> None:
+async def test_a_summary_is_what_a_read_returns_but_for_what_is_large(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job(caller="me", user="ann", metadata={"case": "ACME 4711"}, prompt="x" * 10_000)
-    assert await transport.glance([job.id]) == [None]
+    assert await transport.read_summary([job.id]) == [None]
     await transport.submit(job, "g1", 0)
-    (queued,) = await _glances(transport, job.id)
+    (queued,) = await _summaries(transport, job.id)
     assert (queued.id, queued.model, queued.caller, queued.user, queued.metadata) == (
         *(job.id, "m", "me", "ann"),
         {"case": "ACME 4711"},
@@ -81,21 +81,21 @@ async def test_a_glance_is_what_a_read_says_but_for_what_is_large(store: Store) 
     assert (queued.state, queued.num_claims, queued.num_tokens, queued.end) == ("queued", 0, 0, None)
     claim = await run_one(transport, "w1", job.id)
     await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=("a", "b"))])
-    (running,) = await _glances(transport, job.id)
+    (running,) = await _summaries(transport, job.id)
     assert (running.state, running.num_claims, running.num_tokens, running.worker) == ("running", 1, 2, "w1")
     usage = Usage(3, 1002)
     many = tuple(f'"finish_reason":"{number}],' for number in range(1000))
     await transport.emit("w1", [Done(job.id, claim.attempt, 2, tokens=many, finish_reason="length", usage=usage)])
-    assert await transport.glance(["g1.none"]) == [None]
+    assert await transport.read_summary(["g1.none"]) == [None]
     record = await transport.read(job.id)
     assert record is not None
-    (ended,) = await _glances(transport, job.id)
+    (ended,) = await _summaries(transport, job.id)
     assert (ended.state, ended.created_at, ended.ended_at) == ("done", record.created_at, record.ended_at)
     assert ended.end == Done(job.id, claim.attempt, 2, finish_reason="length", usage=usage)
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-async def test_a_glance_says_how_it_failed(store: Store, size: int) -> None:
+async def test_a_summary_has_how_it_failed(store: Store, size: int) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job()
@@ -103,11 +103,11 @@ async def test_a_glance_says_how_it_failed(store: Store, size: int) -> None:
     claim = await run_one(transport, "w1", job.id)
     end = Failed.of(job.id, claim.attempt, 0, BackendError("It fell."), tokens=("x" * size,))
     await transport.emit("w1", [end])
-    (seen,) = await _glances(transport, job.id)
+    (seen,) = await _summaries(transport, job.id)
     assert seen.end == msgspec.structs.replace(end, tokens=())
 
 
-async def test_a_glance_at_a_long_frame_of_another_order(real: RedisStore, client: redis.Redis) -> None:
+async def test_the_summary_of_a_long_frame_of_another_order(real: RedisStore, client: redis.Redis) -> None:
     """A worker in another language may write the fields of a frame in any order."""
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
@@ -118,7 +118,7 @@ async def test_a_glance_at_a_long_frame_of_another_order(real: RedisStore, clien
     frame |= {"id": job.id, "kind": "done", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     lua = (LUA / "finish.lua").read_text()
     assert client.eval(lua, 2, keys.job(job.id), keys.log(job.id), job.id, claim.attempt, 0, json.dumps(frame)) == "ok"
-    (seen,) = await _glances(transport, job.id)
+    (seen,) = await _summaries(transport, job.id)
     assert seen.end == Done(job.id, claim.attempt, 0, finish_reason="stop", usage=Usage(1, 1))
 
 
@@ -131,7 +131,7 @@ async def test_one_broken_request_does_not_take_a_list_with_it(real: RedisStore,
     client.hset(keys.job(jobs[1].id), "about", "{")
     client.delete(keys.job(jobs[2].id))
     client.set(keys.job(jobs[2].id), "a string", px=60_000)
-    seen = await transport.glance([job.id for job in jobs])
+    seen = await transport.read_summary([job.id for job in jobs])
     assert [one and one.id for one in seen] == [None, None, None, jobs[3].id]
 
 
@@ -153,7 +153,7 @@ async def test_what_is_large_is_read_on_a_connection_of_its_own(real: RedisStore
     assert await transport.requests_of("me", 10) == [job.id]
     assert last() == "lrange"
     before = client.info("stats")["total_net_output_bytes"]
-    assert (await transport.glance([job.id]))[0] is not None
+    assert (await transport.read_summary([job.id]))[0] is not None
     assert client.info("stats")["total_net_output_bytes"] - before < 10_000
     assert last() == "evalsha"
     assert await transport.waiting() == [job.id]
@@ -186,7 +186,7 @@ async def _poison(store: Store) -> str:
     return job.id
 
 
-async def test_the_dead_are_listed_until_they_are_buried(store: Store) -> None:
+async def test_the_dead_are_listed_until_they_are_removed(store: Store) -> None:
     transport = await store.transport()
     assert await transport.dead() == []
     first, second = await _poison(store), await _poison(store)

@@ -91,7 +91,7 @@ async def test_an_id_in_a_list_of_nobody_is_taken_over(real: RedisStore, client:
     await transport.submit(job, "g1", 0)
     old = await run_one(transport, "w1", job.id)
     client.delete("{inference:queue}:worker:w1")  # a rollback: w1 lives, but does not hold it any more
-    await transport.ensure(job.id)
+    await transport.requeue_if_missing(job.id)
     claim = await run_one(transport, "w2", job.id)
     assert await transport.emit("w1", [tokens(old, 0, "x")]) == {job.id}
     assert await transport.emit("w2", [tokens(claim, 0, "a")]) == set()
@@ -167,7 +167,7 @@ async def test_a_callers_list_is_bounded_and_outlives_its_longest_request(
 async def test_what_an_idempotency_key_is_in_redis(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     job = new_job(caller="me", once="0123abcd hash")
-    assert await transport.once(job, 60.0) is None
+    assert await transport.bind_key(job, 60.0) is None
     names: Any = client.keys("inference:once:*")
     (name,) = names
     assert name == "inference:once:me:0123abcd"

@@ -129,7 +129,7 @@ class Keeper:
 
     async def bind(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         """The key of a job names it, for a little longer than it is kept; else what the key names."""
-        return await self._transport.once(job, keep_s + KEY_SLACK_S, instead_of)
+        return await self._transport.bind_key(job, keep_s + KEY_SLACK_S, instead_of)
 
     async def keep_bound(self, job: Job) -> None:
         """The job has ended: from here on its key lives as long as the answer."""

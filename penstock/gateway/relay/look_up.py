@@ -63,7 +63,7 @@ class LookUp:
             return await self._transport.read(job_id, job=record.job) or record
         elif job_id not in streams and self._patience.is_forsaken(record):
             logger.warning("pushed again: it was in no list, and its gateway is gone", extra={"request_id": job_id})
-            await self._transport.ensure(job_id)
+            await self._transport.requeue_if_missing(job_id)
         return record
 
     async def known(self, job_id: str) -> Record | None:

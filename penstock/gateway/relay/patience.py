@@ -105,6 +105,6 @@ class Patience:
 
     def _is_in_no_list(self, record: Record, submitted_at: float) -> bool:
         if record.state == "running":
-            return not self._pool.is_live(record.worker) and self._relay.may("ensure")
+            return not self._pool.is_live(record.worker) and self._relay.may("requeue_if_missing")
         is_overtaken = self._newest_started_at > submitted_at + OVERTAKEN_S
-        return (self._pool.depth == 0 or is_overtaken) and self._relay.may("ensure")
+        return (self._pool.depth == 0 or is_overtaken) and self._relay.may("requeue_if_missing")

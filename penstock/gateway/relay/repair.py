@@ -142,7 +142,7 @@ class Repairer:
             await self._give_back(stream)
         elif self._is_stranded(stream, record):
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
-            await self._transport.ensure(stream.job.id)
+            await self._transport.requeue_if_missing(stream.job.id)
 
     def _end(self, stream: Stream, error: PenstockError) -> None:
         """The rest of the answer cannot be known: end it in `error` now."""

@@ -160,7 +160,7 @@ class ClaimingSide(Transport):
     async def _set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
         """Move what ended its workers, or cannot be read, from this worker's list to the dead-letter list."""
         pool = self._store.pool
-        burials = []
+        entries = []
         for job_id, model, deaths, why in dead:
             known = job_id if isinstance(job_id, str) else shown(job_id)
             if why:
@@ -169,8 +169,8 @@ class ClaimingSide(Transport):
             entry = DeadJob(
                 id=known, model=model, deaths=deaths, error="unreadable" if why else RequestPoisoned.code, reason=why
             )
-            burials.append(scripts.bury(pool, worker_id, encode_json(entry), job_id))
-        await self._store.run("bury", pool.queue, *burials)
+            entries.append(scripts.add_dead(pool, worker_id, encode_json(entry), job_id))
+        await self._store.run("add_dead", pool.queue, *entries)
 
 
 def is_text(name: bytes) -> bool:

@@ -125,8 +125,10 @@ class GatewaySide(ObjectSide, SubmitSide):
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
         return bool(await self._store.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
 
-    async def ensure(self, job_id: str) -> None:
-        await self._store.ask("ensure", self._store.pool.queue, scripts.ensure(self._store.pool, job_id))
+    async def requeue_if_missing(self, job_id: str) -> None:
+        await self._store.ask(
+            "requeue_if_missing", self._store.pool.queue, scripts.requeue_if_missing(self._store.pool, job_id)
+        )
 
     def retire(self, job_id: str, retention_s: float) -> None:
         after = b"%d" % ms(retention_s)

@@ -4,21 +4,21 @@
 `Q`, all keys of a request to that of its channel; no script touches two slots.
 
     key                                type      written by                             life
-    Q                                  list      enqueue, ensure, hand_back, reap       bounded by max_queue_depth
+    Q                                  list      enqueue, hand_back, reap, …            bounded by max_queue_depth
     {Q}:workers                        zset      enlist, renew, reap                    7 days after the last use
     {Q}:gateways                       zset      tick                                   7 days
     {Q}:worker:<wid>                   list      BLMOVE, take, settle, hand_back, reap  7 days; bounded by its slots
     {Q}:about                          hash      enlist, renew, reap                    7 days
     {Q}:clock                          hash      pulse, amnesty, pushed, taken          7 days
-    {Q}:dead                           list      bury                                   7 days; trimmed to 1,000
+    {Q}:dead                           list      add_dead                               7 days; trimmed to 1,000
     {inference:response:<id>}:job      hash      create, restore, claim, finish, …      deadline + retention
     {inference:response:<id>}:log      stream    emit, claim, finish, cancel, restore   the same
     inference:rate:{<key>}             string    charge                                 two windows
-    inference:once:<caller>:<hash>     string    once, unbind                            as long as the request
+    inference:once:<caller>:<hash>     string    bind_key, unbind_key                   as long as the request
     {Q}:waiting:<caller>               list      enqueue                                7 days; its share of the queue
-    {inference:caller:<c>}:requests    list      book, weigh                             as long as its requests; 1,000
-    {inference:caller:<c>}:stored      zset      book, weigh                             the same; max_stored_per_caller
-    {inference:caller:<c>}:bytes       hash      book, weigh                             the same
+    {inference:caller:<c>}:requests    list      book, weigh                            as long as its requests; 1,000
+    {inference:caller:<c>}:stored      zset      book, weigh                            the same; max_stored_per_caller
+    {inference:caller:<c>}:bytes       hash      book, weigh                            the same
     inference:response:<id>            channel   each writer of the log
     inference:control:<wid or gid>     channel   cancel
 """

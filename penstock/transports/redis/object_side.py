@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from penstock.errors import InternalError, StoreUnavailable
 from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
-from penstock.transports.base import Bound, Glance, State, Transport
+from penstock.transports.base import Bound, State, Summary, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.driver.command import command
 from penstock.transports.redis.driver.subscription import OnMessage
@@ -72,27 +72,27 @@ class ObjectSide(Transport):
         gateways = self._store.pool.gateways
         return await self._store.ask("knows", gateways, command("ZSCORE", gateways, gateway_id)) is not None
 
-    async def once(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
+    async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         key, _, body_hash = job.once.partition(" ")
         name = keys.once(job.caller, key)
-        bind = scripts.once(name, job.id, body_hash, max(1, round(keep_s * 1000)), instead_of)
-        bound = await self._store.ask("once", name, bind)
+        bind = scripts.bind_key(name, job.id, body_hash, max(1, round(keep_s * 1000)), instead_of)
+        bound = await self._store.ask("bind_key", name, bind)
         if not bound:
             return None
         first_id, first_hash, age_ms = bound
         return Bound(job_id=shown(first_id), body_hash=shown(first_hash), age_s=age_ms / 1000)
 
-    async def unbind(self, job: Job) -> None:
+    async def unbind_key(self, job: Job) -> None:
         name = keys.once(job.caller, job.once.partition(" ")[0])
-        await self._store.ask("unbind", name, scripts.unbind(name, job.id))
+        await self._store.ask("unbind_key", name, scripts.unbind_key(name, job.id))
 
-    async def glance(self, job_ids: Sequence[str]) -> list[Glance | None]:
-        looks = [(keys.job(job_id), scripts.glance(job_id)) for job_id in job_ids]
-        replies = await self._store.run_each("glance", looks, is_bulk=True)
+    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
+        looks = [(keys.job(job_id), scripts.read_summary(job_id)) for job_id in job_ids]
+        replies = await self._store.run_each("read_summary", looks, is_bulk=True)
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise Refused(f"Redis refused to list requests: {reply}")
-        return [_glance(job_id, reply) if reply else None for job_id, reply in zip(job_ids, replies, strict=True)]
+        return [_summary(job_id, reply) if reply else None for job_id, reply in zip(job_ids, replies, strict=True)]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
         if limit < 1:
@@ -102,20 +102,20 @@ class ObjectSide(Transport):
         return [shown(job_id) for job_id in ids]
 
 
-def _glance(job_id: str, reply: list[Any]) -> Glance | None:
+def _summary(job_id: str, reply: list[Any]) -> Summary | None:
     try:
-        return _glance_of(job_id, reply)
+        return _summary_of(job_id, reply)
     except ValueError as error:  # one broken request must not fail the list
         log.warning("request %s cannot be read: %s", job_id, error)
         return None
 
 
-def _glance_of(job_id: str, reply: list[Any]) -> Glance:
+def _summary_of(job_id: str, reply: list[Any]) -> Summary:
     *words, end = reply
     model, said, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
     known_state: Any = state.decode()
     known = decode_json(said or b"{}", About)
-    return Glance(
+    return Summary(
         id=job_id,
         model=(model or b"").decode(),
         caller=known.caller,

@@ -71,11 +71,11 @@ class OperatorSide(Transport):
         )
 
     async def dead(self) -> list[DeadJob]:
-        return [job for _, job in await self._buried()]
+        return [job for _, job in await self._dead_entries()]
 
     async def remove_dead(self, job_id: str) -> bool:
         pool = self._store.pool
-        entries = [entry for entry, job in await self._buried() if job.id == job_id]
+        entries = [entry for entry, job in await self._dead_entries() if job.id == job_id]
         if not entries:
             return False
         removals = [command("LREM", pool.dead, 0, entry) for entry in dict.fromkeys(entries)]
@@ -108,7 +108,7 @@ class OperatorSide(Transport):
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _buried(self) -> list[tuple[bytes, DeadJob]]:
+    async def _dead_entries(self) -> list[tuple[bytes, DeadJob]]:
         """Each entry of the dead-letter list: its bytes and its `DeadJob`."""
         dead = self._store.pool.dead
         found = []

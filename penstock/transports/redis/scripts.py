@@ -49,10 +49,10 @@ _finish = Script("finish")
 _cancel = Script("cancel")
 _requeue = Script("requeue")
 _adopt = Script("adopt")
-_glance = Script("glance")
+_read_summary = Script("read_summary")
 _shorten = Script("shorten")
 _enqueue = Script("enqueue")
-_ensure = Script("ensure")
+_requeue_if_missing = Script("requeue_if_missing")
 _withdraw = Script("withdraw")
 _take = Script("take")
 _settle = Script("settle")
@@ -62,9 +62,9 @@ _renew = Script("renew")
 _reap = Script("reap")
 _tick = Script("tick")
 _charge = Script("charge")
-_once = Script("once")
-_unbind = Script("unbind")
-_bury = Script("bury")
+_bind_key = Script("bind_key")
+_unbind_key = Script("unbind_key")
+_add_dead = Script("add_dead")
 _repair = Script("repair")
 _book = Script("book")
 _weigh = Script("weigh")
@@ -143,8 +143,8 @@ def shorten(job_id: str, job: bytes) -> Command:
     return _shorten((keys.job(job_id),), job)
 
 
-def glance(job_id: str) -> Command:
-    return _glance(_request(job_id))
+def read_summary(job_id: str) -> Command:
+    return _read_summary(_request(job_id))
 
 
 def adopt(job_id: str, gateway_id: str) -> Command:
@@ -169,8 +169,8 @@ def enqueue(
     return _enqueue((pool.queue, pool.clock, *own[0]), job_id, max_depth, where, "once" if is_again else "", *own[1])
 
 
-def ensure(pool: PoolKeys, job_id: str) -> Command:
-    return _ensure((pool.queue, pool.clock), job_id)
+def requeue_if_missing(pool: PoolKeys, job_id: str) -> Command:
+    return _requeue_if_missing((pool.queue, pool.clock), job_id)
 
 
 def withdraw(pool: PoolKeys, job_id: str) -> Command:
@@ -221,9 +221,9 @@ def drop(pool: PoolKeys, worker_id: str, job_id: str) -> Command:
     return command("LREM", pool.worker(worker_id), 1, job_id)
 
 
-def bury(pool: PoolKeys, worker_id: str, entry: bytes, job_id: str | bytes) -> Command:
+def add_dead(pool: PoolKeys, worker_id: str, entry: bytes, job_id: str | bytes) -> Command:
     """Add a request that cannot run to the dead-letter list, without its prompt; remove it from the worker's list."""
-    return _bury((pool.dead, pool.worker(worker_id)), entry, job_id)
+    return _add_dead((pool.dead, pool.worker(worker_id)), entry, job_id)
 
 
 def repair(on: Sequence[str | bytes], kinds: Sequence[str]) -> Command:
@@ -256,9 +256,9 @@ def weigh(caller: str, weights: Iterable[Weight]) -> Command:
     return _weigh(keys.caller(caller), *chain.from_iterable(weights))
 
 
-def once(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:
-    return _once((name,), job_id, body_hash, keep_ms, instead_of)
+def bind_key(name: str, job_id: str, body_hash: str, keep_ms: int, instead_of: str) -> Command:
+    return _bind_key((name,), job_id, body_hash, keep_ms, instead_of)
 
 
-def unbind(name: str, job_id: str) -> Command:
-    return _unbind((name,), job_id)
+def unbind_key(name: str, job_id: str) -> Command:
+    return _unbind_key((name,), job_id)

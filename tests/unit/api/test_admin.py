@@ -29,7 +29,7 @@ from penstock.http.door import Door
 from penstock.job import JOB_ID, Job, minted_at, new_ulid
 from penstock.metrics import Metrics
 from penstock.settings import Settings
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Glance, worst_first
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Summary, worst_first
 from penstock.transports.memory import MemoryTransport
 from tests.support.waiting import wait_until
 
@@ -143,14 +143,14 @@ async def test_no_list_reads_a_whole_request(site: Site, monkeypatch: pytest.Mon
     await site.submit()
     read = site.store.read
 
-    async def glance(job_ids: Sequence[str]) -> list[Glance | None]:
+    async def read_summary(job_ids: Sequence[str]) -> list[Summary | None]:
         records = [await read(job_id) for job_id in job_ids]
-        return [None if record is None else Glance.of(record) for record in records]
+        return [None if record is None else Summary.of(record) for record in records]
 
     async def no_read(*_: object, **__: object) -> None:
         raise AssertionError("a whole request was read")
 
-    monkeypatch.setattr(site.store, "glance", glance)
+    monkeypatch.setattr(site.store, "read_summary", read_summary)
     monkeypatch.setattr(site.store, "read", no_read)
     assert [one["id"] for one in (await site.get("/overview"))["running"]] == [job_id]
     assert len((await site.get("http://gateway/v1/requests"))["data"]) == 1

@@ -110,7 +110,7 @@ async def test_whatever_is_read_for_a_caller_takes_its_turn(method: str) -> None
     job = replace(job, once=f"{hashlib.sha256(b'k').hexdigest()[:32]} another")
     await store.enlist(WorkerInfo(id="w", models={"m": Capabilities()}, num_slots=8, num_free=8))
     await store.submit(job, "g1", 0)
-    await store.once(job, 60.0)
+    await store.bind_key(job, 60.0)
     assert await store.take("w", 1) == [job.id]
     (claim,) = await store.claim("w", [job.id])
     assert not await store.emit("w", [Done(job.id, claim.attempt, 0, finish_reason="stop")])

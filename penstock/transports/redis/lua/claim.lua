@@ -8,7 +8,7 @@
 --       4 "lives" if that worker is not dead, as `settle` returned: then no death is counted (may be missing)
 -- Returns {"missing"} | {"done"} | {"busy", its worker} | {"ended"} | {"poisoned", model, deaths} |
 --         {"newer", version} (of a release to come: nothing is done, it goes to the tail of the queue for another worker) |
---         {"unreadable", model, why} (the caller buries these two; a later claim may return them again) |
+--         {"unreadable", model, why} (the caller adds these two to the dead-letter list; a later claim may return them again) |
 --         {"claimed", attempt, now, deadline, created (ms), deaths in a row, job JSON, {every frame before this one}}
 local END = '18446744073709551615' -- the number of an attempt's last entry
 local DAY = 86400000
@@ -32,7 +32,7 @@ local function number(text)
 end
 local deaths, all_deaths = number(hash[7]) or 0, number(hash[8]) or 0
 local function is_poison() return deaths >= MAX_DEATHS_IN_A_ROW or all_deaths >= MAX_DEATHS end
-local function over() -- of what has ended: whether the caller has something to bury
+local function over() -- of what has ended: whether the caller has something for the dead-letter list
   return hash[15] and {'unreadable', model, hash[15]} or is_poison() and {'poisoned', model, all_deaths} or {'done'}
 end
 if state == 'done' then return over() end

@@ -687,7 +687,7 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
     for name in ("_jobs", "_lists", "_bound"):
         getattr(rig.transport, name).clear()  # what FLUSHALL does
     await wait_until(lambda: len(rig.transport._queue) == 1, "it was pushed again")
-    bound = await rig.transport.once(replace_job(stream.job, id="g2.1"), 60.0)
+    bound = await rig.transport.bind_key(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
     assert bound.job_id == stream.job.id
 
@@ -719,7 +719,7 @@ async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
         getattr(rig.transport, name).clear()
     rig.relay.distrust()
     await wait_until(lambda: stream.job.id in rig.transport._jobs, "it is there again")
-    bound = await rig.transport.once(replace_job(stream.job, id="g2.1"), 60.0)
+    bound = await rig.transport.bind_key(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
     assert bound.job_id == stream.job.id
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ensure: push an id at the head unless the queue holds it: for a queued job whose id is in no list.
+-- requeue_if_missing: push an id at the head unless the queue holds it: for a queued job whose id is in no list.
 -- KEYS  1 Q   2 {Q}:clock
 -- ARGV  1 request id
 -- Returns 1 if it was pushed, 0 if it was there.

@@ -1,6 +1,6 @@
 #!lua
--- once: bind an idempotency key to a request, or return which request it names. One script, so that of several clients
--- that ask at once, or find the request of a key expired, one gets the key.
+-- bind_key: bind an idempotency key to a request, or return which request it names. One script, so that of several
+-- clients that ask at once, or find the request of a key expired, one gets the key.
 -- KEYS  1 inference:once:<caller>:<hash>
 -- ARGV  1 request id   2 hash of the body   3 how long the binding holds, ms   4 a request that may lose the key, or ""
 -- Returns {} when the key names ARGV 1 from here on (or did before, and now for ARGV 3 more), else what it is bound to:

@@ -1,5 +1,5 @@
 #!lua flags=no-writes,allow-oom
--- glance: what a list shows of a request: small fields only, never the job, the prompt or the answer.
+-- read_summary: what a list shows of a request: small fields only, never the job, the prompt or the answer.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- Returns {} if the job does not exist or cannot be read, else {model, what lists show of it (JSON), state, worker, claims, deaths, created,
 --         deadline, started, first, ended, now (ms; what is nothing yet is nil), tokens in the log (0 at the end), the

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- unbind: free an idempotency key whose request was never admitted, unless it names another request by now.
+-- unbind_key: free an idempotency key whose request was never admitted, unless it names another request by now.
 -- KEYS  1 inference:once:<caller>:<hash>
 -- ARGV  1 request id
 -- Returns 1 when it was freed, else 0.

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- bury: add an entry to the dead-letter list, once, and remove its id from this worker's list.
+-- add_dead: add an entry to the dead-letter list, once, and remove its id from this worker's list.
 -- KEYS  1 {Q}:dead   2 {Q}:worker:<wid>
 -- ARGV  1 the entry, JSON   2 request id, byte for byte as in the list
 -- Returns how many copies of the id were removed.
