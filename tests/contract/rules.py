@@ -74,7 +74,7 @@ class Gateway:
 
     def _reset(self) -> None:
         self.num_resets += 1
-        self.relay.distrust()
+        self.relay.invalidate_all()
 
     async def open(self) -> tuple[Job, Stream]:
         job = new_job(on_disconnect="continue")
@@ -244,7 +244,7 @@ async def only_started_begins_an_attempt(store: RedisStore, client: redis.Redis)
 async def a_short_log_is_restored(store: RedisStore, client: redis.Redis) -> None:
     gateway, stream, short, workers = await _a_short_log(store, client)
     gateway.is_deaf = False
-    gateway.relay.distrust()
+    gateway.relay.invalidate_all()
     await _goes_on_from_what_was_relayed(stream, workers)
     assert await workers.emit("w2", [tokens(short, 1, "x")]) == {stream.job.id}, "the short attempt is fenced"
 

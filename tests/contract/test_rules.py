@@ -104,7 +104,7 @@ RULES = (
     Rule(
         4,
         rules.a_new_subscription_believes_nothing_at_first,
-        python(Relay, "distrust", lambda self: None),
+        python(Relay, "invalidate_all", lambda self: None),
     ),
     Rule(4, rules.only_started_begins_an_attempt, python(Repairer, "see", _believe_it)),
     Rule(5, rules.a_short_log_is_restored, python(Repairer, "_restore", _nothing)),

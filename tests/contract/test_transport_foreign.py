@@ -31,7 +31,7 @@ END = "18446744073709551615"
 async def asked(transport: Transport, worker: str = "w1") -> AsyncIterator[tuple[Relay, Reader, int]]:
     """A request that a client of gateway `g1` reads, claimed by `worker`: its relay, the reader and the attempt."""
     relay = Relay("g1", transport, max_depth=0)
-    await transport.listen("g1", relay.deliver, relay.distrust)
+    await transport.listen("g1", relay.deliver, relay.invalidate_all)
     await transport.enlist(new_worker(worker))
     watching = asyncio.create_task(relay.watch())
     try:
@@ -178,7 +178,7 @@ async def test_an_end_without_its_log_is_an_error_for_who_has_a_part_of_the_answ
         await wait_until(lambda: reader.stream.tokens == ["a"], "the first token")
         client.hset(keys.job(job_id), mapping={"state": "done", "ended": "1"})
         client.delete(keys.log(job_id))
-        relay.distrust()
+        relay.invalidate_all()
         await wait_until(lambda: reader.stream.end is not None, "the stream to end")
         assert isinstance(reader.stream.end, Failed)
         assert (reader.stream.end.code, reader.stream.tokens) == ("internal_error", ["a"])
@@ -193,7 +193,7 @@ async def test_a_request_in_whose_place_another_key_lies_ends_for_its_reader(
         name = keys.job(reader.stream.job.id)
         client.delete(name)
         client.set(name, "x", px=60_000)
-        relay.distrust()
+        relay.invalidate_all()
         await wait_until(lambda: reader.stream.end is not None, "the stream to end")
         assert isinstance(reader.stream.end, Failed)
         assert reader.stream.end.code == "internal_error"

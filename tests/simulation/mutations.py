@@ -87,7 +87,7 @@ def whatever_is_heard_is_believed(patch: pytest.MonkeyPatch) -> None:
 
 def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
     """4, 15: neither a new subscription nor silence makes a gateway read the log."""
-    patch.setattr(Relay, "distrust", lambda self: None)
+    patch.setattr(Relay, "invalidate_all", lambda self: None)
     patch.setattr(patience, "RUNNING_SILENCE_S", 1e9)
 
 

@@ -72,7 +72,7 @@ class Gateway:
             try:
                 if not is_open:
                     await self.transport.open()
-                    await self.transport.listen(self.id, self.relay.deliver, self.relay.distrust)
+                    await self.transport.listen(self.id, self.relay.deliver, self.relay.invalidate_all)
                     await self.transport.watch(self.id, self.relay.hinted)
                     is_open = True
                 pool = await self.transport.tick(self.id)

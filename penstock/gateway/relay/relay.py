@@ -32,7 +32,7 @@ DELIVERED_RETENTION_S = 10.0
 
 
 class Relay:
-    """All open streams of one gateway. `deliver`, `distrust` and `hinted` are what its transport calls.
+    """All open streams of one gateway. `deliver`, `invalidate_all` and `hinted` are what its transport calls.
 
     `has_lease()`: this gateway's lease holds, so that others take it for alive; without it nothing is given up.
     `pool`: where the gateway's looks at its pool are seen.
@@ -186,7 +186,7 @@ class Relay:
         if not isinstance(event, Done | Failed):
             self._see_late(event.job_id)
 
-    def distrust(self) -> None:
+    def invalidate_all(self) -> None:
         """The subscription is a new one: frames may be missing from every stream (rule 4), and data from the store."""
         self._read_again("subscription")
         self._repairer.spawn(self.keeper.doubt())
@@ -265,5 +265,9 @@ class Relay:
         if self.keeper.get(job_id) is not None:
             if self.may("check"):
                 self._repairer.spawn(self.keeper.check_one(job_id))
-        elif self._has_lease() and (reason := self._canceller.why_again(job_id)) is not None and self.may("disown"):
+        elif (
+            self._has_lease()
+            and (reason := self._canceller.why_again(job_id)) is not None
+            and self.may("cancel_orphan")
+        ):
             self._repairer.spawn(self._canceller.cancel(job_id, reason))

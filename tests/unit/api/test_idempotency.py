@@ -151,10 +151,10 @@ async def test_a_free_key_is_given_to_none_while_the_store_may_have_lost_its_las
     first = await rig.post(rig.here)
     rig.store._bound.clear()
     monkeypatch.setattr(keeper, "SETTLED_S", 0.2)
-    rig.there.relay.distrust()
+    rig.there.relay.invalidate_all()
     second = asyncio.create_task(rig.post(rig.there))
     await wait_until(lambda: rig.there.relay.keeper._doubted_at > 0.0, "it looks whether anything is lost")
-    rig.here.relay.distrust()
+    rig.here.relay.invalidate_all()
     await rig.here.relay.keeper.bind(first.stream.job, 60.0)
     assert (await second).stream.job.id == first.stream.job.id
 

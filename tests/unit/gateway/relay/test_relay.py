@@ -58,7 +58,7 @@ class Rig:
             self.relay.deliver(event)
 
     async def start(self) -> None:
-        await self.transport.listen("g1", self.deliver, self.relay.distrust)
+        await self.transport.listen("g1", self.deliver, self.relay.invalidate_all)
         await self.transport.enlist(WORKER)
         await self.transport.tick("g1")
 
@@ -169,7 +169,7 @@ async def test_after_a_new_subscription_the_log_comes_first(rig: Rig) -> None:
     rig.is_cut = True
     await rig.tokens(claim, 1, "b")
     rig.is_cut = False
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     rig.relay.deliver(Tokens(claim.job.id, claim.attempt, 1, tokens=("forged",)))
     await wait_until(lambda: len(stream.tokens) == 2, "the log was read")
     assert stream.tokens == ["a", "b"]
@@ -178,7 +178,7 @@ async def test_after_a_new_subscription_the_log_comes_first(rig: Rig) -> None:
 async def test_frames_that_come_while_the_log_is_read_are_kept(rig: Rig) -> None:
     stream = await rig.open()
     claim = await rig.claim()
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await rig.tokens(claim, 0, "a")
     await rig.done(claim, 1)
     await wait_until(lambda: stream.end is not None, "the end is there")
@@ -235,7 +235,7 @@ async def test_frames_of_an_attempt_that_the_store_has_lost_are_not_believed_aft
     await wait_until(lambda: time.time() * 1000 > lost_attempt, "the store's clock has passed its number")
     rig.pool.look(await rig.transport.tick("g1"))
     del rig.transport._jobs[claim.job.id]
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await wait_until(lambda: claim.job.id in rig.transport._queue, "it is in the queue again")
     await rig.relay.drain()
     rig.deliver(Started(claim.job.id, lost_attempt, len(relayed)))
@@ -276,7 +276,7 @@ async def test_what_has_ended_is_not_cancelled_where_the_store_has_gone_back(rig
     entry = rig.transport._jobs[claim.job.id]
     entry.state, entry.num_tokens = "queued", 0
     entry.log.clear()
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await rig.relay.drain()
     record = await rig.transport.read(claim.job.id)
     assert record is not None
@@ -467,7 +467,7 @@ async def test_another_gateway_takes_a_stream_up(rig: Rig) -> None:
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a", "b")
     other = Relay("g2", rig.transport, max_depth=2)
-    await rig.transport.listen("g2", other.deliver, other.distrust)
+    await rig.transport.listen("g2", other.deliver, other.invalidate_all)
     record = await rig.transport.read(stream.job.id)
     assert record is not None
     taken_up = await other.attach(stream.job.id, record)
@@ -501,7 +501,7 @@ async def test_readers_that_come_while_a_stream_is_taken_up_share_its_fate(
 
     monkeypatch.setattr(rig.transport, "adopt", lose_the_first)
     other = Relay("g2", rig.transport, max_depth=2)
-    await rig.transport.listen("g2", other.deliver, other.distrust)
+    await rig.transport.listen("g2", other.deliver, other.invalidate_all)
     first, second = (asyncio.create_task(other.attach(stream.job.id, record)) for _ in range(2))
     await asyncio.sleep(0)
     is_lost.set()
@@ -599,7 +599,7 @@ async def test_a_result_that_the_store_has_forgotten_is_given_back(rig: Rig, on_
     stream, _, older = await ended(rig, on_disconnect)
     rig.transport._jobs.clear()
     rig.transport._gateways.clear()
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
 
     async def is_there() -> bool:
         return await rig.transport.read(stream.job.id) is not None
@@ -658,7 +658,7 @@ async def test_another_gateway_is_not_sure_of_what_a_store_does_not_have_that_ha
 
 
 async def test_a_store_that_has_just_come_back_is_not_believed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await rig.relay.drain()
     with pytest.raises(StoreUnavailable):
         await rig.relay.look_up("g2.nothing")
@@ -717,7 +717,7 @@ async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
     await rig.relay.drain()
     for name in ("_jobs", "_bound", "_gateways"):
         getattr(rig.transport, name).clear()
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await wait_until(lambda: stream.job.id in rig.transport._jobs, "it is there again")
     bound = await rig.transport.bind_key(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
@@ -782,7 +782,7 @@ async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Ri
         return 0
 
     rig.transport.submit = note  # type: ignore[method-assign]
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await wait_until(lambda: stream.end is not None or submitted, "it ends")
     assert not submitted, "no worker is to run it again, not even for a moment"
     assert isinstance(stream.end, Done)
@@ -794,7 +794,7 @@ async def test_a_cancel_that_the_store_has_lost_alone_is_said_again(rig: Rig) ->
     stream = await _cancelled_elsewhere(rig, "operator")
     entry = rig.transport._jobs[stream.job.id]
     entry.cancel = None
-    rig.relay.distrust()
+    rig.relay.invalidate_all()
     await wait_until(lambda: entry.cancel == "operator", "it is to end again")
 
 
