@@ -256,17 +256,17 @@ class Kit:
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
         """What is published for this gateway's jobs."""
-        ear = self.redis.pubsub(ignore_subscribe_messages=True)
-        ear.psubscribe(f"inference:response:{self.gateway}.*")
+        pubsub = self.redis.pubsub(ignore_subscribe_messages=True)
+        pubsub.psubscribe(f"inference:response:{self.gateway}.*")
         heard: list[str] = []
-        while ear.get_message(timeout=0.2):  # the confirmation
+        while pubsub.get_message(timeout=0.2):  # the confirmation
             pass
         try:
             yield heard
-            while (message := ear.get_message(timeout=0.2)) is not None:
+            while (message := pubsub.get_message(timeout=0.2)) is not None:
                 heard.append(message["data"])
         finally:
-            ear.close()
+            pubsub.close()
 
     # ── the gateway ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -30,7 +30,7 @@ from penstock.transports.redis.driver.link import NoMetrics
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.rights import name_of, needed
 from tests.support.servers import free_port
-from tests.support.stores import LONG_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.stores import LONG_LEASE_S, Listener, RedisStore, new_job, new_worker, run_one, tokens
 from tests.support.topologies import (
     SERVICE,
     Cluster,
@@ -172,14 +172,14 @@ async def test_a_certificate_of_the_client(mutual_tls: Topology) -> None:
 # ── one server, and sentinels ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_ears_do_not_stay_at_what_is_no_master_any_more(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_subscription_does_not_stay_at_a_demoted_master(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     client.slaveof("127.0.0.1", 1)
     try:
         with pytest.raises(StoreUnavailable, match="READONLY"):
             await transport.tick("g1")
-        await wait_until(lambda: ear.num_resets == 1 and transport.is_listening, "a new subscription")
+        await wait_until(lambda: listener.num_resets == 1 and transport.is_listening, "a new subscription")
     finally:
         client.slaveof()
     await transport.tick("g1")
@@ -204,7 +204,7 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
     site = await asyncio.to_thread(start_sentinel)
     transport = RedisTransport(site.url, lease_s=LONG_LEASE_S)
     try:
-        ear = await Ear().listen(transport)
+        listener = await Listener().listen(transport)
         await transport.enlist(new_worker("w1"))
         first, before = new_job(), site.master_port
         await transport.submit(first, "g1", 0)
@@ -227,13 +227,13 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
             except StoreUnavailable:
                 return False
             is_there = promoted.zscore(transport._store.pool.gateways, "g1") is not None
-            return is_there and ear.num_resets >= 1 and transport.is_listening
+            return is_there and listener.num_resets >= 1 and transport.is_listening
 
         await wait_until_async(is_back, "the new master to be found", timeout_s=5.0)
         promoted.close()
         claim = await run_one(transport, "w1", first.id)
         await transport.emit("w1", [Done(first.id, claim.attempt, 0, finish_reason="stop")])
-        await wait_until(lambda: ear.events and isinstance(ear.events[-1], Done), "the end to be heard")
+        await wait_until(lambda: listener.events and isinstance(listener.events[-1], Done), "the end to be heard")
     finally:
         await transport.close()
         site.stop()
@@ -278,8 +278,8 @@ async def transport(cluster: Cluster) -> AsyncIterator[RedisTransport]:
     await transport.close()
 
 
-def _has_heard(ear: Ear, num: int, kind: type = object) -> bool:
-    return sum(isinstance(event, kind) for event in ear.events) == num
+def _has_heard(listener: Listener, num: int, kind: type = object) -> bool:
+    return sum(isinstance(event, kind) for event in listener.events) == num
 
 
 def _elsewhere(cluster: Cluster, key: str) -> int:
@@ -295,10 +295,10 @@ def _jobs_at(cluster: Cluster, node: int, num: int, *, is_there: bool = True) ->
 async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
     cluster: Cluster, transport: RedisTransport
 ) -> None:
-    ears = [await Ear().listen(transport)]
+    listeners = [await Listener().listen(transport)]
     others = [RedisTransport(cluster.url) for _ in range(3)]  # each listens at another node, mostly
     for other in others:
-        ears.append(await Ear().listen(other))
+        listeners.append(await Listener().listen(other))
     jobs = [new_job() for _ in range(30)]
     for place, job in enumerate(jobs, 1):
         assert await transport.submit(job, "g1", 30) == place
@@ -311,8 +311,8 @@ async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
     assert await transport.emit("w1", [tokens(claim, 0, "a") for claim in claims]) == set()
     ends = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in claims]
     assert await transport.emit("w1", ends) == set()
-    for ear in ears:
-        await wait_until(partial(_has_heard, ear, 90), "every event at every node")
+    for listener in listeners:
+        await wait_until(partial(_has_heard, listener, 90), "every event at every node")
     assert await transport.take("w1", 0) == []
     for other in others:
         await other.close()
@@ -392,9 +392,11 @@ async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
     transport = RedisTransport(site.url, lease_s=LONG_LEASE_S)
     try:
         victim = _elsewhere(site, QUEUE)
-        ears = [await Ear().listen(transport)]
+        listeners = [await Listener().listen(transport)]
         others = [RedisTransport(site.url) for _ in range(5)]
-        ears += [await Ear().listen(other) for other in others]  # one of them at least is at the node that dies
+        listeners += [
+            await Listener().listen(other) for other in others
+        ]  # one of them at least is at the node that dies
         await transport.enlist(new_worker("w1"))
         doomed, safe = _jobs_at(site, victim, 4), _jobs_at(site, victim, 8, is_there=False)
         for job in (*doomed[:2], *safe[:4], *doomed[2:], *safe[4:]):
@@ -415,13 +417,13 @@ async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
             await transport.emit("w1", [tokens(claim, 0, "a") for claim in claims])
         await wait_until(
             lambda: transport.is_listening and all(other.is_listening for other in others),
-            "every ear to be at a node that lives",
+            "every listener to be at a node that lives",
             timeout_s=10.0,
         )
         ends = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in alive]
         assert await transport.emit("w1", ends) == set()
-        for ear in ears:
-            await wait_until(partial(_has_heard, ear, len(ends), Done), "the ends of all that live")
+        for listener in listeners:
+            await wait_until(partial(_has_heard, listener, len(ends), Done), "the ends of all that live")
         for other in others:
             await other.close()
     finally:
@@ -443,7 +445,7 @@ def _limit(site: Topology, kind: Kind, servers: range) -> str:
 
 
 async def _answer_one(transport: RedisTransport) -> None:
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     await transport.watch("w1", lambda job_id, reason: None)
     await transport.tick("g1")
@@ -453,7 +455,7 @@ async def _answer_one(transport: RedisTransport) -> None:
     await transport.emit("w1", [tokens(claim, 0, "a")])
     assert not (await transport.renew(new_worker("w1"), [job.id])).is_lost
     assert await transport.emit("w1", [Done(job.id, claim.attempt, 1, finish_reason="stop")]) == set()
-    await wait_until(lambda: ear.events and isinstance(ear.events[-1], Done), "its end is heard")
+    await wait_until(lambda: listener.events and isinstance(listener.events[-1], Done), "its end is heard")
 
 
 @pytest.mark.timeout(60)

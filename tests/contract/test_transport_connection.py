@@ -14,9 +14,9 @@ from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Done, Event
 from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
-from penstock.transports.redis.driver.subscription import Subscription
+from penstock.transports.redis.driver.subscriber import Subscriber
 from tests.support.servers import free_port, start_server
-from tests.support.stores import Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.stores import Listener, RedisStore, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until
 
 
@@ -55,7 +55,7 @@ async def test_a_replica_is_no_place_to_write(real: RedisStore, client: redis.Re
 
 async def test_every_connection_is_cut(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     hints: list[str] = []
     await transport.enlist(new_worker("w1"))
     await transport.watch("w1", lambda job_id, reason: hints.append(job_id))
@@ -65,14 +65,14 @@ async def test_every_connection_is_cut(real: RedisStore, client: redis.Redis) ->
         client.client_kill_filter(_type=kind, skipme=True)
     with pytest.raises(StoreUnavailable):
         await waiting
-    await wait_until(lambda: ear.num_resets == 1 and transport.is_listening, "the subscription to stand again")
+    await wait_until(lambda: listener.num_resets == 1 and transport.is_listening, "the subscription to stand again")
     job = new_job()
     assert await transport.submit(job, "g1", 1) == 1
     await transport.wait("w1", 1.0)
     assert await transport.take("w1", 0) == [job.id]
     await transport.claim("w1", [job.id])
     await transport.cancel(job.id, "client")
-    await wait_until(lambda: hints and ear.events, "both ears to hear again")
+    await wait_until(lambda: hints and listener.events, "both listeners to hear again")
 
 
 async def test_a_caller_that_leaves_gets_nobody_elses_answer(real: RedisStore) -> None:
@@ -102,7 +102,7 @@ async def test_a_store_that_is_not_there_yet(real: RedisStore) -> None:
     with pytest.raises(StoreUnavailable, match="cannot connect"):
         await transport.open()
     submitting = asyncio.create_task(transport.submit(new_job(), "g1", 1))
-    listening = asyncio.create_task(Ear().listen(transport))
+    listening = asyncio.create_task(Listener().listen(transport))
     await asyncio.sleep(0)
     server = await asyncio.to_thread(start_server, real.name, port=port)
     try:
@@ -119,7 +119,7 @@ async def test_a_store_that_stays_away(real: RedisStore) -> None:
     server = await asyncio.to_thread(start_server, real.name)
     transport = RedisTransport(server.url)
     await transport.open()
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     server.stop()
     started = asyncio.get_running_loop().time()
     with pytest.raises(StoreUnavailable):
@@ -128,7 +128,7 @@ async def test_a_store_that_stays_away(real: RedisStore) -> None:
     with pytest.raises(StoreUnavailable):
         await transport.tick("g1")
     await wait_until(lambda: not transport.is_listening, "the subscription to be down")
-    assert ear.num_resets == 0
+    assert listener.num_resets == 0
     await transport.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await transport.tick("g1")
@@ -165,7 +165,7 @@ async def test_a_password(real: RedisStore) -> None:
     try:
         await transport.open()
         await transport.tick("g1")
-        await Ear().listen(transport)
+        await Listener().listen(transport)
         with pytest.raises(StoreUnavailable, match="NOAUTH"):
             await stranger.open()
         with pytest.raises(StoreUnavailable, match=r"WRONGPASS|AUTH") as caught:
@@ -216,13 +216,13 @@ async def test_each_job_whose_write_is_refused_is_counted(real: RedisStore) -> N
 async def test_what_is_not_a_frame_is_counted_and_the_next_is_heard(real: RedisStore, client: redis.Redis) -> None:
     noted = Noted()
     transport = RedisTransport(real.url, metrics=noted)
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     good = b'{"kind":"started","id":"g1.1","attempt":1,"seq":0}'
     for frame in (b"not json", b'{"kind":"tokens","id":"g1.1","attempt":1}', good.replace(b"g1.1", b"g1.2"), good):
         client.publish("inference:response:g1.1", frame)
-    await wait_until(lambda: ear.events, "the good one")
+    await wait_until(lambda: listener.events, "the good one")
     assert noted.errors == ["message"] * 3
-    assert [event.job_id for event in ear.events] == ["g1.1"]
+    assert [event.job_id for event in listener.events] == ["g1.1"]
     await transport.close()
 
 
@@ -231,32 +231,32 @@ async def test_a_reader_that_dies_of_a_bug_begins_again(
 ) -> None:
     transport = await real.transport()
     assert isinstance(transport, RedisTransport)
-    ear = await Ear().listen(transport)
-    listen, num_bugs = Subscription._listen, 0
+    listener = await Listener().listen(transport)
+    listen, num_bugs = Subscriber._listen, 0
 
-    async def fail_once(self: Subscription, link: Any) -> None:
+    async def fail_once(self: Subscriber, link: Any) -> None:
         nonlocal num_bugs
         num_bugs += 1
         if num_bugs == 1:
             raise RuntimeError("a bug")
         await listen(self, link)
 
-    monkeypatch.setattr(Subscription, "_listen", fail_once)
+    monkeypatch.setattr(Subscriber, "_listen", fail_once)
     with redis.Redis.from_url(real.url) as client:
         client.client_kill_filter(_type="pubsub")
     await wait_until(lambda: num_bugs > 1 and transport.is_listening, "it listens again")
-    assert ear.num_resets >= 1
+    assert listener.num_resets >= 1
     assert "it begins again" in caplog.text
     await transport.submit(job := new_job(), "g1", 0)
     await transport.cancel(job.id, "client")
-    await wait_until(lambda: ear.events, "it hears")
+    await wait_until(lambda: listener.events, "it hears")
 
 
 async def test_who_does_not_listen_yet_follows_nothing(real: RedisStore) -> None:
     transport = await real.transport()
     with pytest.raises(StoreUnavailable, match="not listen yet"):
         await transport.follow("g9.1")
-    await Ear().listen(transport)
+    await Listener().listen(transport)
     await transport.follow("g9.1")
 
 

@@ -9,12 +9,12 @@ from penstock.job import CancelReason, Job
 from penstock.rich_token import RichToken
 from penstock.transports import Transport
 from penstock.transports.base import Outcome
-from tests.support.stores import Ear, Store, new_job, new_worker, run_one, tokens
+from tests.support.stores import Listener, Store, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until
 
 
 async def test_cancelling_a_queued_job_ends_it_at_once(transport: Transport) -> None:
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     job, next_ = new_job(), new_job()
     await transport.submit(job, "g1", 0)
@@ -27,7 +27,7 @@ async def test_cancelling_a_queued_job_ends_it_at_once(transport: Transport) -> 
     (end,) = record.events
     assert isinstance(end, Done)
     assert (end.finish_reason, end.seq, end.attempt) == ("cancelled", 0, record.attempt)
-    await wait_until(lambda: ear.events == [end], "the end to be heard")
+    await wait_until(lambda: listener.events == [end], "the end to be heard")
     assert await transport.take("w1", 9) == [next_.id]
 
 
@@ -170,7 +170,7 @@ async def test_ensure_puts_a_lost_id_at_the_head(transport: Transport) -> None:
 
 
 async def test_restore_brings_back_what_the_client_has(transport: Transport) -> None:
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     job = new_job()
     await transport.submit(job, "g1", 0)
@@ -189,7 +189,7 @@ async def test_restore_brings_back_what_the_client_has(transport: Transport) -> 
     assert claim.tokens == tuple(relayed)
     await transport.emit("w1", [Done(job.id, claim.attempt, 3, tokens=("d",), finish_reason="stop")])
     assert not await transport.restore(job, "g1", relayed, claim.attempt)  # done
-    await wait_until(lambda: isinstance(ear.events[-1], Done), "the end")
+    await wait_until(lambda: isinstance(listener.events[-1], Done), "the end")
 
 
 async def test_restore_of_a_forgotten_job(transport: Transport) -> None:
@@ -252,7 +252,7 @@ def _outcome(job: Job, attempt: int, *texts: str, end: Terminal | None = None, k
 
 async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(store: Store) -> None:
     transport = await store.transport()
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     job = new_job(caller="me", retention_s=600.0)
     token = RichToken("b", reasoning='\u00e4 "quoted" \n')
     outcome = msgspec.structs.replace(_outcome(job, 7, "a"), tokens=["a", token])
@@ -270,7 +270,7 @@ async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(st
     assert ages == sorted(ages, reverse=True)
     assert await transport.requests_of("me", 9) == [job.id]
     assert await transport.states([job.id, "g1.none"]) == {job.id: "done"}
-    await wait_until(lambda: ear.events == [folded.end], "its end to be heard")
+    await wait_until(lambda: listener.events == [folded.end], "its end to be heard")
 
 
 async def test_an_end_is_given_back_to_a_store_in_which_the_request_runs_again(store: Store) -> None:

@@ -13,7 +13,7 @@ from penstock.job import Message
 from penstock.rich_token import Logprob, RichToken, ToolCall, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
-from tests.support.stores import Ear, Store, new_job, new_worker, run_one, tokens
+from tests.support.stores import Listener, Store, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until
 
 
@@ -22,7 +22,7 @@ def done(job_id: str, attempt: int, seq: int, *texts: str) -> Done:
 
 
 async def test_a_job_goes_down_and_its_events_come_up(transport: Transport) -> None:
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     job = new_job(messages=None, prompt='a "quoted" é \n prompt', trace="t-1")
     assert await transport.submit(job, "g1", 10) == 1
     await transport.enlist(new_worker("w1"))
@@ -34,8 +34,8 @@ async def test_a_job_goes_down_and_its_events_come_up(transport: Transport) -> N
     assert await transport.emit("w1", [first]) == set()
     assert await transport.emit("w1", [end]) == set()
     expected: list[Event] = [Started(job.id, claim.attempt, 0), first, end]
-    await wait_until(lambda: len(ear.events) == 3, "three events")
-    assert ear.events == expected
+    await wait_until(lambda: len(listener.events) == 3, "three events")
+    assert listener.events == expected
     record = await transport.read(job.id)
     assert record is not None
     assert (record.state, record.attempt, record.owner, record.num_claims) == ("done", claim.attempt, "g1", 1)
@@ -71,11 +71,11 @@ async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Tr
     await transport.enlist(new_worker("w1"))
     claim = await run_one(transport, "w1", job.id)
     await transport.emit("w1", [tokens(claim, 0, "a")])
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     assert transport.is_listening
     await transport.emit("w1", [tokens(claim, 1, "b")])
-    await wait_until(lambda: ear.events, "the second frame")
-    assert ear.events == [tokens(claim, 1, "b")]
+    await wait_until(lambda: listener.events, "the second frame")
+    assert listener.events == [tokens(claim, 1, "b")]
     record = await transport.read(job.id)
     assert record is not None
     assert record.events == (Started(job.id, claim.attempt, 0), tokens(claim, 0, "a"), tokens(claim, 1, "b"))
@@ -85,15 +85,15 @@ async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Tr
 
 async def test_a_gateway_hears_its_own_jobs_only(store: Store) -> None:
     one, two = await store.transport(), await store.transport()
-    ear = await Ear().listen(one, "g1")
-    other = await Ear().listen(two, "g10")
+    listener = await Listener().listen(one, "g1")
+    other = await Listener().listen(two, "g10")
     await two.enlist(new_worker("w1"))
     mine, theirs = new_job("g1"), new_job("g10")
     await one.submit(mine, "g1", 0)
     await two.submit(theirs, "g10", 0)
     await two.claim("w1", await two.take("w1", 2))
-    await wait_until(lambda: ear.events and other.events, "both heard something")
-    assert [event.job_id for event in ear.events] == [mine.id]
+    await wait_until(lambda: listener.events and other.events, "both heard something")
+    assert [event.job_id for event in listener.events] == [mine.id]
     assert [event.job_id for event in other.events] == [theirs.id]
 
 
@@ -177,7 +177,7 @@ async def test_reading_goes_on_after_a_position_even_within_a_frame(transport: T
 
 async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transport) -> None:
     """Read, claimed again after a hand-back, and given back to a store that is behind: a rich token is one token."""
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     job = new_job(
         messages=(Message("user", "?"), Message("assistant", "", tool_calls=(ToolCall(0, "c", "f", "{}"),))),
@@ -206,8 +206,8 @@ async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transpo
     last = await run_one(transport, "w1", job.id)
     assert last.tokens == (*said, "more")
     await transport.emit("w1", [Done(job.id, last.attempt, 6, finish_reason="tool_calls")])
-    await wait_until(lambda: any(isinstance(event, Done) for event in ear.events), "the end is heard")
-    assert fold(event for event in ear.events if event.attempt == claim.attempt).tokens == said
+    await wait_until(lambda: any(isinstance(event, Done) for event in listener.events), "the end is heard")
+    assert fold(event for event in listener.events if event.attempt == claim.attempt).tokens == said
 
 
 async def test_several_frames_of_one_job_in_one_step(transport: Transport) -> None:

@@ -346,13 +346,13 @@ async def test_memory_has_nothing_to_refuse(transport: Transport) -> None:
 async def test_who_is_followed_is_heard_after_a_cut(real: RedisStore, client: redis.Redis) -> None:
     here, there = await real.transport(), await real.transport()
     assert isinstance(there, RedisTransport)
-    ears = there._store.ears
+    subscriber = there._store.subscriber
     jobs = [new_job() for _ in range(3)]
     heard: list[str] = []
     resets: list[list[bool]] = []
 
     def reset() -> None:
-        resets.append([ears.has(keys.channel(job.id)) for job in jobs])
+        resets.append([subscriber.has(keys.channel(job.id)) for job in jobs])
 
     await there.listen("g2", lambda event: heard.append(event.job_id), reset)
     await here.enlist(new_worker("w1"))

@@ -15,7 +15,7 @@ from penstock.event import Done, Event, Failed, fold
 from penstock.transports.base import LATE_SLACK_S, Outcome, RateLimit
 from penstock.transports.gcra import gcra
 from penstock.transports.redis import RedisTransport, keys
-from tests.support.stores import SHORT_LEASE_S, Ear, RedisStore, new_job, new_worker, run_one, tokens
+from tests.support.stores import SHORT_LEASE_S, Listener, RedisStore, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until, wait_until_async
 
 
@@ -179,7 +179,7 @@ async def test_what_an_idempotency_key_is_in_redis(real: RedisStore, client: red
 
 async def test_a_full_redis_takes_no_new_work_and_finishes_the_old(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
-    ear = await Ear().listen(transport)
+    listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     jobs = [new_job() for _ in range(2)]
     for job in jobs:
@@ -200,8 +200,8 @@ async def test_a_full_redis_takes_no_new_work_and_finishes_the_old(real: RedisSt
         assert (await transport.tick("g1")).depth == 0
     finally:
         client.config_set("maxmemory", "0")
-    await wait_until(lambda: sum(isinstance(event, Done) for event in ear.events) == 2, "both ends")
-    heard = fold(event for event in ear.events if event.job_id == jobs[0].id)  # what was refused is heard twice
+    await wait_until(lambda: sum(isinstance(event, Done) for event in listener.events) == 2, "both ends")
+    heard = fold(event for event in listener.events if event.job_id == jobs[0].id)  # what was refused is heard twice
     assert heard.tokens == ("a", "b", "z")
     record = await transport.read(jobs[0].id)
     assert record is not None

@@ -242,7 +242,7 @@ class Run:
             self.outcome.ends[how] = self.outcome.ends.get(how, 0) + 1
             client.state = "left"
         self.is_away = True
-        self.store.ears.clear()
+        self.store.listeners.clear()
         self.plan.events.clear()
         self.is_stopping = True
         for person in self.people():

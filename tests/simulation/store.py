@@ -37,7 +37,7 @@ class ModelStore(MemoryTransport):
         super().__init__(now=now, lease_s=lease_s, retention_s=retention_s)
         self._on_violation = on_violation
         self._said: dict[str, list[Token]] = {}
-        self.ears: dict[str, Publish] = {}
+        self.listeners: dict[str, Publish] = {}
         self.num_halves = 0
 
     # ── as Redis does it ─────────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +152,7 @@ class ModelStore(MemoryTransport):
         self._check(entry, event)
         super()._append(entry, event, publish)  # to listeners of its own: the contract suite has some, a run has wires
         if publish:
-            for hear in self.ears.values():
+            for hear in self.listeners.values():
                 hear(event)
 
     def _check(self, entry: _Entry, event: Event) -> None:

@@ -64,7 +64,7 @@ class Trouble:
     def kill_gateway(self, gateway: Gateway, back_after_s: float) -> None:
         self.run.note("plan", "kills", gateway.id)
         gateway.process.kill()
-        self.run.store.ears.pop(gateway.id, None)
+        self.run.store.listeners.pop(gateway.id, None)
         for client in self.run.clients:
             if client.gateway is gateway:
                 client.cut()

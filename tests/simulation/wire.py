@@ -216,7 +216,7 @@ class Wire:
         if self.site.is_away:
             raise StoreUnavailable("away")
         self.gateway_id, self.on_event, self.on_reset = gateway_id, on_event, on_reset
-        self.site.store.ears[gateway_id] = self._published
+        self.site.store.listeners[gateway_id] = self._published
         await asyncio.sleep(HOP_S)
 
     @property

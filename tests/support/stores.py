@@ -122,7 +122,7 @@ def tokens(claim: Claim, seq: int, *texts: str) -> Tokens:
     return Tokens(claim.job.id, claim.attempt, seq, tokens=texts)
 
 
-class Ear:
+class Listener:
     """What a gateway hears."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Ear:
     def reset(self) -> None:
         self.num_resets += 1
 
-    async def listen(self, transport: Transport, gateway: str = "g1") -> Ear:
+    async def listen(self, transport: Transport, gateway: str = "g1") -> Listener:
         await transport.listen(gateway, self.events.append, self.reset)
         return self
 

@@ -55,7 +55,7 @@ class GatewaySide(ObjectSide, SubmitSide):
         decode = event_decoder.decode
         self._hear = hear
         self._listens_to = keys.pattern(gateway_id)
-        await self._store.ears.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
+        await self._store.subscriber.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
 
     @property
     def is_listening(self) -> bool:

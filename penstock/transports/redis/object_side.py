@@ -16,7 +16,7 @@ from penstock.job import Job
 from penstock.transports.base import Bound, State, Summary, Transport
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.driver.command import command
-from penstock.transports.redis.driver.subscription import OnMessage
+from penstock.transports.redis.driver.subscriber import OnMessage
 from penstock.transports.redis.records import missing_end
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
 from penstock.transports.redis.store import Store
@@ -49,13 +49,13 @@ class ObjectSide(Transport):
             raise StoreUnavailable("This gateway does not listen yet.", retry_after_s=1.0)
         topic = keys.channel(job_id)
         try:
-            await self._store.ears.subscribe(topic, self._hear)
+            await self._store.subscriber.subscribe(topic, self._hear)
         except BaseException:
-            self._store.ears.unsubscribe(topic)
+            self._store.subscriber.unsubscribe(topic)
             raise
 
     async def unfollow(self, job_id: str) -> None:
-        self._store.ears.unsubscribe(keys.channel(job_id))
+        self._store.subscriber.unsubscribe(keys.channel(job_id))
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
         names = [keys.job(job_id) for job_id in job_ids]

@@ -22,7 +22,7 @@ from penstock.transports.redis.driver.connection import Connection
 from penstock.transports.redis.driver.endpoint import Deployment
 from penstock.transports.redis.driver.link import NoMetrics, Reply, StoreMetrics
 from penstock.transports.redis.driver.routes import routes_of
-from penstock.transports.redis.driver.subscription import Subscription
+from penstock.transports.redis.driver.subscriber import Subscriber
 from penstock.transports.redis.keys import PoolKeys
 from penstock.transports.redis.refusals import Refusals, kind_of, shown
 
@@ -34,7 +34,7 @@ MISSED: Final = object()
 
 
 class Store:
-    """The connections of one transport: commands (joined writes), ears, one that may block, one for bulk reads."""
+    """The connections of one transport: commands (joined writes), the subscriber's, one that may block, one for bulk reads."""
 
     def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
         self.pool = pool
@@ -62,11 +62,11 @@ class Store:
         return self._routes.blocking(self.pool.queue)
 
     @property
-    def ears(self) -> Subscription:
-        return self._routes.ears
+    def subscriber(self) -> Subscriber:
+        return self._routes.subscriber
 
     def hears(self, topic: str) -> bool:
-        return self._routes.ears.has(topic)
+        return self._routes.subscriber.has(topic)
 
     async def every(self) -> list[Connection]:
         """A connection to each server that holds keys of ours: more than one on a cluster only."""

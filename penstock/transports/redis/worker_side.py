@@ -98,7 +98,7 @@ class WorkerSide(ClaimingSide):
             hint: _Hint = decode_json(message, _Hint)
             on_cancel(hint.id, hint.reason)
 
-        await self._store.ears.subscribe(keys.control(process_id), hear)
+        await self._store.subscriber.subscribe(keys.control(process_id), hear)
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""

@@ -16,7 +16,7 @@ from penstock.transports.redis.driver.endpoint import Deployment, Endpoint, Loca
 from penstock.transports.redis.driver.link import StoreMetrics
 from penstock.transports.redis.driver.nodes import Nodes
 from penstock.transports.redis.driver.sentinel import Sentinels
-from penstock.transports.redis.driver.subscription import Subscription
+from penstock.transports.redis.driver.subscriber import Subscriber
 
 
 class Routes(Protocol):
@@ -34,7 +34,7 @@ class Routes(Protocol):
         """For reads on `key` whose replies may be large: nothing else waits behind them."""
 
     @property
-    def ears(self) -> Subscription: ...
+    def subscriber(self) -> Subscriber: ...
 
     async def every(self) -> list[Connection]:
         """One for each server that holds keys."""
@@ -63,7 +63,7 @@ class ServerRoutes:
         self._commands = ServerConnection(locator, "penstock", metrics, preload, self._moved)
         self._blocking = ServerConnection(locator, "penstock-blocking", metrics, (), self._moved)
         self._bulk = ServerConnection(locator, "penstock-bulk", metrics, preload, self._moved)
-        self._ears = Subscription(locator, "penstock-ears", metrics)
+        self._subscriber = Subscriber(locator, "penstock-subscriber", metrics)
 
     def to(self, key: str) -> Connection:
         return self._commands
@@ -75,8 +75,8 @@ class ServerRoutes:
         return self._bulk
 
     @property
-    def ears(self) -> Subscription:
-        return self._ears
+    def subscriber(self) -> Subscriber:
+        return self._subscriber
 
     async def every(self) -> list[Connection]:
         return [self._commands]
@@ -85,13 +85,13 @@ class ServerRoutes:
         await self._commands.connect()
 
     async def close(self) -> None:
-        await self._ears.close()
+        await self._subscriber.close()
         await self._blocking.close()
         await self._bulk.close()
         await self._commands.close()
 
     def _moved(self, to: Endpoint | None) -> None:
-        for way in (self._commands, self._blocking, self._bulk, self._ears):
+        for way in (self._commands, self._blocking, self._bulk, self._subscriber):
             way.redial("the server is not the one to write to any more", unless=to)
 
 
@@ -117,7 +117,7 @@ class ClusterRoutes:
         self._commands = Nodes(self._cluster, "penstock", metrics, preload)
         self._blocking = Nodes(self._cluster, "penstock-blocking", metrics)
         self._bulk = Nodes(self._cluster, "penstock-bulk", metrics, preload)
-        self._ears = Subscription(self._cluster, "penstock-ears", metrics)
+        self._subscriber = Subscriber(self._cluster, "penstock-subscriber", metrics)
 
     def to(self, key: str) -> Connection:
         return self._commands.to(slot_of(key))
@@ -129,8 +129,8 @@ class ClusterRoutes:
         return self._bulk.to(slot_of(key))
 
     @property
-    def ears(self) -> Subscription:
-        return self._ears
+    def subscriber(self) -> Subscriber:
+        return self._subscriber
 
     async def every(self) -> list[Connection]:
         await self._cluster.refresh()
@@ -140,7 +140,7 @@ class ClusterRoutes:
         await self._cluster.refresh()
 
     async def close(self) -> None:
-        await self._ears.close()
+        await self._subscriber.close()
         await self._cluster.close()
         await self._blocking.close()
         await self._bulk.close()
@@ -151,5 +151,5 @@ class ClusterRoutes:
         self._commands.keep(masters)
         self._blocking.keep(masters)
         self._bulk.keep(masters)
-        if self._ears.endpoint not in masters:
-            self._ears.redial("the node is no longer a master")
+        if self._subscriber.endpoint not in masters:
+            self._subscriber.redial("the node is no longer a master")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from penstock.errors import StoreUnavailable
 from penstock.transports.redis.driver.endpoint import Deployment, Endpoint
 from penstock.transports.redis.driver.link import StoreMetrics, ask_once
-from penstock.transports.redis.driver.subscription import Subscription
+from penstock.transports.redis.driver.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Sentinels:
         self._turns = _Turns(deployment.known)
         self._metrics = metrics
         self._on_moved = on_moved
-        self._news = Subscription(_Turns(deployment.known), "penstock-news", metrics)
+        self._news = Subscriber(_Turns(deployment.known), "penstock-news", metrics)
         self._watching: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
 

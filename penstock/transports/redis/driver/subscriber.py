@@ -30,7 +30,7 @@ _PING = command("PING").packed
 OnMessage = Callable[[bytes, bytes], None]
 
 
-class _EarLink(Link):
+class _SubscribedLink(Link):
     """A link in subscribed mode: once greeted, what arrives is pushed, not asked for."""
 
     def __init__(self, metrics: StoreMetrics, on_push: Callable[[list[Reply]], None]) -> None:
@@ -54,7 +54,7 @@ class _EarLink(Link):
                 self.abort(f"Redis refused a subscription: {reply}", "refused")
 
 
-class Subscription:
+class Subscriber:
     """Channels and patterns with their handlers, kept subscribed until `close`.
 
     A handler gets the channel and the message, must not block, and is called in order of arrival. If it raises, that
@@ -69,7 +69,7 @@ class Subscription:
         self._confirmed: set[bytes] = set()
         self._ever: set[bytes] = set()
         self._changed = asyncio.Event()
-        self._link: _EarLink | None = None
+        self._link: _SubscribedLink | None = None
         self.endpoint: Endpoint | None = None
         self._stands_since = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -132,7 +132,7 @@ class Subscription:
         while True:
             await asyncio.sleep(backoff_s)
             backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s or 0.02)
-            link = _EarLink(self._metrics, self._heard)
+            link = _SubscribedLink(self._metrics, self._heard)
             try:
                 self.endpoint = await self._locator.locate()
                 await let_in(self.endpoint, link, self._name)
@@ -150,7 +150,7 @@ class Subscription:
                 self._link = None
                 self._confirmed.clear()
 
-    async def _resubscribe(self, link: _EarLink) -> None:
+    async def _resubscribe(self, link: _SubscribedLink) -> None:
         # Patterns last: when a pattern is confirmed again and reported, every channel is confirmed already.
         wanted = sorted(self._handlers, key=lambda topic: self._handlers[topic][0] == "PSUBSCRIBE")
         self._link = link
@@ -164,7 +164,7 @@ class Subscription:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def _listen(self, link: _EarLink) -> None:
+    async def _listen(self, link: _SubscribedLink) -> None:
         """Until the link is lost. It is lost as well when a PING brings nothing in time."""
         loop = asyncio.get_running_loop()
         while link.is_open:
@@ -174,7 +174,7 @@ class Subscription:
                 link.abort("the subscription did not answer a PING", "timeout")
         raise StoreUnavailable("the connection was lost")
 
-    def _ask(self, link: _EarLink, topics: list[bytes]) -> None:
+    def _ask(self, link: _SubscribedLink, topics: list[bytes]) -> None:
         for topic in topics:
             link.write(command(self._handlers[topic][0], topic).packed)
 
