@@ -226,7 +226,7 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
                 await transport.tick("g1")
             except StoreUnavailable:
                 return False
-            is_there = promoted.zscore(transport._store.pool.gateways, "g1") is not None
+            is_there = promoted.zscore(transport._redis.pool.gateways, "g1") is not None
             return is_there and listener.num_resets >= 1 and transport.is_listening
 
         await wait_until_async(is_back, "the new master to be found", timeout_s=5.0)
@@ -319,14 +319,14 @@ async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
 
 
 async def test_what_is_large_is_read_on_connections_of_its_own(cluster: Cluster, transport: RedisTransport) -> None:
-    store = transport._store
+    store = transport._redis
     for job in _jobs_at(cluster, 0, 1) + _jobs_at(cluster, 1, 1):
         name = keys.job(job.id)
         assert store._routes.bulk(name) is store._routes.bulk(name) is not store.conn(name)
 
 
 async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, transport: RedisTransport) -> None:
-    pool = transport._store.pool
+    pool = transport._redis.pool
     job, waiting = new_job(), asyncio.create_task(transport.wait("w1", 8.0))
     await transport.submit(job, "g1", 0)
     await waiting

@@ -230,7 +230,7 @@ async def test_what_no_gateway_could_read_is_refused_and_harms_no_other_worker(
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     on: tuple[str, ...] = (POOL.workers, POOL.about, POOL.clock, POOL.worker("w1"), POOL.gateways)
-    with pytest.raises(redis.ResponseError, match="says of itself must be"):
+    with pytest.raises(redis.ResponseError, match="announces must be"):
         client.eval(Script("renew").source.decode(), len(on), *on, "w1", about)
     on = (POOL.workers, POOL.about, POOL.clock, POOL.gateways)
     refusal: Any = client.eval(Script("enlist").source.decode(), len(on), *on, "w9", about)

@@ -346,7 +346,7 @@ async def test_memory_has_nothing_to_refuse(transport: Transport) -> None:
 async def test_who_is_followed_is_heard_after_a_cut(real: RedisStore, client: redis.Redis) -> None:
     here, there = await real.transport(), await real.transport()
     assert isinstance(there, RedisTransport)
-    subscriber = there._store.subscriber
+    subscriber = there._redis.subscriber
     jobs = [new_job() for _ in range(3)]
     heard: list[str] = []
     resets: list[list[bool]] = []

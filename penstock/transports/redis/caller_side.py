@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
 from hiredis import ReplyError
 
 from penstock.errors import StorageQuota, StoreUnavailable
 from penstock.job import Job
-from penstock.transports.base import LEASE_S, RateLimit, Transport, Verdict
+from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.quota import REQUEST_BYTES, Recently, Share, most_answer_bytes
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command, command
+from penstock.transports.redis.lifetimes import Lifetimes, ms
 from penstock.transports.redis.refusals import shown
-from penstock.transports.redis.store import Store
 from penstock.transports.redis.weighing import Weighing
 from penstock.wire import encode_job
 
@@ -28,52 +28,39 @@ log = logging.getLogger(__name__)
 NEAR_FOR_S = 60.0
 
 
-@dataclass(slots=True, frozen=True)
-class Terms:
-    """How long things last, in ms. A lease other than that in the scripts is for tests."""
-
-    lease_ms: int
-    retention_ms: int
-    resume_window_ms: int
-
-    @property
-    def lease(self) -> tuple[int, ...]:
-        return () if self.lease_ms == round(LEASE_S * 1000) else (self.lease_ms,)
-
-
 class CallerSide(Transport):
     """The verbs of `RedisTransport` that are about one caller. `_near`: those that have used most of their share."""
 
-    _store: Store
-    _terms: Terms
+    _redis: RedisClient
+    _lifetimes: Lifetimes
     _near: Recently
     _weighing: Weighing
 
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         name = keys.caller(caller)[0]
-        (ids,) = await self._store.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
+        (ids,) = await self._redis.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
         newest = dict.fromkeys(map(shown, ids))
         return list(newest)[: max(0, limit)]
 
     async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
         charge = scripts.charge(key, limit, cost)
-        allowed, remaining, reset_us, retry_us = await self._store.ask("charge", keys.rate(key), charge)
+        allowed, remaining, reset_us, retry_us = await self._redis.ask("charge", keys.rate(key), charge)
         return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
-        keep_ms = self._terms.retention_ms if keep_s is None else ms(keep_s)
+        keep_ms = self._lifetimes.retention_ms if keep_s is None else ms(keep_s)
         kept = job.kept()
         if kept is job:
             self._weighing.add(job.caller, (job.id, num_bytes, keep_ms, ""))
             return
         shorter = encode_job(kept)
-        self._store.request_conn(job.id).post(scripts.shorten(job.id, shorter).packed, 1)
+        self._redis.request_conn(job.id).post(scripts.shorten(job.id, shorter).packed, 1)
         self._weighing.add(job.caller, (job.id, num_bytes, keep_ms, REQUEST_BYTES + len(shorter)))
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         names = keys.job(job.id), keys.log(job.id)
         words = b"".join(command("PEXPIRE", name, ms(life_s), "GT").packed for name in names)
-        self._store.request_conn(job.id).post(words, len(names))
+        self._redis.request_conn(job.id).post(words, len(names))
         size = REQUEST_BYTES + len(encode_job(job.kept()))
         self._weighing.flush()  # it must not come behind this
         self._post_for(job.caller, scripts.book(job, size, num_bytes, ms(life_s), Share()))
@@ -81,7 +68,7 @@ class CallerSide(Transport):
     # ── for the gateway's side ───────────────────────────────────────────────────────────────────────────────────
 
     def _retention_ms(self, job: Job) -> int:
-        return self._terms.retention_ms if job.retention_s is None else ms(job.retention_s)
+        return self._lifetimes.retention_ms if job.retention_s is None else ms(job.retention_s)
 
     def _booking(self, job: Job, size: int, share: Share, keep_s: float | None = None) -> Command:
         """Books a job whose JSON has `size` bytes, for the longest that it may live, or for `keep_s`."""
@@ -91,7 +78,7 @@ class CallerSide(Transport):
     def _verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
         """What a booking's reply means. A booking that fails does not fail the request."""
         if isinstance(reply, ReplyError):
-            self._store.refusal("book", reply)  # counts and logs it
+            self._redis.refusal("book", reply)  # counts and logs it
             return None
         is_booked, num, num_bytes, frees_in_ms = reply
         if not is_booked or share.is_near(num, num_bytes):
@@ -104,16 +91,16 @@ class CallerSide(Transport):
     async def _book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
         """Book before anything is stored: a round trip of its own."""
         self._weighing.flush()  # where little is left, each ended request must count at its size
-        (reply,) = await self._store.exchange("book", self._store.conn(keys.caller(job.caller)[0]), (booking,))
+        (reply,) = await self._redis.exchange("book", self._redis.conn(keys.caller(job.caller)[0]), (booking,))
         booked: list[int] | ReplyError = reply
         return await self._repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked
 
     async def _repaired(self, job: Job, booking: Command, refusal: ReplyError) -> list[int] | ReplyError:
         """Book again, where only a key of a wrong type was in the way."""
-        conn = self._store.conn(keys.caller(job.caller)[0])
-        if not await self._store.repair(conn, refusal, booking.on):
+        conn = self._redis.conn(keys.caller(job.caller)[0])
+        if not await self._redis.repair(conn, refusal, booking.on):
             return refusal
-        (booked,) = await self._store.exchange("book", conn, (booking,))
+        (booked,) = await self._redis.exchange("book", conn, (booking,))
         again: list[int] | ReplyError = booked
         return again
 
@@ -130,8 +117,4 @@ class CallerSide(Transport):
 
     def _post_for(self, caller: str, what: Command) -> None:
         """On the caller's slot, not awaited."""
-        self._store.conn(keys.caller(caller)[0]).post(what.packed, 1)
-
-
-def ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+        self._redis.conn(keys.caller(caller)[0]).post(what.packed, 1)

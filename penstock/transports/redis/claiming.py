@@ -18,10 +18,10 @@ from penstock.job import Claim
 from penstock.logs import Seldom
 from penstock.transports.base import DeadJob, Transport
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.client import MISSED, RedisClient
 from penstock.transports.redis.driver.command import Command
 from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.refusals import Refused, shown
-from penstock.transports.redis.store import MISSED, Store
 from penstock.wire import NewerJob, WireError, decode_event, decode_job, encode_json
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _Dead = tuple[str | bytes, str, int, str]  # id, model, deaths, why it cannot be
 class ClaimingSide(Transport):
     """The verbs of `RedisTransport` that decide what of its list a worker runs."""
 
-    _store: Store
+    _redis: RedisClient
     _emitter: Emitter
     _rests_until: float = 0.0
     _newer_jobs: Seldom
@@ -59,7 +59,7 @@ class ClaimingSide(Transport):
                 break
             busy: list[tuple[str, bytes]] = []
             asked = [(keys.job(one.id), scripts.claim(one.id, worker_id, one.holder, lives=one.lives)) for one in todo]
-            replies = await self._store.run_each("claim", asked, may_miss=True)
+            replies = await self._redis.run_each("claim", asked, may_miss=True)
             for (job_id, _, _), reply in zip(todo, replies, strict=True):
                 if reply is MISSED:  # it stays in the list, and is claimed again
                     continue
@@ -72,7 +72,7 @@ class ClaimingSide(Transport):
                         claim = await self._open(worker_id, job_id, reply)
                     except NewerJob:  # its version does not come first, where the script looks for it
                         requeue = scripts.requeue(job_id, reply[1], worker_id)
-                        await self._store.ask("requeue", keys.job(job_id), requeue)
+                        await self._redis.ask("requeue", keys.job(job_id), requeue)
                         newer.append(job_id)
                         continue
                     if claim is not None:
@@ -86,10 +86,10 @@ class ClaimingSide(Transport):
                 elif outcome == b"unreadable":
                     dead.append((job_id, shown(reply[1]), 0, shown(reply[2])))
                 else:  # missing, done, ended
-                    over.append(scripts.drop(self._store.pool, worker_id, job_id))
+                    over.append(scripts.drop(self._redis.pool, worker_id, job_id))
             todo = await self._settle(worker_id, busy)
         if over:
-            await self._store.run("drop", self._store.pool.queue, *over)
+            await self._redis.run("drop", self._redis.pool.queue, *over)
         if newer:
             await self._pass_on(worker_id, newer)
         if dead:
@@ -104,9 +104,9 @@ class ClaimingSide(Transport):
         """Of jobs that run at another worker: those whose worker is dead, or has lost them, to be claimed from it."""
         if not busy:
             return []
-        pool = self._store.pool
+        pool = self._redis.pool
         asked = [scripts.settle(pool, worker_id, other, job_id) for job_id, other in busy]
-        settled = await self._store.run("settle", pool.queue, *asked)
+        settled = await self._redis.run("settle", pool.queue, *asked)
         return [
             _Try(job_id, other, how == scripts.LIVES)
             for (job_id, other), how in zip(busy, settled, strict=True)
@@ -125,10 +125,10 @@ class ClaimingSide(Transport):
         self._rests_until = time.monotonic() + NEWER_REST_S
         if self._newer_jobs.is_due():
             log.warning("requests of a newer version are in the queue; this worker leaves them to newer workers")
-        pool = self._store.pool
+        pool = self._redis.pool
         for job_id in ids:
             back = scripts.enqueue(pool, job_id, 0, "tail", is_again=False)
-            await self._store.run("pass_on", pool.queue, back, scripts.drop(pool, worker_id, job_id))
+            await self._redis.run("pass_on", pool.queue, back, scripts.drop(pool, worker_id, job_id))
 
     async def _open(self, worker_id: str, job_id: str, reply: list[Any]) -> Claim | None:
         """A claim reply as a `Claim`. None if it cannot be read: the job ends with an error. Raises `NewerJob`."""
@@ -159,18 +159,18 @@ class ClaimingSide(Transport):
 
     async def _set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
         """Move what ended its workers, or cannot be read, from this worker's list to the dead-letter list."""
-        pool = self._store.pool
+        pool = self._redis.pool
         entries = []
         for job_id, model, deaths, why in dead:
             known = job_id if isinstance(job_id, str) else shown(job_id)
             if why:
                 log.error("request %s is set aside: %s", known, why)
-                self._store.metrics.store_error("set_aside")
+                self._redis.metrics.store_error("set_aside")
             entry = DeadJob(
                 id=known, model=model, deaths=deaths, error="unreadable" if why else RequestPoisoned.code, reason=why
             )
             entries.append(scripts.add_dead(pool, worker_id, encode_json(entry), job_id))
-        await self._store.run("add_dead", pool.queue, *entries)
+        await self._redis.run("add_dead", pool.queue, *entries)
 
 
 def is_text(name: bytes) -> bool:

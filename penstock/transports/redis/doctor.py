@@ -23,7 +23,7 @@ SMALL_BUFFER = 8 * 1024 * 1024
 
 _MEND = (
     "Fix the rights first. A key of a pool that is of the wrong type is removed by the next gateway or "
-    "worker that needs it, and said in its log"
+    "worker that needs it, and logged there"
 )
 _BADNESS: dict[Level, int] = {"ok": 0, "warning": 1, "error": 2}
 _EVICTION = (
@@ -168,9 +168,9 @@ def workers(seen: Overview) -> Finding:
     if not live:
         return _finding("workers", "warning", "none alive", "Start one: penstock worker. Until then requests wait.")
     if len(served) > 1:
-        said = " and ".join(", ".join(models) or "nothing" for models in sorted(served))
+        names = " and ".join(", ".join(models) or "nothing" for models in sorted(served))
         advice = "Workers of one pool must serve the same models: stop one kind, or give it a pool (PENSTOCK_POOL)."
-        return _finding("workers", "error", f"{len(live)} alive, which disagree: {said}", advice)
+        return _finding("workers", "error", f"{len(live)} alive, which disagree: {names}", advice)
     value = f"{len(live)} alive, serving {', '.join(next(iter(served), ())) or 'what this version cannot read'}"
     dead = [one for one in seen.workers if one.lease_s <= 0 and one.held]
     if dead:

@@ -18,12 +18,12 @@ from hiredis import ReplyError
 
 from penstock.event import Event, Started, Terminal, Tokens
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command
 from penstock.transports.redis.driver.connection import Connection
 from penstock.transports.redis.driver.link import Link, Reply
 from penstock.transports.redis.frames import FramePacker
 from penstock.transports.redis.refusals import Refused, is_wrong_type
-from penstock.transports.redis.store import Store
 from penstock.wire import encode_event
 
 _MAX_KNOWN = 8192
@@ -61,8 +61,8 @@ class _Step:
 class Emitter:
     """Emits for the workers of one transport."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, client: RedisClient) -> None:
+        self._redis = client
         self._packer = FramePacker()
         self._known: WeakKeyDictionary[Link, set[str]] = WeakKeyDictionary()  # the jobs that each link has served
         self._clocks: dict[str, float] = {}  # of each job: Redis' clock less ours at its claim, ms
@@ -74,7 +74,7 @@ class Emitter:
             self._clocks.clear()
             self._first.clear()
         self._clocks[job_id] = now_ms - time.monotonic() * 1000
-        link = self._store.request_conn(job_id).link
+        link = self._redis.request_conn(job_id).link
         if link is not None:
             self._served(link).add(job_id)
 
@@ -100,13 +100,13 @@ class Emitter:
         return refused
 
     def _by_server(self, events: Iterable[Event]) -> dict[Connection, list[Event]]:
-        store = self._store
-        if store.is_one_server:
+        client = self._redis
+        if client.is_one_server:
             listed = list(events)
-            return {store.request_conn(listed[0].job_id): listed} if listed else {}
+            return {client.request_conn(listed[0].job_id): listed} if listed else {}
         groups: dict[Connection, list[Event]] = {}
         for event in events:
-            groups.setdefault(store.request_conn(event.job_id), []).append(event)
+            groups.setdefault(client.request_conn(event.job_id), []).append(event)
         return groups
 
     async def _emit(self, conn: Connection, events: list[Event], refused: set[str], finished: list[str]) -> None:
@@ -135,10 +135,10 @@ class Emitter:
         if not parts:
             return
         replies = await conn.execute(b"".join(parts), num_replies)
-        self._store.metrics.round_trip("emit", time.perf_counter() - started)
+        self._redis.metrics.round_trip("emit", time.perf_counter() - started)
         at = 2 * len(single)
         if at and isinstance(replies[1], ReplyError):  # of all that are published: readers find it in the log, later
-            self._store.refusal("publish", replies[1])
+            self._redis.refusal("publish", replies[1])
         for (job_id, event), reply in zip(single.items(), replies[:at:2], strict=True):
             # None: the log does not exist, so Redis has lost the job. An error: `append` returns what it means.
             if type(reply) is not bytes and (reply is None or not await self._mend(_alone(event))):
@@ -161,7 +161,7 @@ class Emitter:
             self._first.setdefault(job_id, round(clock + time.monotonic() * 1000))
 
     def _refuse(self, job_id: str, known: set[str], refused: set[str]) -> None:
-        self._store.metrics.store_error("emit_refused")
+        self._redis.metrics.store_error("emit_refused")
         refused.add(job_id)
         self._packer.forget(job_id)
         self._forget(known, job_id)
@@ -173,7 +173,7 @@ class Emitter:
 
     async def _mend(self, step: _Step) -> bool:
         """Append what is not there yet, then end. False if another attempt has the job, or the store has lost it."""
-        self._store.metrics.store_error("emit_repeated")
+        self._redis.metrics.store_error("emit_repeated")
         if step.frames and not await self._is_ok("append", step, step.append()):
             return False
         if step.end is None:
@@ -182,16 +182,16 @@ class Emitter:
 
     async def _is_ok(self, verb: str, step: _Step, script: Command) -> bool:
         """Whether it was done. A key of the wrong type fails this job alone, at its next claim; other errors raise."""
-        (reply,) = await self._store.run_each(verb, [(keys.log(step.job_id), script)])
+        (reply,) = await self._redis.run_each(verb, [(keys.log(step.job_id), script)])
         if isinstance(reply, ReplyError) and not is_wrong_type(reply):
             raise Refused(f"Redis refused to {verb}: {reply}")
         return bool(reply == b"ok")
 
     def _drop(self, worker_id: str, job_ids: list[str]) -> None:
         """Not awaited: an id that stays on the list is claimed again, found done, and removed then."""
-        pool = self._store.pool
+        pool = self._redis.pool
         drops = [scripts.drop(pool, worker_id, job_id).packed for job_id in job_ids]
-        self._store.conn(pool.queue).post(b"".join(drops), len(drops))
+        self._redis.conn(pool.queue).post(b"".join(drops), len(drops))
 
 
 def _split(events: Iterable[Event], known: Collection[str]) -> tuple[dict[str, Tokens], list[_Step]]:

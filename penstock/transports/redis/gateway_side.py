@@ -13,8 +13,8 @@ from penstock.logs import Seldom
 from penstock.rich_token import Token
 from penstock.transports.base import CancelOutcome, EndReason, Outcome, Record
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.caller_side import ms
 from penstock.transports.redis.driver.command import command
+from penstock.transports.redis.lifetimes import ms
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.records import FIELDS, ended, events_of, record_of
 from penstock.transports.redis.refusals import Refused
@@ -46,7 +46,7 @@ class GatewaySide(ObjectSide, SubmitSide):
                 if event.job_id.encode() != channel[_PREFIX:]:
                     raise WireError(f"a frame of {event.job_id!r} on the channel of another request")
             except WireError as error:  # the log has the frame; the stream's silence makes the gateway read it
-                self._store.metrics.store_error("message")
+                self._redis.metrics.store_error("message")
                 if self._unreadable_frames.is_due():
                     log.warning("a message on %s cannot be read: %s", channel.decode(errors="replace"), error)
                 return
@@ -55,25 +55,25 @@ class GatewaySide(ObjectSide, SubmitSide):
         decode = event_decoder.decode
         self._hear = hear
         self._listens_to = keys.pattern(gateway_id)
-        await self._store.subscriber.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
+        await self._redis.subscriber.subscribe(self._listens_to, hear, on_reset, is_pattern=True)
 
     @property
     def is_listening(self) -> bool:
-        return self._store.hears(self._listens_to)
+        return self._redis.hears(self._listens_to)
 
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         encoded = (encode_json(token) for token in tokens)
         restore = scripts.restore(job.id, self._birth(job, owner), attempt, encoded)
-        outcome = await self._store.ask("restore", keys.job(job.id), restore)
+        outcome = await self._redis.ask("restore", keys.job(job.id), restore)
         if outcome:
-            pool, is_again = self._store.pool, outcome == RESTORED_BEFORE
-            await self._store.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
+            pool, is_again = self._redis.pool, outcome == RESTORED_BEFORE
+            await self._redis.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
         if outcome == MADE_AGAIN:
             await self._book_again(job)
         return bool(outcome)
 
     async def restore_end(self, outcome: Outcome, owner: str) -> bool:
-        job, pool = outcome.job, self._store.pool
+        job, pool = outcome.job, self._redis.pool
         ages = outcome.created_ago_s, outcome.started_ago_s, outcome.first_token_ago_s, outcome.ended_ago_s
         restore = scripts.restore_end(
             job.id,
@@ -83,9 +83,9 @@ class GatewaySide(ObjectSide, SubmitSide):
             outcome.end,
             map(encode_json, outcome.tokens),
         )
-        restored = await self._store.ask("restore_end", keys.job(job.id), restore)
+        restored = await self._redis.ask("restore_end", keys.job(job.id), restore)
         if restored:
-            await self._store.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
+            await self._redis.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
         if restored == MADE_AGAIN:
             await self._book_again(job, outcome.keep_s)
         return bool(restored)
@@ -97,10 +97,10 @@ class GatewaySide(ObjectSide, SubmitSide):
         try:
             if job is None:
                 state = command("HMGET", name, *FIELDS, "job"), command("TIME")
-                hash_, now, entries = await self._store.run_bulk("read", name, *state, log_range)
+                hash_, now, entries = await self._redis.run_bulk("read", name, *state, log_range)
             else:
                 state = command("HMGET", name, *FIELDS), command("TIME")
-                hash_, now, entries = await self._store.run("read", name, *state, log_range)
+                hash_, now, entries = await self._redis.run("read", name, *state, log_range)
             if not any(hash_):
                 return None
             job = job or decode_job(hash_[-1] or b"")
@@ -115,37 +115,37 @@ class GatewaySide(ObjectSide, SubmitSide):
             raise InternalError("The store holds this request in a form that this gateway cannot read.") from error
 
     async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
-        cancel = scripts.cancel(job_id, reason, owner, self._terms.retention_ms)
-        reply = await self._store.ask("cancel", keys.job(job_id), cancel)
+        cancel = scripts.cancel(job_id, reason, owner, self._lifetimes.retention_ms)
+        reply = await self._redis.ask("cancel", keys.job(job_id), cancel)
         outcome: CancelOutcome = reply.decode()
         if outcome == "ended":
-            await self._store.ask("withdraw", self._store.pool.queue, scripts.withdraw(self._store.pool, job_id))
+            await self._redis.ask("withdraw", self._redis.pool.queue, scripts.withdraw(self._redis.pool, job_id))
         return outcome
 
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
-        return bool(await self._store.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
+        return bool(await self._redis.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
 
     async def requeue_if_missing(self, job_id: str) -> None:
-        await self._store.ask(
-            "requeue_if_missing", self._store.pool.queue, scripts.requeue_if_missing(self._store.pool, job_id)
+        await self._redis.ask(
+            "requeue_if_missing", self._redis.pool.queue, scripts.requeue_if_missing(self._redis.pool, job_id)
         )
 
     def retire(self, job_id: str, retention_s: float) -> None:
         after = b"%d" % ms(retention_s)
         names = keys.job(job_id).encode(), keys.log(job_id).encode()
         words = [_EXPIRE_SOONER % (len(name), name, len(after), after) for name in names]
-        self._store.request_conn(job_id).post(b"".join(words), len(words))
+        self._redis.request_conn(job_id).post(b"".join(words), len(words))
 
     async def tick(self, gateway_id: str) -> Pool:
-        pool = self._store.pool
-        tick = scripts.tick(pool, gateway_id, self._terms.resume_window_ms, self._terms.lease)
-        depth, *seen = await self._store.ask("tick", pool.queue, tick)
+        pool = self._redis.pool
+        tick = scripts.tick(pool, gateway_id, self._lifetimes.resume_window_ms, self._lifetimes.lease)
+        depth, *seen = await self._redis.ask("tick", pool.queue, tick)
         if depth < 0:
             raise ConfigError(seen[0].decode())
         taken, about, dead_workers, is_new, now_ms = seen
         if dead_workers:  # so that their work is back in the queue even when no worker is left to do it
             try:
-                await self._store.run("reap", pool.queue, *(scripts.reap(pool, wid) for wid in dead_workers))
+                await self._redis.run("reap", pool.queue, *(scripts.reap(pool, wid) for wid in dead_workers))
             except Refused:
                 log.debug("dead workers could not be reaped; the next tick tries again")
         return Pool(

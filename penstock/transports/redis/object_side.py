@@ -15,11 +15,11 @@ from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
 from penstock.transports.base import Bound, State, Summary, Transport
 from penstock.transports.redis import keys, scripts
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import command
 from penstock.transports.redis.driver.subscriber import OnMessage
 from penstock.transports.redis.records import missing_end
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
-from penstock.transports.redis.store import Store
 from penstock.wire import WireError, decode_event, decode_json, encode_json
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def about(job: Job) -> bytes:
 class ObjectSide(Transport):
     """The verbs of `RedisTransport` for requests that are looked at, taken up and asked for again."""
 
-    _store: Store
+    _redis: RedisClient
     _hear: OnMessage | None = None
 
     async def follow(self, job_id: str) -> None:
@@ -49,17 +49,17 @@ class ObjectSide(Transport):
             raise StoreUnavailable("This gateway does not listen yet.", retry_after_s=1.0)
         topic = keys.channel(job_id)
         try:
-            await self._store.subscriber.subscribe(topic, self._hear)
+            await self._redis.subscriber.subscribe(topic, self._hear)
         except BaseException:
-            self._store.subscriber.unsubscribe(topic)
+            self._redis.subscriber.unsubscribe(topic)
             raise
 
     async def unfollow(self, job_id: str) -> None:
-        self._store.subscriber.unsubscribe(keys.channel(job_id))
+        self._redis.subscriber.unsubscribe(keys.channel(job_id))
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
         names = [keys.job(job_id) for job_id in job_ids]
-        found = await self._store.run_each("states", [(name, command("HGET", name, "state")) for name in names])
+        found = await self._redis.run_each("states", [(name, command("HGET", name, "state")) for name in names])
         for reply in found:
             if isinstance(reply, ReplyError) and not is_wrong_type(reply):
                 raise Refused(f"Redis refused to tell states: {reply}")
@@ -69,14 +69,14 @@ class ObjectSide(Transport):
         return known
 
     async def knows(self, gateway_id: str) -> bool:
-        gateways = self._store.pool.gateways
-        return await self._store.ask("knows", gateways, command("ZSCORE", gateways, gateway_id)) is not None
+        gateways = self._redis.pool.gateways
+        return await self._redis.ask("knows", gateways, command("ZSCORE", gateways, gateway_id)) is not None
 
     async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         key, _, body_hash = job.once.partition(" ")
         name = keys.once(job.caller, key)
         bind = scripts.bind_key(name, job.id, body_hash, max(1, round(keep_s * 1000)), instead_of)
-        bound = await self._store.ask("bind_key", name, bind)
+        bound = await self._redis.ask("bind_key", name, bind)
         if not bound:
             return None
         first_id, first_hash, age_ms = bound
@@ -84,11 +84,11 @@ class ObjectSide(Transport):
 
     async def unbind_key(self, job: Job) -> None:
         name = keys.once(job.caller, job.once.partition(" ")[0])
-        await self._store.ask("unbind_key", name, scripts.unbind_key(name, job.id))
+        await self._redis.ask("unbind_key", name, scripts.unbind_key(name, job.id))
 
     async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
         looks = [(keys.job(job_id), scripts.read_summary(job_id)) for job_id in job_ids]
-        replies = await self._store.run_each("read_summary", looks, is_bulk=True)
+        replies = await self._redis.run_each("read_summary", looks, is_bulk=True)
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise Refused(f"Redis refused to list requests: {reply}")
@@ -97,8 +97,8 @@ class ObjectSide(Transport):
     async def waiting(self, limit: int = 10_000) -> list[str]:
         if limit < 1:
             return []
-        queue = self._store.pool.queue
-        (ids,) = await self._store.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1, on=(queue,)))
+        queue = self._redis.pool.queue
+        (ids,) = await self._redis.run_bulk("waiting", queue, command("LRANGE", queue, 0, limit - 1, on=(queue,)))
         return [shown(job_id) for job_id in ids]
 
 
@@ -112,9 +112,9 @@ def _summary(job_id: str, reply: list[Any]) -> Summary | None:
 
 def _summary_of(job_id: str, reply: list[Any]) -> Summary:
     *words, end = reply
-    model, said, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
+    model, about, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
     known_state: Any = state.decode()
-    known = decode_json(said or b"{}", About)
+    known = decode_json(about or b"{}", About)
     return Summary(
         id=job_id,
         model=(model or b"").decode(),

@@ -18,11 +18,11 @@ from penstock.fleet import WorkerInfo
 from penstock.transports.base import DeadJob, Finding, Holding, Overview, Transport
 from penstock.transports.redis import doctor as findings
 from penstock.transports.redis import keys, rights
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command, command
 from penstock.transports.redis.driver.connection import Connection
 from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.refusals import shown
-from penstock.transports.redis.store import Store
 from penstock.wire import WireError, decode_json
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ _SETTINGS = ("maxmemory", "maxmemory-policy", "save", "appendonly", "client-outp
 class OperatorSide(Transport):
     """The verbs of `RedisTransport` for operators."""
 
-    _store: Store
+    _redis: RedisClient
     _url: str
 
     async def overview(self) -> Overview:
         """Two pipelines, not one moment: an id that moves in between may be seen twice or not at all."""
-        pool, store = self._store.pool, self._store
-        depth, clock, gateways, workers, about, oldest, num_dead, now = await store.run(
+        pool, client = self._redis.pool, self._redis
+        depth, clock, gateways, workers, about, oldest, num_dead, now = await client.run(
             "overview",
             pool.queue,
             command("LLEN", pool.queue),
@@ -54,9 +54,9 @@ class OperatorSide(Transport):
         )
         now_ms = int(now[0]) * 1000 + int(now[1]) / 1000
         leases = {wid: (float(score) - now_ms) / 1000 for wid, score in _pairs(workers)}
-        infos = {shown(wid): _info(says) for wid, says in zip(about[::2], about[1::2], strict=True)}
+        infos = {shown(wid): _info(json) for wid, json in zip(about[::2], about[1::2], strict=True)}
         lists = [command("LRANGE", pool.worker(wid), 0, -1) for wid in leases]
-        held = await store.run("overview", pool.queue, *lists) if lists else []
+        held = await client.run("overview", pool.queue, *lists) if lists else []
         return Overview(
             depth=depth,
             num_taken=max(_number(clock[0]), _number(clock[1]) - depth),
@@ -74,12 +74,12 @@ class OperatorSide(Transport):
         return [job for _, job in await self._dead_entries()]
 
     async def remove_dead(self, job_id: str) -> bool:
-        pool = self._store.pool
+        pool = self._redis.pool
         entries = [entry for entry, job in await self._dead_entries() if job.id == job_id]
         if not entries:
             return False
         removals = [command("LREM", pool.dead, 0, entry) for entry in dict.fromkeys(entries)]
-        return any(await self._store.run("remove_dead", pool.dead, *removals))
+        return any(await self._redis.run("remove_dead", pool.dead, *removals))
 
     async def check(self) -> None:
         """`ConfigError` for a server that would lose requests quietly, or that is too old for the protocol.
@@ -110,9 +110,9 @@ class OperatorSide(Transport):
 
     async def _dead_entries(self) -> list[tuple[bytes, DeadJob]]:
         """Each entry of the dead-letter list: its bytes and its `DeadJob`."""
-        dead = self._store.pool.dead
+        dead = self._redis.pool.dead
         found = []
-        for entry in await self._store.ask("dead", dead, command("LRANGE", dead, 0, -1, on=(dead,))):
+        for entry in await self._redis.ask("dead", dead, command("LRANGE", dead, 0, -1, on=(dead,))):
             try:
                 found.append((entry, decode_json(entry, DeadJob)))
             except WireError as error:
@@ -123,7 +123,7 @@ class OperatorSide(Transport):
         """The findings on each server of ours. On a cluster: the worst, of those that answer."""
         found: dict[str, list[Finding]] = {}
         away: list[StoreUnavailable] = []
-        for conn in await self._store.every():
+        for conn in await self._redis.every():
             try:
                 info, config = _read_info(*await self._look(conn, command("INFO"))), await self._config(conn)
             except StoreUnavailable as error:
@@ -142,13 +142,13 @@ class OperatorSide(Transport):
         times = []
         for _ in range(NUM_PINGS):
             started = time.perf_counter()
-            await self._store.ask("ping", self._store.pool.queue, command("PING"))
+            await self._redis.ask("ping", self._redis.pool.queue, command("PING"))
             times.append((time.perf_counter() - started) * 1000)
         return findings.round_trip(statistics.median(times), NUM_PINGS)
 
     async def _clock(self) -> Finding:
         before = time.time()
-        seconds, micros = await self._store.ask("time", self._store.pool.queue, command("TIME"))
+        seconds, micros = await self._redis.ask("time", self._redis.pool.queue, command("TIME"))
         return findings.clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
 
     async def _age_s(self, job_id: str) -> float | None:
@@ -156,32 +156,32 @@ class OperatorSide(Transport):
         if not job_id:
             return None
         look = command("HGET", keys.job(job_id), "created"), command("TIME")
-        created, (seconds, micros) = await self._store.run("oldest", keys.job(job_id), *look)
+        created, (seconds, micros) = await self._redis.run("oldest", keys.job(job_id), *look)
         return int(seconds) + int(micros) / 1e6 - _number(created) / 1000 if _number(created) else None
 
     async def _rights(self) -> Finding:
         """Asks the ACL, for each command on keys of ours; else checks whether the server knows the commands at all."""
-        conn = self._store.conn(self._store.pool.queue)
-        needed = rights.needed(self._store.pool, parse(self._url).kind)
+        conn = self._redis.conn(self._redis.pool.queue)
+        needed = rights.needed(self._redis.pool, parse(self._url).kind)
         (who,) = await self._look(conn, command("ACL", "WHOAMI"))
         user = who.decode() if isinstance(who, bytes) else "this user"
-        said = await self._look(conn, *(command("ACL", "DRYRUN", user, *words) for words in needed))
+        replies = await self._look(conn, *(command("ACL", "DRYRUN", user, *words) for words in needed))
         refused: list[str] | None = [
-            rights.name_of(words) for words, reply in zip(needed, said, strict=True) if _is_denied(reply)
+            rights.name_of(words) for words, reply in zip(needed, replies, strict=True) if _is_denied(reply)
         ]
-        if any(isinstance(reply, ReplyError) and not _is_denied(reply) for reply in said):
+        if any(isinstance(reply, ReplyError) and not _is_denied(reply) for reply in replies):
             (known,) = await self._look(conn, command("COMMAND", "INFO", *(words[0] for words in needed)))
-            is_told = isinstance(known, list) and None in known
+            is_listed = isinstance(known, list) and None in known
             refused = (
                 [rights.name_of(words) for words, is_known in zip(needed, known, strict=True) if not is_known]
-                if is_told
+                if is_listed
                 else None
             )
         return findings.rights(user, refused)
 
     async def _look(self, conn: Connection, *commands: Command) -> list[Any]:
         """Commands that servers may forbid: an error is a reply."""
-        return await self._store.exchange("inspect", conn, commands)
+        return await self._redis.exchange("inspect", conn, commands)
 
     async def _config(self, conn: Connection) -> dict[str, str] | None:
         """Each setting asked by itself: before Redis 7 CONFIG GET takes one name."""

@@ -37,10 +37,10 @@ def events_of(job_id: str, entries: list[Any], num_tokens: int) -> tuple[Event, 
 
 def ended(job_id: str, events: tuple[Event, ...]) -> tuple[Event, ...]:
     """The whole log of an ended job. One without a terminal event gets a `Failed`: a reader waits for an end."""
-    said = fold(events)
-    if said.end is not None:
+    folded = fold(events)
+    if folded.end is not None:
         return events
-    return (*events, missing_end(job_id, said.attempt, len(said.tokens)))
+    return (*events, missing_end(job_id, folded.attempt, len(folded.tokens)))
 
 
 def missing_end(job_id: str, attempt: int, num_tokens: int) -> Failed:

@@ -61,14 +61,14 @@ class Refusals:
     def __init__(self, metrics: StoreMetrics, now: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._now = now
-        self._said_at: dict[tuple[str, str], float] = {}  # verbs and kinds: a few dozen
+        self._logged_at: dict[tuple[str, str], float] = {}  # verbs and kinds: a few dozen
 
     def __call__(self, verb: str, reply: ReplyError) -> Refused:
         kind = kind_of(reply)
         self._metrics.store_error(kind)
         now = self._now()
-        if now - self._said_at.get((verb, kind), float("-inf")) >= LOG_EVERY_S:
-            self._said_at[verb, kind] = now
+        if now - self._logged_at.get((verb, kind), float("-inf")) >= LOG_EVERY_S:
+            self._logged_at[verb, kind] = now
             log.warning("Redis refused to %s, it will be tried again: %s", verb, reply)
         refused = Refused(f"Redis refused to {verb}: {reply}")
         if str(reply).startswith("MOVED"):

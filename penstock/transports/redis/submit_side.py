@@ -15,8 +15,9 @@ from penstock.limit import Limit
 from penstock.transports.base import NO_SHARE
 from penstock.transports.quota import Recently, Share
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.caller_side import CallerSide, ms
+from penstock.transports.redis.caller_side import CallerSide
 from penstock.transports.redis.driver.command import Command, command
+from penstock.transports.redis.lifetimes import ms
 from penstock.transports.redis.object_side import about
 from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import Birth
@@ -70,13 +71,13 @@ class SubmitSide(CallerSide):
         What is refused after it was created is taken back. Where little is left of the caller's share, and on several
         servers, the booking is asked first, so that nothing has to be.
         """
-        job, share, store, pool = asked.job, asked.share, self._store, self._store.pool
+        job, share, client, pool = asked.job, asked.share, self._redis, self._redis.pool
         booking = self._booking(job, asked.size, share)
         create = scripts.create(job.id, asked.birth, asked.floor)
-        conn, queue_conn = store.conn(keys.job(job.id)), store.conn(pool.queue)
-        if store.is_one_server and not is_again and not self._near.has(job.caller, time.monotonic()):
+        conn, queue_conn = client.conn(keys.job(job.id)), client.conn(pool.queue)
+        if client.is_one_server and not is_again and not self._near.has(job.caller, time.monotonic()):
             enqueue = asked.enqueue(pool, is_again=False)
-            booked, created, depth = await store.exchange("submit", conn, (booking, create, enqueue))
+            booked, created, depth = await client.exchange("submit", conn, (booking, create, enqueue))
             if isinstance(booked, ReplyError):
                 booked = await self._repaired(job, booking, booked)
             refusal = self._verdict(job, asked.size, share, booked)
@@ -87,26 +88,26 @@ class SubmitSide(CallerSide):
             refusal = self._verdict(job, asked.size, share, await self._book_alone(job, booking))
             if refusal is not None:
                 raise refusal
-            (created,) = await store.exchange("create", conn, (create,))
+            (created,) = await client.exchange("create", conn, (create,))
             if created in (b"running", b"done"):  # an earlier try got it further than the queue
-                return int(await store.ask("depth", pool.queue, command("LLEN", pool.queue)))
+                return int(await client.ask("depth", pool.queue, command("LLEN", pool.queue)))
             depth = 0
             if not isinstance(created, ReplyError):
-                (depth,) = await store.exchange("enqueue", queue_conn, (asked.enqueue(pool, is_again=is_again),))
+                (depth,) = await client.exchange("enqueue", queue_conn, (asked.enqueue(pool, is_again=is_again),))
         if isinstance(depth, ReplyError):
             enqueue = asked.enqueue(pool, is_again=is_again)
-            if await store.repair(queue_conn, depth, enqueue.on):
-                (depth,) = await store.exchange("enqueue", queue_conn, (enqueue,))
+            if await client.repair(queue_conn, depth, enqueue.on):
+                (depth,) = await client.exchange("enqueue", queue_conn, (enqueue,))
         for reply in (created, depth):
             if isinstance(reply, ReplyError):
-                refused = store.refusal("submit", reply)
+                refused = client.refusal("submit", reply)
                 self._unbook(job)
                 if created == b"":
-                    await store.ask("discard", keys.job(job.id), scripts.discard(job.id))
+                    await client.ask("discard", keys.job(job.id), scripts.discard(job.id))
                 raise refused
         if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
-            depth = await store.ask("enqueue", pool.queue, asked.enqueue(pool, is_again=True))
-        if depth < 0 and await store.ask("discard", keys.job(job.id), scripts.discard(job.id)):
+            depth = await client.ask("enqueue", pool.queue, asked.enqueue(pool, is_again=True))
+        if depth < 0 and await client.ask("discard", keys.job(job.id), scripts.discard(job.id)):
             self._unbook(job)
             if depth == SHARE_FULL:
                 self._crowding.note(job.caller, time.monotonic())
@@ -116,11 +117,11 @@ class SubmitSide(CallerSide):
 
     async def _take_back(self, job: Job) -> None:
         """It was created beyond its caller's share: nothing is left of it, or nearly nothing if a worker has it."""
-        if await self._store.ask("discard", keys.job(job.id), scripts.discard(job.id)):
-            await self._store.ask("withdraw", self._store.pool.queue, scripts.withdraw(self._store.pool, job.id))
+        if await self._redis.ask("discard", keys.job(job.id), scripts.discard(job.id)):
+            await self._redis.ask("withdraw", self._redis.pool.queue, scripts.withdraw(self._redis.pool, job.id))
         else:
             cancel = scripts.cancel(job.id, "operator", None, TAKEN_BACK_MS)
-            await self._store.ask("cancel", keys.job(job.id), cancel)
+            await self._redis.ask("cancel", keys.job(job.id), cancel)
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from penstock.logs import Seldom
 from penstock.transports.base import LEASE_S
 from penstock.transports.quota import Recently
-from penstock.transports.redis.caller_side import NEAR_FOR_S, Terms
+from penstock.transports.redis.caller_side import NEAR_FOR_S
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.driver.link import StoreMetrics
 from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.gateway_side import GatewaySide
 from penstock.transports.redis.keys import PoolKeys
+from penstock.transports.redis.lifetimes import Lifetimes
 from penstock.transports.redis.object_side import ObjectSide
 from penstock.transports.redis.operator_side import OperatorSide
-from penstock.transports.redis.store import Store
 from penstock.transports.redis.submit_side import CROWDING_FOR_S
 from penstock.transports.redis.weighing import Weighing
 from penstock.transports.redis.worker_side import WorkerSide
@@ -40,28 +41,28 @@ class RedisTransport(GatewaySide, ObjectSide, WorkerSide, OperatorSide):
     ) -> None:
         self._url = url
         self._metrics = metrics
-        self._terms = Terms(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
-        self._store = Store(parse(url), PoolKeys(pool), metrics)
-        self._emitter = Emitter(self._store)
+        self._lifetimes = Lifetimes(round(lease_s * 1000), round(retention_s * 1000), round(resume_window_s * 1000))
+        self._redis = RedisClient(parse(url), PoolKeys(pool), metrics)
+        self._emitter = Emitter(self._redis)
         self._weighing = Weighing(self._post_for)
         self._near, self._crowding = Recently(NEAR_FOR_S), Recently(CROWDING_FOR_S)
         self._unreadable_frames, self._unreadable_workers, self._newer_jobs = Seldom(), Seldom(), Seldom()
 
     async def open(self) -> None:
-        await self._store.open()
+        await self._redis.open()
 
     async def close(self) -> None:
         self._weighing.flush()
-        await self._store.close()
+        await self._redis.close()
 
     def clone_for_thread(self) -> RedisTransport:
         """For the lease thread: the same store, connections of its own, made in whichever event loop uses them."""
-        terms = self._terms
+        lifetimes = self._lifetimes
         return RedisTransport(
             self._url,
-            pool=self._store.pool.pool,
-            retention_s=terms.retention_ms / 1000,
-            resume_window_s=terms.resume_window_ms / 1000,
-            lease_s=terms.lease_ms / 1000,
+            pool=self._redis.pool.pool,
+            retention_s=lifetimes.retention_ms / 1000,
+            resume_window_s=lifetimes.resume_window_ms / 1000,
+            lease_s=lifetimes.lease_ms / 1000,
             metrics=self._metrics,
         )

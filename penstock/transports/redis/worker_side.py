@@ -15,13 +15,13 @@ from penstock.fleet import WorkerInfo
 from penstock.job import CancelReason, Claim
 from penstock.transports.base import Renewal
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.caller_side import Terms
 from penstock.transports.redis.claiming import ClaimingSide, is_text
+from penstock.transports.redis.client import MISSED, RedisClient
 from penstock.transports.redis.driver.command import Command, command
 from penstock.transports.redis.driver.connection import COMMAND_TIMEOUT_S
 from penstock.transports.redis.emitter import Emitter
+from penstock.transports.redis.lifetimes import Lifetimes
 from penstock.transports.redis.refusals import Refused, is_out_of_memory, is_wrong_type, shown
-from penstock.transports.redis.store import MISSED, Store
 from penstock.wire import decode_json, encode_json
 
 log = logging.getLogger(__name__)
@@ -38,21 +38,21 @@ class _Hint(Struct, frozen=True):
 class WorkerSide(ClaimingSide):
     """The half of `RedisTransport` that workers use."""
 
-    _store: Store
-    _terms: Terms
+    _redis: RedisClient
+    _lifetimes: Lifetimes
     _emitter: Emitter
 
     async def enlist(self, info: WorkerInfo) -> None:
-        pool = self._store.pool
-        enlist = scripts.enlist(pool, info.id, encode_json(info), self._terms.lease)
-        refusal = await self._store.ask("enlist", pool.queue, enlist)
+        pool = self._redis.pool
+        enlist = scripts.enlist(pool, info.id, encode_json(info), self._lifetimes.lease)
+        refusal = await self._redis.ask("enlist", pool.queue, enlist)
         if refusal:
             raise ConfigError(shown(refusal))
 
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
-        pool = self._store.pool
-        renew = scripts.renew(pool, info.id, encode_json(info), self._terms.lease)
-        lease, *states = await self._store.run_each(
+        pool = self._redis.pool
+        renew = scripts.renew(pool, info.id, encode_json(info), self._lifetimes.lease)
+        lease, *states = await self._redis.run_each(
             "renew", [(pool.queue, renew), *((keys.job(job_id), _look(job_id)) for job_id in running)], may_miss=True
         )
         if lease is MISSED or isinstance(lease, ReplyError):
@@ -66,7 +66,7 @@ class WorkerSide(ClaimingSide):
         named = [wid for wid in dead if is_text(wid)]
         for wid in dead:
             if wid not in named:  # not a worker's id, but harmless: what it may hold goes back
-                await self._store.ask("reap", pool.queue, scripts.reap(pool, wid))
+                await self._redis.ask("reap", pool.queue, scripts.reap(pool, wid))
         cancelled: dict[str, CancelReason] = {}
         gone: list[str] = []
         for job_id, looked in zip(running, states, strict=True):
@@ -98,7 +98,7 @@ class WorkerSide(ClaimingSide):
             hint: _Hint = decode_json(message, _Hint)
             on_cancel(hint.id, hint.reason)
 
-        await self._store.subscriber.subscribe(keys.control(process_id), hear)
+        await self._redis.subscriber.subscribe(keys.control(process_id), hear)
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""
@@ -106,23 +106,23 @@ class WorkerSide(ClaimingSide):
         if self._rest_s > 0:
             await asyncio.sleep(min(timeout_s, self._rest_s))
             return None
-        pool = self._store.pool
+        pool = self._redis.pool
         move = command("BLMOVE", pool.queue, pool.worker(worker_id), "LEFT", "RIGHT", f"{timeout_s:.3f}")
-        conn = self._store.blocking
+        conn = self._redis.blocking
         (reply,) = await conn.execute(move.packed, 1, timeout_s + COMMAND_TIMEOUT_S)
         if is_out_of_memory(reply):  # `take` works without memory: let the caller poll it
             await asyncio.sleep(min(timeout_s, POLL_S))
             return None
         if isinstance(reply, ReplyError):
-            refused = self._store.refusal("wait", reply)
-            await self._store.repair(self._store.conn(pool.queue), reply, (pool.queue, pool.worker(worker_id)))
+            refused = self._redis.refusal("wait", reply)
+            await self._redis.repair(self._redis.conn(pool.queue), reply, (pool.queue, pool.worker(worker_id)))
             raise refused
         return None if reply is None or not is_text(reply) else str(reply, "utf-8")
 
     async def take(self, worker_id: str, want: int) -> list[str]:
-        pool = self._store.pool
+        pool = self._redis.pool
         want = 0 if self._rest_s > 0 else want
-        held = await self._store.ask("take", pool.queue, scripts.take(pool, worker_id, want))
+        held = await self._redis.ask("take", pool.queue, scripts.take(pool, worker_id, want))
         named = [id_ for id_ in held if is_text(id_)]
         if len(named) < len(held):
             strange = [id_ for id_ in dict.fromkeys(held) if id_ not in named]
@@ -135,16 +135,16 @@ class WorkerSide(ClaimingSide):
     async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
         if not claims:
             return
-        store, pool = self._store, self._store.pool
+        client, pool = self._redis, self._redis.pool
         ids = [claim.job.id for claim in claims]
         requeues = (scripts.requeue(claim.job.id, claim.attempt, worker_id) for claim in claims)
-        outcomes = await store.run_each("requeue", zip(map(keys.job, ids), requeues, strict=True))
+        outcomes = await client.run_each("requeue", zip(map(keys.job, ids), requeues, strict=True))
         for outcome in outcomes:  # what cannot be read stays in the list, and goes back to the queue with it
             if isinstance(outcome, ReplyError) and not is_wrong_type(outcome):
                 raise Refused(f"Redis refused to requeue: {outcome}")
         back = [id_ for id_, outcome in zip(ids, outcomes, strict=True) if outcome == b"queued"]
         lost = [id_ for id_, outcome in zip(ids, outcomes, strict=True) if outcome == b"lost"]
-        await store.run(
+        await client.run(
             "hand_back",
             pool.queue,
             scripts.hand_back(pool, worker_id, back),
@@ -152,12 +152,12 @@ class WorkerSide(ClaimingSide):
         )
 
     async def reap(self, dead_worker_id: str) -> int:
-        pool = self._store.pool
-        return int(await self._store.ask("reap", pool.queue, scripts.reap(pool, dead_worker_id)))
+        pool = self._redis.pool
+        return int(await self._redis.ask("reap", pool.queue, scripts.reap(pool, dead_worker_id)))
 
     async def leave(self, worker_id: str) -> None:
-        pool = self._store.pool
-        await self._store.ask("leave", pool.queue, scripts.reap(pool, worker_id, is_leaving=True))
+        pool = self._redis.pool
+        await self._redis.ask("leave", pool.queue, scripts.reap(pool, worker_id, is_leaving=True))
 
 
 def _look(job_id: str) -> Command:

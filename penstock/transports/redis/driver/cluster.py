@@ -109,28 +109,28 @@ class Cluster:
     async def _read_map(self) -> None:
         await asyncio.sleep(self._pause_s)
         nodes = list(dict.fromkeys([*random.sample(self._masters, len(self._masters)), *self._seeds]))
-        said: list[str] = []
+        failures: list[str] = []
         for node in nodes:
             try:
                 self._draw(node, await ask_once(node, self._metrics, "CLUSTER", "SLOTS"))
                 self._pause_s = PAUSE_S  # many callers may ask for the same reason
                 return
             except StoreUnavailable as error:
-                said.append(error.message)
+                failures.append(error.message)
         self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s or PAUSE_S)
-        raise StoreUnavailable(f"Redis is away: {self} does not answer: {'; '.join(said)}")
+        raise StoreUnavailable(f"Redis is away: {self} does not answer: {'; '.join(failures)}")
 
-    def _draw(self, teller: Endpoint, ranges: list[Any]) -> None:
+    def _draw(self, asked: Endpoint, ranges: list[Any]) -> None:
         """`CLUSTER SLOTS`: first slot, last slot, the master's address, the replicas."""
         owners: list[Endpoint | None] = [None] * NUM_SLOTS
         masters: dict[Endpoint, None] = {}
         for first, last, master, *_ in ranges:
             host = (master[0] or b"").decode()  # a node that does not know its own name was reached by the asker's
-            owner = teller.at(host or teller.host, int(master[1]))
+            owner = asked.at(host or asked.host, int(master[1]))
             masters[owner] = None
             owners[first : last + 1] = [owner] * (last + 1 - first)
         if not masters:
-            raise StoreUnavailable(f"{teller} serves no slot and knows none that does")
+            raise StoreUnavailable(f"{asked} serves no slot and knows none that does")
         before, self._masters, self._owners = set(self._masters), tuple(masters), owners
         if before != set(masters):
             log.info("the cluster's masters: %s", ", ".join(map(str, masters)))

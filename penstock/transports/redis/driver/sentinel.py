@@ -59,18 +59,18 @@ class Sentinels:
     async def locate(self) -> Endpoint:
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="redis-sentinel")
-        said: list[str] = []
+        failures: list[str] = []
         for _ in range(len(self._turns)):
             sentinel = await self._turns.locate()
             try:
                 address = await ask_once(sentinel, self._metrics, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
             except StoreUnavailable as error:
-                said.append(error.message)
+                failures.append(error.message)
                 continue
             if address is not None:
                 return self._master.at(address[0].decode(), int(address[1]))
-            said.append(f"{sentinel} does not know it")
-        raise StoreUnavailable(f"Redis is away: no sentinel names {self}: {'; '.join(said)}")
+            failures.append(f"{sentinel} does not know it")
+        raise StoreUnavailable(f"Redis is away: no sentinel names {self}: {'; '.join(failures)}")
 
     async def close(self) -> None:
         tasks = [task for task in (self._watching, self._looking) if task is not None]

@@ -83,24 +83,24 @@ local function frame(head, tail)
   return '{"kind":' .. head .. ',"id":"' .. ARGV[1] .. '","attempt":' .. fence .. ',"seq":' .. count .. tail .. '}'
 end
 -- The log first, as it is the truth: what is refused after it is done by a repetition. Publishing last: it may fail.
-local function finish(said, life)
-  redis.call('XADD', KEYS[2], fence .. '-' .. END, 'f', said)
+local function finish(terminal, life)
+  redis.call('XADD', KEYS[2], fence .. '-' .. END, 'f', terminal)
   redis.call('PEXPIRE', KEYS[2], retention)
   redis.call('PEXPIRE', KEYS[1], life)
   redis.call('HSET', KEYS[1], 'state', 'done', 'attempt', fence, 'ended', int(now))
-  redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], said)
+  redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], terminal)
 end
 
 if wrong then
   if is_hash and not string.find(wrong, ' ', 1, true) then
     wrong = 'the field ' .. wrong .. ' of its hash is missing or not what it should be'
   end
-  local said = frame('"failed"', ',"code":"internal_error","message":"The request cannot be read: ' .. wrong .. '."')
+  local terminal = frame('"failed"', ',"code":"internal_error","message":"The request cannot be read: ' .. wrong .. '."')
   if is_hash then
     redis.call('HSET', KEYS[1], 'unreadable', wrong) -- first, as below
-    finish(said, retention)
+    finish(terminal, retention)
   else
-    redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], said) -- its readers check, and find it unreadable too
+    redis.pcall('PUBLISH', 'inference:response:' .. ARGV[1], terminal) -- its readers check, and find it unreadable too
   end
   return {'unreadable', model, wrong}
 end

@@ -29,14 +29,14 @@ local function names(models) -- sorted; nil for what is not an object of objects
   return table.concat(found, ', ')
 end
 local function read(about) -- nil for what no gateway could read
-  local is_json, says = pcall(cjson.decode, about or '')
-  if is_json and type(says) == 'table' and type(says.id) == 'string' and type(says.models) == 'table'
-    and type(says.num_slots) == 'number' and type(says.num_free) == 'number' then return names(says.models), says.id end
+  local is_json, info = pcall(cjson.decode, about or '')
+  if is_json and type(info) == 'table' and type(info.id) == 'string' and type(info.models) == 'table'
+    and type(info.num_slots) == 'number' and type(info.num_free) == 'number' then return names(info.models), info.id end
 end
 
 local own, id = read(ARGV[2])
 if not own or id ~= ARGV[1] then
-  return refuse('What worker %s says of itself must be a JSON object with its `id`, `models` (name: object), `num_slots` '
+  return refuse('What worker %s announces must be a JSON object with its `id`, `models` (name: object), `num_slots` '
     .. 'and `num_free`.', ARGV[1])
 end
 if clock[3] and clock[3] ~= PROTOCOL and string.find(clock[3], '^%d%d?%d?$') and (redis.call('ZCOUNT', KEYS[1], live, '+inf') > 0

@@ -14,10 +14,10 @@ local amnesty = tonumber(clock[2] or 0) or 0
 if not (amnesty <= now + 120000) then amnesty = 0 end -- no lease is as long: not written by Penstock, or not a number
 if not (now - (tonumber(clock[1] or 0) or 0) <= GAP_MS) then amnesty = now + lasts end
 
-local is_json, says = pcall(cjson.decode, ARGV[2])
-if not (is_json and type(says) == 'table' and says.id == ARGV[1] and type(says.models) == 'table'
-  and type(says.num_slots) == 'number' and type(says.num_free) == 'number') then
-  return redis.error_reply('ERR what worker ' .. ARGV[1] .. ' says of itself must be a JSON object with its `id`, '
+local is_json, info = pcall(cjson.decode, ARGV[2])
+if not (is_json and type(info) == 'table' and info.id == ARGV[1] and type(info.models) == 'table'
+  and type(info.num_slots) == 'number' and type(info.num_free) == 'number') then
+  return redis.error_reply('ERR what worker ' .. ARGV[1] .. ' announces must be a JSON object with its `id`, '
     .. '`models` (name: object), `num_slots` and `num_free`')
 end
 local lease = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)

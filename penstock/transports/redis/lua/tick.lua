@@ -46,8 +46,8 @@ if now >= amnesty then
 end
 local about = {}
 for _, wid in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], alive, '+inf')) do
-  local says = redis.call('HGET', KEYS[3], wid)
-  if says then about[#about + 1] = says end
+  local info = redis.call('HGET', KEYS[3], wid)
+  if info then about[#about + 1] = info end
 end
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], 604800000) end
 return {depth, taken, about, dead, is_new, now}

@@ -1,4 +1,4 @@
-"""The base of both halves of the transport: the connections of one process, and one way to run commands on them.
+"""The base of every verb: the connections of one process, and one way to run commands on them.
 
 Every command goes to `conn(key)`: the one server, or the node that holds the key's slot. An error reply becomes a
 `StoreUnavailable` of that command, after a look whether a key of the pool is of the wrong type. Knows nothing of what
@@ -33,8 +33,11 @@ REPAIR_EVERY_S = 0.2
 MISSED: Final = object()
 
 
-class Store:
-    """The connections of one transport: commands (joined writes), the subscriber's, one that may block, one for bulk reads."""
+class RedisClient:
+    """The connections of one transport, and the keys of its pool.
+
+    One for commands (joined writes), the subscriber's, one for a command that blocks, one for bulk reads.
+    """
 
     def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
         self.pool = pool
