@@ -20,7 +20,7 @@ from penstock.errors import BackendError
 from penstock.event import Done, Event, Failed, Terminal, Tokens, Usage
 from penstock.job import Batch
 from penstock.worker.outbox import Outbox
-from penstock.worker.running_job import Lane, Run
+from penstock.worker.running_job import Run, RunningJob
 
 logger = logging.getLogger("penstock.worker")
 
@@ -28,14 +28,14 @@ CANCEL_S = 5.0
 
 
 class Runs:
-    """`finish(lane, end)` is called for every lane's end, `on_ran()` when a batch has left its batch slot."""
+    """`finish(job, end)` is called for every job's end, `on_ran()` when a batch has left its batch slot."""
 
     def __init__(
         self,
         backends: Mapping[str, Backend],
         max_batches: int,
         outbox: Outbox,
-        finish: Callable[[Lane, Terminal], None],
+        finish: Callable[[RunningJob, Terminal], None],
         on_ran: Callable[[], None],
     ) -> None:
         self._backends = backends
@@ -51,20 +51,20 @@ class Runs:
         """Free batch slots. Continuous backends need none: their jobs join at any step."""
         return self._max_batches - sum(run.needs_batch_slot for run in self._runs)
 
-    def start(self, batch: Batch, lanes: dict[str, Lane], now: float) -> None:
+    def start(self, batch: Batch, jobs: dict[str, RunningJob], now: float) -> None:
         backend = self._backends[batch.model]
         needs_batch_slot = not backend.capabilities.continuous
-        run = Run(next(self._numbers), batch, lanes, needs_batch_slot, backend.keeps_time)
-        for lane in lanes.values():
-            lane.started_at, lane.run = now, run
+        run = Run(next(self._numbers), batch, jobs, needs_batch_slot, backend.keeps_time)
+        for job in jobs.values():
+            job.started_at, job.run = now, run
         self._runs.add(run)
         run.task = asyncio.create_task(self._run(run))
         run.task.add_done_callback(partial(self._ran, run))
 
-    def leave(self, lane: Lane) -> None:
-        """A lane has ended outside its engine; a batch without any left is cancelled."""
-        run = lane.run
-        if run is not None and not run.lanes and run.task is not None and run.task is not asyncio.current_task():
+    def leave(self, job: RunningJob) -> None:
+        """A job has ended outside its engine; a batch without any left is cancelled."""
+        run = job.run
+        if run is not None and not run.jobs and run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()
 
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -75,14 +75,14 @@ class Runs:
         the lease's thread."""
         return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.keeps_time}
 
-    def usage(self, lane: Lane) -> Usage:
+    def usage(self, job: RunningJob) -> Usage:
         """The usage of a job that ends now."""
         try:
-            num_prompt = self._backends[lane.claim.job.model].count_prompt_tokens(lane.claim.job)
+            num_prompt = self._backends[job.claim.job.model].count_prompt_tokens(job.claim.job)
         except Exception as error:
-            logger.error("the backend cannot count: %s", type(error).__name__, extra={"request_id": lane.id})
+            logger.error("the backend cannot count: %s", type(error).__name__, extra={"request_id": job.id})
             num_prompt = 0
-        return Usage(num_prompt, 0 if lane.claim.job.inputs else lane.num)
+        return Usage(num_prompt, 0 if job.claim.job.inputs else job.num)
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
@@ -93,22 +93,22 @@ class Runs:
             self._fail_all(run, BackendError("The batch of this request has failed."))
 
     async def _run(self, run: Run) -> None:
-        lanes, outbox = run.lanes, self._outbox
+        jobs, outbox = run.jobs, self._outbox
         events: AsyncIterator[Event] | None = None
         error: Exception = BackendError("The model's backend ended without finishing this request.")
         try:
             events = self._backends[run.batch.model].generate(run.batch)
-            accept, add, find = self._accept, outbox.add, lanes.get
+            accept, add, find = self._accept, outbox.add, jobs.get
             async for event in events:
                 run.num_events += 1
-                lane = find(event.job_id)
-                if lane is None:
+                job = find(event.job_id)
+                if job is None:
                     continue  # it has ended here already; the backend may notice that a little later
-                if type(event) is Tokens and lane.takes(event):
-                    add(lane, event.tokens)
+                if type(event) is Tokens and job.takes(event):
+                    add(job, event.tokens)
                 else:
-                    accept(lane, event)
-                    if not lanes:
+                    accept(job, event)
+                    if not jobs:
                         break
                 if outbox.is_full:
                     run.is_in_engine = False
@@ -122,32 +122,32 @@ class Runs:
         if task is None or not task.cancelling():  # else other workers may run the jobs that are left
             self._fail_all(run, error)
 
-    def _accept(self, lane: Lane, event: Event) -> None:
+    def _accept(self, job: RunningJob, event: Event) -> None:
         """Add the event to the outbox; fail the job instead if the event would corrupt the log."""
         if type(event) is Tokens:
-            fault = lane.fault_of(event)
+            fault = job.fault_of(event)
             if fault is None:
-                lane.num += len(event.tokens)
+                job.num += len(event.tokens)
                 if event.tokens:
-                    self._outbox.add(lane, event.tokens)
+                    self._outbox.add(job, event.tokens)
                 return
         elif isinstance(event, Done | Failed):
-            fault = lane.fault_of(event)
+            fault = job.fault_of(event)
             if fault is None:
-                lane.num = event.end
+                job.num = event.end
                 if isinstance(event, Done) and event.usage == Usage():
-                    event = msgspec.structs.replace(event, usage=self.usage(lane))
-                self._finish(lane, event)
+                    event = msgspec.structs.replace(event, usage=self.usage(job))
+                self._finish(job, event)
                 return
         else:
             fault = f"yielded {type(event).__name__}"
-        logger.error("the backend %s", fault, extra={"request_id": lane.id, "model": lane.claim.job.model})
-        self._finish(lane, lane.failed(BackendError("The model's backend broke its contract.")))
-        lane.claim.cancel("operator")  # so that the engine stops working on it
+        logger.error("the backend %s", fault, extra={"request_id": job.id, "model": job.claim.job.model})
+        self._finish(job, job.failed(BackendError("The model's backend broke its contract.")))
+        job.claim.cancel("operator")  # so that the engine stops working on it
 
     def _fail_all(self, run: Run, error: Exception) -> None:
-        for lane in list(run.lanes.values()):
-            self._finish(lane, lane.failed(failure(error, lane.claim)))
+        for job in list(run.jobs.values()):
+            self._finish(job, job.failed(failure(error, job.claim)))
 
 
 async def _close(events: AsyncIterator[Event] | None) -> None:

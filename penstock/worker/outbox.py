@@ -19,7 +19,7 @@ from penstock.event import Done, Event, Failed, Terminal, Tokens
 from penstock.rich_token import Token
 from penstock.transports.base import Transport
 from penstock.worker.crash_points import Fault, no_fault
-from penstock.worker.running_job import Lane
+from penstock.worker.running_job import RunningJob
 
 logger = logging.getLogger("penstock.worker")
 
@@ -32,14 +32,14 @@ LATE_S = 5.0
 
 
 class Outbox:
-    """`on_written(lane)`: the lane's end is in the log. `on_refused(lane)`: the store rejected its frame."""
+    """`on_written(job)`: the job's end is in the log. `on_refused(job)`: the store rejected its frame."""
 
     def __init__(
         self,
         transport: Transport,
         worker_id: str,
-        on_written: Callable[[Lane], None],
-        on_refused: Callable[[Lane], None],
+        on_written: Callable[[RunningJob], None],
+        on_refused: Callable[[RunningJob], None],
         fault: Fault = no_fault,
     ) -> None:
         self._transport = transport
@@ -48,42 +48,42 @@ class Outbox:
         self._on_refused = on_refused
         self._fault = fault
         self._num_pending = 0
-        self._marked: list[Lane] = []
-        self._held: set[Lane] = set()
+        self._marked: list[RunningJob] = []
+        self._held: set[RunningJob] = set()
         self._release_timer: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, lane: Lane, tokens: tuple[Token, ...]) -> None:
-        """Add the next tokens of a lane."""
-        pending = lane.pending
+    def add(self, job: RunningJob, tokens: tuple[Token, ...]) -> None:
+        """Add the next tokens of a job."""
+        pending = job.pending
         pending += tokens
         self._num_pending += len(tokens)
-        if lane.is_marked:
+        if job.is_marked:
             return
         # The first tokens of an answer are always written at once: they are its time to first token.
-        if lane.is_stream or len(pending) >= WHOLE_TOKENS or lane.num_sent == lane.num_given:
-            self._mark(lane)
-        elif lane not in self._held:
-            self._held.add(lane)
+        if job.is_stream or len(pending) >= WHOLE_TOKENS or job.num_sent == job.num_given:
+            self._mark(job)
+        elif job not in self._held:
+            self._held.add(job)
             if self._release_timer is None:
                 self._release_timer = asyncio.get_running_loop().call_later(WHOLE_S, self._release)
 
-    def finish(self, lane: Lane, end: Terminal) -> None:
-        """Add a lane's end; it is written with its last tokens."""
-        lane.pending.extend(end.tokens)
+    def finish(self, job: RunningJob, end: Terminal) -> None:
+        """Add a job's end; it is written with its last tokens."""
+        job.pending.extend(end.tokens)
         self._num_pending += len(end.tokens)
-        lane.end = end
-        self._mark(lane)
+        job.end = end
+        self._mark(job)
 
-    def drop(self, lane: Lane) -> None:
+    def drop(self, job: RunningJob) -> None:
         """The job is no longer this worker's: discard what is pending of it."""
-        lane.is_dropped = True
-        self._held.discard(lane)
-        self._num_pending -= len(lane.pending)
-        lane.pending = []
+        job.is_dropped = True
+        self._held.discard(job)
+        self._num_pending -= len(job.pending)
+        job.pending = []
 
     @property
     def is_full(self) -> bool:
@@ -108,16 +108,16 @@ class Outbox:
                 self._idle.set()
                 self._filled.clear()
                 await self._filled.wait()
-            lanes, events = self._collect()
+            jobs, events = self._collect()
             self._room.set()
-            if lanes:
-                await self._write(lanes, events)
+            if jobs:
+                await self._write(jobs, events)
 
-    def _mark(self, lane: Lane) -> None:
-        if not lane.is_marked:
-            lane.is_marked = True
-            self._held.discard(lane)
-            self._marked.append(lane)
+    def _mark(self, job: RunningJob) -> None:
+        if not job.is_marked:
+            job.is_marked = True
+            self._held.discard(job)
+            self._marked.append(job)
             self._idle.clear()
             self._filled.set()
 
@@ -125,48 +125,48 @@ class Outbox:
         if self._release_timer is not None:
             self._release_timer.cancel()
             self._release_timer = None
-        for lane in list(self._held):
-            self._mark(lane)
+        for job in list(self._held):
+            self._mark(job)
 
-    def _collect(self) -> tuple[list[Lane], list[Event]]:
-        """Take what is pending, as one frame for each lane."""
+    def _collect(self) -> tuple[list[RunningJob], list[Event]]:
+        """Take what is pending, as one frame for each job."""
         marked, self._marked = self._marked, []
-        lanes: list[Lane] = []
+        jobs: list[RunningJob] = []
         events: list[Event] = []
-        for lane in marked:
-            lane.is_marked = False
-            tokens, lane.pending = tuple(lane.pending), []
+        for job in marked:
+            job.is_marked = False
+            tokens, job.pending = tuple(job.pending), []
             self._num_pending -= len(tokens)
-            if lane.is_dropped:
+            if job.is_dropped:
                 continue
-            lanes.append(lane)
-            if lane.end is None:
-                events.append(Tokens(lane.id, lane.attempt, lane.num_sent, tokens=tokens))
+            jobs.append(job)
+            if job.end is None:
+                events.append(Tokens(job.id, job.attempt, job.num_sent, tokens=tokens))
             else:
-                events.append(_last(lane, lane.end, tokens))
-            lane.num_sent += len(tokens)
-        return lanes, events
+                events.append(_last(job, job.end, tokens))
+            job.num_sent += len(tokens)
+        return jobs, events
 
-    async def _write(self, lanes: list[Lane], events: list[Event]) -> None:
-        has_end = any(lane.end is not None for lane in lanes)
+    async def _write(self, jobs: list[RunningJob], events: list[Event]) -> None:
+        has_end = any(job.end is not None for job in jobs)
         if has_end:
             self._fault("before_final")
         self._fault("mid_step")
-        refused = await self._emit(lanes, events)
+        refused = await self._emit(jobs, events)
         self._fault("after_emit")
         if has_end:
             self._fault("after_final")
         if not (refused or has_end):
             return
-        for lane, event in zip(lanes, events, strict=True):
-            if lane.is_dropped:
+        for job, event in zip(jobs, events, strict=True):
+            if job.is_dropped:
                 continue
-            if refused and lane.id in refused:
-                self._on_refused(lane)
+            if refused and job.id in refused:
+                self._on_refused(job)
             elif isinstance(event, Done | Failed):
-                self._on_written(lane)
+                self._on_written(job)
 
-    async def _emit(self, lanes: list[Lane], events: list[Event]) -> set[str]:
+    async def _emit(self, jobs: list[RunningJob], events: list[Event]) -> set[str]:
         """Retry until the frames are written; a frame once tried is never changed, as it may have been stored."""
         retry_s, given_up = FIRST_RETRY_S, set[str]()
         while True:
@@ -179,11 +179,11 @@ class Outbox:
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
                 # Past its deadline the store or a gateway ends a job; no client receives what is left of it here.
                 now = time.monotonic()
-                given_up |= {lane.id for lane in lanes if lane.claim.deadline_at + LATE_S < now}
-                left = [(lane, event) for lane, event in zip(lanes, events, strict=True) if lane.id not in given_up]
-                lanes = [lane for lane, _ in left if not lane.is_dropped]
-                events = [event for lane, event in left if not lane.is_dropped]
-                if not lanes:
+                given_up |= {job.id for job in jobs if job.claim.deadline_at + LATE_S < now}
+                left = [(job, event) for job, event in zip(jobs, events, strict=True) if job.id not in given_up]
+                jobs = [job for job, _ in left if not job.is_dropped]
+                events = [event for job, event in left if not job.is_dropped]
+                if not jobs:
                     return given_up
             else:
                 if retry_s != FIRST_RETRY_S:
@@ -191,6 +191,6 @@ class Outbox:
                 return refused | given_up
 
 
-def _last(lane: Lane, end: Terminal, tokens: tuple[Token, ...]) -> Terminal:
+def _last(job: RunningJob, end: Terminal, tokens: tuple[Token, ...]) -> Terminal:
     """The end, with the tokens that have not been sent."""
-    return end if lane.num_sent == end.seq else msgspec.structs.replace(end, seq=lane.num_sent, tokens=tokens)
+    return end if job.num_sent == end.seq else msgspec.structs.replace(end, seq=job.num_sent, tokens=tokens)

@@ -8,17 +8,17 @@ import time
 from penstock.event import Done, Failed, Terminal, Usage
 from penstock.logs import log_fields
 from penstock.metrics import Metrics
-from penstock.worker.running_job import Lane
+from penstock.worker.running_job import RunningJob
 
 logger = logging.getLogger("penstock.worker")
 
 
-def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
-    """Call it when the `end` of `lane` is written. `queue_ms` is from the job's creation until its batch began."""
+def report(running: RunningJob, end: Terminal, metrics: Metrics | None) -> None:
+    """Call it when the `end` of a job is written. `queue_ms` is from the job's creation until its batch began."""
     now = time.monotonic()
-    job, claim = lane.claim.job, lane.claim
-    usage = end.usage if isinstance(end, Done) else Usage(0, lane.num)
-    began = lane.started_at or now
+    job, claim = running.claim.job, running.claim
+    usage = end.usage if isinstance(end, Done) else Usage(0, running.num)
+    began = running.started_at or now
     fields = {
         "request_id": job.id,
         "caller": job.caller,
@@ -26,11 +26,11 @@ def report(lane: Lane, end: Terminal, metrics: Metrics | None) -> None:
         "outcome": end.code if isinstance(end, Failed) else end.finish_reason,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
-        "queue_ms": round(1000 * (claim.queued_s + began - lane.claimed_at), 2),
+        "queue_ms": round(1000 * (claim.queued_s + began - running.claimed_at), 2),
         "generate_ms": round(1000 * (now - began), 2),
         "attempt": claim.attempt,
     }
     log_fields(logger, logging.WARNING if isinstance(end, Failed) else logging.INFO, "finished", fields)
     if metrics is not None:
-        num = 0 if job.inputs else lane.num - lane.num_given  # an embedding is a token of the log only
+        num = 0 if job.inputs else running.num - running.num_given  # an embedding is a token of the log only
         metrics.generated(job.model, usage.prompt_tokens, num)

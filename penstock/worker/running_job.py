@@ -25,7 +25,7 @@ def is_writable(event: Terminal | Tokens) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class RunningJob:
     """`num` tokens have come from the engine (`num_given` from an earlier attempt), `num_sent` have left the outbox.
 
     While `is_open` the engine may add tokens; then `end` waits to be written. `is_dropped`: the job is no longer this
@@ -90,7 +90,7 @@ class Lane:
         return None
 
     def failed(self, error: PenstockError) -> Failed:
-        """`error` as this lane's end."""
+        """`error` as the end of this job."""
         end = Failed.of(self.id, self.claim.attempt, self.num, error)
         return end if is_writable(end) else Failed.of(self.id, self.claim.attempt, self.num, BackendError(UNWRITABLE))
 
@@ -101,19 +101,19 @@ class Lane:
             self.timer.cancel()
             self.timer = None
         if self.run is not None:
-            self.run.lanes.pop(self.id, None)
+            self.run.jobs.pop(self.id, None)
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One batch in its backend. `lanes` are those that have not ended.
+    """One batch in its backend. `jobs` are those that have not ended.
 
     The lease's thread reads `num_events` and `is_in_engine`: an engine that waits is not one that hangs.
     """
 
     number: int
     batch: Batch
-    lanes: dict[str, Lane]
+    jobs: dict[str, RunningJob]
     needs_batch_slot: bool
     keeps_time: bool = False
     num_events: int = 0

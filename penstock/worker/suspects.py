@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.job import Claim
-from penstock.worker.running_job import Lane
+from penstock.worker.running_job import RunningJob
 
 
 class Suspects:
@@ -17,17 +17,17 @@ class Suspects:
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
-        self._lanes: list[Lane] = []
+        self._jobs: list[RunningJob] = []
 
-    def add(self, lane: Lane) -> None:
-        if lane.claim.num_deaths:
-            self._lanes.append(lane)
+    def add(self, job: RunningJob) -> None:
+        if job.claim.num_deaths:
+            self._jobs.append(job)
 
     @property
     def is_trying(self) -> bool:
         """Whether one is here that has not shown a token since it was claimed: it may still end the whole worker."""
-        self._lanes = [lane for lane in self._lanes if lane.is_open and lane.num_sent == lane.num_given]
-        return bool(self._lanes)
+        self._jobs = [job for job in self._jobs if job.is_open and job.num_sent == job.num_given]
+        return bool(self._jobs)
 
     def part(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
         """Split fresh claims into (keep, hand back): of suspects only the first batch is kept, or none."""

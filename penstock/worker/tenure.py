@@ -28,7 +28,7 @@ from penstock.worker.batches import Runs, cancel_all
 from penstock.worker.crash_points import Fault, no_fault
 from penstock.worker.outbox import Outbox
 from penstock.worker.report import report
-from penstock.worker.running_job import Lane
+from penstock.worker.running_job import RunningJob
 from penstock.worker.suspects import Suspects
 
 logger = logging.getLogger("penstock.worker")
@@ -81,7 +81,7 @@ class Tenure:
             limits.max_batch_size, limits.window_s, continuous=continuous, num_batch_slots=num_batch_slots
         )
         self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
-        self._lanes: dict[str, Lane] = {}  # every job in this worker's list that it has claimed, oldest first
+        self._jobs: dict[str, RunningJob] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
         self._suspects = Suspects(limits.max_batch_size)
         self._is_stopping = False
@@ -117,8 +117,8 @@ class Tenure:
             self._is_stopping = True
             self._freed.set()
             await cancel_all({over, *loops, *self._runs.tasks()})
-            for lane in list(self._lanes.values()):
-                self._forget(lane)
+            for job in list(self._jobs.values()):
+                self._forget(job)
             await intake  # never cancelled: its blocking wait may just be moving an id to this worker
 
     def stop(self) -> None:
@@ -134,8 +134,8 @@ class Tenure:
         self._lost.set()
         self._hurry.set()
         self._is_stopping = True
-        for lane in list(self._lanes.values()):
-            self._drop(lane)
+        for job in list(self._jobs.values()):
+            self._drop(job)
         self._freed.set()
         self._over.set()
 
@@ -171,7 +171,7 @@ class Tenure:
         one, and its client waits for the first token.
         """
         self._has_strays = False
-        if moved is None or moved in self._lanes:
+        if moved is None or moved in self._jobs:
             fresh = await self._take(room - 1)  # the blocking wait may have moved one already
             if not fresh and room == 1:
                 fresh = await self._take(1)  # it has not
@@ -215,28 +215,28 @@ class Tenure:
         return time.monotonic() - self._renewed_at > LEASE_S
 
     async def _take(self, want: int) -> list[str]:
-        return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._lanes]
+        return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._jobs]
 
     def _room(self) -> int:
         """How many ids to take: at most the free sequence slots, and at most one batch ahead of the batch slots."""
         if self._suspects.is_trying:
             return 0
-        free_slots = self._limits.num_slots - len(self._lanes)
+        free_slots = self._limits.num_slots - len(self._jobs)
         ahead = self._limits.max_batch_size * max(1, self._runs.num_free) - len(self._batcher)
         return min(free_slots, ahead)
 
     def _admit(self, claim: Claim, now: float) -> None:
-        lane = self._lanes[claim.job.id] = Lane(claim, now)
-        claim.on_cancel(partial(self._cancelled, lane))
+        job = self._jobs[claim.job.id] = RunningJob(claim, now)
+        claim.on_cancel(partial(self._cancelled, job))
         delay = claim.deadline_at - now
-        self._suspects.add(lane)
-        if lane.is_open:
-            lane.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")
+        self._suspects.add(job)
+        if job.is_open:
+            job.timer = asyncio.get_running_loop().call_later(delay, claim.cancel, "deadline")
             refusal = self._refusal(claim.job)
             if refusal is None:
-                self._batcher.add(claim, lane.claimed_at)
+                self._batcher.add(claim, job.claimed_at)
             else:
-                self._finish(lane, lane.failed(refusal))
+                self._finish(job, job.failed(refusal))
 
     def _refusal(self, job: Job) -> PenstockError | None:
         """The error if this worker cannot run `job`, else None. A gateway checks this against the workers that it saw;
@@ -268,10 +268,10 @@ class Tenure:
                 timer.cancel()
 
     def _start(self, batch: Batch, now: float) -> None:
-        lanes = {claim.job.id: self._lanes[claim.job.id] for claim in batch.claims}
+        jobs = {claim.job.id: self._jobs[claim.job.id] for claim in batch.claims}
         if self._metrics is not None:
-            self._metrics.batch(batch.model, len(batch), now - min(lane.claimed_at for lane in lanes.values()))
-        self._runs.start(batch, lanes, now)
+            self._metrics.batch(batch.model, len(batch), now - min(job.claimed_at for job in jobs.values()))
+        self._runs.start(batch, jobs, now)
         self._freed.set()
 
     def _ran(self) -> None:
@@ -281,46 +281,46 @@ class Tenure:
 
     # ── emit, finish ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(self, lane: Lane, end: Terminal) -> None:
+    def _finish(self, job: RunningJob, end: Terminal) -> None:
         """End a job: its engine adds nothing more. Its sequence slot is free once the end is written."""
-        lane.shut()
-        self._batcher.discard(lane.id)
-        self._outbox.finish(lane, end)
-        self._runs.leave(lane)
+        job.shut()
+        self._batcher.discard(job.id)
+        self._outbox.finish(job, end)
+        self._runs.leave(job)
 
-    def _cancelled(self, lane: Lane) -> None:
+    def _cancelled(self, job: RunningJob) -> None:
         """The job was cancelled: finish it without waiting for the engine."""
-        if not lane.is_open:
+        if not job.is_open:
             return
-        if lane.claim.cancelled == "deadline":
-            self._finish(lane, lane.failed(DeadlineExceeded(LATE)))
+        if job.claim.cancelled == "deadline":
+            self._finish(job, job.failed(DeadlineExceeded(LATE)))
         else:
-            end = Done(lane.id, lane.claim.attempt, lane.num, finish_reason="cancelled", usage=self._runs.usage(lane))
-            self._finish(lane, end)
+            end = Done(job.id, job.claim.attempt, job.num, finish_reason="cancelled", usage=self._runs.usage(job))
+            self._finish(job, end)
 
-    def _written(self, lane: Lane) -> None:
-        self._forget(lane)
-        if lane.end is not None:
-            report(lane, lane.end, self._metrics)
+    def _written(self, job: RunningJob) -> None:
+        self._forget(job)
+        if job.end is not None:
+            report(job, job.end, self._metrics)
 
-    def _refused(self, lane: Lane) -> None:
-        logger.info("the store refused a frame", extra={"request_id": lane.id, "attempt": lane.claim.attempt})
-        self._drop(lane)
+    def _refused(self, job: RunningJob) -> None:
+        logger.info("the store refused a frame", extra={"request_id": job.id, "attempt": job.claim.attempt})
+        self._drop(job)
 
-    def _drop(self, lane: Lane) -> None:
+    def _drop(self, job: RunningJob) -> None:
         """The job is no longer this worker's: write nothing more of it, and let the engine stop."""
-        lane.shut()
-        self._batcher.discard(lane.id)
-        self._outbox.drop(lane)
-        lane.claim.cancel("operator")
-        self._forget(lane)
-        self._runs.leave(lane)
+        job.shut()
+        self._batcher.discard(job.id)
+        self._outbox.drop(job)
+        job.claim.cancel("operator")
+        self._forget(job)
+        self._runs.leave(job)
 
-    def _forget(self, lane: Lane) -> None:
-        lane.shut()
-        lane.claim.unwatch()
-        if self._lanes.get(lane.id) is lane:
-            del self._lanes[lane.id]
+    def _forget(self, job: RunningJob) -> None:
+        job.shut()
+        job.claim.unwatch()
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
         self._freed.set()
 
     # ── drain: a hand-back, not a wait ───────────────────────────────────────────────────────────────────────────
@@ -335,15 +335,15 @@ class Tenure:
         if self._lost.is_set():
             return
         await _within(GIVE_BACK_S, self._outbox.flushed())
-        await self._give_back([lane.claim for lane in self._lanes.values() if lane.is_open])
+        await self._give_back([job.claim for job in self._jobs.values() if job.is_open])
         await asyncio.wait({intake})
         await _within(GIVE_BACK_S, self._outbox.flushed())
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Oldest first. If the store stays unavailable, the lease lapses and other workers take the jobs: none lost."""
-        lanes = [lane for claim in claims if (lane := self._lanes.get(claim.job.id)) is not None]
-        for lane in lanes:
-            lane.shut()
+        jobs = [job for claim in claims if (job := self._jobs.get(claim.job.id)) is not None]
+        for job in jobs:
+            job.shut()
         deadline = time.monotonic() + GIVE_BACK_S
         while claims and not self._lost.is_set():
             try:
@@ -355,23 +355,23 @@ class Tenure:
                     logger.error("could not hand back %d jobs: %s", len(claims), error.message)
                     break
                 await asyncio.sleep(RETRY_S)
-        for lane in lanes:
-            self._forget(lane)
+        for job in jobs:
+            self._forget(job)
 
     # ── for the lease ────────────────────────────────────────────────────────────────────────────────────────────
 
     def info(self) -> WorkerInfo:
-        return msgspec.structs.replace(self._info, num_free=max(0, self._limits.num_slots - len(self._lanes)))
+        return msgspec.structs.replace(self._info, num_free=max(0, self._limits.num_slots - len(self._jobs)))
 
     def running(self) -> list[str]:
-        return list(self._lanes)  # one step of the interpreter: safe from the lease's thread
+        return list(self._jobs)  # one step of the interpreter: safe from the lease's thread
 
     def marks(self) -> dict[int, int]:
         return self._runs.marks()
 
     def renewed(self, renewal: Renewal) -> None:
         if renewal.is_lost:
-            logger.warning("the lease was lost", extra={"worker": self.id, "jobs": len(self._lanes)})
+            logger.warning("the lease was lost", extra={"worker": self.id, "jobs": len(self._jobs)})
             self.lose()
             return
         was_unsure, self._renewed_at = self._may_be_lost(), time.monotonic()
@@ -380,10 +380,10 @@ class Tenure:
         for job_id, reason in renewal.cancelled.items():
             self.cancel(job_id, reason)
         for job_id in renewal.gone:
-            lane = self._lanes.get(job_id)
-            if lane is not None and lane.is_open:  # an end that is being written is answered by its own reply
-                self._drop(lane)
-        if any(job_id not in self._lanes for job_id in renewal.held):
+            job = self._jobs.get(job_id)
+            if job is not None and job.is_open:  # an end that is being written is answered by its own reply
+                self._drop(job)
+        if any(job_id not in self._jobs for job_id in renewal.held):
             self._has_strays = True
             self._freed.set()
         if self._metrics is not None:
@@ -391,9 +391,9 @@ class Tenure:
             self._metrics.worker_slots(info.num_slots, info.num_free)
 
     def cancel(self, job_id: str, reason: CancelReason) -> None:
-        lane = self._lanes.get(job_id)
-        if lane is not None:
-            lane.claim.cancel(reason)
+        job = self._jobs.get(job_id)
+        if job is not None:
+            job.claim.cancel(reason)
 
 
 async def _set_within(event: asyncio.Event, timeout_s: float | None) -> None:

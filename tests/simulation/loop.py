@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any, Literal
 from zlib import crc32
 
-from penstock.worker.running_job import Lane, Run
+from penstock.worker.running_job import Run, RunningJob
 
 START = 1_000.0
 WALL = 1_800_000_000.0
@@ -166,12 +166,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 def virtual(loop: VirtualLoop, rng: random.Random) -> Iterator[None]:
     """While this lasts, the clocks of this thread's code are the loop's, and ids are drawn from `rng`."""
     real = (time.monotonic, time.time, time.time_ns, secrets.token_hex)
-    hashes = (Lane.__hash__, Run.__hash__)
+    hashes = (RunningJob.__hash__, Run.__hash__)
     time.monotonic = loop.time
     time.time = lambda: WALL + loop.now - START
     time.time_ns = lambda: int((WALL + loop.now - START) * 1e9)
     secrets.token_hex = lambda nbytes=16: f"{rng.getrandbits(8 * (nbytes or 16)):0{2 * (nbytes or 16)}x}"
-    _give_hashes(lambda lane: crc32(lane.id.encode()), lambda run: run.number)
+    _give_hashes(lambda job: crc32(job.id.encode()), lambda run: run.number)
     try:
         yield
     finally:
@@ -179,6 +179,6 @@ def virtual(loop: VirtualLoop, rng: random.Random) -> Iterator[None]:
         _give_hashes(*hashes)
 
 
-def _give_hashes(of_lane: Callable[[Any], int], of_run: Callable[[Any], int]) -> None:
-    setattr(Lane, "__hash__", of_lane)  # noqa: B010  # mypy does not let a method be assigned to
+def _give_hashes(of_job: Callable[[Any], int], of_run: Callable[[Any], int]) -> None:
+    setattr(RunningJob, "__hash__", of_job)  # noqa: B010  # mypy does not let a method be assigned to
     setattr(Run, "__hash__", of_run)  # noqa: B010

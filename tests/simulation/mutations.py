@@ -215,7 +215,7 @@ def bytes_are_regrouped(patch: pytest.MonkeyPatch) -> None:
     """What was written once is written again as other frames: one token later, and without it."""
     emit = Outbox._emit
 
-    async def regroup(self: Outbox, lanes: list[Any], events: list[Event]) -> set[str]:
+    async def regroup(self: Outbox, jobs: list[Any], events: list[Event]) -> set[str]:
         try:
             return await self._transport.emit(self._worker_id, events)
         except StoreUnavailable:
@@ -225,7 +225,7 @@ def bytes_are_regrouped(patch: pytest.MonkeyPatch) -> None:
                 else event
                 for event in events
             ]
-            return await emit(self, lanes, again)
+            return await emit(self, jobs, again)
 
     patch.setattr(Outbox, "_emit", regroup)
 

@@ -136,7 +136,7 @@ class Worker:
     @property
     def num_held(self) -> int:
         tenure = self.worker._tenure
-        return 0 if tenure is None else len(tenure._lanes)
+        return 0 if tenure is None else len(tenure._jobs)
 
     def _reach(self, site: Site, point: str) -> None:
         site.passes(self.process, point)
