@@ -12,13 +12,13 @@ from typing import Literal
 from penstock.backends.base import Backend, Embedded
 from penstock.backends.openai import embeddings
 from penstock.backends.openai.engines import EngineName
-from penstock.backends.openai.failures import MAX_REST_S, Trouble, too_much
+from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
 from penstock.backends.openai.health import Health
-from penstock.backends.openai.http import Caller, Times
+from penstock.backends.openai.http import Times, UpstreamHttp
 from penstock.backends.openai.options import Images, TierOptions, build_tiers, read_accepts, read_resumes
-from penstock.backends.openai.request import Api, Form, build, can_continue
-from penstock.backends.openai.retries import Patience, Trip
-from penstock.backends.openai.upstreams import Ticket, Traffic
+from penstock.backends.openai.request import Api, RequestShape, build, can_continue
+from penstock.backends.openai.retries import RetryLimits, RetryPlan
+from penstock.backends.openai.upstreams import Ticket, Upstreams
 from penstock.backends.streams import Finish
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
@@ -90,28 +90,30 @@ class OpenAIBackend(Backend):
         ]
         tiers = build_tiers(options, health=health, max_failures=max_failures, eject_s=eject_s)
         taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
-        self._form = Form(api, asks_usage=usage, resumes=read_resumes(resumes, tiers), fetches="image_urls" in taken)
-        self._patience = Patience(retry_s, tries)
-        self._caller = Caller(Times(connect_s, first_token_s, idle_s, max_rest_s))
-        self._traffic = Traffic(tiers, lambda *what: self.observe(*what))
-        self._health = Health(self._traffic, self._caller, health)
+        self._shape = RequestShape(
+            api, asks_usage=usage, resumes=read_resumes(resumes, tiers), fetches="image_urls" in taken
+        )
+        self._limits = RetryLimits(retry_s, tries)
+        self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
+        self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))
+        self._health = Health(self._upstreams, self._http, health)
         self.capabilities = Capabilities(
             accepts=taken,
             continuous=True,
             generates=task != "embed",
             embeds=task != "generate",
-            resumes=bool(self._form.resumes),
+            resumes=bool(self._shape.resumes),
             max_tokens=max_tokens,
         )
 
     async def start(self) -> None:
         """Does not wait for upstreams: they may start later, and the others serve while one of them is missing."""
-        self._traffic.report_all()
+        self._upstreams.report_all()
         self._health.start()
 
     async def close(self) -> None:
         await self._health.stop()
-        await self._caller.close()
+        await self._http.close()
 
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
         if claim.job.inputs:
@@ -120,91 +122,91 @@ class OpenAIBackend(Backend):
 
     async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
         """All of `inputs` at one replica; tried elsewhere like any other request."""
-        trip = Trip(self._traffic.tiers, self._patience, time.monotonic(), caller=_caller(job))
+        plan = RetryPlan(self._upstreams.tiers, self._limits, time.monotonic(), caller=_caller(job))
         while True:
-            ticket = await self._traffic.take(trip, job.id)
+            ticket = await self._upstreams.take(plan, job.id)
             model = ticket.tier.model or self.name or job.model
             body = embeddings.build(job, inputs, model)
             try:
-                data = await self._caller.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body)
+                data = await self._http.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body)
                 done = embeddings.read(data, len(inputs))
-                self._traffic.began(ticket)
-                self._traffic.leave(ticket, "ok")
+                self._upstreams.began(ticket)
+                self._upstreams.leave(ticket, "ok")
                 return done
-            except Trouble as trouble:
-                self._failed(job, trip, ticket, trouble, 0)
+            except UpstreamError as failure:
+                self._failed(job, plan, ticket, failure, 0)
             finally:
-                self._traffic.leave(ticket, "cancelled")
+                self._upstreams.leave(ticket, "cancelled")
 
     async def stream(
         self, job: Job, tokens: Sequence[Token] = (), deadline_at: float = math.inf
     ) -> AsyncGenerator[Token | Finish, None]:
         """`deadline_at`, monotonic seconds: no wait for an upstream lasts longer."""
-        said = list(tokens)
-        if said and not can_continue(job, said, self._form):
+        so_far = list(tokens)
+        if so_far and not can_continue(job, so_far, self._shape):
             raise WorkerLost("Its worker died, and an answer like this cannot be continued.")
-        trip = Trip(self._traffic.tiers, self._patience, time.monotonic(), deadline_at, caller=_caller(job))
+        plan = RetryPlan(self._upstreams.tiers, self._limits, time.monotonic(), deadline_at, caller=_caller(job))
         max_chars = CHARS + CHARS_A_TOKEN * job.sampling.max_tokens
-        room = max_chars - sum(map(_size, said))
+        room = max_chars - sum(map(_size, so_far))
         while True:
-            if len(said) >= job.sampling.max_tokens:  # all of it came, only the end did not
+            if len(so_far) >= job.sampling.max_tokens:  # all of it came, only the end did not
                 yield Finish("length")
                 return
-            ticket = await self._traffic.take(trip, job.id)
-            num_before = len(said)
+            ticket = await self._upstreams.take(plan, job.id)
+            num_before = len(so_far)
             try:
-                async with aclosing(self._ask(ticket, job, said)) as answer:
+                async with aclosing(self._ask(ticket, job, so_far)) as answer:
                     async for token in answer:
                         if isinstance(token, Finish):
-                            self._traffic.leave(ticket, "ok")
+                            self._upstreams.leave(ticket, "ok")
                             yield Finish(token.reason, _whole_usage(token.usage, num_before))
                             return
                         if not ticket.has_begun:
-                            self._traffic.began(ticket)
+                            self._upstreams.began(ticket)
                         room -= _size(token)
                         if room < 0:
                             raise too_much(max_chars, job.sampling.max_tokens)
-                        said.append(token)
+                        so_far.append(token)
                         yield token
-                        if len(said) > 2 * job.sampling.max_tokens + SLACK:
+                        if len(so_far) > 2 * job.sampling.max_tokens + SLACK:
                             logger.error("an upstream ignores max_tokens", extra={"upstream": ticket.replica.name})
                             yield Finish("length")
                             return
-            except Trouble as trouble:
-                self._failed(job, trip, ticket, trouble, len(said) - num_before)
-                if said:
-                    self._must_continue(job, said, trouble)
+            except UpstreamError as failure:
+                self._failed(job, plan, ticket, failure, len(so_far) - num_before)
+                if so_far:
+                    self._must_continue(job, so_far, failure)
             except PenstockError:
-                self._traffic.leave(ticket, "invalid")
+                self._upstreams.leave(ticket, "invalid")
                 raise
             finally:
-                self._traffic.leave(ticket, "cancelled")
+                self._upstreams.leave(ticket, "cancelled")
 
-    async def _ask(self, ticket: Ticket, job: Job, said: Sequence[Token]) -> AsyncGenerator[Token | Finish, None]:
+    async def _ask(self, ticket: Ticket, job: Job, so_far: Sequence[Token]) -> AsyncGenerator[Token | Finish, None]:
         tier = ticket.tier
         model = tier.model or self.name or job.model
-        path, body = build(job, said, model, tier.engine, self._form)
-        async with aclosing(self._caller.ask(tier, ticket.replica, model, path, body)) as answer:
+        path, body = build(job, so_far, model, tier.engine, self._shape)
+        async with aclosing(self._http.ask(tier, ticket.replica, model, path, body)) as answer:
             async for token in answer:
                 yield token
 
-    def _failed(self, job: Job, trip: Trip, ticket: Ticket, trouble: Trouble, num_tokens: int) -> None:
-        is_charged = trip.failed(ticket.replica, ticket.tier, trouble, time.monotonic(), num_tokens)
-        self._traffic.failed(ticket, trouble, is_charged=is_charged)
-        level = logging.ERROR if trouble.reason in _LOUD else logging.INFO
+    def _failed(self, job: Job, plan: RetryPlan, ticket: Ticket, failure: UpstreamError, num_tokens: int) -> None:
+        is_charged = plan.failed(ticket.replica, ticket.tier, failure, time.monotonic(), num_tokens)
+        self._upstreams.failed(ticket, failure, is_charged=is_charged)
+        level = logging.ERROR if failure.reason in _LOUD else logging.INFO
         logger.log(
             level,
             "an upstream failed a request: %s",
-            trouble.reason if trouble.reason == "invalid" else trouble.error.message,
+            failure.reason if failure.reason == "invalid" else failure.error.message,
             extra={"request_id": job.id, "model": job.model, "upstream": ticket.replica.name, "tokens": num_tokens},
         )
 
-    def _must_continue(self, job: Job, said: Sequence[Token], trouble: Trouble) -> None:
+    def _must_continue(self, job: Job, so_far: Sequence[Token], failure: UpstreamError) -> None:
         """An answer has begun: raise unless it may go on elsewhere."""
-        if trouble.again != "never" and can_continue(job, said, self._form):
+        if failure.again != "never" and can_continue(job, so_far, self._shape):
             return
         # An error that the upstream reports is passed on; a break alone is `WorkerLost`, as a retry may help.
-        raise WorkerLost(_LOST) if trouble.reason in ("cut", "timeout", "unreachable") else trouble.error
+        raise WorkerLost(_LOST) if failure.reason in ("cut", "timeout", "unreachable") else failure.error
 
 
 def _caller(job: Job) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["closed", "open", "half_open"]
+BreakerState = Literal["closed", "open", "half_open"]
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Breaker:
     is_checked: bool = True
     is_trying: bool = False
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> BreakerState:
         if not self.is_open:
             return "closed"
         return "half_open" if now >= self.until and self.is_checked else "open"

@@ -2,7 +2,7 @@
 
 What servers send is wider than OpenAI's reference, and all of it is accepted: no `[DONE]`; usage in the last chunk
 or in one of its own; `finish_reason` on an empty delta, or none but a `[DONE]`; reasoning as `reasoning_content` or
-`reasoning`; tool calls without an index, or whose arguments are an object. What is not a chunk raises `Trouble`.
+`reasoning`; tool calls without an index, or whose arguments are an object. What is not a chunk raises `UpstreamError`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Chunks:
         return self._reason is not None
 
     def feed(self, event: ServerEvent) -> Token | None:
-        """The token in this event, or None. Raises `Trouble`."""
+        """The token in this event, or None. Raises `UpstreamError`."""
         if self.is_over:
             return None
         data = event.data.strip()
@@ -83,7 +83,7 @@ class Chunks:
         return token
 
     def finish(self) -> Finish:
-        """Call it when the stream has ended: its reason and usage. Raises `Trouble` if it was cut."""
+        """Call it when the stream has ended: its reason and usage. Raises `UpstreamError` if it was cut."""
         if self._reason is None and not self.is_over:
             raise cut("its stream ended without a finish_reason")
         return Finish(self._reason or ("tool_calls" if self._num_calls else "stop"), self._usage)

@@ -28,7 +28,7 @@ def build(job: Job, inputs: Sequence[str], model: str) -> bytes:
 
 
 def read(data: bytes, num: int) -> Embedded:
-    """`num` vectors in the order of their inputs. Raises `Trouble`."""
+    """`num` vectors in the order of their inputs. Raises `UpstreamError`."""
     try:
         answer = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError):

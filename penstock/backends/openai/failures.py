@@ -41,7 +41,7 @@ _INVALID = (400, 413, 414, 415, 422)
 _UNBEGUN = (502, 503, 504)
 
 
-class Trouble(Exception):
+class UpstreamError(Exception):
     """`error` is what the client reads if no other try helps. `rest_s`: the replica's `Retry-After`."""
 
     def __init__(
@@ -64,8 +64,8 @@ class Trouble(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """The contents of an error's body, as far as there are any."""
+class ErrorBody:
+    """What the body of an error contains, as far as it can be read."""
 
     message: str = ""
     code: str = ""
@@ -74,26 +74,26 @@ class Said:
 
 def of_status(
     status: int, retry_after: str | None, body: bytes, model: str, key: str = "", max_rest_s: float = MAX_REST_S
-) -> Trouble:
-    """The `Trouble` for an answer with a status other than 200. `key` never stands in a message. `retry_after` counts
-    up to `max_rest_s`.
+) -> UpstreamError:
+    """The error for an answer with a status other than 200. `key` never stands in its message. `retry_after` counts up
+    to `max_rest_s`.
     """
     return _of(status, read_error(body, key), read_retry_after(retry_after, max_rest_s), model)
 
 
-def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
+def _of(status: int, found: ErrorBody, rest_s: float | None, model: str) -> UpstreamError:
     if status in _INVALID:
-        message = said.message or f"The model's upstream refused the request (HTTP {status})."
-        return Trouble("invalid", InvalidRequest(message, param=said.param), again="never", is_fault=False)
+        message = found.message or f"The model's upstream refused the request (HTTP {status})."
+        return UpstreamError("invalid", InvalidRequest(message, param=found.param), again="never", is_fault=False)
     if status == 429:
         error: PenstockError = Overloaded("The model's upstream is at capacity.", retry_after_s=rest_s)
-        again: Again = "elsewhere" if said.code == "insufficient_quota" else "later"
-        return Trouble("rate_limited", error, again=again, is_fault=False, costs_try=False, rest_s=rest_s)
+        again: Again = "elsewhere" if found.code == "insufficient_quota" else "later"
+        return UpstreamError("rate_limited", error, again=again, is_fault=False, costs_try=False, rest_s=rest_s)
     error = BackendError(f"The model's upstream failed (HTTP {status}).")
     if status >= 500:
-        return Trouble("server_error", error, costs_try=status not in _UNBEGUN, rest_s=rest_s)
+        return UpstreamError("server_error", error, costs_try=status not in _UNBEGUN, rest_s=rest_s)
     if status in (408, 409, 425):
-        return Trouble("refused", error, is_fault=False, rest_s=rest_s)
+        return UpstreamError("refused", error, is_fault=False, rest_s=rest_s)
     reason: Reason = "refused"
     if status in (401, 403):
         reason, error = "credentials", BackendError(f"The upstream refused this server's credentials (HTTP {status}).")
@@ -102,58 +102,60 @@ def _of(status: int, said: Said, rest_s: float | None, model: str) -> Trouble:
             "not_found",
             BackendError(f"The upstream returned 404: it does not serve {model!r}, or the route is wrong."),
         )
-    return Trouble(reason, error, again="elsewhere", is_fault=False, costs_try=False)
+    return UpstreamError(reason, error, again="elsewhere", is_fault=False, costs_try=False)
 
 
-def unreachable(what: str) -> Trouble:
+def unreachable(what: str) -> UpstreamError:
     """No connection, or one that broke before the request was sent."""
-    return Trouble("unreachable", BackendError(f"The model's upstream cannot be reached ({what})."), costs_try=False)
+    return UpstreamError(
+        "unreachable", BackendError(f"The model's upstream cannot be reached ({what})."), costs_try=False
+    )
 
 
-def timeout(what: str) -> Trouble:
-    return Trouble("timeout", BackendError(f"The model's upstream {what}."))
+def timeout(what: str) -> UpstreamError:
+    return UpstreamError("timeout", BackendError(f"The model's upstream {what}."))
 
 
-def cut(what: str) -> Trouble:
-    return Trouble("cut", BackendError(f"The model's upstream broke off ({what})."))
+def cut(what: str) -> UpstreamError:
+    return UpstreamError("cut", BackendError(f"The model's upstream broke off ({what})."))
 
 
-def too_much(limit: int, max_tokens: int) -> Trouble:
+def too_much(limit: int, max_tokens: int) -> UpstreamError:
     """An answer longer than its `max_tokens` can explain. It is not retried, as the tokens received so far count."""
-    said = f"The model's upstream sent more than {limit} characters, though max_tokens is {max_tokens}."
-    return Trouble("malformed", BackendError(said), again="never")
+    message = f"The model's upstream sent more than {limit} characters, though max_tokens is {max_tokens}."
+    return UpstreamError("malformed", BackendError(message), again="never")
 
 
-def malformed(what: str) -> Trouble:
+def malformed(what: str) -> UpstreamError:
     """The upstream is up, and its response is not valid."""
-    return Trouble("malformed", BackendError(f"The model's upstream sent an invalid response: {what}."))
+    return UpstreamError("malformed", BackendError(f"The model's upstream sent an invalid response: {what}."))
 
 
-def of_stream(error: Any, model: str, key: str = "") -> Trouble:
-    """The `Trouble` for an error inside a stream; many servers give the status that it would have had as `code`."""
+def of_stream(error: Any, model: str, key: str = "") -> UpstreamError:
+    """For an error inside a stream; many servers send the status that it would have had as `code`."""
     status = error.get("code") if isinstance(error, Mapping) else None
     if isinstance(status, int) and 400 <= status < 600:
-        return _of(status, _said(error, key), None, model)
-    return Trouble("server_error", BackendError("The model's upstream failed while it answered."))
+        return _of(status, _read_fields(error, key), None, model)
+    return UpstreamError("server_error", BackendError("The model's upstream failed while it answered."))
 
 
-def read_error(body: bytes, key: str = "") -> Said:
-    """OpenAI's envelope, or a flat object as some servers send it; anything else gives an empty `Said`."""
+def read_error(body: bytes, key: str = "") -> ErrorBody:
+    """OpenAI's envelope, or a flat object as some servers send it; anything else gives an empty `ErrorBody`."""
     try:
         data = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
-        return Said()
+        return ErrorBody()
     error = data.get("error", data) if isinstance(data, dict) else None
-    return _said(error, key)
+    return _read_fields(error, key)
 
 
-def _said(error: Any, key: str) -> Said:
+def _read_fields(error: Any, key: str) -> ErrorBody:
     if isinstance(error, str):
-        return Said(_clean(error, key))
+        return ErrorBody(_clean(error, key))
     if not isinstance(error, Mapping):
-        return Said()
+        return ErrorBody()
     message, code, param = (error.get(name) for name in ("message", "code", "param"))
-    return Said(
+    return ErrorBody(
         _clean(message, key) if isinstance(message, str) else "",
         _clean(code, key)[:64] if isinstance(code, str) else "",
         _clean(param, key)[:200] if isinstance(param, str) and param else None,

@@ -1,6 +1,6 @@
 """One request at one replica: HTTP over pooled connections, its stream read with a limit on everything.
 
-Every failure raises `Trouble`. Leaving the generator, by cancellation too, closes the connection at once. Knows
+Every failure raises `UpstreamError`. Leaving the generator, by cancellation too, closes the connection at once. Knows
 nothing of other replicas and of what is tried next.
 """
 
@@ -17,7 +17,7 @@ from functools import lru_cache
 import httpx2
 
 from penstock.backends.openai.chunks import Chunks
-from penstock.backends.openai.failures import MAX_REST_S, Trouble, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.openai.replicas import Replica, Tier
 from penstock.backends.streams import Finish
 from penstock.limit import Limit
@@ -56,7 +56,7 @@ class _Pool:
     num_open: int = 0
 
 
-class Caller:
+class UpstreamHttp:
     """The connections to all replicas of one model; as many as the worker runs requests. Use it in one loop."""
 
     def __init__(self, times: Times) -> None:
@@ -211,14 +211,14 @@ class Caller:
                 return data
         except TimeoutError:
             if has_begun:
-                trouble = timeout(f"fell silent for {self._times.idle_s:g} s")
+                failure = timeout(f"fell silent for {self._times.idle_s:g} s")
             else:
-                trouble = timeout(f"gave no token within {self._times.first_token_s:g} s")
+                failure = timeout(f"gave no token within {self._times.first_token_s:g} s")
         except httpx2.HTTPError as error:
-            trouble = cut(type(error).__name__)
+            failure = cut(type(error).__name__)
         if chunks.has_ended or chunks.is_over:
             return b""  # the answer had ended
-        raise trouble
+        raise failure
 
 
 @lru_cache(maxsize=1024)
@@ -236,8 +236,8 @@ def _check_form(response: httpx2.Response) -> None:
         raise malformed("a compressed stream, though none was asked for")
 
 
-async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> Trouble:
-    """The `Trouble` for a status other than 200. Size of and time for its body are limited."""
+async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> UpstreamError:
+    """The error for a status other than 200. Size of and time for its body are limited."""
     body = bytearray()
     try:
         async with asyncio.timeout(ERROR_S):

@@ -62,15 +62,17 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PickedReplica:
     tier: Tier
     replica: Replica
 
 
-def choose(tiers: Iterable[Tier], now: float, without: Collection[Replica] = (), caller: str = "") -> Choice | None:
+def choose(
+    tiers: Iterable[Tier], now: float, without: Collection[Replica] = (), caller: str = ""
+) -> PickedReplica | None:
     """The least loaded usable replica, of the first tier that has any; of several the one longest unused."""
     for tier in tiers:
         usable = [one for one in tier.replicas if one not in without and one.hindrance(now, caller) is None]
         if usable:
-            return Choice(tier, min(usable, key=lambda one: (one.num_open, one.turn)))
+            return PickedReplica(tier, min(usable, key=lambda one: (one.num_open, one.turn)))
     return None

@@ -26,7 +26,7 @@ _PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RequestShape:
     """How to ask the upstreams of one model. `asks_usage`: with `stream_options.include_usage`."""
 
     api: Api = "both"
@@ -35,24 +35,24 @@ class Form:
     fetches: bool = False  # images: whether the engine may be asked to
 
 
-def can_continue(job: Job, tokens: Iterable[Token], form: Form) -> bool:
+def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool:
     """Whether an answer may go on after `tokens` at another request.
 
     Only text can be given back: an engine would begin reasoning and tool calls anew. The same holds for a grammar
     (`response_format`): it would start at its beginning, in the middle of the text.
     """
-    kind: Resume = "messages" if job.prompt is None or form.api == "chat" else "prompt"
-    if kind not in form.resumes or job.sampling.response_format is not None:
+    kind: Resume = "messages" if job.prompt is None or shape.api == "chat" else "prompt"
+    if kind not in shape.resumes or job.sampling.response_format is not None:
         return False
     return all(isinstance(token, str) or not (token.reasoning or token.tool_calls) for token in tokens)
 
 
-def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, form: Form) -> tuple[str, bytes]:
+def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: RequestShape) -> tuple[str, bytes]:
     """Path and JSON body. `tokens` were delivered already. Raises `InvalidRequest` for what cannot be asked."""
-    is_chat = job.prompt is None or form.api == "chat" or (form.api == "both" and not engine.has_completions)
-    if is_chat and form.api == "completions":
+    is_chat = job.prompt is None or shape.api == "chat" or (shape.api == "both" and not engine.has_completions)
+    if is_chat and shape.api == "completions":
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
-    if not form.fetches and any(message.fetches for message in job.messages or ()):
+    if not shape.fetches and any(message.fetches for message in job.messages or ()):
         raise UnsupportedParameter("This model's upstream fetches no images.", param="messages")
     body: dict[str, Any] = {"model": model}
     if is_chat:
@@ -62,7 +62,7 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, form: F
     else:
         body["prompt"] = (job.prompt or "") + join_text(tokens)
     body |= {"n": 1, "stream": True}
-    if form.asks_usage:
+    if shape.asks_usage:
         body["stream_options"] = {"include_usage": True}
     # A token may have been more than one of the engine's, so this is at least what is left.
     body[engine.names.get("max_tokens", "max_tokens") if is_chat else "max_tokens"] = max(

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from penstock.backends.openai.failures import Trouble
-from penstock.backends.openai.replicas import Choice, Replica, Tier, choose
+from penstock.backends.openai.failures import UpstreamError
+from penstock.backends.openai.replicas import PickedReplica, Replica, Tier, choose
 from penstock.errors import BackendError, Overloaded, PenstockError
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryLimits:
     """`retry_s`: nothing is tried again, or waited for, later than this after the beginning or the last token.
     `tries`: how many may fail in one tier that cost it work.
     """
@@ -37,11 +37,11 @@ class Wait:
     until: float | None
 
 
-class Trip:
+class RetryPlan:
     def __init__(
         self,
         tiers: Sequence[Tier],
-        patience: Patience,
+        limits: RetryLimits,
         now: float,
         deadline_at: float = math.inf,
         draw: Callable[[], float] = random.random,
@@ -49,9 +49,9 @@ class Trip:
     ) -> None:
         """`caller`: whose job it is; see `rests`."""
         self._tiers = tiers
-        self._patience = patience
+        self._limits = limits
         self._deadline_at = deadline_at
-        self._give_up_at = min(now + patience.retry_s, deadline_at)
+        self._give_up_at = min(now + limits.retry_s, deadline_at)
         self._draw = draw
         self.caller = caller
         self._paused: dict[Replica, float] = {}
@@ -60,54 +60,54 @@ class Trip:
         self._hopeless: set[Replica] = set()
         self._reasons: dict[int, str] = {}
         self._num_costly: Counter[int] = Counter()  # by tier
-        self._last: Trouble | None = None
+        self._last: UpstreamError | None = None
 
-    def next(self, now: float) -> Choice | Wait:
+    def next(self, now: float) -> PickedReplica | Wait:
         """Where to go now, or how long to wait. Raises the job's `PenstockError` when nothing is left to try."""
         if self._last is not None and self._last.again == "never":
             raise self._last.error
         is_late = self._last is not None and now > self._give_up_at
         if is_late and now > self._deadline_at:
             raise self._error(math.inf)
-        tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._patience.tries]
+        tiers = [tier for tier in self._tiers if self._num_costly[tier.number] < self._limits.tries]
         # An upstream that hangs may take longer than `retry_s`: a replica that was not tried yet still is.
         tried = set(self._num_failed) if is_late else self._failed_now
-        choice = choose(tiers, now, self._hopeless | tried, self.caller)
-        if choice is None:
+        picked = choose(tiers, now, self._hopeless | tried, self.caller)
+        if picked is None:
             if is_late:
                 raise self._error(math.inf)
             paused = {replica for replica, until in self._paused.items() if until > now}
-            choice = choose(tiers, now, self._hopeless | paused, self.caller)
-            if choice is None:
+            picked = choose(tiers, now, self._hopeless | paused, self.caller)
+            if picked is None:
                 return self._wait(tiers, now)
             self._failed_now.clear()
-        return choice
+        return picked
 
-    def failed(self, replica: Replica, tier: Tier, trouble: Trouble, now: float, num_tokens: int = 0) -> bool:
+    def failed(self, replica: Replica, tier: Tier, failure: UpstreamError, now: float, num_tokens: int = 0) -> bool:
         """A try failed after `num_tokens`. Returns whether it counts against the replica: once for each job, so that a
         request that breaks engines does not eject them by itself.
         """
         if num_tokens:  # there was progress: `retry_s` begins anew
             self._num_costly.clear()
-            self._give_up_at = min(now + self._patience.retry_s, self._deadline_at)
+            self._give_up_at = min(now + self._limits.retry_s, self._deadline_at)
         num = self._num_failed.get(replica, 0)
-        if trouble.rest_s is not None:
-            pause_s = max(trouble.rest_s, self._patience.first_pause_s)  # its `Retry-After`, but never a busy loop
+        if failure.rest_s is not None:
+            pause_s = max(failure.rest_s, self._limits.first_pause_s)  # its `Retry-After`, but never a busy loop
         else:
-            pause_s = min(self._patience.last_pause_s, self._patience.first_pause_s * 2.0 ** min(num, 16))
+            pause_s = min(self._limits.last_pause_s, self._limits.first_pause_s * 2.0 ** min(num, 16))
         self._num_failed[replica] = num + 1
         self._paused[replica] = now + pause_s * (1.0 + 0.25 * self._draw())
         self._failed_now.add(replica)
-        self._num_costly[tier.number] += trouble.costs_try and not num_tokens
-        self._last = trouble
-        self._reasons[tier.number] = trouble.reason
-        if trouble.again == "elsewhere":
+        self._num_costly[tier.number] += failure.costs_try and not num_tokens
+        self._last = failure
+        self._reasons[tier.number] = failure.reason
+        if failure.again == "elsewhere":
             self._hopeless.add(replica)
-        return trouble.is_fault and num == 0
+        return failure.is_fault and num == 0
 
-    def passed_over(self, choice: Choice, now: float) -> list[tuple[Tier, str]]:
+    def passed_over(self, picked: PickedReplica, now: float) -> list[tuple[Tier, str]]:
         """The tiers above the chosen one, each with the reason why it is not that one."""
-        above = [tier for tier in self._tiers if tier.number < choice.tier.number]
+        above = [tier for tier in self._tiers if tier.number < picked.tier.number]
         return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now, self.caller)) for tier in above]
 
     def _wait(self, tiers: Sequence[Tier], now: float) -> Wait:

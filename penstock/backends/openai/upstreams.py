@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.backends.openai.failures import Trouble
-from penstock.backends.openai.replicas import Choice, Replica, Tier
-from penstock.backends.openai.retries import Trip
+from penstock.backends.openai.failures import UpstreamError
+from penstock.backends.openai.replicas import PickedReplica, Replica, Tier
+from penstock.backends.openai.retries import RetryPlan
 
 logger = logging.getLogger("penstock.backends")
 
@@ -33,7 +33,7 @@ class Ticket:
     is_back: bool = False
 
 
-class Traffic:
+class Upstreams:
     """Calls `observe(metric, labels, value)` for each event; labels come from the configuration alone."""
 
     def __init__(self, tiers: Sequence[Tier], observe: Observe) -> None:
@@ -45,14 +45,14 @@ class Traffic:
     def replicas(self) -> Iterator[tuple[Tier, Replica]]:
         return ((tier, replica) for tier in self.tiers for replica in tier.replicas)
 
-    async def take(self, trip: Trip, request_id: str) -> Ticket:
-        """Wait for a replica. Raises the job's `PenstockError` when the trip gives up."""
+    async def take(self, plan: RetryPlan, request_id: str) -> Ticket:
+        """Wait for a replica. Raises the job's `PenstockError` when the plan gives up."""
         while True:
             now = time.monotonic()
-            step = trip.next(now)
-            if isinstance(step, Choice):
-                self._report_fallback(trip, step, now, request_id)
-                return self._begin(step, now, trip.caller)
+            step = plan.next(now)
+            if isinstance(step, PickedReplica):
+                self._report_fallback(plan, step, now, request_id)
+                return self._begin(step, now, plan.caller)
             await self.changed(None if step.until is None else step.until - now)
 
     def began(self, ticket: Ticket) -> None:
@@ -64,13 +64,13 @@ class Traffic:
         self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)
         self._judge(ticket.replica, ticket.replica.breaker.succeeded, "ok")
 
-    def failed(self, ticket: Ticket, trouble: Trouble, *, is_charged: bool) -> None:
+    def failed(self, ticket: Ticket, failure: UpstreamError, *, is_charged: bool) -> None:
         replica, now = ticket.replica, time.monotonic()
-        if trouble.rest_s:
-            replica.rests.refused(ticket.caller, now, trouble.rest_s)
-        if is_charged or (ticket.is_trial and trouble.is_fault):
-            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), trouble.reason)
-        self.leave(ticket, trouble.reason)
+        if failure.rest_s:
+            replica.rests.refused(ticket.caller, now, failure.rest_s)
+        if is_charged or (ticket.is_trial and failure.is_fault):
+            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), failure.reason)
+        self.leave(ticket, failure.reason)
 
     def leave(self, ticket: Ticket, outcome: str) -> None:
         """The request has ended, in any way. Safe to repeat; only the first outcome counts."""
@@ -116,13 +116,13 @@ class Traffic:
             if not future.done():
                 future.set_result(None)
 
-    def _begin(self, choice: Choice, now: float, caller: str) -> Ticket:
-        replica = choice.replica
+    def _begin(self, picked: PickedReplica, now: float, caller: str) -> Ticket:
+        replica = picked.replica
         self._num_begun += 1
         replica.turn = self._num_begun
         replica.num_open += 1
         self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
-        return Ticket(choice.tier, replica, replica.breaker.begin(), now, caller)
+        return Ticket(picked.tier, replica, replica.breaker.begin(), now, caller)
 
     def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
         """Pass the verdict to the breaker; log and count a change of its state."""
@@ -140,11 +140,11 @@ class Traffic:
     def _report_state(self, replica: Replica) -> None:
         self._observe("upstream_up", {"upstream": replica.name}, 0.0 if replica.breaker.is_open else 1.0)
 
-    def _report_fallback(self, trip: Trip, choice: Choice, now: float, request_id: str) -> None:
-        for tier, reason in trip.passed_over(choice, now):
+    def _report_fallback(self, plan: RetryPlan, picked: PickedReplica, now: float, request_id: str) -> None:
+        for tier, reason in plan.passed_over(picked, now):
             labels = {"tier": str(tier.number), "reason": reason}
             self._observe("upstream_fallbacks_total", labels, 1.0)
             logger.info(
                 "a tier is passed over",
-                extra={"request_id": request_id, "upstream": choice.replica.name, **labels},
+                extra={"request_id": request_id, "upstream": picked.replica.name, **labels},
             )

@@ -1,4 +1,4 @@
-"""From the chunks of any server to tokens, and to trouble."""
+"""From the chunks of any server to tokens, and to an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.openai.chunks import Chunks
-from penstock.backends.openai.failures import Trouble
+from penstock.backends.openai.failures import UpstreamError
 from penstock.backends.streams import Finish
 from penstock.errors import InvalidRequest
 from penstock.event import Usage
@@ -33,8 +33,8 @@ def read(*said: Any, chunks: Chunks | None = None) -> tuple[list[Token], Finish]
     return tokens, chunks.finish()
 
 
-def trouble(*said: Any) -> Trouble:
-    with pytest.raises(Trouble) as caught:
+def failure_of(*said: Any) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
         read(*said)
     return caught.value
 
@@ -66,9 +66,9 @@ def test_reasons_with_the_last_token(reason: str, means: Any) -> None:
 
 
 def test_an_end_without_a_reason_is_a_cut() -> None:
-    assert trouble(delta(content="Hi")).reason == "cut"
-    assert trouble().reason == "cut"
-    assert trouble(delta("abort")).reason == "cut"
+    assert failure_of(delta(content="Hi")).reason == "cut"
+    assert failure_of().reason == "cut"
+    assert failure_of(delta("abort")).reason == "cut"
 
 
 def test_nothing_after_done_counts() -> None:
@@ -141,20 +141,20 @@ def test_other_answers_than_the_first_are_nobodys() -> None:
         '{"choices":' * 5000,
     ],
 )  # fmt: skip
-def test_what_is_no_chunk_is_malformed(said: Any) -> None:
-    assert trouble(said).reason == "malformed"
+def test_what_is_not_a_chunk_is_malformed(said: Any) -> None:
+    assert failure_of(said).reason == "malformed"
 
 
 def test_errors_inside_a_stream() -> None:
-    plain = trouble({"error": {"message": "CUDA at 0xSECRET", "type": "x"}})
+    plain = failure_of({"error": {"message": "CUDA at 0xSECRET", "type": "x"}})
     assert plain.reason == "server_error"
     assert "SECRET" not in plain.error.message
-    assert trouble({"object": "error", "message": "x", "code": 503}).costs_try is False
-    assert trouble({"error": {"message": "slow down", "code": 429}}).reason == "rate_limited"
-    invalid = trouble({"error": {"message": "too long", "code": 400, "param": "messages"}})
+    assert failure_of({"object": "error", "message": "x", "code": 503}).costs_try is False
+    assert failure_of({"error": {"message": "slow down", "code": 429}}).reason == "rate_limited"
+    invalid = failure_of({"error": {"message": "too long", "code": 400, "param": "messages"}})
     assert isinstance(invalid.error, InvalidRequest)
     assert (invalid.error.message, invalid.error.param, invalid.again) == ("too long", "messages", "never")
-    with pytest.raises(Trouble):
+    with pytest.raises(UpstreamError):
         Chunks().feed(ServerEvent("error", '{"message": "x"}'))
 
 
@@ -171,10 +171,10 @@ values = st.recursive(
 
 
 @given(st.lists(values.map(json.dumps), max_size=5) | st.tuples(st.text(max_size=30)))
-def test_whatever_comes_it_is_tokens_or_trouble(said: Sequence[str]) -> None:
+def test_any_stream_is_tokens_or_an_error(said: Sequence[str]) -> None:
     try:
         tokens, finish = read(*said, chunks=Chunks("up", "key"))
-    except Trouble:
+    except UpstreamError:
         return
     assert all(isinstance(token, str | RichToken) and token for token in tokens)
     assert isinstance(finish, Finish)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.backends.base import Embedded
 from penstock.backends.openai import embeddings
-from penstock.backends.openai.failures import Trouble
+from penstock.backends.openai.failures import UpstreamError
 from penstock.event import Usage
 from penstock.job import Job
 from penstock.rich_token import RichToken, Token, decode_vector
@@ -23,8 +23,8 @@ def read(answer: bytes, num: int) -> Embedded | str:
     """What it holds, or the reason why that is nothing."""
     try:
         return embeddings.read(answer, num)
-    except Trouble as trouble:
-        return trouble.reason
+    except UpstreamError as failure:
+        return failure.reason
 
 
 def vectors_of(tokens: tuple[Token, ...]) -> list[list[float]]:

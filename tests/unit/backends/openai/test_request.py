@@ -10,18 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.openai.engines import ENGINES
-from penstock.backends.openai.request import Form, build, can_continue
+from penstock.backends.openai.request import RequestShape, build, can_continue
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 
-ALL = Form(resumes=frozenset(("prompt", "messages")))
+ALL = RequestShape(resumes=frozenset(("prompt", "messages")))
 ANY = ENGINES["any"]
 TALK = (Message("user", "Hello"),)
 
 
-def body_of(job: Job, tokens: tuple[Token, ...] = (), engine: str = "any", form: Form = ALL) -> tuple[str, Any]:
-    path, body = build(job, tokens, "up", ENGINES[engine], form)  # type: ignore[index]
+def body_of(
+    job: Job, tokens: tuple[Token, ...] = (), engine: str = "any", shape: RequestShape = ALL
+) -> tuple[str, Any]:
+    path, body = build(job, tokens, "up", ENGINES[engine], shape)  # type: ignore[index]
     return path, json.loads(body)
 
 
@@ -33,16 +35,16 @@ def test_a_prompt_goes_to_completions_and_a_conversation_to_chat() -> None:
     asked = {"model": "up", "messages": [{"role": "user", "content": "Hello"}], **options, "user": "u"}
     assert body_of(talk) == ("/chat/completions", asked)
     del asked["stream_options"]
-    assert body_of(talk, form=Form(asks_usage=False)) == ("/chat/completions", asked)
+    assert body_of(talk, shape=RequestShape(asks_usage=False)) == ("/chat/completions", asked)
 
 
 def test_where_there_is_only_chat_a_prompt_is_a_users_message() -> None:
     job = Job(id="j", model="m", prompt="Once")
-    for engine, form in (("any", Form("chat")), ("openai", Form())):
-        path, body = body_of(job, engine=engine, form=form)
+    for engine, shape in (("any", RequestShape("chat")), ("openai", RequestShape())):
+        path, body = body_of(job, engine=engine, shape=shape)
         assert (path, body["messages"]) == ("/chat/completions", [{"role": "user", "content": "Once"}])
     with pytest.raises(InvalidRequest, match="prompt") as caught:
-        body_of(Job(id="j", model="m", messages=TALK), form=Form("completions"))
+        body_of(Job(id="j", model="m", messages=TALK), shape=RequestShape("completions"))
     assert caught.value.param == "messages"
 
 
@@ -75,7 +77,7 @@ def test_an_image_that_the_engine_would_fetch_is_sent_only_where_that_is_declare
     with pytest.raises(UnsupportedParameter) as refused:
         body_of(job)
     assert refused.value.param == "messages"
-    assert body_of(job, form=Form(fetches=True))[1]["messages"][0]["content"] == [image]
+    assert body_of(job, shape=RequestShape(fetches=True))[1]["messages"][0]["content"] == [image]
 
 
 def test_an_engines_own_spelling() -> None:
@@ -161,8 +163,10 @@ def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
     assert can_continue(talk, ("a",), ALL)
     assert not can_continue(prompt, ("a", RichToken(reasoning="hm")), ALL)
     assert not can_continue(talk, (RichToken(tool_calls=(ToolCall(),)),), ALL)
-    assert not can_continue(prompt, ("a",), Form())
-    assert not can_continue(talk, ("a",), Form(resumes=frozenset(("prompt",))))
-    assert not can_continue(prompt, ("a",), Form("chat", resumes=frozenset(("prompt",)))), "it is a conversation there"
+    assert not can_continue(prompt, ("a",), RequestShape())
+    assert not can_continue(talk, ("a",), RequestShape(resumes=frozenset(("prompt",))))
+    assert not can_continue(prompt, ("a",), RequestShape("chat", resumes=frozenset(("prompt",)))), (
+        "it is a conversation there"
+    )
     bound = Job(id="j", model="m", messages=TALK, sampling=Sampling(response_format={"type": "json_object"}))
     assert not can_continue(bound, ("{",), ALL), "its grammar would begin anew"

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES
-from penstock.backends.openai.failures import Trouble, cut, malformed, of_status, timeout, unreachable
-from penstock.backends.openai.replicas import Choice, Replica, Tier, choose
+from penstock.backends.openai.failures import UpstreamError, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.replicas import PickedReplica, Replica, Tier, choose
 from penstock.backends.openai.rests import MAX_CALLERS, Rests
-from penstock.backends.openai.retries import Patience, Trip, Wait
+from penstock.backends.openai.retries import RetryLimits, RetryPlan, Wait
 from penstock.errors import BackendError, InvalidRequest, Overloaded, PenstockError
 
 ANY = ENGINES["any"]
 
 
-# ── choice ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── choose ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def site(*sizes: int, slots: int | None = None) -> list[Tier]:
@@ -57,15 +57,15 @@ sites = st.lists(st.lists(replicas, min_size=1, max_size=4), min_size=1, max_siz
 
 @given(sites, st.floats(0, 20))
 def test_the_least_loaded_usable_replica_of_the_first_tier_that_has_one(tiers: list[Tier], now: float) -> None:
-    choice = choose(tiers, now)
+    picked = choose(tiers, now)
     usable = [[one for one in tier.replicas if one.hindrance(now) is None] for tier in tiers]
-    if choice is None:
+    if picked is None:
         assert not any(usable)
         return
-    assert not any(usable[: choice.tier.number - 1])
-    assert choice.replica in usable[choice.tier.number - 1]
-    assert choice.replica.num_open == min(one.num_open for one in usable[choice.tier.number - 1])
-    assert choose(tiers, now, {choice.replica}) != choice
+    assert not any(usable[: picked.tier.number - 1])
+    assert picked.replica in usable[picked.tier.number - 1]
+    assert picked.replica.num_open == min(one.num_open for one in usable[picked.tier.number - 1])
+    assert choose(tiers, now, {picked.replica}) != picked
 
 
 @given(replicas, st.floats(0, 20))
@@ -79,37 +79,37 @@ def test_a_replica_is_usable_when_it_says_that_it_will_be(replica: Replica, now:
 def test_equal_ones_take_turns() -> None:
     tiers, seen = site(3), []
     for turn in range(1, 7):
-        choice = choose(tiers, 0.0)
-        assert choice is not None
-        choice.replica.turn = turn
-        seen.append(choice.replica.name)
+        picked = choose(tiers, 0.0)
+        assert picked is not None
+        picked.replica.turn = turn
+        seen.append(picked.replica.name)
     assert seen == ["1a", "1b", "1c"] * 2
     tiers[0].replicas[0].num_open = 1
-    assert choose(tiers, 0.0) == Choice(tiers[0], tiers[0].replicas[1]), "load counts more than turns"
+    assert choose(tiers, 0.0) == PickedReplica(tiers[0], tiers[0].replicas[1]), "load counts more than turns"
 
 
-# ── trip ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── retry plan ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trip(tiers: list[Tier], deadline_at: float = math.inf, **patience: float) -> Trip:
-    return Trip(tiers, Patience(**patience), 0.0, deadline_at, draw=lambda: 0.0)  # type: ignore[arg-type]
+def plan(tiers: list[Tier], deadline_at: float = math.inf, **limits: float) -> RetryPlan:
+    return RetryPlan(tiers, RetryLimits(**limits), 0.0, deadline_at, draw=lambda: 0.0)  # type: ignore[arg-type]
 
 
-def go(one: Trip, now: float = 0.0) -> Choice:
+def go(one: RetryPlan, now: float = 0.0) -> PickedReplica:
     step = one.next(now)
-    assert isinstance(step, Choice)
+    assert isinstance(step, PickedReplica)
     return step
 
 
-def fail(one: Trip, trouble: Trouble, now: float = 0.0) -> str:
+def fail(one: RetryPlan, failure: UpstreamError, now: float = 0.0) -> str:
     """Take the next step and fail there; where that was."""
-    choice = go(one, now)
-    one.failed(choice.replica, choice.tier, trouble, now)
-    return choice.replica.name
+    picked = go(one, now)
+    one.failed(picked.replica, picked.tier, failure, now)
+    return picked.replica.name
 
 
 def test_others_are_tried_at_once_and_the_same_after_a_pause() -> None:
-    one = trip(site(2, 1))
+    one = plan(site(2, 1))
     assert [fail(one, unreachable("x")) for _ in range(3)] == ["1a", "1b", "2a"]
     assert one.next(0.0) == Wait(0.25)
     assert fail(one, unreachable("x"), 0.25) == "1a"
@@ -119,25 +119,25 @@ def test_others_are_tried_at_once_and_the_same_after_a_pause() -> None:
 
 
 def test_everybody_has_a_turn_before_anybody_has_a_second() -> None:
-    one = trip(site(1, 1, 1))
+    one = plan(site(1, 1, 1))
     assert [fail(one, timeout("x"), now) for now in (0.0, 60.0, 120.0)] == ["1a", "2a", "3a"]
 
 
 def test_a_lower_tier_comes_with_the_reason_for_it() -> None:
-    one = trip(site(1, 1, 1))
+    one = plan(site(1, 1, 1))
     assert [fail(one, timeout("x")), fail(one, of_status(429, None, b"", "m"))] == ["1a", "2a"]
     passed = one.passed_over(go(one), 0.0)
     assert [(tier.number, why) for tier, why in passed] == [(1, "timeout"), (2, "rate_limited")]
     tiers = site(1, 1, 1)
     tiers[0].replicas[0].rests.refused("", 0.0, 9.0)
     tiers[1].replicas[0].breaker.check_failed(0.0)
-    one = trip(tiers)
+    one = plan(tiers)
     passed = one.passed_over(go(one), 0.0)
     assert [(tier.number, why) for tier, why in passed] == [(1, "resting"), (2, "ejected")]
 
 
 def test_what_may_have_cost_work_is_tried_only_so_often_in_each_tier() -> None:
-    one = trip(site(9, 1))
+    one = plan(site(9, 1))
     assert [fail(one, cut("x")) for _ in range(4)] == ["1a", "1b", "1c", "2a"]
     assert fail(one, cut("x"), 1.0) == fail(one, cut("x"), 2.0) == "2a"
     with pytest.raises(BackendError, match="broke off"):
@@ -145,7 +145,7 @@ def test_what_may_have_cost_work_is_tried_only_so_often_in_each_tier() -> None:
 
 
 def test_what_has_cost_nothing_is_tried_until_time_is_up() -> None:
-    one, now, num = trip(site(1), retry_s=30.0), 0.0, 0
+    one, now, num = plan(site(1), retry_s=30.0), 0.0, 0
     while now < 30.0:
         fail(one, unreachable("x"), now)
         num += 1
@@ -163,7 +163,7 @@ def test_what_has_cost_nothing_is_tried_until_time_is_up() -> None:
 
 
 def test_the_jobs_own_fault_is_tried_nowhere_else() -> None:
-    one = trip(site(2, 1))
+    one = plan(site(2, 1))
     fail(one, of_status(400, None, b'{"error": {"message": "top_p?", "param": "top_p"}}', "m"))
     with pytest.raises(InvalidRequest, match=r"top_p\?") as caught:
         one.next(0.0)
@@ -171,7 +171,7 @@ def test_the_jobs_own_fault_is_tried_nowhere_else() -> None:
 
 
 def test_what_no_time_mends_is_tried_elsewhere_only() -> None:
-    one = trip(site(1, 1))
+    one = plan(site(1, 1))
     assert [fail(one, of_status(404, None, b"", "big")), fail(one, of_status(401, None, b"", "big"))] == ["1a", "2a"]
     with pytest.raises(BackendError, match="401"):
         one.next(0.0)
@@ -179,11 +179,11 @@ def test_what_no_time_mends_is_tried_elsewhere_only() -> None:
 
 def test_retry_after_is_waited_for_unless_it_is_too_long() -> None:
     tiers = site(1)
-    one = trip(tiers, retry_s=30.0)
+    one = plan(tiers, retry_s=30.0)
     fail(one, of_status(429, "7", b"", "m"))
     tiers[0].replicas[0].rests.refused("", 0.0, 7.0)
     assert one.next(0.0) == Wait(7.0)
-    late = trip(tiers, deadline_at=5.0)
+    late = plan(tiers, deadline_at=5.0)
     with pytest.raises(Overloaded) as caught:
         late.next(0.0)
     assert caught.value.retry_after_s == 7.0, "of another job's answer"
@@ -221,37 +221,37 @@ def test_what_is_known_of_callers_has_a_bound() -> None:
 def test_a_full_replica_is_waited_for_without_limit_and_a_trial_until_patience_ends() -> None:
     tiers = site(1, slots=1)
     tiers[0].replicas[0].num_open = 1
-    assert trip(tiers).next(100.0) == Wait(None)
+    assert plan(tiers).next(100.0) == Wait(None)
     tiers = site(1)
     tiers[0].replicas[0].breaker.check_failed(0.0)
     tiers[0].replicas[0].breaker.begin()
-    one = trip(tiers)
+    one = plan(tiers)
     assert one.next(1.0) == Wait(30.0)
     with pytest.raises(BackendError, match="available right now"):
         one.next(30.0)
 
 
 def test_one_job_charges_a_replica_once() -> None:
-    one = trip(site(1), tries=9)
-    choice = go(one)
-    charged = [one.failed(choice.replica, choice.tier, cut("x"), float(now)) for now in range(4)]
+    one = plan(site(1), tries=9)
+    picked = go(one)
+    charged = [one.failed(picked.replica, picked.tier, cut("x"), float(now)) for now in range(4)]
     assert charged == [True, False, False, False]
-    assert not trip(site(1)).failed(choice.replica, choice.tier, of_status(403, None, b"", "m"), 0.0)
+    assert not plan(site(1)).failed(picked.replica, picked.tier, of_status(403, None, b"", "m"), 0.0)
 
 
 def test_tokens_renew_the_patience() -> None:
-    one = trip(site(1), tries=1, retry_s=10.0)
-    choice = go(one)
+    one = plan(site(1), tries=1, retry_s=10.0)
+    picked = go(one)
     for now in (0.0, 100.0, 200.0):
-        one.failed(choice.replica, choice.tier, cut("x"), now, num_tokens=5)
-        assert isinstance(one.next(now + 1), Choice)
-    one = trip(site(1), tries=2)
+        one.failed(picked.replica, picked.tier, cut("x"), now, num_tokens=5)
+        assert isinstance(one.next(now + 1), PickedReplica)
+    one = plan(site(1), tries=2)
     for num_tokens in (0, 5, 0):
-        one.failed(choice.replica, choice.tier, cut("x"), 0.0, num_tokens)
-    assert isinstance(one.next(9.0), Choice), "one of the two tries was before the tokens"
+        one.failed(picked.replica, picked.tier, cut("x"), 0.0, num_tokens)
+    assert isinstance(one.next(9.0), PickedReplica), "one of the two tries was before the tokens"
 
 
-troubles = st.sampled_from(
+failures = st.sampled_from(
     [
         unreachable("x"),
         cut("x"),
@@ -269,7 +269,7 @@ def test_a_trip_ends_in_time_and_waits_only_for_what_comes(
     for tier in tiers:
         for replica in tier.replicas:
             replica.num_open = 0  # nobody else is here, so no wait is for ever
-    one, now, costly = trip(tiers, deadline_at=deadline), 0.0, Counter[int]()
+    one, now, costly = plan(tiers, deadline_at=deadline), 0.0, Counter[int]()
     for _ in range(2000):
         try:
             step = one.next(now)
@@ -281,9 +281,9 @@ def test_a_trip_ends_in_time_and_waits_only_for_what_comes(
             now = step.until
         else:
             assert step.replica.hindrance(now) is None
-            trouble = data.draw(troubles)
-            costly[step.tier.number] += trouble.costs_try
-            one.failed(step.replica, step.tier, trouble, now)
+            failure = data.draw(failures)
+            costly[step.tier.number] += failure.costs_try
+            one.failed(step.replica, step.tier, failure, now)
     else:
         pytest.fail("it never gave up")
     assert all(num <= 3 for num in costly.values()), "in each tier"
