@@ -28,7 +28,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.backends.streams import Finish, side_by_side
+from penstock.backends.finish import Finish as Finish
+from penstock.backends.finish import failure as failure
+from penstock.backends.streams import side_by_side
 from penstock.event import Event, Usage
 from penstock.fleet import Capabilities
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
@@ -49,11 +51,36 @@ class Embedded:
     prompt_tokens: int | None = None
 
 
+class _OldName:
+    """An attribute of `Backend` under the name that it had until November 2026.
+
+    To set or read it is a `TypeError`: ignored, it would change how answers end, or end a worker whose engine is slow.
+    """
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> _OldName:
+        if instance is None:
+            return self
+        raise self.error(owner)
+
+    def __set__(self, instance: object, value: object) -> None:
+        raise self.error(type(instance))
+
+    def error(self, cls: type) -> TypeError:
+        return TypeError(f"backend {cls.__qualname__}: {self.name} is now called {self.new}")
+
+
 class Backend:
     """See the head of this file. One instance serves one model of one worker process, in that process' event loop.
 
-    `name`: the model's, set by the caller that builds it. `keeps_time`: it has timeouts of its own, so that silence is
-    not a hang and does not end the worker; for engines in other processes.
+    `name`: the model's, set by the caller that builds it. `handles_stop`: the engine applies stop strings and
+    `max_tokens` itself. `has_own_timeouts`: silence is not a hang and does not end the worker; for engines in other
+    processes.
 
     `capabilities` is a class attribute, or set in `__init__` when it depends on the options. Only the sampling fields
     in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. A
@@ -62,10 +89,12 @@ class Backend:
     """
 
     capabilities: Capabilities = Capabilities()
-    ends_itself: bool = False
-    keeps_time: bool = False
+    handles_stop: bool = False
+    has_own_timeouts: bool = False
     name: str = ""
     observer: Observer | None = None
+    ends_itself = _OldName("handles_stop")
+    keeps_time = _OldName("has_own_timeouts")
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,10 +104,13 @@ class Backend:
         for method in (cls.generate, cls.stream):
             if inspect.iscoroutinefunction(method):
                 raise TypeError(f"{method.__qualname__} is a coroutine: it must be an async generator, with a yield")
+        for old in (Backend.ends_itself, Backend.keeps_time):
+            if getattr(cls, old.name) is not old:
+                raise old.error(cls)
         unknown = set(cls.capabilities.accepts) - set(OPTIONAL_FIELDS)
         if unknown:
             raise TypeError(f"backend {cls.__qualname__} accepts {sorted(unknown)}; there are {OPTIONAL_FIELDS}")
-        if not has_generate and not cls.ends_itself:
+        if not has_generate and not cls.handles_stop:
             cls.capabilities = _with_stop(cls)
 
     async def start(self) -> None:
@@ -89,7 +121,7 @@ class Backend:
 
     def generate(self, batch: Batch) -> AsyncIterator[Event]:
         """Run a batch: the contract is at the head of this file. The default runs `stream` for each job."""
-        return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes, self.ends_itself)
+        return side_by_side(batch, self._open, self.count_prompt_tokens, self.capabilities.resumes, self.handles_stop)
 
     def stream(self, job: Job, *args: Any, **kwargs: Any) -> AsyncIterator[Token | Finish]:
         """Yield one answer's tokens: text, or a `RichToken`; empty ones are dropped. A `PenstockError` fails with its
@@ -99,7 +131,7 @@ class Backend:
         (a tuple of str) were delivered by an earlier attempt and the answer goes on after them. The stream is cancelled
         at its current `await`, and closed, when the job is cancelled, has all its tokens or meets a stop string.
 
-        An engine that counts tokens and knows stop strings itself sets `ends_itself` and yields a `Finish` at last.
+        A backend that sets `handles_stop` yields a `Finish` at last.
         """
         raise NotImplementedError
 

@@ -7,33 +7,18 @@ every stream back. An exception becomes that job's `Failed`. Knows nothing of wh
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from functools import partial
 
+from penstock.backends.finish import Finish, failure
 from penstock.backends.stop import StopMatcher
-from penstock.errors import BackendError, PenstockError, WorkerLost
-from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
+from penstock.errors import BackendError, WorkerLost
+from penstock.event import Done, Event, Failed, Tokens, Usage
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import RichToken, Token
 
-logger = logging.getLogger("penstock.backends")
-
 MAX_WAITING = 256
 _NOTHING = RichToken()
-
-
-@dataclass(slots=True, frozen=True)
-class Finish:
-    """The last item of a stream whose engine ends by itself.
-
-    `usage`: as the engine counted; without it the tokens are counted here.
-    """
-
-    reason: FinishReason
-    usage: Usage | None = None
 
 
 OpenStream = Callable[[Claim], AsyncIterator[Token | Finish]]
@@ -41,12 +26,12 @@ CountTokens = Callable[[Job], int]
 
 
 async def side_by_side(
-    batch: Batch, open_stream: OpenStream, count: CountTokens, resumes: bool, ends_itself: bool = False
+    batch: Batch, open_stream: OpenStream, count: CountTokens, resumes: bool, handles_stop: bool = False
 ) -> AsyncIterator[Event]:
     """Run every claim's stream and yield the events of all, in the order in which they come."""
     funnel = _Funnel(len(batch))
     tasks = [
-        asyncio.create_task(_run(claim, open_stream, count, resumes, ends_itself, funnel)) for claim in batch.claims
+        asyncio.create_task(_run(claim, open_stream, count, resumes, handles_stop, funnel)) for claim in batch.claims
     ]
     for claim, task in zip(batch.claims, tasks, strict=True):
         task.add_done_callback(funnel.leave)
@@ -59,22 +44,6 @@ async def side_by_side(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def failure(error: Exception, claim: Claim) -> PenstockError:
-    """What the client may read of an exception in a backend; the log names its source, never the prompt."""
-    if isinstance(error, PenstockError):
-        return error
-    where = traceback.extract_tb(error.__traceback__)[-1:]
-    logger.error(
-        "backend failed: %s at %s",
-        type(error).__name__,
-        ", ".join(f"{frame.filename}:{frame.lineno}" for frame in where) or "an unknown place",
-        extra={"request_id": claim.job.id, "model": claim.job.model, "error": type(error).__name__},
-    )
-    # The message of an exception may contain the prompt: logged at level debug only.
-    logger.debug("backend failed", exc_info=error, extra={"request_id": claim.job.id})
-    return BackendError(f"The model's backend failed ({type(error).__name__}).")
 
 
 def _stop(task: asyncio.Task[None]) -> None:
@@ -113,14 +82,14 @@ class _Funnel:
 
 
 async def _run(
-    claim: Claim, open_stream: OpenStream, count: CountTokens, resumes: bool, ends_itself: bool, funnel: _Funnel
+    claim: Claim, open_stream: OpenStream, count: CountTokens, resumes: bool, handles_stop: bool, funnel: _Funnel
 ) -> None:
     """One job from its first to its last event."""
     sent = _Sent(claim)
     try:
         if claim.cancelled is not None:
             return
-        finish = await _relay(claim, open_stream, resumes, ends_itself, sent, funnel)
+        finish = await _relay(claim, open_stream, resumes, handles_stop, sent, funnel)
         num = 0 if claim.job.inputs else sent.seq + len(sent.last)
         usage = finish.usage or Usage(count(claim.job), num)
         done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=finish.reason, usage=usage)
@@ -141,16 +110,16 @@ class _Sent:
 
 
 async def _relay(
-    claim: Claim, open_stream: OpenStream, resumes: bool, ends_itself: bool, sent: _Sent, funnel: _Funnel
+    claim: Claim, open_stream: OpenStream, resumes: bool, handles_stop: bool, sent: _Sent, funnel: _Funnel
 ) -> Finish:
     """Put the tokens of one stream until it ends, has enough, or meets a stop string; return which."""
     job, num = claim.job, len(claim.tokens)
-    ends_itself = ends_itself or bool(job.inputs)
+    handles_stop = handles_stop or bool(job.inputs)
     if num >= job.sampling.max_tokens:
         return Finish("length")
     if num and not resumes and not job.inputs:
         raise WorkerLost("Its worker died, and this model's backend cannot continue an answer that has begun.")
-    matcher = StopMatcher(() if ends_itself else job.sampling.stop)
+    matcher = StopMatcher(() if handles_stop else job.sampling.stop)
     stream = open_stream(claim)
     try:
         async for token in stream:
@@ -162,13 +131,13 @@ async def _relay(
                 continue
             num += 1
             released, is_stopped = matcher.push(token)
-            if is_stopped or (num >= job.sampling.max_tokens and not ends_itself):
+            if is_stopped or (num >= job.sampling.max_tokens and not handles_stop):
                 sent.last = (*released, *matcher.flush())
                 return Finish("stop" if is_stopped else "length")
             if released:
                 await funnel.put(Tokens(job.id, claim.attempt, sent.seq, tokens=tuple(released)))
                 sent.seq += len(released)
-        if ends_itself:
+        if handles_stop:
             raise BackendError("The model's backend ended its stream without saying why.")
         sent.last = tuple(matcher.flush())
         return Finish("stop")

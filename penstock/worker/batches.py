@@ -14,8 +14,7 @@ from itertools import count
 
 import msgspec
 
-from penstock.backends.base import Backend
-from penstock.backends.streams import failure
+from penstock.backends.base import Backend, failure
 from penstock.errors import BackendError
 from penstock.event import Done, Event, Failed, Terminal, Tokens, Usage
 from penstock.job import Batch
@@ -54,7 +53,7 @@ class Runs:
     def start(self, batch: Batch, jobs: dict[str, RunningJob], now: float) -> None:
         backend = self._backends[batch.model]
         needs_batch_slot = not backend.capabilities.continuous
-        run = Run(next(self._numbers), batch, jobs, needs_batch_slot, backend.keeps_time)
+        run = Run(next(self._numbers), batch, jobs, needs_batch_slot, backend.has_own_timeouts)
         for job in jobs.values():
             job.started_at, job.run = now, run
         self._runs.add(run)
@@ -73,7 +72,7 @@ class Runs:
     def marks(self) -> dict[int, int]:
         """For each batch in an engine whose silence is a hang, the number of events it has yielded. Safe to call from
         the lease's thread."""
-        return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.keeps_time}
+        return {run.number: run.num_events for run in list(self._runs) if run.is_in_engine and not run.has_own_timeouts}
 
     def usage(self, job: RunningJob) -> Usage:
         """The usage of a job that ends now."""

@@ -115,7 +115,7 @@ class Run:
     batch: Batch
     jobs: dict[str, RunningJob]
     needs_batch_slot: bool
-    keeps_time: bool = False
+    has_own_timeouts: bool = False
     num_events: int = 0
     is_in_engine: bool = True
     task: asyncio.Task[None] | None = None

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api.intake import Draft, check_capabilities, job_of
-from penstock.backends.base import Backend, Embedded
+from penstock.backends.base import Backend, Embedded, Finish
 from penstock.backends.mock.engine import MockBackend
 from penstock.backends.stop import StopMatcher
-from penstock.backends.streams import Finish
 from penstock.errors import UnsupportedParameter
 from penstock.event import Done, Event, Failed, Tokens, Usage, fold
 from penstock.fleet import Capabilities, Pool, WorkerInfo
@@ -180,7 +179,7 @@ async def test_embeddings_are_tokens_of_the_log_and_go_on_after_a_death() -> Non
 class Ending(Backend):
     """An engine that ends by itself: its stop strings and lengths are its own business."""
 
-    ends_itself = True
+    handles_stop = True
 
     def __init__(self, finish: Finish | None = None) -> None:
         self._finish = finish
@@ -192,7 +191,7 @@ class Ending(Backend):
             yield self._finish
 
 
-async def test_an_engine_that_ends_itself_says_how() -> None:
+async def test_an_engine_that_handles_stop_ends_its_stream_with_a_finish() -> None:
     job = _job(max_tokens=2, stop=("stop",))
     events = await _events(Ending(Finish("content_filter", Usage(7, 9))), job)
     end = events[-1]

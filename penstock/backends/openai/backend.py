@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Literal
 
-from penstock.backends.base import Backend, Embedded
+from penstock.backends.base import Backend, Embedded, Finish
 from penstock.backends.openai import embeddings
 from penstock.backends.openai.engines import EngineName
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
@@ -19,7 +19,6 @@ from penstock.backends.openai.options import Images, TierOptions, build_tiers, r
 from penstock.backends.openai.request import Api, RequestShape, build, can_continue
 from penstock.backends.openai.retries import RetryLimits, RetryPlan
 from penstock.backends.openai.upstreams import Ticket, Upstreams
-from penstock.backends.streams import Finish
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
 from penstock.fleet import Capabilities
@@ -41,8 +40,8 @@ class OpenAIBackend(Backend):
     with 2 and 3 are the tiers that stand in for the first one.
     """
 
-    ends_itself = True
-    keeps_time = True
+    handles_stop = True
+    has_own_timeouts = True
 
     def __init__(
         self,

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from penstock.backends.base import Finish
 from penstock.backends.openai.failures import cut, malformed, of_stream
-from penstock.backends.streams import Finish
 from penstock.event import FinishReason, Usage
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 from penstock.sse import ServerEvent

@@ -16,10 +16,10 @@ from functools import lru_cache
 
 import httpx2
 
+from penstock.backends.base import Finish
 from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.openai.replicas import Replica, Tier
-from penstock.backends.streams import Finish
 from penstock.limit import Limit
 from penstock.rich_token import Token
 from penstock.sse import Decoder, SSEError

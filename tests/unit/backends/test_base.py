@@ -72,11 +72,11 @@ async def test_stop_strings_are_honoured_for_every_stream() -> None:
     assert done.end.usage.completion_tokens == 2
 
 
-async def test_empty_pieces_are_no_tokens() -> None:
+async def test_empty_tokens_are_dropped() -> None:
     class Stutter(Backend):
         async def stream(self, job: Job) -> AsyncIterator[str]:
-            for piece in ("", "a", "", "b"):
-                yield piece
+            for token in ("", "a", "", "b"):
+                yield token
 
     assert (await run(Stutter(), claim("p", max_tokens=2)))["j"].tokens == ("a", "b")
 
@@ -208,6 +208,20 @@ class TestClass:
 
         with pytest.raises(TypeError, match="yield"):
             type("Whole", (Backend,), {"stream": stream})
+
+    @pytest.mark.parametrize(
+        ("old", "new"), [("ends_itself", "handles_stop"), ("keeps_time", "has_own_timeouts")], ids=["stop", "time"]
+    )
+    def test_an_old_name_is_an_error_that_names_the_new_one(self, old: str, new: str) -> None:
+        with pytest.raises(TypeError, match=f"Old: {old} is now called {new}"):
+            type("Old", (Backend,), {"stream": Echo.stream, old: True})
+        mixed = type("Mixed", (), {old: False})
+        with pytest.raises(TypeError, match=new):
+            type("Old", (mixed, Backend), {"stream": Echo.stream})
+        with pytest.raises(TypeError, match=f"Echo: {old} is now called {new}"):
+            setattr(Echo(), old, True)
+        with pytest.raises(TypeError, match=new):
+            getattr(Echo(), old)
 
     def test_it_accepts_only_fields_that_there_are(self) -> None:
         with pytest.raises(TypeError, match="beam_width"):

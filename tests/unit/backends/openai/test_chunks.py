@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.backends.base import Finish
 from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.failures import UpstreamError
-from penstock.backends.streams import Finish
 from penstock.errors import InvalidRequest
 from penstock.event import Usage
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall, join
