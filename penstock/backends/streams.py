@@ -118,7 +118,7 @@ async def _relay(
     if num >= job.sampling.max_tokens:
         return Finish("length")
     if num and not resumes and not job.inputs:
-        raise WorkerLost("Its worker died, and this model's backend cannot continue an answer that has begun.")
+        raise WorkerLost("The request's worker died, and this model's backend cannot continue an answer that has begun.")
     matcher = StopMatcher(() if handles_stop else job.sampling.stop)
     stream = open_stream(claim)
     try:
@@ -138,7 +138,7 @@ async def _relay(
                 await funnel.put(Tokens(job.id, claim.attempt, sent.seq, tokens=tuple(released)))
                 sent.seq += len(released)
         if handles_stop:
-            raise BackendError("The model's backend ended its stream without saying why.")
+            raise BackendError("The model's backend ended its stream without a finish reason.")
         sent.last = tuple(matcher.flush())
         return Finish("stop")
     finally:

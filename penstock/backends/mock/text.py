@@ -113,10 +113,10 @@ def verify_chain(tokens: Sequence[Token]) -> str | None:
     for index, token in enumerate(tokens):
         match = _LINK.fullmatch(text_of(token))
         if match is None:
-            return f"token {index} is no chained token: {token!r}"
+            return f"token {index} is not a chained token: {token!r}"
         if int(match[1]) != index:
-            return f"token {match[1]} stands at place {index}"
+            return f"token {match[1]} is at place {index}"
         if match[2] != before:
-            return f"token {index} follows {match[2]}, but {before} stands before it"
+            return f"token {index} follows {match[2]}, but the token before it is {before}"
         before = match[3]
     return None

@@ -27,7 +27,7 @@ from penstock.rich_token import Token
 
 logger = logging.getLogger("penstock.backends")
 
-_LOST = "The model's upstream broke off, and an answer like this cannot be continued elsewhere."
+_LOST = "The model's upstream failed in the middle of an answer that no other upstream can continue."
 # No tokenizer has longer tokens on average; log probabilities name up to 21 of them for each.
 CHARS, CHARS_A_TOKEN = 65_536, 1024
 SLACK = 64  # tokens beyond twice the limit: what an upstream counts otherwise than we do is less than that
@@ -89,9 +89,7 @@ class OpenAIBackend(Backend):
         ]
         tiers = build_tiers(options, health=health, max_failures=max_failures, eject_s=eject_s)
         taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
-        self._shape = RequestShape(
-            api, asks_usage=usage, resumes=read_resumes(resumes, tiers), fetches="image_urls" in taken
-        )
+        self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken)
         self._limits = RetryLimits(retry_s, tries)
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
         self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))
@@ -143,7 +141,7 @@ class OpenAIBackend(Backend):
         """`deadline_at`, monotonic seconds: no wait for an upstream lasts longer."""
         so_far = list(tokens)
         if so_far and not can_continue(job, so_far, self._shape):
-            raise WorkerLost("Its worker died, and an answer like this cannot be continued.")
+            raise WorkerLost("The request's worker died, and an answer of this kind cannot be continued.")
         plan = RetryPlan(self._upstreams.tiers, self._limits, time.monotonic(), deadline_at, caller=_caller(job))
         max_chars = CHARS + CHARS_A_TOKEN * job.sampling.max_tokens
         room = max_chars - sum(map(_size, so_far))

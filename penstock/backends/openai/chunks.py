@@ -133,7 +133,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise malformed(f"{name} is no text")
+        raise malformed(f"{name} is not text")
     return value
 
 

@@ -35,7 +35,7 @@ def read(data: bytes, num: int) -> Embedded:
         raise malformed("embeddings that are not JSON") from None
     rows = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(rows, list) or len(rows) != num or not all(isinstance(row, dict) for row in rows):
-        raise malformed(f"not {num} embeddings")
+        raise malformed(f"it does not contain {num} embeddings")
     indices = [row.get("index", place) for place, row in enumerate(rows)]
     if not all(type(index) is int for index in indices):
         raise malformed("an embedding whose index is not a number")

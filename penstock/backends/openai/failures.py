@@ -96,7 +96,7 @@ def _of(status: int, found: ErrorBody, rest_s: float | None, model: str) -> Upst
         return UpstreamError("refused", error, is_fault=False, rest_s=rest_s)
     reason: Reason = "refused"
     if status in (401, 403):
-        reason, error = "credentials", BackendError(f"The upstream refused this server's credentials (HTTP {status}).")
+        reason, error = "credentials", BackendError(f"The upstream rejected this server's credentials (HTTP {status}).")
     elif status == 404:
         reason, error = (
             "not_found",
@@ -117,7 +117,7 @@ def timeout(what: str) -> UpstreamError:
 
 
 def cut(what: str) -> UpstreamError:
-    return UpstreamError("cut", BackendError(f"The model's upstream broke off ({what})."))
+    return UpstreamError("cut", BackendError(f"The model's upstream interrupted its answer ({what})."))
 
 
 def too_much(limit: int, max_tokens: int) -> UpstreamError:

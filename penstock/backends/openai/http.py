@@ -130,7 +130,7 @@ class UpstreamHttp:
                             raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
                 return bytes(data)
             except TimeoutError:
-                raise timeout(f"gave no whole answer within {self._times.first_token_s:g} s") from None
+                raise timeout(f"sent no complete answer within {self._times.first_token_s:g} s") from None
             except httpx2.HTTPError as error:
                 raise cut(type(error).__name__) from None
             finally:
@@ -166,7 +166,7 @@ class UpstreamHttp:
             async with asyncio.timeout(until - time.monotonic()):
                 return await client.send(request, stream=True)
         except TimeoutError:
-            raise timeout(f"gave no answer within {self._times.first_token_s:g} s") from None
+            raise timeout(f"did not answer within {self._times.first_token_s:g} s") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise unreachable(type(error).__name__) from None
         except httpx2.HTTPError as error:
@@ -211,9 +211,9 @@ class UpstreamHttp:
                 return data
         except TimeoutError:
             if has_begun:
-                failure = timeout(f"fell silent for {self._times.idle_s:g} s")
+                failure = timeout(f"sent nothing for {self._times.idle_s:g} s")
             else:
-                failure = timeout(f"gave no token within {self._times.first_token_s:g} s")
+                failure = timeout(f"sent no token within {self._times.first_token_s:g} s")
         except httpx2.HTTPError as error:
             failure = cut(type(error).__name__)
         if chunks.has_ended or chunks.is_over:
@@ -233,7 +233,7 @@ def _check_form(response: httpx2.Response) -> None:
     if not kind.lower().startswith("text/event-stream"):
         raise malformed(f"{kind[:80]!r} instead of an event stream")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise malformed("a compressed stream, though none was asked for")
+        raise malformed("a compressed stream, which was not requested")
 
 
 async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> UpstreamError:

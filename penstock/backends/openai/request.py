@@ -53,7 +53,7 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
     if is_chat and shape.api == "completions":
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
     if not shape.fetches and any(message.fetches for message in job.messages or ()):
-        raise UnsupportedParameter("This model's upstream fetches no images.", param="messages")
+        raise UnsupportedParameter("This model's upstream does not fetch images.", param="messages")
     body: dict[str, Any] = {"model": model}
     if is_chat:
         body["messages"] = _messages(job, tokens)

@@ -103,7 +103,7 @@ def test_a_chain_shows_every_kind_of_break() -> None:
     assert "place 2" in str(verify_chain(whole[:2] + whole[3:])), "lost"
     assert "place 3" in str(verify_chain(whole[:3] + whole[2:])), "repeated"
     assert "token 4 follows" in str(verify_chain(whole[:4] + other[4:])), "spliced"
-    assert "no chained token" in str(verify_chain(["word"]))
+    assert "not a chained token" in str(verify_chain(["word"]))
 
 
 async def test_a_cancelled_job_leaves_at_the_next_step_and_its_neighbour_stays() -> None:
