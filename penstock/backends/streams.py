@@ -118,7 +118,7 @@ async def _relay(
     if num >= job.sampling.max_tokens:
         return Finish("length")
     if num and not resumes and not job.inputs:
-        raise WorkerLost("The request's worker died, and this model's backend cannot continue an answer that has begun.")
+        raise WorkerLost("The request's worker died, and this model's backend cannot continue a begun answer.")
     matcher = StopMatcher(() if handles_stop else job.sampling.stop)
     stream = open_stream(claim)
     try:
