@@ -214,7 +214,7 @@ def _stamp(milliseconds: int) -> str:
     return "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -1, -5))
 
 
-def minted_at(job_id: str) -> int:
+def created_at_of(job_id: str) -> int:
     """When a request's id was made: whole seconds since 1970 on its gateway's clock; 0 where the id lacks it."""
     ulid = job_id.rpartition(".")[2]
     if len(ulid) != 26 or not set(ulid) <= set(_CROCKFORD):

@@ -20,9 +20,9 @@ from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.gateway.admission import Permit
 from penstock.gateway.gateway import Gateway
-from penstock.gateway.keepalive import Pulse
-from penstock.gateway.relay import Reader, Stream
-from penstock.http.connection import CLIENT, Client, Departure
+from penstock.gateway.keepalive import StreamHealth
+from penstock.gateway.relay import Reader, RelayStream
+from penstock.http.connection import CLIENT, ClientChannel, Disconnect
 from penstock.http.edge import Call, error_response
 from penstock.rich_token import RichToken, Token, Whole
 from penstock.sse import KEEPALIVE, unbroken
@@ -46,7 +46,7 @@ def usage(end: Done) -> dict[str, int]:
     }
 
 
-def timings(stream: Stream) -> dict[str, float | None]:
+def timings(stream: RelayStream) -> dict[str, float | None]:
     """Milliseconds from the submission; None for what did not happen."""
 
     def since(at: float) -> float | None:
@@ -59,11 +59,11 @@ def timings(stream: Stream) -> dict[str, float | None]:
     }
 
 
-def beside(said: Whole | RichToken) -> dict[str, Any]:
+def extra_fields(text: Whole | RichToken) -> dict[str, Any]:
     """The fields next to the text that are not empty, by name: `{}` for plain text."""
-    fields: dict[str, Any] = {"reasoning": said.reasoning, "tool_calls": said.tool_calls, "logprobs": said.logprobs}
-    if isinstance(said, RichToken):
-        fields["embedding"] = said.embedding
+    fields: dict[str, Any] = {"reasoning": text.reasoning, "tool_calls": text.tool_calls, "logprobs": text.logprobs}
+    if isinstance(text, RichToken):
+        fields["embedding"] = text.embedding
     return {name: value for name, value in fields.items() if value}
 
 
@@ -71,7 +71,7 @@ def error_data(error: PenstockError, request_id: str) -> bytes:
     return msgspec.json.encode({"request_id": request_id, **error.envelope()})
 
 
-class Answer(Response):
+class AnswerResponse(Response):
     """The answer to one submitted request. It owns the stream and the permit, and lets go of both at its end.
 
     `is_replay`: a retrieval of a stored result, for which a failed request is data and not an HTTP error.
@@ -130,27 +130,27 @@ class Answer(Response):
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = Departure(scope, self.reader.wake)
+        disconnect = Disconnect(scope, self.reader.wake)
         is_delivered = False
         self.gateway.metrics.stream_opened()
         try:
             if self.is_stream:
-                is_delivered = await self._stream(departure, scope, receive, send)
+                is_delivered = await self._stream(disconnect, scope, receive, send)
             else:
-                is_delivered = await self._whole(departure, scope, receive, send)
+                is_delivered = await self._whole(disconnect, scope, receive, send)
         finally:
-            departure.stop()
+            disconnect.stop()
             self.account(is_delivered)
             self.gateway.unwatch_queue(self.reader)
             self.gateway.relay.leave(self.reader, is_delivered=is_delivered)
             self.permit.release()
             self.gateway.metrics.stream_closed()
 
-    async def _whole(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _whole(self, disconnect: Disconnect, scope: Scope, receive: Receive, send: Send) -> bool:
         stream = self.stream
         self.reader.is_for_end = True
         while stream.end is None:
-            if departure.has_happened:
+            if disconnect.has_happened:
                 return False
             await self.reader.changed()
         error = self.failure(stream.end)
@@ -164,76 +164,76 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": body})
         return True
 
-    async def _stream(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _stream(self, disconnect: Disconnect, scope: Scope, receive: Receive, send: Send) -> bool:
         stream = self.stream
-        await self._status(departure)
-        if departure.has_happened:
+        await self._status(disconnect)
+        if disconnect.has_happened:
             return False
         if isinstance(stream.end, Failed) and not stream.tokens and not self.is_replay:
             await error_response(stream.end.error(), self.call)(scope, receive, send)
             return True
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-        client: Client = scope[CLIENT]
-        pulse = Pulse(self.reader.wake, client.abort)
-        self.gateway.sweep.pulses.add(pulse)
+        client: ClientChannel = scope[CLIENT]
+        health = StreamHealth(self.reader.wake, client.abort)
+        self.gateway.keepalive.watched.add(health)
         try:
-            return await self._relay(departure, pulse, client, self.call.send or send)
+            return await self._relay(disconnect, health, client, self.call.send or send)
         finally:
-            self.gateway.sweep.pulses.discard(pulse)
-            if pulse.was_cut:
+            self.gateway.keepalive.watched.discard(health)
+            if health.was_cut:
                 logger.warning("cut: the client does not read", extra={"request_id": stream.job.id})
 
-    async def _relay(self, departure: Departure, pulse: Pulse, client: Client, send: Send) -> bool:
+    async def _relay(self, disconnect: Disconnect, health: StreamHealth, client: ClientChannel, send: Send) -> bool:
         """Whatever waits, in one write, until the end; `send` is the server's own."""
         reader = self.reader
-        push = partial(self._push, pulse, client)
-        while not departure.has_happened:
+        push = partial(self._push, health, client)
+        while not disconnect.has_happened:
             end = None
             if reader.has_news:
                 body, end = self.news()
                 if not body and end is None:  # all of it is known to the client
                     continue
             elif not (body := self.idle_news()):
-                if not pulse.is_due:
+                if not health.is_due:
                     await reader.served(push)
                     continue
                 body = KEEPALIVE
-            pulse.is_due = False
+            health.is_due = False
             body = unbroken(body)
             if end is None and client.takes_more:
                 client.write(body)
             else:
-                pulse.is_sending = True
+                health.is_sending = True
                 await send({"type": "http.response.body", "body": body, "more_body": end is None})
-                pulse.is_sending = False
-            pulse.num_sent += 1
+                health.is_sending = False
+            health.num_sent += 1
             if end is not None:
                 return True
         return False
 
-    def _push(self, pulse: Pulse, client: Client) -> bool:
+    def _push(self, health: StreamHealth, client: ClientChannel) -> bool:
         """What runs per token: the usual news, written from where they are heard. False where `_relay` must look."""
         reader, tokens = self.reader, self.stream.tokens
         first = reader.num_sent
         if first == len(tokens):
             return False
         while first < len(tokens):
-            if self.stream.end is not None or pulse.is_due or not client.takes_more:
+            if self.stream.end is not None or health.is_due or not client.takes_more:
                 return False
             fresh = tokens[first : first + MAX_JOINED]
             reader.num_sent = first = first + len(fresh)
             frames = self.token_frames(first - len(fresh), fresh)
             if body := frames[0] if len(frames) == 1 else b"".join(frames):
                 client.write(unbroken(body))
-                pulse.num_sent += 1
+                health.num_sent += 1
         return True
 
-    async def _status(self, departure: Departure) -> None:
+    async def _status(self, disconnect: Disconnect) -> None:
         """Wait until there is a token, or the end, or `STATUS_WAIT_S` has passed."""
         stream = self.stream
         loop = asyncio.get_running_loop()
         until = loop.time() + (0.0 if self.queue_events else STATUS_WAIT_S)
-        while not stream.tokens and stream.end is None and not departure.has_happened:
+        while not stream.tokens and stream.end is None and not disconnect.has_happened:
             left = until - loop.time()
             if left <= 0:
                 return

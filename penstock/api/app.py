@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from penstock.api.apis import apis_of
 from penstock.api.callers import guard_metrics
-from penstock.api.table import apis_of
 from penstock.errors import PenstockError
 from penstock.gateway.gateway import Gateway
 from penstock.http.docs_page import docs_routes
@@ -73,7 +73,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         """A request that never became a stream is counted here; one that did, by its meter."""
         gateway.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
 
-    edge = Edge(app, gateway.mint, count_refusal, apis.handler, door)
+    edge = Edge(app, gateway.new_request_id, count_refusal, apis.handler, door)
     origins = gateway.settings.cors_origins
     if not origins:
         return edge

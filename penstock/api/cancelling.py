@@ -21,14 +21,14 @@ CANCEL_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class CancelCounts:
     """`ended`: were waiting, and have ended. `marked`: are running, and end as their workers hear of it."""
 
     ended: int
     marked: int
 
 
-async def cancel_all(transport: Transport, caller_id: str) -> Cancelled:
+async def cancel_all(transport: Transport, caller_id: str) -> CancelCounts:
     """Raises `StoreUnavailable`; safe to repeat."""
     found = []
     for some in _chunks(await _candidates(transport, caller_id), LOOK_AT_ONCE):
@@ -38,7 +38,7 @@ async def cancel_all(transport: Transport, caller_id: str) -> Cancelled:
     outcomes: list[str] = []
     for some in _chunks(found, CANCEL_AT_ONCE):
         outcomes += await asyncio.gather(*(transport.cancel(job_id, "operator") for job_id in some))
-    return Cancelled(outcomes.count("ended"), outcomes.count("marked"))
+    return CancelCounts(outcomes.count("ended"), outcomes.count("marked"))
 
 
 async def _candidates(transport: Transport, caller_id: str) -> list[str]:

@@ -101,7 +101,7 @@ async def receive(
     return Received(parsed, caller, key, body_hash, large)
 
 
-async def enter(
+async def admit_and_submit(
     gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]
 ) -> tuple[list[Reader], Permit]:
     """Admit and submit all drafts, or none of them. The first job has the call's id.
@@ -116,7 +116,11 @@ async def enter(
         for number, draft in enumerate(drafts):
             key = received.key
             job = job_of(
-                gateway, received.caller, draft, gateway.mint() if number else call.id, has_key=key is not None
+                gateway,
+                received.caller,
+                draft,
+                gateway.new_request_id() if number else call.id,
+                has_key=key is not None,
             )
             call.fields.setdefault("model", job.model)
             if key is None:

@@ -1,4 +1,4 @@
-"""Penstock's own API: `POST /v1/generate`, whole or streamed. HTTP body to `Job`, `Stream` to JSON or SSE.
+"""Penstock's own API: `POST /v1/generate`, whole or streamed. HTTP body to `Job`, `RelayStream` to JSON or SSE.
 
 Parses once, strictly; nothing behind it checks again. `generate_body` declares what a field may be, and the OpenAPI
 page is made from it. Knows no transport and no limits: those are `relay` and `admission`.
@@ -13,14 +13,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from penstock.api.answer import Answer, beside, error_data, timings, usage
-from penstock.api.intake import Draft, enter, receive
+from penstock.api.answer import AnswerResponse, error_data, extra_fields, timings, usage
+from penstock.api.intake import Draft, admit_and_submit, receive
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Failed, FinishReason, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
-from penstock.job import Job, Message
+from penstock.job import Job, Message, OnDisconnect
 from penstock.rich_token import Token, join
 from penstock.settings import Settings
 from penstock.sse import frame
@@ -60,7 +60,7 @@ class GenerateBody(BaseModel):
     stream: bool | None = Field(None, description="Tokens as Server-Sent Events. Default: false.")
     timeout_s: float | None = Field(None, ge=1)
     background: bool | None = Field(None, description="Answer 202 at once; the request runs on its own.")
-    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+    on_disconnect: OnDisconnect | None = Field(
         None,
         description="When the last reader leaves: cancel, wait to be resumed, or continue. "
         "Default: cancel; with an Idempotency-Key, resume.",
@@ -115,7 +115,7 @@ def generate_body(settings: Settings) -> type[GenerateBody]:
     return Limited
 
 
-class NativeAnswer(Answer):
+class NativeResponse(AnswerResponse):
     """The answer in Penstock's own form: one JSON object, or `token`… then `done` or `error` events."""
 
     def whole(self, end: Done) -> bytes:
@@ -126,7 +126,7 @@ class NativeAnswer(Answer):
                 "request_id": stream.job.id,
                 "model": stream.job.model,
                 "text": whole.text,
-                **beside(whole),
+                **extra_fields(whole),
                 "finish_reason": end.finish_reason,
                 "usage": usage(end),
                 "timings": timings(stream),
@@ -141,7 +141,8 @@ class NativeAnswer(Answer):
         return [
             b'%s%d%s%d,"text":%s}\n\n' % (head, index + 1, data, index, encode(token))
             if isinstance(token, str)
-            else b"%s%d%s%d,%s\n\n" % (head, index + 1, data, index, encode({"text": token.text, **beside(token)})[1:])
+            else b"%s%d%s%d,%s\n\n"
+            % (head, index + 1, data, index, encode({"text": token.text, **extra_fields(token)})[1:])
             for index, token in enumerate(tokens, first)
         ]
 
@@ -222,12 +223,14 @@ class NativeAPI:
         call.endpoint = ENDPOINT
         received = await receive(gateway, request, call, self.body)
         body = received.body
-        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of)])
+        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         if body.background:
             permit.release()
             gateway.relay.leave(reader, is_delivered=False)
             return accepted(reader.stream.job)
-        return NativeAnswer(gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events)
+        return NativeResponse(
+            gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events
+        )
 
 
 def draft_of(body: GenerateBody) -> Draft:

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import beside, usage
+from penstock.api.answer import extra_fields, usage
 from penstock.api.callers import authenticate, identify
-from penstock.api.native import NativeAnswer, TimingsAnswer, UsageAnswer
+from penstock.api.native import NativeResponse, TimingsAnswer, UsageAnswer
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
@@ -36,7 +36,7 @@ CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
 
-State = Literal["queued", "running", "completed", "failed", "cancelled"]
+RequestState = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
 class RequestAnswer(BaseModel):
@@ -44,7 +44,7 @@ class RequestAnswer(BaseModel):
 
     request_id: str
     model: str
-    state: State
+    state: RequestState
     created_at: float
     deadline_at: float
     attempts: int
@@ -124,7 +124,7 @@ class RequestsAPI:
             permit.release()
             raise
         call.fields["model"] = record.job.model
-        return NativeAnswer(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
+        return NativeResponse(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
 
     async def take_up(self, request: Request) -> Response:
         """`events`, called by the request's path alone."""
@@ -169,7 +169,7 @@ class RequestsAPI:
         shown, folded = self._shown(Summary.of(record), places), fold(record.events)
         if isinstance(folded.end, Done) and folded.end.finish_reason != "cancelled":
             whole = join(folded.tokens)
-            shown |= {"text": whole.text, **beside(whole)}
+            shown |= {"text": whole.text, **extra_fields(whole)}
         return shown
 
 
@@ -201,7 +201,7 @@ async def cancelled(gateway: Gateway, caller: Caller, record: Record) -> Record:
     return await find(gateway, caller, request_id) or record
 
 
-def _state(seen: Summary) -> State:
+def _state(seen: Summary) -> RequestState:
     if isinstance(seen.end, Failed):
         return "failed"
     if isinstance(seen.end, Done):

@@ -9,10 +9,9 @@ from functools import lru_cache
 
 from penstock.callers.keys import Key, KeyRing
 from penstock.errors import Unauthorized
+from penstock.settings.declaration import Network
 
 MAX_HOPS = 32  # of X-Forwarded-For that are looked at, from the right; a client may write thousands
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from penstock.callers.caller import Caller as Caller  # it is what `admit` and `charge` are given
-from penstock.callers.caller import Callers, Network
+from penstock.callers.caller import Callers
 from penstock.callers.keys import KeyRing
 from penstock.errors import (
     DeadlineUnreachable,
@@ -28,6 +28,7 @@ from penstock.errors import (
 )
 from penstock.fleet import Capabilities
 from penstock.gateway.pool import PoolView
+from penstock.settings.declaration import Network
 from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.gcra import gcra
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from penstock.callers.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.errors import ConfigError, Draining, QueueFull, StoreUnavailable
 from penstock.gateway.admission import Admission
-from penstock.gateway.keepalive import Sweep
+from penstock.gateway.keepalive import Keepalive
 from penstock.gateway.places import Places
 from penstock.gateway.pool import PoolView
 from penstock.gateway.relay import Reader, Relay
@@ -79,7 +79,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._ticked_at = 0.0
         self._is_away = False
-        self.sweep = Sweep(settings.sse_keepalive_s, settings.slow_reader_s)
+        self.keepalive = Keepalive(settings.sse_keepalive_s, settings.slow_reader_s)
         self._watching: set[Reader] = set()
         self._nudge = asyncio.Event()
         self.places = Places(transport)
@@ -89,7 +89,7 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to connect, to tick and to watch. Answers 503 until the store is there."""
-        works = [self._keep_ticking(), self.relay.watch(), self.sweep.run(), watch_lag(self.metrics)]
+        works = [self._keep_ticking(), self.relay.watch(), self.keepalive.run(), watch_lag(self.metrics)]
         if self.keys is not None:
             works.append(self._watch_keys(self.keys))
         for work in works:
@@ -184,7 +184,7 @@ class Gateway:
 
     # ── what the routes call ─────────────────────────────────────────────────────────────────────────────────────
 
-    def mint(self) -> str:
+    def new_request_id(self) -> str:
         """A request's id. It begins with this gateway's own, so that its events come back here."""
         return f"{self.id}.{new_ulid()}"
 

@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-SWEEP_S = 0.5
+HEALTH_CHECK_S = 0.5
 
 
-class Pulse:
-    """What the sweep knows of one stream: when something was last written, and since when a write is stuck."""
+class StreamHealth:
+    """What `Keepalive` knows of one stream: when something was last written, and since when a write is stuck."""
 
     __slots__ = ("_seen", "_stuck_since", "abort", "is_due", "is_sending", "num_sent", "wake", "was_cut", "written_at")
 
@@ -29,7 +29,7 @@ class Pulse:
         self._seen = -1
         self._stuck_since = 0.0
 
-    def look(self, now: float, keepalive_s: float, slow_reader_s: float) -> None:
+    def check(self, now: float, keepalive_s: float, slow_reader_s: float) -> None:
         """`is_due`: nothing was written for `keepalive_s`. A connection is cut when a write takes `slow_reader_s`."""
         if self.num_sent != self._seen:
             self._seen = self.num_sent
@@ -43,18 +43,18 @@ class Pulse:
             self.wake()
 
 
-class Sweep:
+class Keepalive:
     """All open streams of one gateway."""
 
     def __init__(self, keepalive_s: float, slow_reader_s: float) -> None:
         self._keepalive_s = keepalive_s
         self._slow_reader_s = slow_reader_s
-        self.pulses: set[Pulse] = set()
+        self.watched: set[StreamHealth] = set()
 
     async def run(self) -> None:
         """Runs until it is cancelled."""
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(HEALTH_CHECK_S)
             now = time.monotonic()
-            for pulse in list(self.pulses):
-                pulse.look(now, self._keepalive_s, self._slow_reader_s)
+            for health in list(self.watched):
+                health.check(now, self._keepalive_s, self._slow_reader_s)

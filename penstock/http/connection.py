@@ -15,17 +15,17 @@ from starlette.types import Scope
 
 from penstock.http.http1 import WHOLE, Http1Connection
 
-__all__ = ["CLIENT", "WHOLE", "Client", "Connection", "Departure", "header"]
+__all__ = ["CLIENT", "WHOLE", "ClientChannel", "Disconnect", "GatewayConnection", "header"]
 
 WRITE_BUFFER_BYTES = 32 * 1024
-CLIENT = "penstock.client"  # in the scope: a `Client`
+CLIENT = "penstock.client"  # in the scope: a `ClientChannel`
 STATUS_LINE = b"HTTP/1.1 "  # how every answer begins
 # After a client's end of file: the next of these bytes goes out, and one write notices that the last one was rejected.
 # Fewer than 16 in all, as clients bound the digits of a chunk's size.
 PROBE_AFTER_S = (0.0, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0)
 
 
-class Connection(Http1Connection):
+class GatewayConnection(Http1Connection):
     """See the head of this file. Its limits are set by `http1.limited`."""
 
     _probe_timer: asyncio.TimerHandle | None = None
@@ -72,11 +72,11 @@ class Connection(Http1Connection):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         cycle.message_event = _Event(is_set=cycle.message_event.is_set())
         cycle.transport = _Head(cycle, self.transport, self.loop)
-        cycle.scope[CLIENT] = Client(self.transport, cycle, self._watchers)
+        cycle.scope[CLIENT] = ClientChannel(self.transport, cycle, self._watchers)
         super()._start_asgi_task(cycle, app)
 
 
-class Client:
+class ClientChannel:
     """Who is at the other end: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
 
     __slots__ = ("_cycle", "abort", "is_gone", "watchers")
@@ -179,13 +179,13 @@ class _Queue(list[Any]):
         self.insert(0, waiting)
 
 
-class Departure:
+class Disconnect:
     """Notices that the client has left, while the answer is still being made."""
 
     __slots__ = ("_client", "_wake")
 
     def __init__(self, scope: Scope, wake: Callable[[], None]) -> None:
-        self._client: Client = scope[CLIENT]
+        self._client: ClientChannel = scope[CLIENT]
         self._wake = wake
         self._client.watchers.add(wake)
 

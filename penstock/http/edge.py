@@ -106,7 +106,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Edge:
-    """Around the whole framework. `mint` makes the id that names a request from here on.
+    """Around the whole framework. `new_request_id` makes the id that names a request from here on.
 
     `on_refused` is called for each request that a route refused. `hot` finds the routes, by method and path, that are
     called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
@@ -119,13 +119,13 @@ class Edge:
     def __init__(
         self,
         app: ASGIApp,
-        mint: Callable[[], str],
+        new_request_id: Callable[[], str],
         on_refused: Callable[[Call], None],
         hot: Callable[[str, str], Handler | None] = lambda method, path: None,
         door: Door | None = None,
     ) -> None:
         self.app = app
-        self.mint = mint
+        self.new_request_id = new_request_id
         self.on_refused = on_refused
         self.hot = hot
         self.door = door
@@ -134,7 +134,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = scope["penstock.call"] = Call(self.mint())
+        call = scope["penstock.call"] = Call(self.new_request_id())
         call.send = send
 
         async def send_with_headers(message: Message) -> None:

@@ -12,7 +12,7 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -31,6 +31,8 @@ from penstock.metrics import Metrics
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+    from penstock.http.edge import Handler
+
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0
@@ -40,7 +42,6 @@ _NO_STORE = {"cache-control": "no-store"}
 Ready = Callable[[], list[str]]
 Info = Callable[[], dict[str, Any]]
 Guard = Callable[[Request], None]
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Ops:

@@ -1,6 +1,6 @@
 """The gateway's process: a socket, uvicorn on it, signals, start-up lines, and several processes on one port.
 
-What runs in the same process (a worker, in `penstock serve`) is the argument `beside`.
+What runs in the same process (a worker, in `penstock serve`) is the argument `companion`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from penstock.api.app import create_app
 from penstock.errors import ConfigError
 from penstock.gateway.gateway import Gateway
 from penstock.http import ops
-from penstock.http.connection import Connection
+from penstock.http.connection import GatewayConnection
 from penstock.http.door import Door, refuse_open
 from penstock.http.listener import Limit, accepts_per_turn
 from penstock.logs import configure as configure_logs
@@ -42,7 +42,7 @@ from penstock.version import __version__
 
 logger = logging.getLogger(__name__)
 
-STALLED_MARGIN_S = 2.0  # streams are cut by the sweep, which accounts for them
+STALLED_MARGIN_S = 2.0  # streams are cut by `Keepalive`, which accounts for them
 LISTENER = "PENSTOCK_LISTENER_FD"
 EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
@@ -53,7 +53,7 @@ GC_THRESHOLD = (10_000, 50, 50)
 # may have to wait whenever it comes back from the network, every stream would be much slower meanwhile.
 SWITCH_INTERVAL_S = 0.0005
 
-Beside = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
+Companion = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
 
 
 def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextManager[None]:
@@ -78,18 +78,20 @@ class _Server(ops.Server):
         self.handle_exit(number, None)
 
 
-async def serve(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
-    """Run a gateway on `listener`, within the context of `beside`, until a signal; returns the exit status."""
+async def serve(settings: Settings, listener: socket.socket, companion: Companion = _nothing) -> int:
+    """Run a gateway on `listener`, within the context of `companion`, until a signal; returns the exit status."""
     metrics = Metrics()
     transport = make_transport(settings, metrics)
     host, port = listener.getsockname()[:2]
     gateway = Gateway(settings, transport, metrics, Door(settings, host))
     # A worker in this process may have a connection to an engine for every sequence that it runs.
-    limit = Limit(settings.max_connections, 0 if beside is _nothing else settings.max_batch_size * settings.max_batches)
+    limit = Limit(
+        settings.max_connections, 0 if companion is _nothing else settings.max_batch_size * settings.max_batches
+    )
     config = uvicorn.Config(
         create_app(gateway),
         http=limit.apply(
-            Connection,
+            GatewayConnection,
             header_timeout_s=settings.header_timeout_s,
             stalled_s=settings.slow_reader_s + STALLED_MARGIN_S,
         ),
@@ -105,7 +107,7 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     server = _Server(config, gateway)
     server.accepts_per_turn = accepts_per_turn(settings.processes)
     models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
-    serves = "whatever live workers announce" if beside is _nothing else models
+    serves = "whatever live workers announce" if companion is _nothing else models
     server.on_started = lambda: _announce(gateway, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serves)
     refusals: list[ConfigError] = []
 
@@ -122,7 +124,7 @@ async def serve(settings: Settings, listener: socket.socket, beside: Beside = _n
     gateway.on_refusal = refuse
     gateway.on_death = die
     try:
-        async with beside(transport, metrics):
+        async with companion(transport, metrics):
             await server.serve(sockets=[listener])
     finally:
         await transport.close()
@@ -174,12 +176,12 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def run(settings: Settings, listener: socket.socket, beside: Beside = _nothing) -> int:
+def run(settings: Settings, listener: socket.socket, companion: Companion = _nothing) -> int:
     die_with_parent()
     configure_logs(settings.log_format, settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, listener, beside))
+        return runner.run(serve(settings, listener, companion))
 
 
 def run_gateway(settings: Settings) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from penstock.event import Done, Event, Failed, Tokens, fold
-from penstock.gateway.relay import Relay, Stream, patience
+from penstock.gateway.relay import Relay, RelayStream, patience
 from penstock.gateway.relay.table import MAX_PER_S
 from penstock.job import Claim, Job
 from penstock.transports import Transport
@@ -76,11 +76,11 @@ class Gateway:
         self.num_resets += 1
         self.relay.invalidate_all()
 
-    async def open(self) -> tuple[Job, Stream]:
+    async def open(self) -> tuple[Job, RelayStream]:
         job = new_job(on_disconnect="continue")
         return job, (await self.relay.open(job)).stream
 
-    async def has(self, stream: Stream, *texts: str) -> None:
+    async def has(self, stream: RelayStream, *texts: str) -> None:
         await wait_until(lambda: stream.tokens == list(texts), f"the client has {texts}, not {stream.tokens}", 2.0)
 
 
@@ -206,7 +206,7 @@ async def a_new_subscription_believes_nothing_at_first(store: RedisStore, client
     await gateway.has(stream, "a", "b")
 
 
-async def _a_short_log(store: RedisStore, client: redis.Redis) -> tuple[Gateway, Stream, Claim, Transport]:
+async def _a_short_log(store: RedisStore, client: redis.Redis) -> tuple[Gateway, RelayStream, Claim, Transport]:
     """The client has two tokens, the log has lost the second, and a worker has claimed the job after the first.
 
     The gateway did not hear of that claim.
@@ -249,7 +249,7 @@ async def a_short_log_is_restored(store: RedisStore, client: redis.Redis) -> Non
     assert await workers.emit("w2", [tokens(short, 1, "x")]) == {stream.job.id}, "the short attempt is fenced"
 
 
-async def _goes_on_from_what_was_relayed(stream: Stream, workers: Transport) -> None:
+async def _goes_on_from_what_was_relayed(stream: RelayStream, workers: Transport) -> None:
     """The job is at the head of the queue, with the tokens that its client has."""
 
     async def is_back() -> bool:

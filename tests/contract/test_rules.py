@@ -19,7 +19,7 @@ from penstock.event import Event
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.relay import Relay
 from penstock.gateway.relay.repair import Repairer
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.gateway.relay.table import Budget
 from penstock.transports.redis import frames, scripts
 from tests.contract import rules
@@ -65,7 +65,7 @@ def _head_that_makes_a_log(self: frames.FramePacker, job_id: str) -> tuple[bytes
     return add, b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
-def _believe_it(self: Repairer, stream: Stream, event: Event) -> None:
+def _believe_it(self: Repairer, stream: RelayStream, event: Event) -> None:
     if stream.end is None and event.attempt >= stream.attempt and event.end > len(stream.tokens):
         stream.accept(event, time.monotonic())
 

@@ -22,8 +22,8 @@ from penstock.gateway.relay.look_up import LookUp
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.relay import Relay
 from penstock.gateway.relay.repair import Repairer
-from penstock.gateway.relay.stream import Stream
-from penstock.gateway.relay.table import Table
+from penstock.gateway.relay.stream import RelayStream
+from penstock.gateway.relay.table import StreamTable
 from penstock.job import Claim
 from penstock.transports.base import Bound, Record, Renewal
 from penstock.transports.memory import MemoryTransport
@@ -53,7 +53,7 @@ def nothing_is_fenced(patch: pytest.MonkeyPatch) -> None:
 def nothing_is_submitted_again(patch: pytest.MonkeyPatch) -> None:
     """2: a gateway does not give back what the store forgot."""
 
-    async def nothing(self: Repairer, stream: Stream) -> None:
+    async def nothing(self: Repairer, stream: RelayStream) -> None:
         return
 
     patch.setattr(Repairer, "_resubmit", nothing)
@@ -76,13 +76,13 @@ def the_end_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
 def whatever_is_heard_is_believed(patch: pytest.MonkeyPatch) -> None:
     """4: after a new subscription frames are believed before the log was read; a gap is no reason to read it."""
 
-    def fold_it(self: Repairer, stream: Stream, event: Event) -> None:
+    def fold_it(self: Repairer, stream: RelayStream, event: Event) -> None:
         if stream.end is None and event.attempt >= stream.attempt:
             stream.accept(event, time.monotonic())
             if stream.end is not None:
                 self._on_end(stream)
 
-    patch.setattr(Repairer, "see", fold_it)
+    patch.setattr(Repairer, "on_event", fold_it)
 
 
 def a_new_subscription_is_no_reason_to_ask(patch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def only_queued_jobs_are_looked_for(patch: pytest.MonkeyPatch) -> None:
     """8: a job that runs at a worker that is not there waits for ever."""
     is_stranded = Patience.is_stranded
 
-    def judge(self: Patience, stream: Stream, record: Record) -> bool:
+    def judge(self: Patience, stream: RelayStream, record: Record) -> bool:
         return record.state == "queued" and is_stranded(self, stream, record)
 
     patch.setattr(Patience, "is_stranded", judge)
@@ -280,7 +280,7 @@ def a_key_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
         return None if is_restored else await bind(self, job, keep_s, instead_of)
 
     patch.setattr(Keeper, "bind", bind_new)
-    patch.setattr(Table, "named", lambda self, job: "")
+    patch.setattr(StreamTable, "named", lambda self, job: "")
 
 
 def half_an_end_stays_half(patch: pytest.MonkeyPatch) -> None:

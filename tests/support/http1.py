@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from penstock.http.connection import Connection
+from penstock.http.connection import GatewayConnection
 from penstock.http.http1 import Http1Connection
 from penstock.http.listener import State
 
@@ -58,7 +58,7 @@ class Wire(asyncio.Transport):
 class Peer:
     """A client of `app` over a connection of class `kind`. `seen`: one entry a request that reached the app."""
 
-    def __init__(self, kind: type[Http1Connection] = Connection, state: State | None = None) -> None:
+    def __init__(self, kind: type[Http1Connection] = GatewayConnection, state: State | None = None) -> None:
         self.seen: list[dict[str, Any]] = []
         self.gate = asyncio.Event()
         self.gate.set()

@@ -15,7 +15,7 @@ from penstock.api.images import ImageLocation
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, PAUSE, Stop, Strict
 from penstock.errors import InvalidRequest
-from penstock.job import Message
+from penstock.job import Message, OnDisconnect
 from penstock.rich_token import ToolCall
 
 MAX_MESSAGES = 1000
@@ -141,7 +141,7 @@ class MessagesBody(Strict):
     metadata: MessagesMetadata | None = None
     stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")
     timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
-    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+    on_disconnect: OnDisconnect | None = Field(
         None,
         description="Penstock's own: when the last reader leaves. Default: cancel; with an Idempotency-Key, resume.",
     )

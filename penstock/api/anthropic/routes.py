@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from penstock.api.answer import Answer
+from penstock.api.answer import AnswerResponse
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
-from penstock.api.intake import enter, receive
+from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai.fields import without_refused
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
@@ -72,11 +72,11 @@ class AnthropicAPI:
         call.endpoint = MESSAGES
         call.dialect = ANTHROPIC
         received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
-        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of)])
-        return MessageStream(gateway, call, reader, permit, is_stream=bool(received.body.stream))
+        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
+        return MessageResponse(gateway, call, reader, permit, is_stream=bool(received.body.stream))
 
 
-class MessageStream(Answer):
+class MessageResponse(AnswerResponse):
     """A message, whole or event by event."""
 
     def __init__(self, gateway: Gateway, call: Call, reader: Reader, permit: Permit, *, is_stream: bool) -> None:

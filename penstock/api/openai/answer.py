@@ -1,4 +1,4 @@
-"""How one or several choices become one HTTP answer. `Choice` is an `Answer` like any other; `Choices` joins several.
+"""How one or several choices become one HTTP answer. `ChoicesResponse` joins several `ChoiceResponse`s.
 
 Each choice is a request of its own, with its own job; several of them share one connection and one `[DONE]`. If one
 fails, all end: a client that asked for n answers cannot use fewer.
@@ -13,15 +13,15 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.api.answer import SSE_HEADERS, STATUS_WAIT_S, Answer, usage
+from penstock.api.answer import SSE_HEADERS, STATUS_WAIT_S, AnswerResponse, usage
 from penstock.api.openai.form import Form
 from penstock.errors import Cancelled, PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.gateway.admission import Permit
 from penstock.gateway.gateway import Gateway
-from penstock.gateway.keepalive import Pulse
+from penstock.gateway.keepalive import StreamHealth
 from penstock.gateway.relay import Reader
-from penstock.http.connection import CLIENT, Client, Departure
+from penstock.http.connection import CLIENT, ClientChannel, Disconnect
 from penstock.http.edge import Call, error_response
 from penstock.rich_token import Token, join
 from penstock.sse import KEEPALIVE, unbroken
@@ -36,8 +36,8 @@ def failure(end: Terminal | None) -> PenstockError | None:
     return None
 
 
-class Choice(Answer):
-    """One choice; unless `is_alone`, a part of `Choices`."""
+class ChoiceResponse(AnswerResponse):
+    """One choice; unless `is_alone`, a part of `ChoicesResponse`."""
 
     def __init__(
         self,
@@ -77,10 +77,10 @@ class Choice(Answer):
         return opening + self.form.finish(self.index, end.finish_reason) + closing
 
 
-class Choices(Response):
+class ChoicesResponse(Response):
     """Several choices, whole or interleaved on one stream. Owns their readers and their one permit."""
 
-    def __init__(self, choices: Sequence[Choice], num_prompts: int = 1) -> None:
+    def __init__(self, choices: Sequence[ChoiceResponse], num_prompts: int = 1) -> None:
         self.background = None
         self.choices = choices
         self.num_prompts = num_prompts
@@ -90,17 +90,17 @@ class Choices(Response):
         self._changed = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = Departure(scope, self._changed.set)
+        disconnect = Disconnect(scope, self._changed.set)
         watching = [asyncio.get_running_loop().create_task(self._watch(choice.reader)) for choice in self.choices]
         is_delivered = False
         self.gateway.metrics.stream_opened()
         try:
             if self.choices[0].is_stream:
-                is_delivered = await self._stream(departure, scope, receive, send)
+                is_delivered = await self._stream(disconnect, scope, receive, send)
             else:
-                is_delivered = await self._whole(departure, scope, receive, send)
+                is_delivered = await self._whole(disconnect, scope, receive, send)
         finally:
-            departure.stop()
+            disconnect.stop()
             for task in watching:
                 task.cancel()
             self._account(is_delivered)
@@ -134,9 +134,9 @@ class Choices(Response):
         completion = sum(one["completion_tokens"] for one in each)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    async def _whole(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _whole(self, disconnect: Disconnect, scope: Scope, receive: Receive, send: Send) -> bool:
         while (error := self._error()) is None and any(choice.stream.end is None for choice in self.choices):
-            if departure.has_happened:
+            if disconnect.has_happened:
                 return False
             await self._wait()
         if error is not None:
@@ -147,11 +147,11 @@ class Choices(Response):
         await Response(body, media_type="application/json")(scope, receive, send)
         return True
 
-    async def _stream(self, departure: Departure, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _stream(self, disconnect: Disconnect, scope: Scope, receive: Receive, send: Send) -> bool:
         loop = asyncio.get_running_loop()
         until = loop.time() + STATUS_WAIT_S
         while not any(choice.reader.has_news for choice in self.choices) and loop.time() < until:
-            if departure.has_happened:
+            if disconnect.has_happened:
                 return False
             await self._wait(until - loop.time())
         error = self._error()
@@ -159,25 +159,25 @@ class Choices(Response):
             await error_response(error, self.call)(scope, receive, send)
             return True
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-        client: Client = scope[CLIENT]
-        pulse = Pulse(self._changed.set, client.abort)
-        self.gateway.sweep.pulses.add(pulse)
+        client: ClientChannel = scope[CLIENT]
+        health = StreamHealth(self._changed.set, client.abort)
+        self.gateway.keepalive.watched.add(health)
         try:
-            return await self._relay(departure, pulse, send)
+            return await self._relay(disconnect, health, send)
         finally:
-            self.gateway.sweep.pulses.discard(pulse)
+            self.gateway.keepalive.watched.discard(health)
 
-    async def _relay(self, departure: Departure, pulse: Pulse, send: Send) -> bool:
-        while not departure.has_happened:
+    async def _relay(self, disconnect: Disconnect, health: StreamHealth, send: Send) -> bool:
+        while not disconnect.has_happened:
             body, is_over = self._news()
-            if not body and pulse.is_due:
+            if not body and health.is_due:
                 body = KEEPALIVE
             if body:
-                pulse.is_due = False
-                pulse.is_sending = True
+                health.is_due = False
+                health.is_sending = True
                 await send({"type": "http.response.body", "body": unbroken(body), "more_body": not is_over})
-                pulse.is_sending = False
-                pulse.num_sent += 1
+                health.is_sending = False
+                health.num_sent += 1
             if is_over:
                 return True
             if not body:

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: its body to a `Draft`, vectors to its answer. Pure, but for `EmbeddingAnswer`.
+"""`POST /v1/embeddings`: its body to a `Draft`, vectors to its answer. Pure, but for `EmbeddingResponse`.
 
 Form: https://platform.openai.com/docs/api-reference/embeddings. One request is one job, with a token for each input.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field
 
-from penstock.api.answer import Answer
+from penstock.api.answer import AnswerResponse
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import Strict
 from penstock.event import Done
@@ -45,7 +45,7 @@ def draft_of(body: EmbeddingBody) -> Draft:
     )
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingResponse(AnswerResponse):
     """The vectors as numbers, or, with `is_base64`, as they travelled."""
 
     is_base64 = False

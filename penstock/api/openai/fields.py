@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from penstock.api.intake import Draft
 from penstock.errors import UnsupportedParameter
+from penstock.job import OnDisconnect
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -61,7 +62,7 @@ class SamplingFields(Strict):
     user: str | None = Field(None, max_length=200, description="Your name for your user; passed on to an upstream.")
     stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")
     timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
-    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+    on_disconnect: OnDisconnect | None = Field(
         None,
         description="Penstock's own: when the last reader leaves. Default: cancel; with an Idempotency-Key, resume.",
     )

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from penstock import errors
 from penstock.api.callers import authenticate
-from penstock.api.intake import enter, receive
+from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
-from penstock.api.openai.answer import Choice, Choices
-from penstock.api.openai.embeddings import EmbeddingAnswer, EmbeddingBody, draft_of
+from penstock.api.openai.answer import ChoiceResponse, ChoicesResponse
+from penstock.api.openai.embeddings import EmbeddingBody, EmbeddingResponse, draft_of
 from penstock.api.openai.fields import without_refused
 from penstock.api.openai.form import Form
 from penstock.errors import ModelNotFound
@@ -89,7 +89,7 @@ class OpenAIAPI:
             self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
         )
         body = received.body
-        readers, permit = await enter(self.gateway, call, received, await received.into(chat.drafts_of))
+        readers, permit = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
         form = chat.ChatForm(call.id, readers[0].stream.job.model, int(time.time()), includes_usage=body.includes_usage)
         return self._answer(call, readers, permit, form, is_stream=bool(body.stream))
 
@@ -101,7 +101,9 @@ class OpenAIAPI:
             self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
         )
         body = received.body
-        readers, permit = await enter(self.gateway, call, received, await received.into(completions.drafts_of))
+        readers, permit = await admit_and_submit(
+            self.gateway, call, received, await received.into(completions.drafts_of)
+        )
         model = readers[0].stream.job.model
         form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
         num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
@@ -111,8 +113,8 @@ class OpenAIAPI:
         """Vectors of texts."""
         call = begin(request, EMBEDDINGS)
         received = await receive(self.gateway, request, call, EmbeddingBody)
-        (reader,), permit = await enter(self.gateway, call, received, [await received.into(draft_of)])
-        answer = EmbeddingAnswer(self.gateway, call, reader, permit, is_stream=False)
+        (reader,), permit = await admit_and_submit(self.gateway, call, received, [await received.into(draft_of)])
+        answer = EmbeddingResponse(self.gateway, call, reader, permit, is_stream=False)
         answer.is_base64 = received.body.encoding_format == "base64"
         return answer
 
@@ -121,10 +123,12 @@ class OpenAIAPI:
     ) -> Response:
         is_alone = len(readers) == 1
         choices = [
-            Choice(self.gateway, call, reader, permit, form, is_stream=is_stream, index=index, is_alone=is_alone)
+            ChoiceResponse(
+                self.gateway, call, reader, permit, form, is_stream=is_stream, index=index, is_alone=is_alone
+            )
             for index, reader in enumerate(readers)
         ]
-        return choices[0] if is_alone else Choices(choices, num_prompts)
+        return choices[0] if is_alone else ChoicesResponse(choices, num_prompts)
 
     async def models(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""

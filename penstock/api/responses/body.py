@@ -17,7 +17,7 @@ from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, Metadata, SamplingFields, Strict, given
 from penstock.api.responses.items import Input, messages_of
 from penstock.errors import InvalidRequest
-from penstock.job import JOB_ID, Job, Message, minted_at
+from penstock.job import JOB_ID, Job, Message, OnDisconnect, created_at_of
 
 PREFIX = "resp_"
 _NAME = re.compile(rf"{PREFIX}({JOB_ID.pattern})")
@@ -99,7 +99,7 @@ class ResponseBody(SamplingFields):
     store: bool | None = Field(None, description="It can be retrieved after its end. Default: true.")
     background: bool | None = Field(None, description="It runs whether or not anyone reads it. Default: false.")
     stream_options: ResponseStreamOptions | None = None
-    on_disconnect: Literal["cancel", "resume", "continue"] | None = Field(
+    on_disconnect: OnDisconnect | None = Field(
         None,
         description="Penstock's own: when the last reader leaves. Default: resume; cancel with `store: false`.",
     )
@@ -246,7 +246,7 @@ def described(job: Job) -> dict[str, Any]:
     return {
         "id": PREFIX + job.id,
         "object": "response",
-        "created_at": minted_at(job.id),
+        "created_at": created_at_of(job.id),
         "background": notes.background,
         "instructions": instructions,
         "max_output_tokens": sampling.max_tokens,

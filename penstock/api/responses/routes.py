@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import Answer
+from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
-from penstock.api.intake import enter, receive
+from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai.fields import without_refused
 from penstock.api.openai.routes import begin
 from penstock.api.requests import cancelled, find
@@ -103,7 +103,7 @@ class ResponsesAPI:
         received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
         body = received.body
         before, links = await self._before(received.caller, body.previous_response_id)
-        (reader,), permit = await enter(gateway, call, received, [await received.into(draft_of, before)])
+        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of, before)])
         keep(gateway, links, reader.stream.job)
         if body.background and not body.stream:
             permit.release()
@@ -111,7 +111,7 @@ class ResponsesAPI:
             stream = reader.stream
             is_queued = not stream.tokens
             return _json(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
-        return ResponseStream(gateway, call, reader, permit, is_stream=bool(body.stream))
+        return ResponsesApiResponse(gateway, call, reader, permit, is_stream=bool(body.stream))
 
     async def retrieve(
         self,
@@ -150,7 +150,7 @@ class ResponsesAPI:
             permit.release()
             raise
         call.fields["model"] = record.job.model
-        return ResponseStream(self.gateway, call, reader, permit, is_stream=True, is_replay=True, after=after)
+        return ResponsesApiResponse(self.gateway, call, reader, permit, is_stream=True, is_replay=True, after=after)
 
     async def cancel(self, request: Request, response_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
@@ -180,7 +180,7 @@ class ResponsesAPI:
         return await conversation(self.gateway, caller, record)
 
 
-class ResponseStream(Answer):
+class ResponsesApiResponse(AnswerResponse):
     """A response, whole or event by event; of the events, those after the number `after`."""
 
     def __init__(

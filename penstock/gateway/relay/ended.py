@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
 from penstock.rich_token import Token
 
@@ -20,7 +20,7 @@ MAX_DELIVERED, MAX_DELIVERED_BYTES = 4096, 8 * 1024 * 1024
 
 
 class _Kept(msgspec.Struct, gc=False):
-    stream: Stream
+    stream: RelayStream
     until: float
     num_bytes: int
 
@@ -59,7 +59,7 @@ class Ended:
         self._kept = _Shelf(MAX_KEPT, MAX_KEPT_BYTES)
         self._delivered = _Shelf(MAX_DELIVERED, MAX_DELIVERED_BYTES)
 
-    def keep(self, stream: Stream, until: float) -> None:
+    def keep(self, stream: RelayStream, until: float) -> None:
         """Remember how it ended."""
         self._kept.put(_Kept(stream, until, _num_bytes(stream)))
 
@@ -70,7 +70,7 @@ class Ended:
             kept.until = until
             self._delivered.put(kept)
 
-    def get(self, job_id: str, now: float) -> Stream | None:
+    def get(self, job_id: str, now: float) -> RelayStream | None:
         kept = self._kept.kept.get(job_id) or self._delivered.kept.get(job_id)
         return kept.stream if kept is not None and kept.until > now else None
 
@@ -94,7 +94,7 @@ class Ended:
                 shelf.pop(job_id)
 
 
-def _num_bytes(stream: Stream) -> int:
+def _num_bytes(stream: RelayStream) -> int:
     """What it takes in memory, roughly."""
     return 1024 + _size_of(stream.job) + _weight_of(stream.tokens)
 

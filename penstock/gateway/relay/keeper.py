@@ -15,7 +15,7 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Done, Terminal
 from penstock.gateway.relay.ended import Ended
 from penstock.gateway.relay.records import is_dead, outcome_of
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
 from penstock.transports.base import LEASE_S, TICK_S, Bound, Transport
 from penstock.transports.quota import answer_bytes
@@ -55,16 +55,16 @@ class Keeper:
         own_s = self._retention_s if job.retention_s is None else job.retention_s
         return min(own_s, self._retention_s) if is_cancelled else own_s
 
-    def keep(self, stream: Stream) -> None:
+    def keep(self, stream: RelayStream) -> None:
         """Remember how a request ended, for as long as the store keeps it."""
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
-    def weigh(self, stream: Stream, keep_s: float | None) -> None:
+    def weigh(self, stream: RelayStream, keep_s: float | None) -> None:
         """What it takes of its caller's share is known now. A dead one stays as it is, so that it can run again."""
         if not is_dead(stream):
             self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 
-    def get(self, job_id: str) -> Stream | None:
+    def get(self, job_id: str) -> RelayStream | None:
         """How a request ended here, if that is remembered."""
         return self.ended.get(job_id, time.monotonic())
 

@@ -9,7 +9,7 @@ from penstock.gateway.relay.keeper import Keeper
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.records import record_of, stream_of
 from penstock.gateway.relay.repair import Repairer
-from penstock.gateway.relay.table import Table
+from penstock.gateway.relay.table import StreamTable
 from penstock.transports.base import LATE_SLACK_S, Record, Transport
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class LookUp:
         self,
         gateway_id: str,
         transport: Transport,
-        table: Table,
+        table: StreamTable,
         keeper: Keeper,
         repairer: Repairer,
         patience: Patience,
@@ -52,7 +52,7 @@ class LookUp:
         if known is not None and (record is None or known.state == "done"):
             stream = streams.get(job_id)
             if stream is not None and stream.end is None:
-                self._repairer.ask(stream, "lookup")
+                self._repairer.request_log(stream, "lookup")
             else:
                 self._repairer.spawn(self._keeper.check_one(job_id))
             return known

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from penstock.errors import DeadlineExceeded, NoWorkers
 from penstock.gateway.pool import PoolView
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.transports.base import LATE, LATE_SLACK_S, LEASE_S, NO_WORKERS, TICK_S, EndReason, Record
 
 RUNNING_SILENCE_S = 1.0
@@ -24,15 +24,15 @@ DEADLINE_SLACK_S = LATE_SLACK_S + 1.0
 class Acts(Protocol):
     """What a relay does about it."""
 
-    def abandon(self, stream: Stream) -> None: ...
+    def abandon(self, stream: RelayStream) -> None: ...
 
-    def give_up(self, stream: Stream, reason: EndReason) -> None: ...
+    def give_up(self, stream: RelayStream, reason: EndReason) -> None: ...
 
-    def fail_late(self, stream: Stream, now: float) -> None: ...
+    def fail_late(self, stream: RelayStream, now: float) -> None: ...
 
     def may(self, kind: str, /) -> bool: ...
 
-    def ask(self, stream: Stream, reason: str, /) -> None: ...
+    def request_log(self, stream: RelayStream, reason: str, /) -> None: ...
 
 
 class Patience:
@@ -53,7 +53,7 @@ class Patience:
         self._has_lease = has_lease
         self._newest_started_at = self._looked_at = 0.0
 
-    def look(self, streams: Sequence[Stream], now: float) -> None:
+    def look(self, streams: Sequence[RelayStream], now: float) -> None:
         """One round over all streams."""
         gap_s = now - self._looked_at if self._looked_at else 0.0
         self._looked_at = now
@@ -65,7 +65,7 @@ class Patience:
             if stream.is_started:
                 self._newest_started_at = max(self._newest_started_at, stream.submitted_at)
 
-    def _look_at(self, stream: Stream, now: float) -> None:
+    def _look_at(self, stream: RelayStream, now: float) -> None:
         if now >= stream.deadline_at:
             self._end_late(stream, now)
             return
@@ -81,16 +81,16 @@ class Patience:
         if now - stream.asked_at >= patience:
             stream.asked_at = now
             stream.num_asked += 1
-            self._relay.ask(stream, "silence")
+            self._relay.request_log(stream, "silence")
 
-    def _end_late(self, stream: Stream, now: float) -> None:
+    def _end_late(self, stream: RelayStream, now: float) -> None:
         if now >= stream.deadline_at + DEADLINE_SLACK_S:
             self._relay.fail_late(stream, now)
         elif not isinstance(stream.verdict, DeadlineExceeded):
             stream.verdict = DeadlineExceeded(LATE)
             self._relay.give_up(stream, "deadline")
 
-    def is_stranded(self, stream: Stream, record: Record) -> bool:
+    def is_stranded(self, stream: RelayStream, record: Record) -> bool:
         """A queued job that is silent while the queue is empty, or while later ones have started (rule 8).
 
         Also one whose record names a worker that is gone: the worker that took its id from the queue may have lost it,

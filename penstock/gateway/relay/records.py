@@ -8,16 +8,16 @@ import msgspec
 
 from penstock.errors import RequestPoisoned
 from penstock.event import Failed, Terminal, Tokens
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.transports.base import Outcome, Record
 
 
-def is_dead(stream: Stream) -> bool:
+def is_dead(stream: RelayStream) -> bool:
     """It ended several workers."""
     return isinstance(stream.end, Failed) and stream.end.code == RequestPoisoned.code
 
 
-def outcome_of(stream: Stream, end: Terminal, keep_s: float, now: float) -> Outcome:
+def outcome_of(stream: RelayStream, end: Terminal, keep_s: float, now: float) -> Outcome:
     """How a stream ended, in the form that a store takes."""
 
     def ago(at: float) -> float | None:
@@ -36,7 +36,7 @@ def outcome_of(stream: Stream, end: Terminal, keep_s: float, now: float) -> Outc
     )
 
 
-def record_of(stream: Stream, owner: str, now: float, wall: float) -> Record:
+def record_of(stream: RelayStream, owner: str, now: float, wall: float) -> Record:
     """A stream as a store would show it. `now`: monotonic; `wall`: the same moment, seconds since 1970."""
 
     def at(moment: float) -> float:
@@ -62,16 +62,16 @@ def record_of(stream: Stream, owner: str, now: float, wall: float) -> Record:
     )
 
 
-def num_tokens(record: Record, held: Stream | None) -> int:
+def num_tokens(record: Record, held: RelayStream | None) -> int:
     """How many tokens there have been: the larger of what the record and a stream of the same request hold."""
     relayed = 0 if held is None else len(held.tokens)
     return max(relayed, max((event.end for event in record.events), default=0))
 
 
-def stream_of(record: Record) -> Stream:
+def stream_of(record: Record) -> RelayStream:
     """A stream as the store knows it; its times on this process' clock."""
     shift = time.monotonic() - record.now
-    stream = Stream(record.job, None, record.created_at + shift)
+    stream = RelayStream(record.job, None, record.created_at + shift)
     stream.deadline_at = record.deadline_at + shift
     stream.heard_at = stream.asked_at = record.now + shift
     stream.started_at = record.started_at + shift if record.started_at else 0.0

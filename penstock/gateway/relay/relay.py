@@ -1,9 +1,9 @@
 """What comes back: the streams that a gateway holds open, fed by the channel and repaired from the log.
 
 Pub/sub is the fast path and the log is the truth: `repair.py` decides which of its frames count. Whole answers and
-streams are the same `Stream`, and a stream may have any number of readers, now or later: what happens when the last
-one leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store
-may lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
+streams are the same `RelayStream`, and it may have any number of readers, now or later: what happens when the last one
+leaves is the job's `on_disconnect`. What has ended here is remembered for a while (`keeper.py`), because the store may
+lose it. Knows nothing of HTTP; rule numbers are those of `docs/protocol.md`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from penstock.gateway.relay.look_up import LookUp
 from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.records import is_dead, num_tokens, stream_of
 from penstock.gateway.relay.repair import Repairer
-from penstock.gateway.relay.stream import Meter, Reader, Stream, Turn
-from penstock.gateway.relay.table import Budget, Table
+from penstock.gateway.relay.stream import Reader, RelayStream, StreamMeter, Turn
+from penstock.gateway.relay.table import Budget, StreamTable
 from penstock.gateway.relay.unwanted import Canceller
 from penstock.job import Job
 from penstock.transports.base import LATE, NO_SHARE, CancelOutcome, EndReason, Record, Transport
@@ -65,7 +65,7 @@ class Relay:
         )
         self._canceller = Canceller(gateway_id, transport)
         self._turn = Turn()
-        self._table = Table()
+        self._table = StreamTable()
         self._streams = self._table.streams
         self.find = self._table.find
         self.named = self._table.named
@@ -73,16 +73,16 @@ class Relay:
         lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._repairer, self._patience)
         self.look_up = lookup.look_up
         self.known = lookup.known
-        self.ask = self._repairer.ask
+        self.request_log = self._repairer.request_log
 
     def __len__(self) -> int:
         return len(self._streams)
 
     # ── readers come and go ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def open(self, job: Job, meter: Meter | None = None) -> Reader:
+    async def open(self, job: Job, meter: StreamMeter | None = None) -> Reader:
         """Submit `job`. Listening comes before speaking: its stream is known before it is pushed."""
-        stream = Stream(job, meter, time.monotonic())
+        stream = RelayStream(job, meter, time.monotonic())
         reader = self.read(stream)
         try:
             with self._table.hold(stream):
@@ -93,7 +93,7 @@ class Relay:
             raise
         return reader
 
-    async def attach(self, job_id: str, record: Record, after: int = 0) -> Stream:
+    async def attach(self, job_id: str, record: Record, after: int = 0) -> RelayStream:
         """The stream of a request that this gateway may not hold yet: subscribe, adopt, read, in this order (rule 11).
 
         `record` is what the caller has read of it, to judge whether it may be seen. `after`: the tokens that its
@@ -118,10 +118,10 @@ class Relay:
             if stream.is_followed:
                 await self._transport.follow(job_id)
             await self._transport.adopt(job_id, self.gateway_id)
-        self._repairer.ask(stream, "attach")
+        self._repairer.request_log(stream, "attach")
         return stream
 
-    def read(self, stream: Stream, after: int = 0) -> Reader:
+    def read(self, stream: RelayStream, after: int = 0) -> Reader:
         """A reader of what comes after `after` tokens."""
         reader = Reader(stream, self._turn, after)
         stream.readers.append(reader)
@@ -151,12 +151,12 @@ class Relay:
         else:
             stream.left_at = time.monotonic()
 
-    def abandon(self, stream: Stream) -> None:
+    def abandon(self, stream: RelayStream) -> None:
         """It has no reader and will get none here: cancel it, unless another gateway has readers."""
         self._remove(stream)
         self._repairer.spawn(self._let_go(stream))
 
-    async def _let_go(self, stream: Stream) -> None:
+    async def _let_go(self, stream: RelayStream) -> None:
         """This gateway does not hear its end any more, so it is weighed as it is now."""
         if await self._canceller.cancel(stream.job.id, "client") not in ("owned", None):
             self.keeper.weigh(stream, None)
@@ -168,7 +168,7 @@ class Relay:
         if stream is not None and stream.end is None:
             self.hinted(job_id, reason)
             if outcome == "gone":
-                self._repairer.ask(stream, "cancel")
+                self._repairer.request_log(stream, "cancel")
                 return "marked"
         return outcome
 
@@ -181,7 +181,7 @@ class Relay:
             if type(event) is Tokens and stream.take(event):
                 return
             if not stream.is_ended:
-                self._repairer.see(stream, event)
+                self._repairer.on_event(stream, event)
                 return
         if not isinstance(event, Done | Failed):
             self._see_late(event.job_id)
@@ -200,7 +200,7 @@ class Relay:
     def _read_again(self, reason: str) -> None:
         for stream in self._streams.values():
             stream.is_trusted = False
-            self._repairer.ask(stream, reason)
+            self._repairer.request_log(stream, reason)
         self._repairer.spawn(self.keeper.check())
 
     # ── how streams come and go ──────────────────────────────────────────────────────────────────────────────────
@@ -227,22 +227,22 @@ class Relay:
         """Wait for cancels and the like that are on their way."""
         await self._repairer.drain()
 
-    def give_up(self, stream: Stream, reason: EndReason) -> None:
+    def give_up(self, stream: RelayStream, reason: EndReason) -> None:
         """Its time is up: cancel it in the store, which records the end."""
         self._repairer.spawn(self._give_up(stream, reason))
 
-    async def _give_up(self, stream: Stream, reason: EndReason) -> None:
+    async def _give_up(self, stream: RelayStream, reason: EndReason) -> None:
         if await self._canceller.cancel(stream.job.id, reason) == "running":  # a worker has come in the meantime
             stream.verdict = None
 
-    def fail_late(self, stream: Stream, now: float) -> None:
+    def fail_late(self, stream: RelayStream, now: float) -> None:
         """The store has no end of it long after its deadline: end its readers with `DeadlineExceeded`."""
         stream.fail(DeadlineExceeded(LATE), now)
         if not stream.readers:
             self._remove(stream)
         self._repairer.spawn(self._canceller.cancel(stream.job.id, "deadline", until_ended=True))
 
-    def _ended(self, stream: Stream) -> None:
+    def _ended(self, stream: RelayStream) -> None:
         is_held = stream.job.id in self._streams
         if is_held or stream.job.retention_s is not None:  # else its client may have had it all, some time ago
             self.keeper.keep(stream)
@@ -253,7 +253,7 @@ class Relay:
         if is_held and not stream.readers:
             self._remove(stream)
 
-    def _remove(self, stream: Stream) -> None:
+    def _remove(self, stream: RelayStream) -> None:
         if self._table.remove(stream) and stream.is_followed:
             self._repairer.unfollow(stream.job.id)
 

@@ -18,7 +18,7 @@ from penstock.errors import DeadlineExceeded, InternalError, PenstockError, Stor
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.gateway.relay.keeper import Keeper
 from penstock.gateway.relay.records import outcome_of
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
 from penstock.transports.base import LATE, EndReason, Record, Transport
 
@@ -40,8 +40,8 @@ class Repairer:
         gateway_id: str,
         transport: Transport,
         keeper: Keeper,
-        on_end: Callable[[Stream], None],
-        is_stranded: Callable[[Stream, Record], bool],
+        on_end: Callable[[RelayStream], None],
+        is_stranded: Callable[[RelayStream, Record], bool],
         on_log_read: Callable[[str], None],
         store_ms: Callable[[], int],
     ) -> None:
@@ -54,7 +54,7 @@ class Repairer:
         self._store_ms = store_ms
         self._tasks: set[asyncio.Task[object]] = set()
 
-    def see(self, stream: Stream, event: Event) -> None:
+    def on_event(self, stream: RelayStream, event: Event) -> None:
         """A published event: only what is surely next is believed; all else is looked up in the log."""
         if stream.end is not None or event.attempt < stream.attempt:
             return
@@ -62,38 +62,38 @@ class Repairer:
             if len(stream.waiting_frames) < MAX_WHILE_READING:
                 stream.waiting_frames.append(event)
         elif not stream.is_trusted:
-            self.ask(stream, "untrusted")
+            self.request_log(stream, "untrusted")
         elif event.attempt > stream.attempt and not isinstance(event, Started):
-            self.ask(stream, "attempt")  # rule 4
+            self.request_log(stream, "attempt")  # rule 4
         else:
             self._fold(stream, event)
 
-    def ask(self, stream: Stream, reason: str) -> None:
+    def request_log(self, stream: RelayStream, reason: str) -> None:
         """Read this stream's log; frames that arrive meanwhile wait. One read at a time."""
         if stream.waiting_frames is None:
             stream.waiting_frames = deque()
             self._on_log_read(reason)
-            self.spawn(self._mend(stream))
+            self.spawn(self._read_and_repair(stream))
 
-    def learn(self, stream: Stream, record: Record) -> None:
+    def learn(self, stream: RelayStream, record: Record) -> None:
         """This record is shown to a client: fold it into its stream, so that it stays known if the store loses it."""
         self.catch_up(stream, record)
         if stream.end is None:
-            self.ask(stream, "lookup")
+            self.request_log(stream, "lookup")
 
-    def catch_up(self, stream: Stream, record: Record) -> None:
+    def catch_up(self, stream: RelayStream, record: Record) -> None:
         """Fold in the events of the log."""
         for event in record.events:
             if stream.end is None and event.attempt >= stream.attempt and event.seq <= len(stream.tokens):
                 self._fold(stream, event)
 
-    def _fold(self, stream: Stream, event: Event) -> None:
+    def _fold(self, stream: RelayStream, event: Event) -> None:
         """Fold an event of the attempt known, or the `Started` of a newer one."""
         have = len(stream.tokens)
         if isinstance(event, Started) and event.attempt == stream.attempt:
             return  # repeated or late: it changes nothing
         if event.seq > have:
-            self.ask(stream, "gap")
+            self.request_log(stream, "gap")
         elif isinstance(event, Started) and event.seq < have:
             # The log is behind the client (rule 5): that attempt is ignored, a new one goes on from what was relayed.
             stream.attempt, stream.is_restoring = event.attempt + 1, True
@@ -103,7 +103,7 @@ class Repairer:
             if stream.end is not None:
                 self._on_end(stream)
 
-    async def _mend(self, stream: Stream) -> None:
+    async def _read_and_repair(self, stream: RelayStream) -> None:
         try:
             if stream.is_followed and not stream.is_trusted:  # a store that went back may not know that we read it
                 await self._transport.adopt(stream.job.id, self._gateway_id)
@@ -128,9 +128,9 @@ class Repairer:
         finally:
             waiting, stream.waiting_frames = stream.waiting_frames or (), None
             for event in waiting:
-                self.see(stream, event)
+                self.on_event(stream, event)
 
-    async def _judge(self, stream: Stream, record: Record) -> None:
+    async def _judge(self, stream: RelayStream, record: Record) -> None:
         """Repair what reading the log has not."""
         if record.state == "done":
             await self._accept_end(stream)
@@ -144,14 +144,14 @@ class Repairer:
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
             await self._transport.requeue_if_missing(stream.job.id)
 
-    def _end(self, stream: Stream, error: PenstockError) -> None:
+    def _end(self, stream: RelayStream, error: PenstockError) -> None:
         """The rest of the answer cannot be known: end it in `error` now."""
         if stream.end is None:
             stream.fail(error, time.monotonic())
             stream.is_ended = True
             self._on_end(stream)
 
-    async def _resubmit(self, stream: Stream) -> None:
+    async def _resubmit(self, stream: RelayStream) -> None:
         """The store has lost this request (rules 1, 5, 13): give it back what the client has."""
         job = stream.job
         if stream.end is not None:
@@ -173,7 +173,7 @@ class Repairer:
                 stream.attempt = before
                 raise
 
-    async def _give_back(self, stream: Stream) -> None:
+    async def _give_back(self, stream: RelayStream) -> None:
         """What was relayed becomes the whole log."""
         before, tokens = stream.attempt, list(stream.tokens)
         highest = self._highest_attempt(stream)
@@ -185,7 +185,7 @@ class Repairer:
             if not is_given:
                 stream.attempt = before
 
-    def _highest_attempt(self, stream: Stream) -> int:
+    def _highest_attempt(self, stream: RelayStream) -> int:
         """What no attempt so far exceeds: an attempt is at least the store's clock when it began.
 
         Frames of an attempt that the store has lost may still be on their way, and this gateway may not have heard of
@@ -193,7 +193,7 @@ class Repairer:
         """
         return max(stream.attempt, self._store_ms())
 
-    async def _end_cancelled(self, stream: Stream, reason: EndReason) -> None:
+    async def _end_cancelled(self, stream: RelayStream, reason: EndReason) -> None:
         """Its cancellation was requested, and the store has lost that with the request: end it all the same."""
         now = time.monotonic()
         end: Terminal = Done(stream.job.id, stream.attempt, len(stream.tokens), finish_reason="cancelled")
@@ -203,13 +203,13 @@ class Repairer:
         if await self._transport.restore_end(outcome, self._gateway_id):
             await self._accept_end(stream)
 
-    async def _restore(self, stream: Stream, short_attempt: int) -> None:
+    async def _restore(self, stream: RelayStream, short_attempt: int) -> None:
         try:
             tokens = list(stream.tokens)
             if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
                 await self._accept_end(stream)
                 stream.is_restoring = False
-                self.ask(stream, "restore")
+                self.request_log(stream, "restore")
         except StoreUnavailable:
             stream.attempt = short_attempt - 1  # nothing may have happened: when the log is read it tries again
             stream.is_trusted = False
@@ -218,7 +218,7 @@ class Repairer:
         finally:
             stream.is_restoring = False
 
-    async def _accept_end(self, stream: Stream) -> None:
+    async def _accept_end(self, stream: RelayStream) -> None:
         """An attempt that is ignored here has ended: accept its end if its log starts with what was relayed."""
         record = await self._transport.read(stream.job.id, job=stream.job)
         if record is not None and stream.end is None:
@@ -260,6 +260,6 @@ def _gives_up(event: Event) -> bool:
     return isinstance(event, Failed) or (isinstance(event, Done) and event.finish_reason == "cancelled")
 
 
-def _rest(stream: Stream) -> Job:
+def _rest(stream: RelayStream) -> Job:
     """The job with the time that it has left."""
     return replace(stream.job, timeout_s=max(1.0, stream.deadline_at - time.monotonic()))

@@ -18,7 +18,7 @@ from penstock.transports.base import EndReason
 MAX_SERVED = 32
 
 
-class Meter(Protocol):
+class StreamMeter(Protocol):
     """What measures one request: a fold over the same events (`metrics.Meter`)."""
 
     def observe(self, event: Event, now: float) -> None: ...
@@ -28,11 +28,11 @@ class Meter(Protocol):
     def drop(self) -> None: ...
 
 
-class Stream:
+class RelayStream:
     """The tokens relayed so far and, at last, the end. Any number of `Reader`s; all times are monotonic seconds.
 
     `is_ended`: the store has recorded the end. `end` can also be set locally, for example at shutdown.
-    `verdict`: the error to end in when a cancellation of ours comes back. `followed`: another gateway minted the id.
+    `verdict`: the error to end in when a cancellation of ours comes back. `followed`: another gateway made the id.
     `cancel`: the reason with which the store was asked to end it, which the store may lose.
     """
 
@@ -42,7 +42,7 @@ class Stream:
         "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
-    def __init__(self, job: Job, meter: Meter | None, now: float) -> None:
+    def __init__(self, job: Job, meter: StreamMeter | None, now: float) -> None:
         self.job = job
         self.meter = meter
         self.tokens: list[Token] = []
@@ -161,7 +161,7 @@ class Reader:
 
     __slots__ = ("_push", "_turn", "_waiter", "is_for_end", "num_sent", "stream")
 
-    def __init__(self, stream: Stream, turn: Turn, num_sent: int = 0) -> None:
+    def __init__(self, stream: RelayStream, turn: Turn, num_sent: int = 0) -> None:
         self.stream = stream
         self.num_sent = num_sent
         self.is_for_end = False

@@ -6,21 +6,21 @@ import asyncio
 import time
 from collections.abc import Collection
 
-from penstock.gateway.relay.stream import Stream
+from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
 
 MAX_PER_S = 10  # of each kind of repair that asks the store to change something
 
 
-class Table:
+class StreamTable:
     """`streams` is for its relay alone to read; what enters does so by `hold`, and leaves by `remove`."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, RelayStream] = {}
         self._opening: dict[str, asyncio.Event] = {}
         self._named: dict[tuple[str, str], str] = {}
 
-    async def find(self, job_id: str) -> Stream | None:
+    async def find(self, job_id: str) -> RelayStream | None:
         """The stream of this id. One that is just being opened is waited for: it may yet come to nothing."""
         while (opening := self._opening.get(job_id)) is not None:
             await opening.wait()
@@ -30,11 +30,11 @@ class Table:
         """The request that the idempotency key of `job` names, as far as this gateway knows; "" for none."""
         return self._named.get(_key_of(job), "")
 
-    def hold(self, stream: Stream) -> _Opening:
+    def hold(self, stream: RelayStream) -> _Opening:
         """Around what opens a stream: it is heard from the start, and read by others once the block has gone well."""
         return _Opening(self, stream, self._opening, self._named)
 
-    def remove(self, stream: Stream) -> bool:
+    def remove(self, stream: RelayStream) -> bool:
         """It is held no more, nor measured. False if it was not held."""
         if stream.meter is not None:
             stream.meter.leave()
@@ -55,7 +55,11 @@ class _Opening:
     __slots__ = ("_event", "_named", "_opening", "_stream", "_table")
 
     def __init__(
-        self, table: Table, stream: Stream, opening: dict[str, asyncio.Event], named: dict[tuple[str, str], str]
+        self,
+        table: StreamTable,
+        stream: RelayStream,
+        opening: dict[str, asyncio.Event],
+        named: dict[tuple[str, str], str],
     ) -> None:
         self._table, self._stream, self._opening, self._named = table, stream, opening, named
         self._event = asyncio.Event()

@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from rich.console import Console
 from starlette.requests import Request
 
+from penstock.api.apis import apis_of
 from penstock.api.app import create_app
 from penstock.api.callers import identify
 from penstock.api.responses.body import request_id_of
-from penstock.api.table import apis_of
 from penstock.callers.keys import create_key
 from penstock.cli.operators import _follow
 from penstock.errors import StoreUnavailable, Unavailable
@@ -26,7 +26,7 @@ from penstock.event import Failed
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.gateway import Gateway
 from penstock.http.door import Door
-from penstock.job import JOB_ID, Job, minted_at, new_ulid
+from penstock.job import JOB_ID, Job, created_at_of, new_ulid
 from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Summary, worst_first
@@ -119,7 +119,7 @@ async def test_the_overview_shows_who_holds_what(site: Site) -> None:
 @pytest.mark.parametrize("job_id", ["docs.1", "ng-7.52906a2ceb0d", "G_2.a.b", "p." + "x" * 128])
 async def test_ids_that_another_producer_made_are_ids(site: Site, job_id: str) -> None:
     assert JOB_ID.fullmatch(job_id)
-    assert minted_at(job_id) == 0
+    assert created_at_of(job_id) == 0
     await site.submit(id=job_id)
     response = await site.http.get(f"http://gateway/v1/requests/{job_id}")
     assert (response.status_code, response.json()["state"]) == (200, "queued")
@@ -396,7 +396,7 @@ async def test_a_gateway_whose_ticker_dies_goes_down_loudly(monkeypatch: pytest.
     await site.enlist()
     site.gateway.start()
     await wait_until(lambda: not site.gateway.why_not_ready(), "the gateway is ready")
-    job = Job(id=site.gateway.mint(), model="mock", prompt=SECRET)
+    job = Job(id=site.gateway.new_request_id(), model="mock", prompt=SECRET)
     reader = await site.gateway.submit(job, "generate")
     monkeypatch.setattr(site.store, "tick", bug)
     await wait_until(lambda: reader.stream.end is not None, "the stream ends")

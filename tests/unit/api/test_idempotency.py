@@ -33,7 +33,7 @@ class Rig:
         self.here, self.there = (Gateway(Settings(), self.store, Metrics()) for _ in range(2))
 
     async def post(self, gateway: Gateway, body_hash: str = "hash", **fields: Any) -> Reader:
-        job = Job(id=gateway.mint(), model="mock", prompt="x", caller="me", **fields)
+        job = Job(id=gateway.new_request_id(), model="mock", prompt="x", caller="me", **fields)
         return await submit_once(gateway, Call(job.id), job, "/v1/generate", "k", body_hash, "key:me")
 
     async def begun(

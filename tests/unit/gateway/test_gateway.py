@@ -62,7 +62,7 @@ async def gateway(store: Fickle) -> AsyncIterator[Gateway]:
         "penstock.gateway.gateway.Gateway._watch_keys",
         "penstock.gateway.gateway.watch_lag",
         "penstock.gateway.relay.Relay.watch",
-        "penstock.gateway.keepalive.Sweep.run",
+        "penstock.gateway.keepalive.Keepalive.run",
     ],
 )
 async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monk
 
 
 async def test_who_reads_at_a_gateway_that_has_failed_is_told_so(gateway: Gateway, store: Fickle) -> None:
-    reader = await gateway.submit(Job(id=gateway.mint(), model="mock", prompt="x"), "/v1/generate")
+    reader = await gateway.submit(Job(id=gateway.new_request_id(), model="mock", prompt="x"), "/v1/generate")
     store.error = RuntimeError("a bug")
     await wait_until(lambda: reader.stream.end is not None, "its stream ends")
     assert isinstance(reader.stream.end, Failed)
@@ -101,7 +101,7 @@ async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fi
 @pytest.mark.parametrize("is_new", [True, False])
 async def test_a_tick_says_that_the_store_has_lost_data(gateway: Gateway, store: Fickle, is_new: bool) -> None:
     """It does not know this gateway any more; or it was away, and may have come back as it was before."""
-    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="continue", retention_s=300.0)
+    job = Job(id=gateway.new_request_id(), model="mock", prompt="x", on_disconnect="continue", retention_s=300.0)
     gateway.relay.leave(await gateway.submit(job, "/v1/generate"), is_delivered=False)
     (claim,) = await store.claim("w1", await store.take("w1", 1))
     await store.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="stop")])
@@ -119,7 +119,7 @@ async def test_without_a_lease_a_gateway_cancels_nothing(
     gateway: Gateway, store: Fickle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To workers it may be gone, and its clients with it: what they do with its work is for others to say."""
-    job = Job(id=gateway.mint(), model="mock", prompt="x", on_disconnect="resume")
+    job = Job(id=gateway.new_request_id(), model="mock", prompt="x", on_disconnect="resume")
     reader = await gateway.submit(job, "/v1/generate")
     gateway.relay.leave(reader, is_delivered=False)
     left_at = time.monotonic()

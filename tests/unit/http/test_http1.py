@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.http.connection import Connection
+from penstock.http.connection import GatewayConnection
 from penstock.http.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
 from penstock.http.listener import State
 from tests.support.http1 import Peer
@@ -46,7 +46,7 @@ def posts(upgrade: bytes, framed: bytes, version: bytes = b"1.1") -> bytes:
     return b"POST /post HTTP/%b\r\nhost: x\r\n%b%b" % (version, upgrade, framed)
 
 
-@pytest.fixture(params=[Connection, Http1Connection], ids=["gateway", "worker"])
+@pytest.fixture(params=[GatewayConnection, Http1Connection], ids=["gateway", "worker"])
 async def peer(request: pytest.FixtureRequest) -> Peer:
     return Peer(request.param)
 
@@ -366,7 +366,7 @@ async def test_a_client_that_closes_before_its_request_is_whole_is_gone(peer: Pe
 
 
 async def test_an_idle_connection_gives_way_when_the_server_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Few(Connection):
+    class Few(GatewayConnection):
         max_connections = 3
 
     clock = [100.0]
@@ -397,7 +397,7 @@ async def test_an_idle_connection_gives_way_when_the_server_is_full(monkeypatch:
 
 
 async def test_a_client_that_does_not_read_is_cut_off_or_gives_way() -> None:
-    class Impatient(Connection):
+    class Impatient(GatewayConnection):
         stalled_s = 0.02
 
     peer = Peer(Impatient)

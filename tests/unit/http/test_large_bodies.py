@@ -118,11 +118,11 @@ import sys
 from penstock.processes import gateway
 from penstock.settings import Settings
 
-def beside(transport, metrics):
+def companion(transport, metrics):
     sys.exit(0 if sys.getswitchinterval() <= 0.001 else 3)
 
 settings = Settings(port=0)
-gateway.run(settings, gateway.bind(settings), beside)
+gateway.run(settings, gateway.bind(settings), companion)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 

@@ -21,12 +21,12 @@ from penstock.api.responses.body import (
     request_id_of,
 )
 from penstock.api.responses.events import ResponseEvents, response_of
-from penstock.api.responses.routes import ResponseStream
+from penstock.api.responses.routes import ResponsesApiResponse
 from penstock.errors import BackendError, Draining, InvalidRequest
 from penstock.event import Failed, Terminal, Tokens
 from penstock.gateway.admission import Permit
 from penstock.gateway.gateway import Gateway
-from penstock.gateway.relay import Reader, Stream, Turn
+from penstock.gateway.relay import Reader, RelayStream, Turn
 from penstock.http.body_json import validate
 from penstock.http.edge import Call
 from penstock.job import Job, Message, Sampling
@@ -300,9 +300,9 @@ def test_after_any_number_comes_exactly_the_rest(job: Job, tokens: list[Token], 
     """Whatever gateway tells it, in whatever pieces the tokens come to it, and whenever it looks."""
     frames = _frames(job, tokens, end)
     after = data.draw(st.integers(-1, len(frames)))
-    stream = Stream(job, None, 0.0)
+    stream = RelayStream(job, None, 0.0)
     no = cast("Any", None)
-    answer = ResponseStream(
+    answer = ResponsesApiResponse(
         cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True, after=after
     )
     sent = b""
@@ -321,9 +321,11 @@ def test_after_any_number_comes_exactly_the_rest(job: Job, tokens: list[Token], 
 
 
 def test_a_gateway_that_goes_away_does_not_end_the_response() -> None:
-    stream = Stream(_job(_draft()), None, 0.0)
+    stream = RelayStream(_job(_draft()), None, 0.0)
     no = cast("Any", None)
-    answer = ResponseStream(cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True)
+    answer = ResponsesApiResponse(
+        cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True
+    )
     stream.accept(Tokens(JOB_ID, 1, 0, tokens=("a",)), 1.0)
     stream.fail(Draining("It goes away."), 2.0)
     events = told(answer.news()[0])

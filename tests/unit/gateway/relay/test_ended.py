@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.gateway.relay import Stream, ended
+from penstock.gateway.relay import RelayStream, ended
 from penstock.gateway.relay.ended import Ended
 from penstock.job import Job
 from penstock.rich_token import RichToken, Token
@@ -12,8 +12,8 @@ from penstock.rich_token import RichToken, Token
 NOW, LATER = 0.0, 100.0
 
 
-def stream(name: str, *tokens: Token, prompt: str = "x") -> Stream:
-    made = Stream(Job(id=name, model="mock", prompt=prompt), None, NOW)
+def stream(name: str, *tokens: Token, prompt: str = "x") -> RelayStream:
+    made = RelayStream(Job(id=name, model="mock", prompt=prompt), None, NOW)
     made.tokens += tokens
     return made
 

@@ -15,7 +15,7 @@ from penstock.errors import InvalidRequest, QueueFull, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.pool import PoolView
-from penstock.gateway.relay import Reader, Relay, Stream, keeper, patience, unwanted
+from penstock.gateway.relay import Reader, Relay, RelayStream, keeper, patience, unwanted
 from penstock.gateway.relay.stream import MAX_SERVED
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
@@ -62,7 +62,7 @@ class Rig:
         await self.transport.enlist(WORKER)
         await self.transport.tick("g1")
 
-    async def open(self, timeout_s: float = 60.0) -> Stream:
+    async def open(self, timeout_s: float = 60.0) -> RelayStream:
         self.num += 1
         job = Job(
             id=f"g1.{self.num}",
@@ -333,7 +333,7 @@ async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
     assert reader.has_news
 
 
-def serving(rig: Rig, stream: Stream, reader: Reader | None = None) -> tuple[asyncio.Task[None], list[list[str]]]:
+def serving(rig: Rig, stream: RelayStream, reader: Reader | None = None) -> tuple[asyncio.Task[None], list[list[str]]]:
     """A task that has a reader of `stream` served, and what each of its turns brought. Ends with `"stop"`, fails with
     `"fail"`."""
     reader = rig.relay.read(stream) if reader is None else reader
@@ -372,7 +372,7 @@ async def test_what_comes_in_one_turn_is_served_at_once_and_wakes_nobody(rig: Ri
     assert rig.reader.fresh() == (4, ["d"]), "who has gone back to waiting has lost nothing"
 
 
-async def three_served(rig: Rig) -> tuple[Stream, Claim, list[tuple[asyncio.Task[None], list[list[str]]]]]:
+async def three_served(rig: Rig) -> tuple[RelayStream, Claim, list[tuple[asyncio.Task[None], list[list[str]]]]]:
     stream = await rig.open()
     claim = await rig.claim()
     served = [serving(rig, stream) for _ in range(3)]
@@ -557,7 +557,9 @@ async def test_a_frame_of_an_unknown_request_cancels_nothing(rig: Rig) -> None:
     assert (await rig.transport.renew(WORKER, [stream.job.id])).cancelled == {}
 
 
-async def ended(rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = "") -> tuple[Stream, Claim, _Entry]:
+async def ended(
+    rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = ""
+) -> tuple[RelayStream, Claim, _Entry]:
     """A request that has ended, and an older state of it: running, without its last token and its end."""
     rig.on_disconnect, rig.once = on_disconnect, once
     stream = await rig.open()
@@ -572,7 +574,7 @@ async def ended(rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = 
     return stream, claim, older
 
 
-async def said(rig: Rig, stream: Stream) -> tuple[str, tuple[str, ...], str]:
+async def said(rig: Rig, stream: RelayStream) -> tuple[str, tuple[str, ...], str]:
     record = await rig.transport.read(stream.job.id)
     assert record is not None
     folded = fold(record.events)
@@ -753,14 +755,14 @@ async def test_an_attempt_that_the_store_went_back_to_does_not_run_on_unheard(ri
     (newer,) = await rig.transport.claim("w1", [stream.job.id])
     await rig.tokens(newer, 1, "b")
     rig.transport._jobs[stream.job.id] = older
-    rig.relay.ask(stream, "silence")
+    rig.relay.request_log(stream, "silence")
     await wait_until(lambda: older.state == "queued", "it is to run again")
     again = await rig.claim()
     assert again.tokens == ("a", "b")
     assert again.attempt > newer.attempt
 
 
-async def _cancelled_elsewhere(rig: Rig, reason: EndReason) -> Stream:
+async def _cancelled_elsewhere(rig: Rig, reason: EndReason) -> RelayStream:
     """A running request that another gateway was asked to cancel; its own has heard of it."""
     rig.on_disconnect = "continue"
     await rig.transport.watch("g1", rig.relay.hinted)

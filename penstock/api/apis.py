@@ -25,7 +25,7 @@ from penstock.http.edge import Handler
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ApiTable:
     """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself.
 
     `take_up`: a request's events, which `Edge` calls itself, too: when a gateway dies, all its clients ask another
@@ -46,12 +46,12 @@ class Table:
         return None
 
 
-def apis_of(gateway: Gateway) -> Table:
+def apis_of(gateway: Gateway) -> ApiTable:
     native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
     responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
     requests = RequestsAPI(gateway)
     every = (native, openai, responses, anthropic, requests, AdminAPI(gateway))
-    return Table(
+    return ApiTable(
         routers=tuple(api.router() for api in every),
         bodies={
             (ENDPOINT, "post"): native.body,
