@@ -60,9 +60,9 @@ class Settings(BaseModel):
     host: Annotated[
         str,
         Field(min_length=1),
-        About("Address to listen on. 0.0.0.0 or :: for all of them.", allowed="an address or a host name"),
+        About("Address to listen on. 0.0.0.0 or :: means every address.", allowed="an address or a host name"),
     ] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535), About("Port of the HTTP API. 0: a free one, printed.", EDGE)] = 8000
+    port: Annotated[int, Field(ge=0, le=65535), About("Port of the HTTP API. 0: a free port, printed.", EDGE)] = 8000
     processes: Annotated[
         int,
         Field(ge=1, le=256),
@@ -81,7 +81,7 @@ class Settings(BaseModel):
     metrics_port: Annotated[
         int,
         Field(ge=0, le=65535),
-        About("Port of a worker's /metrics and health. 0, or unset and taken: a free one, printed.", ("worker",)),
+        About("Port of a worker's /metrics and health. 0, or unset and in use: a free port, printed.", ("worker",)),
     ] = 9100
 
     # ── the store and the models ──
@@ -90,11 +90,11 @@ class Settings(BaseModel):
         About(
             "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it. "
             "One server: `redis://user:password@host:6379/db`, or `unix:///path`. "
-            "The master that sentinels name: `redis+sentinel://user:password@sentinel:26379,sentinel2:26379/service/db`"
-            ", with `?sentinel_username=…&sentinel_password=…` where the sentinels ask for them. "
-            "A cluster, by some of its nodes: `redis+cluster://user:password@node:6379,node2:6379`. "
-            "With TLS they begin with `rediss`; its options, after `?`, are `ssl_ca_certs`, `ssl_ca_path`, "
-            "`ssl_cert_reqs=none` to believe any certificate, `ssl_check_hostname=false`, `ssl_certfile`, "
+            "Sentinels and their service: `redis+sentinel://user:password@sentinel:26379,sentinel2:26379/service/db`"
+            ", with `?sentinel_username=…&sentinel_password=…` if the sentinels need them. "
+            "Some nodes of a cluster: `redis+cluster://user:password@node:6379,node2:6379`. "
+            "With TLS the URL begins with `rediss`; its options, after `?`, are `ssl_ca_certs`, `ssl_ca_path`, "
+            "`ssl_cert_reqs=none` to accept any certificate, `ssl_check_hostname=false`, `ssl_certfile`, "
             "`ssl_keyfile`, `ssl_password`.",
             allowed="redis[s]://, redis[s]+sentinel://, redis[s]+cluster:// or unix:// URL",
         ),
@@ -117,7 +117,7 @@ class Settings(BaseModel):
     api_keys_file: Annotated[
         Path | None,
         About(
-            "File of API keys (`penstock keys`); read again when it changes. Unset: no key is asked for. Set and empty "
+            "File of API keys (`penstock keys`); read again when it changes. Unset: callers need no key. Set and empty "
             "is an error.",
             EDGE,
             allowed="path of a .toml or .json file",
@@ -127,8 +127,8 @@ class Settings(BaseModel):
     metrics_public: Annotated[
         bool,
         About(
-            "A gateway with API keys answers `/metrics` without a key, too. Else it needs one of an administrator or "
-            "one for metrics alone (`penstock keys create --metrics`).",
+            "Whether a gateway with API keys answers `/metrics` without a key. Otherwise `/metrics` needs an "
+            "administrator's key, or a key for metrics (`penstock keys create --metrics`).",
             EDGE,
             allowed="yes or no",
         ),
@@ -148,7 +148,7 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=10**9),
         About(
-            "Requests that a caller may send at once. What counts as more than that is refused with 400.",
+            "Requests that a caller may send at once. A single call that counts as more gets 400.",
             EDGE,
             "requests",
             default="a sixth of the rate (ten seconds), at least 1",
@@ -166,10 +166,10 @@ class Settings(BaseModel):
     allowed_hosts: Annotated[
         tuple[str, ...],
         About(
-            "Names that requests may be addressed to, by their Host header; another is answered 421. A gateway on a "
-            "loopback address always answers for localhost, 127.0.0.1 and [::1], and needs the public name here where "
-            "a proxy on the same machine passes it on. On another address empty means every name, and an address "
-            "in place of a name is always answered.",
+            "Names that a request's Host header may have; other names get 421. A gateway on a loopback address always "
+            "accepts localhost, 127.0.0.1 and [::1]; if a proxy on the same machine passes on its public name, add "
+            "that name. A gateway on another address always accepts an address in place of a name, and every name if "
+            "this is empty.",
             EDGE,
             allowed="host names or addresses without a port, separated by commas, or *",
         ),
@@ -177,7 +177,7 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[
         tuple[Network, ...],
         About(
-            "Proxies whose X-Forwarded-For is believed. Empty: none.",
+            "Proxies from which the gateway accepts X-Forwarded-For. Empty: none.",
             EDGE,
             allowed="addresses or networks, separated by commas",
         ),
@@ -186,8 +186,8 @@ class Settings(BaseModel):
     cors_origins: Annotated[
         tuple[str, ...],
         About(
-            "Web pages of other origins that may call this gateway from a browser. Empty: none. `*`: every web page "
-            "that a person who can reach the gateway looks at.",
+            "Origins of web pages that may call this gateway from a browser. Empty: none. `*`: every web page, in the "
+            "browser of anyone who can reach the gateway.",
             EDGE,
             allowed="origins (https://app.example.org), separated by commas, or *",
         ),
@@ -277,7 +277,7 @@ class Settings(BaseModel):
     default_max_tokens: Annotated[
         int,
         Field(ge=1, le=10_000_000),
-        About("`max_tokens` of a request that names none.", EDGE, "tokens", default="256, or the limit if lower"),
+        About("`max_tokens` of a request without one.", EDGE, "tokens", default="256, or the limit if lower"),
     ] = Field(default_factory=_default_max_tokens)
     max_timeout_s: Annotated[
         float, Field(ge=1, le=7 * DAY_S), About("Longest `timeout_s` that a request may ask for.", EDGE, "s")
@@ -286,7 +286,7 @@ class Settings(BaseModel):
         float,
         Field(ge=1, le=7 * DAY_S),
         About(
-            "Deadline of a request that names none, from its arrival to its last token.",
+            "`timeout_s` of a request without one, from its arrival to its last token.",
             EDGE,
             "s",
             default="600, or the longest allowed if lower",
@@ -295,7 +295,7 @@ class Settings(BaseModel):
     no_worker_grace_s: Annotated[
         float,
         Field(ge=0, le=3600),
-        About("How long a request waits while no live worker serves anything. Then 503 `no_workers`.", EDGE, "s"),
+        About("How long a request waits while no worker is alive. Then 503 `no_workers`.", EDGE, "s"),
     ] = 10.0
     max_body_bytes: Annotated[
         int, Field(ge=1024, le=2**30), About("Largest request body. Beyond it: 413.", EDGE, "bytes")
@@ -310,8 +310,8 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=1_000_000),
         About(
-            "Open connections per gateway process, fewer where the hard limit of open files is too low. At the maximum "
-            "a new one takes the place of the one that has been idle longest; if none is idle: 503.",
+            "Open connections per gateway process; fewer if the hard limit of open files is too low. At the maximum a "
+            "new connection replaces the one that has been idle longest; if none is idle: 503.",
             EDGE,
             "connections",
         ),
@@ -329,12 +329,12 @@ class Settings(BaseModel):
     background_retention_s: Annotated[
         float,
         Field(ge=1, le=30 * DAY_S),
-        About("How long a request asked for in the background is kept after its end.", EDGE, "s"),
+        About("How long the store keeps a background request after its end.", EDGE, "s"),
     ] = DAY_S
     resume_window_s: Annotated[
         float,
         Field(ge=0, le=DAY_S),
-        About("How long a broken stream may be taken up again before its request is cancelled.", EVERY, "s"),
+        About("How long a client may resume a broken stream before its request is cancelled.", EVERY, "s"),
     ] = 30.0
     retention_s: Annotated[
         float,
@@ -345,13 +345,13 @@ class Settings(BaseModel):
         float,
         Field(ge=0, le=DAY_S),
         About(
-            "Time that a stopping process has to finish what it runs. A worker then gives the rest back.", EVERY, "s"
+            "Time that a stopping process has to finish its requests. A worker then hands the others back.", EVERY, "s"
         ),
     ] = 30.0
     supervised: Annotated[
         bool,
         About(
-            "A small parent starts the worker again when it dies, and gives back at once what it held.",
+            "A small parent process restarts the worker when it dies, and hands its requests back at once.",
             ("worker",),
             allowed="yes or no",
         ),
@@ -359,12 +359,12 @@ class Settings(BaseModel):
     engine_stall_s: Annotated[
         float,
         Field(ge=1, le=DAY_S),
-        About("A worker whose engine makes no progress for this long while it has work ends itself.", ENGINE, "s"),
+        About("A worker ends itself when its engine has work and makes no progress for this long.", ENGINE, "s"),
     ] = 30.0
 
     # ── logs ──
-    log_format: Annotated[Literal["json", "text"], About("One JSON object a line, or lines for people.")] = "json"
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], About("The least that is logged.")] = "info"
+    log_format: Annotated[Literal["json", "text"], About("One JSON object in each line, or text for people.")] = "json"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], About("Lowest level that is logged.")] = "info"
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
