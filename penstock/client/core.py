@@ -15,6 +15,7 @@ from penstock.client.route import (
     connection_error,
     error_from_envelope,
     error_from_response,
+    unreached_error,
     without_password,
 )
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Steps
@@ -37,6 +38,12 @@ class Policy:
     max_retries: int = 8
     silence_s: float = 45.0  # a stream sends something every 15 s: this long without a byte is a dead connection
     patience_s: float = 600.0  # of calls that have no deadline of their own
+    reach_s: float = 1.0  # how long to try where no server was ever reached: most likely there is none
+
+    def budget(self, now: float, limit_s: float | None) -> RetryBudget:
+        """What one call may spend that begins `now`."""
+        give_up_at = now + (self.patience_s if limit_s is None else limit_s)
+        return RetryBudget(self.max_retries, give_up_at, len(self.route.urls), now + self.reach_s)
 
 
 @dataclass(slots=True)
@@ -108,12 +115,12 @@ def ask(
     data = None if body is None else json.dumps(body).encode()
     headers = _headers(body, key)
     limit_s = policy.patience_s if limit_s is None else limit_s
-    budget = RetryBudget(policy.max_retries, (yield Now()) + limit_s, len(policy.route.urls))
+    budget = policy.budget((yield Now()), limit_s)
     while True:
         url = policy.route.url
         head = yield Send(method, url + path, headers, data, limit_s)
         content = (yield Rest()) if isinstance(head, ResponseHead) else head
-        error = _fault(head, content, url)
+        error = _fault(policy, head, content, url)
         if error is None:
             found = _parsed(content)
             if found is not None:
@@ -137,9 +144,7 @@ def stream(
     """
     data = None if body is None else json.dumps({**body, "stream": True}).encode()
     now = yield Now()
-    budget = RetryBudget(
-        policy.max_retries, now + (policy.patience_s if limit_s is None else limit_s), len(policy.route.urls)
-    )
+    budget = policy.budget(now, limit_s)
     while True:
         url = policy.route.url
         read_s = max(0.1, min(policy.silence_s, budget.give_up_at - now))
@@ -149,6 +154,7 @@ def stream(
             again = {"last-event-id": state.last_id} if state.last_id else {}
             head = yield Send("GET", f"{url}/v1/requests/{state.request_id}/events", again, None, read_s)
         if isinstance(head, ResponseHead) and head.status == 200:
+            policy.route.was_reached = True
             if not state.request_id and "idempotent-replayed" not in head.headers:
                 state.request_id = head.headers.get("x-request-id", "")  # else its events say which one it is
             error = yield from _follow(state, budget, url, can_begin_anew=data is not None)
@@ -158,7 +164,7 @@ def stream(
             state.num_resumed += 1
         else:
             content = (yield Rest()) if isinstance(head, ResponseHead) else head
-            error = _fault(head, content, url) or connection_error(url, "an answer without a stream")
+            error = _fault(policy, head, content, url) or connection_error(url, "an answer without a stream")
         now = yield from _wait(policy, budget, error, url)
         state.has_failed = False
 
@@ -244,7 +250,7 @@ def _error_event(data: Mapping[str, Any], state: StreamState, *, can_begin_anew:
 
 def _wait(policy: Policy, budget: RetryBudget, error: PenstockError, url: str) -> Steps[float]:
     """Before the next try; the time then. Raises `error` if there is to be none."""
-    pause_s = budget.pause_s(error, (yield Now()))
+    pause_s = budget.pause_s(error, (yield Now()), is_unreached=not policy.route.was_reached)
     if error.status >= 500:
         policy.route.advance(url)
     if pause_s > 0:
@@ -253,9 +259,11 @@ def _wait(policy: Policy, budget: RetryBudget, error: PenstockError, url: str) -
     return now
 
 
-def _fault(head: ResponseHead | Broken, content: bytes | Broken, url: str) -> PenstockError | None:
+def _fault(policy: Policy, head: ResponseHead | Broken, content: bytes | Broken, url: str) -> PenstockError | None:
+    route = policy.route
+    route.was_reached = route.was_reached or isinstance(head, ResponseHead) or head.was_connected
     if isinstance(head, Broken):
-        return connection_error(url, head.why)
+        return connection_error(url, head.why) if route.was_reached else unreached_error(route.urls, head.why)
     if isinstance(content, Broken):
         return connection_error(url, content.why)
     if 200 <= head.status < 300:

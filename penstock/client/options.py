@@ -65,10 +65,10 @@ def cancels_on_close(options: Options) -> bool:
     return options.get("on_disconnect") in (None, "cancel")
 
 
-def policy_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float) -> Policy:
+def policy_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float, reach_s: float) -> Policy:
     """With the URLs of PENSTOCK_URL (separated by commas) where none is given. Raises `ConfigError`."""
     named = urls or [url for url in os.environ.get("PENSTOCK_URL", "").split(",") if url.strip()] or [DEFAULT_URL]
-    return Policy(Route(named), max_retries, silence_s, patience_s)
+    return Policy(Route(named), max_retries, silence_s, patience_s, reach_s)
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:

@@ -46,28 +46,41 @@ _BY_STATUS: dict[int, type[PenstockError]] = {
 
 
 def read_urls(urls: Sequence[str]) -> tuple[str, ...]:
-    """Base URLs without the slash at their end. Raises `ConfigError`."""
+    """Base URLs without a slash at their end, and without the `/v1` that other tools want. Raises `ConfigError`."""
     read = []
     for url in urls:
-        try:
-            split = urlsplit(url.strip() if url.isprintable() else "")
-            _ = split.port
-        except ValueError:  # an invalid IPv6 address or port
-            split = urlsplit("")
-        if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
-            raise ConfigError(f"{without_password(url)!r} is not an http:// or https:// URL of a server")
-        read.append(url.strip().rstrip("/"))
+        if not isinstance(url, str):
+            raise ConfigError(f"a URL is text, not a {type(url).__name__}; several are several arguments")
+        url = url.strip()
+        if not _is_base_url(url):
+            lacks_scheme = "://" not in url and _is_base_url(f"http://{url}")
+            hint = f"; write http://{without_password(url)}" if lacks_scheme else ""
+            raise ConfigError(f"{without_password(url)!r} is not an http:// or https:// URL of a server{hint}")
+        read.append(url.rstrip("/").removesuffix("/v1").rstrip("/"))
     if not read:
         raise ConfigError("at least one URL is needed")
     return tuple(read)
 
 
+def _is_base_url(url: str) -> bool:
+    try:
+        split = urlsplit(url if url.isprintable() else "")
+        _ = split.port
+    except ValueError:  # an invalid IPv6 address or port
+        return False
+    return split.scheme in ("http", "https") and bool(split.hostname) and not split.query and not split.fragment
+
+
 class Route:
-    """The URLs of one client; all its calls begin at the one that worked last."""
+    """The URLs of one client; all its calls begin at the one that worked last.
+
+    `was_reached`: some server has answered this client, in whatever way.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = read_urls(urls)
         self.at = 0
+        self.was_reached = False
 
     @property
     def url(self) -> str:
@@ -81,18 +94,22 @@ class Route:
 
 @dataclass(slots=True)
 class RetryBudget:
-    """How often one call may fail in a row, and until when it may try. Any progress renews it."""
+    """How often one call may fail in a row, and until when it may try. Any progress renews it.
+
+    `reach_by`: until when it may try while no server was ever reached. Each URL is tried once in any case.
+    """
 
     max_retries: int
     give_up_at: float
     num_urls: int = 1
+    reach_by: float = math.inf
     rng: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(64)))
     num_failed: int = 0
 
     def renew(self) -> None:
         self.num_failed = 0
 
-    def pause_s(self, error: PenstockError, now: float) -> float:
+    def pause_s(self, error: PenstockError, now: float, *, is_unreached: bool = False) -> float:
         """How long to wait before the next try. Raises `error`, or `DeadlineExceeded`, when there is to be none."""
         self.num_failed += 1
         if not error.retryable or self.num_failed > self.max_retries:
@@ -107,6 +124,8 @@ class RetryBudget:
         else:
             turns = self.num_failed // self.num_urls
             wait = min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (turns - 1)) * self.rng.uniform(0.75, 1.25)
+        if is_unreached and wait and now + wait > self.reach_by:
+            raise error
         if now + wait >= self.give_up_at:
             raise DeadlineExceeded("There was no answer in time.") if now >= self.give_up_at else error
         return wait
@@ -114,9 +133,18 @@ class RetryBudget:
 
 def without_password(url: str) -> str:
     """A URL for people: without the password that it may hold."""
-    scheme, _, rest = url.partition("://")
+    scheme, mark, rest = url.rpartition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def unreached_error(urls: Sequence[str], why: str) -> PenstockError:
+    """The error for a client that has never reached a server."""
+    shown = ", ".join(map(without_password, urls))
+    hint = "Start a server there with `penstock serve`, or give another URL (PENSTOCK_URL)."
+    error = Unavailable(f"Cannot connect to {shown}: {why}. {hint}")
+    error.retryable = True
+    return error
 
 
 def connection_error(url: str, why: str) -> PenstockError:

@@ -40,9 +40,10 @@ class ResponseHead:
 
 @dataclass(slots=True, frozen=True)
 class Broken:
-    """The connection was not made, or broke, or was silent too long."""
+    """The connection broke or was silent too long; or, unless `was_connected`, it was not made."""
 
     why: str
+    was_connected: bool = True
 
 
 @dataclass(slots=True, frozen=True)

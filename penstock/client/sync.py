@@ -36,7 +36,8 @@ class _Wire:
             if isinstance(step, Send):
                 return self._send(step)
         except httpx2.HTTPError as error:
-            return Broken(str(error) or type(error).__name__)
+            is_unmade = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+            return Broken(str(error) or type(error).__name__, was_connected=not is_unmade)
         if isinstance(step, Pause):
             self.close()
             time.sleep(step.seconds)
@@ -161,7 +162,8 @@ class Client:
 
     `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
     in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
-    resumed. `patience_s`: how long calls without a deadline of their own go on.
+    resumed. `patience_s`: how long calls without a deadline of their own go on. `reach_s`: how long a client that has
+    never reached a server tries to connect.
     """
 
     def __init__(
@@ -171,10 +173,11 @@ class Client:
         max_retries: int = 8,
         silence_s: float = 45.0,
         patience_s: float = 600.0,
+        reach_s: float = 1.0,
         max_connections: int = 100,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s))
+        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s, reach_s))
         if transport is None:
             transport = httpx2.HTTPTransport(limits=limits(max_connections), socket_options=socket_options())
         self._http = httpx2.Client(headers=headers_of(api_key), transport=transport)

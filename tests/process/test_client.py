@@ -104,8 +104,14 @@ def test_the_same_key_twice_is_one_request(client: Client) -> None:
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with Client("http://127.0.0.1:9", max_retries=1) as nobody, pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
-        nobody.generate("x")
+    with Client("http://127.0.0.1:9") as client, pytest.raises(Unavailable, match=r"127\.0\.0\.1:9.*penstock serve"):
+        client.generate("x")
+
+
+async def test_a_server_that_is_not_there_is_named_with_await_too() -> None:
+    async with AsyncClient("http://127.0.0.1:9") as client:
+        with pytest.raises(Unavailable, match=r"Cannot connect to http://127\.0\.0\.1:9.*penstock serve"):
+            await client.generate("x")
 
 
 async def test_async_fan_out(server: Site) -> None:

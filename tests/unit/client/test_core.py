@@ -87,7 +87,9 @@ class World:
         self.sent.append(step)
         trouble = self.troubles.pop(0) if self.troubles else None
         if trouble == "refused":
-            return Broken("refused")
+            return Broken("refused", was_connected=False)
+        if trouble == "reset":
+            return Broken("reset")
         if isinstance(trouble, tuple):
             status, headers, body = trouble
             self._data = body
@@ -124,7 +126,7 @@ def _unavailable(wait: str | None = None) -> tuple[int, Mapping[str, str], bytes
 
 troubles = st.lists(
     st.one_of(
-        st.just("refused"),
+        st.sampled_from(["refused", "reset"]),
         st.just(_unavailable()),
         st.just(_unavailable("1")),
         st.integers(0, 4000),
@@ -201,17 +203,52 @@ def test_a_followed_request_is_never_begun() -> None:
 
 def test_retries_are_bounded_and_progress_renews_them() -> None:
     with pytest.raises(Unavailable):
-        _play(World(["refused"] * 9), core.stream(_policy(max_retries=4), StreamState(), {"prompt": "hi"}, key="k"))
+        _play(World(["reset"] * 9), core.stream(_policy(max_retries=4), StreamState(), {"prompt": "hi"}, key="k"))
     world = World([1.0] * 10)  # each connection brings one more
     _play(world, core.stream(_policy(max_retries=2), StreamState(), {"prompt": "hi"}, key="k"))
     assert world.given == WORDS
 
 
 def test_a_call_gives_up_in_time() -> None:
-    world = World(["refused"] * 1000)
+    world = World(["reset"] * 1000)
     with pytest.raises((DeadlineExceeded, Unavailable)):
         _play(world, core.stream(_policy(max_retries=10**6), StreamState(), {"prompt": "hi"}, key="k", limit_s=20))
     assert world.now <= 20
+
+
+@pytest.mark.parametrize(("urls", "num_tries"), [(URLS[:1], 4), (URLS, 8)])
+def test_a_client_that_never_reached_a_server_gives_up_within_a_second(urls: tuple[str, ...], num_tries: int) -> None:
+    """The pauses are 0.1, 0.2 and 0.4 s with a quarter of jitter; the next one would end after a second."""
+    for steps in (
+        core.stream(Policy(Route(urls)), StreamState(), {"prompt": "hi"}, key="k"),
+        core.ask(Policy(Route(urls)), "GET", "/x"),
+    ):
+        world = World(["refused"] * 1000)
+        with pytest.raises(Unavailable, match=r"Cannot connect to http://a:1.*`penstock serve`") as failed:
+            _play(world, steps)
+        assert all(url in failed.value.message for url in urls)
+        assert world.now <= 1
+        assert len(world.sent) >= num_tries
+
+
+def test_each_url_of_a_first_contact_is_tried_even_when_that_takes_long() -> None:
+    """A time-out of connecting takes longer than all the patience there is."""
+    budget = RetryBudget(8, 1e9, 3, reach_by=1.0)
+    error = Unavailable("x")
+    error.retryable = True
+    assert budget.pause_s(error, 5.0, is_unreached=True) == 0
+    assert budget.pause_s(error, 10.0, is_unreached=True) == 0
+    with pytest.raises(Unavailable):
+        budget.pause_s(error, 15.0, is_unreached=True)
+
+
+@pytest.mark.parametrize("contact", [(503, {}, b""), "reset", 2.0])
+def test_a_client_that_has_reached_a_server_keeps_its_patience(contact: Any) -> None:
+    """It restarts, most likely: seven refusals in a row are no reason to give up."""
+    world = World([contact, *["refused"] * 7])
+    answer = _play(world, core.stream(Policy(Route(URLS[:1])), StreamState(), {"prompt": "hi"}, key="k"))
+    assert answer.text == "".join(WORDS)
+    assert world.now > 5
 
 
 def test_one_object_for_another() -> None:
@@ -267,6 +304,9 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     route = Route(["http://me:secret@one:1/base"])
     with pytest.raises(Unavailable) as failed:
         _play(World(["refused"] * 9), core.ask(Policy(route, max_retries=0), "GET", "/x"))
+    assert failed.value.message.startswith("Cannot connect to http://one:1/base: refused. ")
+    with pytest.raises(Unavailable) as failed:
+        _play(World(["reset"] * 9), core.ask(Policy(route, max_retries=0), "GET", "/x"))
     assert failed.value.message.startswith("http://one:1/base: ")
     with pytest.raises(ConfigError) as wrong:
         read_urls(["ftp://me:secret@one"])
@@ -306,7 +346,7 @@ def test_no_answer_surprises_it(body: bytes, status: int) -> None:
 
 @given(st.integers(1, 3), st.integers(0, 2**32), st.lists(st.none() | st.floats(0, 60), min_size=1, max_size=8))
 def test_pauses_are_bounded(num_urls: int, seed: int, asked: list[float | None]) -> None:
-    budget = RetryBudget(8, 1e9, num_urls, random.Random(seed))
+    budget = RetryBudget(8, 1e9, num_urls, rng=random.Random(seed))
     for number, retry_after_s in enumerate(asked, 1):
         pause = budget.pause_s(Unavailable("x", retry_after_s=retry_after_s), 0.0)
         if number < num_urls:
@@ -320,14 +360,14 @@ def test_pauses_are_bounded(num_urls: int, seed: int, asked: list[float | None])
 def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_URL", "http://one:1/, https://two/base/")
     monkeypatch.setenv("PENSTOCK_API_KEY", "secret")
-    assert policy_of((), 1, 1, 1).route.urls == ("http://one:1", "https://two/base")
-    assert policy_of(("http://three",), 1, 1, 1).route.urls == ("http://three",)
+    assert policy_of((), 1, 1, 1, 1).route.urls == ("http://one:1", "https://two/base")
+    assert policy_of(("http://three",), 1, 1, 1, 1).route.urls == ("http://three",)
     assert headers_of(None)["authorization"] == "Bearer secret"
     assert "authorization" not in headers_of("")
     with pytest.raises(ConfigError):
         headers_of("line\nbreak")
     for bad in (
-        "one:1",
+        "one two",
         "ftp://x",
         "http://",
         "http://x?a=b",
@@ -338,6 +378,32 @@ def test_urls_and_keys_come_from_the_environment_when_a_client_is_made(monkeypat
     ):
         with pytest.raises(ConfigError):
             read_urls([bad])
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (
+            "localhost:24000",
+            "'localhost:24000' is not an http:// or https:// URL of a server; write http://localhost:24000",
+        ),
+        ("one", "'one' is not an http:// or https:// URL of a server; write http://one"),
+        ("me:secret@one:1/x", "'one:1/x' is not an http:// or https:// URL of a server; write http://one:1/x"),
+        ("ftp://one", "'ftp://one' is not an http:// or https:// URL of a server"),
+    ],
+)
+def test_a_wrong_url_is_shown_as_it_was_typed_and_without_a_password(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        read_urls([typed])
+    assert wrong.value.message == message
+
+
+def test_a_url_may_end_as_other_tools_want_it() -> None:
+    for url in ("http://one:1/v1", "http://one:1/v1/", " http://one:1/ "):
+        assert read_urls([url]) == ("http://one:1",)
+    assert read_urls(["http://one/api/v1"]) == ("http://one/api",)
+    with pytest.raises(ConfigError, match="a URL is text, not a list; several are several arguments"):
+        read_urls([["http://one"]])  # type: ignore[list-item]
 
 
 def test_bodies() -> None:
