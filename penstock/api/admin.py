@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from penstock import errors
+from penstock.api.admin_answers import DeadList, DoctorReport, GatewayRow, PoolOverview, RunningRow, WorkerRow
 from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
 from penstock.errors import Forbidden, RequestNotFound
@@ -20,9 +21,9 @@ from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import call_of
-from penstock.http.openapi import error_responses
+from penstock.http.openapi import answer_of, error_responses
 from penstock.job import JOB_ID
-from penstock.transports.base import DeadJob, Finding, Overview, Summary, worst_first
+from penstock.transports.base import DeadJob, Finding, Holding, Overview, Summary, worst_first
 
 PATH = "/v1/admin"
 MAX_SHOWN = 200
@@ -54,9 +55,9 @@ class AdminAPI:
         def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:
             router.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
 
-        add("/overview", self.overview, "GET", documented)
-        add("/doctor", self.doctor, "GET", documented)
-        add("/dead", self.dead, "GET", documented)
+        add("/overview", self.overview, "GET", documented | {200: answer_of(PoolOverview)})
+        add("/doctor", self.doctor, "GET", documented | {200: answer_of(DoctorReport)})
+        add("/dead", self.dead, "GET", documented | {200: answer_of(DeadList)})
         add("/dead/{request_id}", self.show_dead, "GET", of_one)
         add("/dead/{request_id}/redrive", self.redrive, "POST", redriven)
         add("/dead/{request_id}", self.drop_dead, "DELETE", of_one)
@@ -73,29 +74,17 @@ class AdminAPI:
         shown = list(islice(held, MAX_SHOWN))
         summaries = await transport.read_summary([job_id for _, job_id in shown])
         return _json(
-            {
-                "queue_depth": seen.depth,
-                "drain_rate_per_s": round(self.gateway.pool.drain_rate.per_s, 2),
-                "num_taken": seen.num_taken,
-                "num_held": sum(len(holding.held) for holding in seen.workers),
-                "num_dead": seen.num_dead,
-                "oldest_waiting_s": await _age_s(self.gateway, seen),
-                "gateways": [{"id": gid, "lease_s": round(left, 2)} for gid, left in seen.gateways.items()],
-                "workers": [
-                    {
-                        "id": holding.worker,
-                        "lease_s": round(holding.lease_s, 2),
-                        "held": len(holding.held),
-                        "slots": holding.info.num_slots if holding.info else None,
-                        "free": holding.info.num_free if holding.info else None,
-                        "host": holding.info.host if holding.info else None,
-                        "pid": holding.info.pid if holding.info else None,
-                        "models": sorted(holding.info.models) if holding.info else [],
-                    }
-                    for holding in seen.workers
-                ],
-                "running": [_running(worker, job) for (worker, _), job in zip(shown, summaries, strict=True) if job],
-            }
+            PoolOverview(
+                queue_depth=seen.depth,
+                drain_rate_per_s=round(self.gateway.pool.drain_rate.per_s, 2),
+                num_taken=seen.num_taken,
+                num_held=sum(len(holding.held) for holding in seen.workers),
+                num_dead=seen.num_dead,
+                oldest_waiting_s=await _age_s(self.gateway, seen),
+                gateways=[GatewayRow(id=gid, lease_s=round(left, 2)) for gid, left in seen.gateways.items()],
+                workers=[_worker_row(holding) for holding in seen.workers],
+                running=[_running_row(worker, job) for (worker, _), job in zip(shown, summaries, strict=True) if job],
+            )
         )
 
     async def doctor(self, request: Request) -> Response:
@@ -106,7 +95,7 @@ class AdminAPI:
     async def dead(self, request: Request) -> Response:
         """Poison requests, newest first."""
         await self._admit(request)
-        return _json({"data": [msgspec.to_builtins(job) for job in await self.gateway.transport.dead()]})
+        return _json(DeadList(data=await self.gateway.transport.dead()))
 
     async def show_dead(self, request: Request, request_id: str) -> Response:
         """What is known of one: never its prompt."""
@@ -186,7 +175,7 @@ class AdminAPI:
         raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
 
 
-async def examine(gateway: Gateway) -> dict[str, Any]:
+async def examine(gateway: Gateway) -> DoctorReport:
     """What the store's own doctor finds, and what a gateway knows besides."""
     findings = await gateway.transport.inspect()
     reasons = gateway.why_not_ready()
@@ -213,7 +202,7 @@ async def examine(gateway: Gateway) -> dict[str, Any]:
             Finding(name="oldest waiting", level="ok", value="none" if age_s is None else f"{age_s:.1f} s"),
         ]
     findings = worst_first(findings)
-    return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+    return DoctorReport(level=findings[0].level, findings=findings)
 
 
 def _examine_keys(gateway: Gateway) -> Finding:
@@ -234,18 +223,28 @@ async def _age_s(gateway: Gateway, seen: Overview) -> float | None:
     return None if oldest is None else round(oldest.now - oldest.created_at, 1)
 
 
-def _running(worker: str, job: Summary) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "model": job.model,
-        "caller": job.caller,
-        "state": job.state,
-        "worker": worker,
-        "attempts": job.num_claims,
-        "tokens": job.num_tokens,
-        "age_s": round(job.now - job.created_at, 1),
-    }
+def _worker_row(holding: Holding) -> WorkerRow:
+    row = WorkerRow(id=holding.worker, lease_s=round(holding.lease_s, 2), held=len(holding.held))
+    info = holding.info
+    if info is None:
+        return row
+    return msgspec.structs.replace(
+        row, slots=info.num_slots, free=info.num_free, host=info.host, pid=info.pid, models=sorted(info.models)
+    )
 
 
-def _json(content: dict[str, Any]) -> Response:
+def _running_row(worker: str, job: Summary) -> RunningRow:
+    return RunningRow(
+        id=job.id,
+        model=job.model,
+        caller=job.caller,
+        state=job.state,
+        worker=worker,
+        attempts=job.num_claims,
+        tokens=job.num_tokens,
+        age_s=round(job.now - job.created_at, 1),
+    )
+
+
+def _json(content: object) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter
+from msgspec import Struct
 from pydantic import BaseModel
 
 from penstock.api.admin import AdminAPI
+from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.api.anthropic.body import MessagesBody
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.native import ENDPOINT, NativeAPI
@@ -26,7 +28,8 @@ from penstock.http.edge import Handler
 
 @dataclass(frozen=True, slots=True)
 class ApiTable:
-    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself.
+    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method); `answers`: the structs in its answers. `hot`:
+    the POSTs that `Edge` calls itself.
 
     `take_up`: a request's events, which `Edge` calls itself, too: when a gateway dies, all its clients ask another
     one for them in the same instant.
@@ -34,6 +37,7 @@ class ApiTable:
 
     routers: tuple[APIRouter, ...]
     bodies: Mapping[tuple[str, str], type[BaseModel]]
+    answers: tuple[type[Struct], ...]
     hot: Mapping[str, Handler]
     take_up: Handler
 
@@ -61,6 +65,7 @@ def apis_of(gateway: Gateway) -> ApiTable:
             (RESPONSES, "post"): ResponseBody,
             (MESSAGES, "post"): MessagesBody,
         },
+        answers=(PoolOverview, DoctorReport, DeadList),
         hot={
             ENDPOINT: native.generate,
             CHAT: openai.chat,

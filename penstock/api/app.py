@@ -66,7 +66,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
-    describe(app, apis.bodies)
+    describe(app, apis.bodies, apis.answers)
     door = gateway.door if gateway.door is not None and gateway.door.judges else None
 
     def count_refusal(call: Call) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -132,9 +132,9 @@ def revoke(
 def _cancel_all(key_id: str, url: str, api_key: str | None) -> None:
     """At once, and again when every gateway must have noticed: until then the key may have sent more."""
     path = f"/callers/{quote(key_id, safe='')}/requests"
-    first = call_gateway("DELETE", url, path, api_key)
+    first = call_gateway("DELETE", url, path, api_key, dict[str, Any])
     time.sleep(2 * store.CHECK_INTERVAL_S)
-    then = call_gateway("DELETE", url, path, api_key)
+    then = call_gateway("DELETE", url, path, api_key, dict[str, Any])
     running = max(first["being_cancelled"], then["being_cancelled"])
     echo(f"cancelled {first['cancelled'] + then['cancelled']} that waited and {running} that ran", stderr=True)
     if then["is_live"]:

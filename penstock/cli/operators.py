@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -19,16 +19,18 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.cli.flags import exit_with, exposed, print_error
 from penstock.cli.help import Group
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
-from penstock.cli.tables import dead_table, findings_table, site_screen
+from penstock.cli.tables import dead_table, findings_table, pool_screen
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable, Unauthorized, Unavailable, from_code
 from penstock.settings import load_settings
 from penstock.transports.base import worst_first
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 TIMEOUT_S = 15.0
 INTERRUPTED = 130
@@ -59,18 +61,21 @@ def answers(run: Callable[P, int]) -> Callable[P, None]:
     return exit_with(command)
 
 
-def call_gateway(method: str, url: str, path: str, api_key: str | None) -> dict[str, Any]:
-    """One request to the admin routes of the first of the gateways that answers; `Unavailable` if none does."""
+def call_gateway(method: str, url: str, path: str, api_key: str | None, kind: type[T]) -> T:
+    """One request to the admin routes of the first of the gateways that answers; `Unavailable` if none does.
+
+    Returns its JSON object as a `kind`.
+    """
     *others, last = url.split(",")
     for gateway in others:
         try:
-            return _call_one(method, gateway, path, api_key)
+            return _call_one(method, gateway, path, api_key, kind)
         except Unavailable:
             continue  # the last one's error is raised
-    return _call_one(method, last, path, api_key)
+    return _call_one(method, last, path, api_key, kind)
 
 
-def _call_one(method: str, url: str, path: str, api_key: str | None) -> dict[str, Any]:
+def _call_one(method: str, url: str, path: str, api_key: str | None, kind: type[T]) -> T:
     where = url.strip().rstrip("/")
     try:
         headers = {"content-type": "application/json"}  # without it, or a key, a gateway takes no POST
@@ -85,9 +90,9 @@ def _call_one(method: str, url: str, path: str, api_key: str | None) -> dict[str
         reason = str(error) or type(error).__name__
         raise Unavailable(f"no answer from {where} ({reason}); is a gateway there? (--url, PENSTOCK_URL)") from error
     try:
-        body: dict[str, Any] = msgspec.json.decode(answer.content, type=dict[str, Any])
         if answer.status_code < 400:
-            return body
+            return msgspec.json.decode(answer.content, type=kind)
+        body = msgspec.json.decode(answer.content, type=dict[str, Any])
         refusal = from_code(body["error"]["code"], body["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         raise Unavailable(f"{where} answered {answer.status_code}, but not as a gateway does") from None
@@ -111,17 +116,18 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Look at the store, the gateway and the workers. Exit status 1 when something is an error."""
-    report = (
-        call_gateway("GET", url, "/doctor", api_key) if redis_url is None else asyncio.run(_examine(redis_url, pool))
-    )
-    if as_json:
-        _print_json(report)
+    if redis_url is None:
+        report = call_gateway("GET", url, "/doctor", api_key, DoctorReport)
     else:
-        console().print(findings_table(report["findings"]))
-    return 1 if report["level"] == "error" else 0
+        report = asyncio.run(_examine(redis_url, pool))
+    if as_json:
+        _print_json(msgspec.to_builtins(report))
+    else:
+        console().print(findings_table(report.findings))
+    return 1 if report.level == "error" else 0
 
 
-async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
+async def _examine(redis_url: str, pool: str | None) -> DoctorReport:
     from penstock.metrics import Metrics  # only here: the other commands begin a quarter of a second sooner
     from penstock.transports import make_transport
 
@@ -137,7 +143,7 @@ async def _examine(redis_url: str, pool: str | None) -> dict[str, Any]:
         findings = worst_first(await transport.inspect())
     finally:
         await transport.close()
-    return {"level": findings[0].level, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+    return DoctorReport(level=findings[0].level, findings=findings)
 
 
 @answers
@@ -150,28 +156,32 @@ def ps(
 ) -> int:
     """A live table of gateways, workers, the queue and running requests."""
     screen = console()
-    seen = call_gateway("GET", url, "/overview", api_key)
+
+    def look() -> PoolOverview:
+        return call_gateway("GET", url, "/overview", api_key, PoolOverview)
+
+    seen = look()
     if as_json:
-        _print_json(seen)
+        _print_json(msgspec.to_builtins(seen))
     elif once or not screen.is_terminal:
-        screen.print(site_screen(seen))
+        screen.print(pool_screen(seen))
     else:
-        _follow(screen, seen, lambda: call_gateway("GET", url, "/overview", api_key), interval_s)
+        _follow(screen, seen, look, interval_s)
     return 0
 
 
-def _follow(screen: Console, seen: dict[str, Any], look: Callable[[], dict[str, Any]], interval_s: float) -> None:
+def _follow(screen: Console, seen: PoolOverview, look: Callable[[], PoolOverview], interval_s: float) -> None:
     """Until Ctrl-C. A gateway that is started again meanwhile is waited for."""
     try:
-        with Live(site_screen(seen), console=screen, screen=True, auto_refresh=False) as live:
+        with Live(pool_screen(seen), console=screen, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)
-                trouble = ""
+                problem = ""
                 try:
                     seen = look()
                 except Unavailable as error:
-                    trouble = error.message
-                live.update(site_screen(seen, trouble), refresh=True)
+                    problem = error.message
+                live.update(pool_screen(seen, problem), refresh=True)
     except KeyboardInterrupt:
         return
 
@@ -179,7 +189,7 @@ def _follow(screen: Console, seen: dict[str, Any], look: Callable[[], dict[str, 
 @answers
 def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Cancel a request, anybody's, waiting or running."""
-    outcome = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key)
+    outcome = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key, dict[str, Any])
     echo(f"{request_id}: {outcome['outcome']}")
     return 0
 
@@ -188,9 +198,9 @@ def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None
 @answers
 def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> int:
     """The list, newest first."""
-    jobs = call_gateway("GET", url, "/dead", api_key)["data"]
+    jobs = call_gateway("GET", url, "/dead", api_key, DeadList).data
     if as_json:
-        _print_json(jobs)
+        _print_json(msgspec.to_builtins(jobs))
     else:
         console().print(dead_table(jobs) if jobs else "none")
     return 0
@@ -200,7 +210,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
 @answers
 def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """What is known of one; never its prompt."""
-    _print_json(call_gateway("GET", url, f"/dead/{_quoted(request_id)}", api_key))
+    _print_json(call_gateway("GET", url, f"/dead/{_quoted(request_id)}", api_key, dict[str, Any]))
     return 0
 
 
@@ -208,7 +218,7 @@ def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = N
 @answers
 def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Run it once more, under a new id, which is printed."""
-    echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key)["request_id"])
+    echo(call_gateway("POST", url, f"/dead/{_quoted(request_id)}/redrive", api_key, dict[str, Any])["request_id"])
     return 0
 
 
@@ -216,7 +226,7 @@ def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = Non
 @answers
 def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Take it off the list."""
-    call_gateway("DELETE", url, f"/dead/{_quoted(request_id)}", api_key)
+    call_gateway("DELETE", url, f"/dead/{_quoted(request_id)}", api_key, dict[str, Any])
     echo(f"dropped {request_id}")
     return 0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
+from msgspec import Struct
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -63,8 +66,16 @@ SUBMIT_ERRORS = error_responses(
 )
 
 
-def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) -> None:
-    """Add the request bodies, by (path, method), to the document of `app`."""
+def answer_of(kind: type[Struct]) -> dict[str, Any]:
+    """The documented JSON answer of a route that writes a struct; `describe` gets it among its `answers`."""
+    schema = {"$ref": _SCHEMAS.format(model=kind.__name__)}
+    return {"description": inspect.cleandoc(kind.__doc__ or ""), "content": {"application/json": {"schema": schema}}}
+
+
+def describe(
+    app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]], answers: Sequence[type[Struct]] = ()
+) -> None:
+    """Add the request bodies, by (path, method), and the structs that routes answer with, to the document of `app`."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -79,6 +90,7 @@ def describe(app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]]) ->
             refs, definitions = models_json_schema(wanted, ref_template=_SCHEMAS)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
+            schemas.update(msgspec.json.schema_components(answers, ref_template="#/components/schemas/{name}")[1])
             for (path, method), body in bodies.items():
                 content = {"application/json": {"schema": refs[(body, "validation")]}}
                 document["paths"][path][method]["requestBody"] = {"required": True, "content": content}

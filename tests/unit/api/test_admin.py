@@ -10,11 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import msgspec
 import pytest
 from fastapi import FastAPI
 from rich.console import Console
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
+from penstock.api.admin_answers import DoctorReport, GatewayRow, PoolOverview, WorkerRow
 from penstock.api.apis import apis_of
 from penstock.api.app import create_app
 from penstock.api.callers import identify
@@ -114,6 +117,16 @@ async def test_the_overview_shows_who_holds_what(site: Site) -> None:
         "tokens": 0,
     }
     assert seen["oldest_waiting_s"] >= 0, waiting
+
+
+async def test_the_openapi_document_describes_what_the_routes_answer(site: Site) -> None:
+    document = (await site.http.get("http://gateway/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    for path, kind in (("overview", PoolOverview), ("doctor", DoctorReport)):
+        answer = document["paths"][f"/v1/admin/{path}"]["get"]["responses"]["200"]
+        assert answer["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{kind.__name__}"}
+        assert set(schemas[kind.__name__]["properties"]) == set(await site.get(f"/{path}"))
+    assert set(schemas["WorkerRow"]["properties"]) == set(WorkerRow.__struct_fields__)
 
 
 @pytest.mark.parametrize("job_id", ["docs.1", "ng-7.52906a2ceb0d", "G_2.a.b", "p." + "x" * 128])
@@ -348,35 +361,25 @@ async def test_a_file_of_keys_that_cannot_be_read_again_is_reported(
 
 
 def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
-    seen = {
-        "queue_depth": 3,
-        "drain_rate_per_s": 1.5,
-        "num_taken": 9,
-        "num_held": 5,
-        "num_dead": 0,
-        "oldest_waiting_s": 2.5,
-        "gateways": [{"id": "g1", "lease_s": 2.0}],
-        "running": [],
-        "workers": [
-            {
-                "id": "w1",
-                "lease_s": -1.0,
-                "held": 5,
-                "slots": None,
-                "free": None,
-                "host": None,
-                "pid": None,
-                "models": [],
-            }
-        ],
-    }
-    answers: list[Any] = [Unavailable("no answer from there"), {**seen, "queue_depth": 4}, KeyboardInterrupt()]
+    seen = PoolOverview(
+        queue_depth=3,
+        drain_rate_per_s=1.5,
+        num_taken=9,
+        num_held=5,
+        num_dead=0,
+        oldest_waiting_s=2.5,
+        gateways=[GatewayRow(id="g1", lease_s=2.0)],
+        workers=[WorkerRow(id="w1", lease_s=-1.0, held=5)],
+        running=[],
+    )
+    fuller = msgspec.structs.replace(seen, queue_depth=4)
+    answers: list[PoolOverview | BaseException] = [Unavailable("no answer from there"), fuller, KeyboardInterrupt()]
 
-    def look() -> dict[str, Any]:
+    def look() -> PoolOverview:
         answer = answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
     _follow(console, seen, look, 0.0)
@@ -426,20 +429,21 @@ async def test_a_bug_is_answered_in_the_one_envelope(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["a bug in a route"]
 
 
-def _listening(address: str, **settings: Any) -> Gateway:
+def _listening(address: str, **settings: Any) -> ASGIApp:
+    """The app of a gateway that listens on `address`."""
     made = Settings(**settings)
-    return Gateway(made, MemoryTransport(), Metrics(), Door(made, address))
+    return create_app(Gateway(made, MemoryTransport(), Metrics(), Door(made, address)))
 
 
-async def _ask(gateway: Gateway, path: str, method: str = "GET", **headers: str) -> httpx2.Response:
-    transport = httpx2.ASGITransport(create_app(gateway))
+async def _ask(app: ASGIApp, path: str, method: str = "GET", **headers: str) -> httpx2.Response:
+    transport = httpx2.ASGITransport(app)
     sent = {name.replace("_", "-"): text for name, text in headers.items()}
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return await http.request(method, path, headers=sent)
 
 
 async def test_a_request_for_another_host_or_of_a_foreign_page_is_answered_by_no_route() -> None:
-    gateway = _listening("127.0.0.1")
+    app = _listening("127.0.0.1")
     for method, path in (
         *(("GET", "/v1/requests"), ("GET", "/v1/admin/overview"), ("GET", "/metrics"), ("GET", "/livez")),
         *(("POST", "/v1/generate"), ("POST", "/v1/responses/x/cancel"), ("DELETE", "/v1/requests/x"), ("GET", "/x")),
@@ -449,10 +453,10 @@ async def test_a_request_for_another_host_or_of_a_foreign_page_is_answered_by_no
             ({"origin": "http://evil.example"}, 403, "origin_not_allowed"),
             ({"origin": "null"}, 403, "origin_not_allowed"),
         ):
-            answer = await _ask(gateway, path, method, **headers)
+            answer = await _ask(app, path, method, **headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
             assert answer.headers["x-request-id"]
-    assert (await _ask(gateway, "/livez", origin="http://localhost")).status_code == 200
+    assert (await _ask(app, "/livez", origin="http://localhost")).status_code == 200
 
 
 async def test_operators_routes_without_keys_are_for_this_machine(tmp_path: Path) -> None:
@@ -486,9 +490,9 @@ async def test_metrics_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
 
 
 async def test_a_slash_at_the_end_leads_nowhere() -> None:
-    gateway = _listening("127.0.0.1", allowed_hosts="*")
+    app = _listening("127.0.0.1", allowed_hosts="*")
     for method, path in (("GET", "/livez/"), ("GET", "/docs/"), ("POST", "/v1/generate/"), ("GET", "/v1/requests/")):
-        answer = await _ask(gateway, path, method, host="evil.example")
+        answer = await _ask(app, path, method, host="evil.example")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
         assert "location" not in answer.headers
 

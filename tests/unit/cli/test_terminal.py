@@ -19,6 +19,7 @@ from penstock.cli.flags import print_error
 from penstock.cli.tables import dead_table, findings_table
 from penstock.cli.terminal import console, echo
 from penstock.log_format import printable
+from penstock.transports.base import DeadJob, Finding
 
 COMMANDS = "\x1b]52;c;cm0=\x07 \x9b2J \x1b[2J \r \x00 \x7f \u202eabc \u2066x \u2028"
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
@@ -88,8 +89,8 @@ def test_what_a_gateway_says_it_has_cancelled(out: Stream, monkeypatch: pytest.M
 
 
 def test_tables(out: Stream) -> None:
-    dead = {"id": COMMANDS, "model": COMMANDS, "deaths": 1, "error": "[red]no markup[/]", "reason": COMMANDS}
-    finding = {"level": "error", "name": COMMANDS, "value": COMMANDS, "advice": ":smile:"}
+    dead = DeadJob(id=COMMANDS, model=COMMANDS, deaths=1, error="[red]no markup[/]", reason=COMMANDS)
+    finding = Finding(level="error", name=COMMANDS, value=COMMANDS, advice=":smile:")
     table = Table("head")
     table.add_row(COMMANDS)
     table.add_row(Text(COMMANDS, style="red"))

@@ -1,0 +1,73 @@
+"""The JSON answers of the operators' routes as types: the routes write them, the command line reads them.
+
+Knows no server and no terminal. Durations are in seconds.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from penstock.transports.base import DeadJob, Finding, Level, State
+
+
+class GatewayRow(Struct, frozen=True, kw_only=True):
+    """`lease_s`: what is left of its lease; negative where it has expired."""
+
+    id: str
+    lease_s: float
+
+
+class WorkerRow(Struct, frozen=True, kw_only=True):
+    """`held`: how many requests it has claimed. What only the worker itself announces is None where it did not."""
+
+    id: str
+    lease_s: float
+    held: int
+    slots: int | None = None
+    free: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    models: list[str] = []
+
+
+class RunningRow(Struct, frozen=True, kw_only=True):
+    """A request that a worker holds. `attempts`: how often it was claimed; `age_s`: since its submission."""
+
+    id: str
+    model: str
+    caller: str
+    state: State
+    worker: str
+    attempts: int
+    tokens: int
+    age_s: float
+
+
+class PoolOverview(Struct, frozen=True, kw_only=True):
+    """Gateways, workers and the queue of one pool, and the first of the requests that its workers hold.
+
+    `num_held` counts all of them. `oldest_waiting_s`: how long the next one in the queue has waited; None if none does.
+    """
+
+    queue_depth: int
+    drain_rate_per_s: float
+    num_taken: int
+    num_held: int
+    num_dead: int
+    oldest_waiting_s: float | None
+    gateways: list[GatewayRow]
+    workers: list[WorkerRow]
+    running: list[RunningRow]
+
+
+class DoctorReport(Struct, frozen=True, kw_only=True):
+    """The findings, the worst first; `level` is the worst one's."""
+
+    level: Level
+    findings: list[Finding]
+
+
+class DeadList(Struct, frozen=True, kw_only=True):
+    """The requests that were set aside, the newest first."""
+
+    data: list[DeadJob]
