@@ -7,13 +7,10 @@ owner, which passes `ready`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import logging
 import math
 import socket
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
@@ -25,7 +22,8 @@ from starlette.types import ASGIApp
 
 from penstock.errors import ConfigError, NotFound, Unavailable
 from penstock.http.http1 import Http1Connection
-from penstock.http.listener import ACCEPTS_PER_TURN, Acceptor, Limit, State
+from penstock.http.listener import Limit
+from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from penstock.http.edge import Handler
 
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0
 MAX_CONNECTIONS = 256  # of a worker's small server
@@ -136,65 +133,12 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
 # ── a small server in a loop that also runs other things ─────────────────────────────────────────────────────────
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, with an acceptor of ours, and without its ten wake-ups a second, nearly half of an idle process' own:
-    one a second, for the date in answers' heads, and one when it is to end. Leaves the signals to its owner.
-    """
-
-    accepts_per_turn = ACCEPTS_PER_TURN
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        self._ending = asyncio.Event()
-        super().__init__(config)
-        self.state = self.server_state = State()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept on `sockets` ourselves, many connections a turn of the loop."""
-        await super().startup(sockets=[])
-        kind = cast(type[Http1Connection], self.config.http_protocol_class)
-
-        def connection() -> Http1Connection:
-            return kind(self.config, self.state, self.lifespan.state)
-
-        def room() -> int:
-            return kind.max_connections + kind.max_lingering - len(self.state.connections)
-
-        servers: list[Any] = self.servers
-        servers += [Acceptor(listener, connection, room, self.accepts_per_turn) for listener in sockets or ()]
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.state.is_closing = True
-        await super().shutdown(sockets)
-
-    @property
-    def should_exit(self) -> bool:
-        return self._ending.is_set()
-
-    @should_exit.setter
-    def should_exit(self, value: bool) -> None:
-        if value:
-            self._ending.set()
-
-    async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            try:
-                async with asyncio.timeout(1.0):
-                    await self._ending.wait()
-            except TimeoutError:
-                continue
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 class OpsServer:
-    """A running server; `port` is the one it got, and `task` runs until it is closed."""
+    """A running server at `port`; `task` runs until it is closed."""
 
-    def __init__(self, server: uvicorn.Server, task: asyncio.Task[None], host: str, port: int) -> None:
+    def __init__(self, server: HttpServer, task: asyncio.Task[None], port: int) -> None:
         self._server = server
         self.task = task
-        self.host = host
         self.port = port
 
     async def close(self) -> None:
@@ -203,9 +147,8 @@ class OpsServer:
         await self.task
 
 
-async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer:
-    """Serve `app` in the running loop. A taken port is a `ConfigError` if it `must` be that one, else a free one."""
-    listener = _listen(host, port, must)
+async def serve_ops(app: ASGIApp, listener: socket.socket) -> OpsServer:
+    """Serve `app` on `listener` in the running loop. Returns when it serves. Raises `ConfigError` if it does not."""
     config = uvicorn.Config(
         app,
         http=Limit(MAX_CONNECTIONS).apply(Http1Connection),
@@ -217,37 +160,12 @@ async def serve_ops(app: ASGIApp, host: str, port: int, must: bool) -> OpsServer
         headers=[("x-content-type-options", "nosniff")],
         timeout_graceful_shutdown=1,
     )
-    server = Server(config)
-    got = listener.getsockname()[1]
+    server = HttpServer(config)
+    port = listener.getsockname()[1]
     task = asyncio.create_task(server.serve(sockets=[listener]), name="ops-server")
     while not server.started:
         if task.done():
             await task  # raises what went wrong
-            raise ConfigError(f"the metrics server did not start on {host}:{got}")
+            raise ConfigError(f"the metrics server did not start on port {port}")
         await asyncio.sleep(0)
-    return OpsServer(server, task, host, got)
-
-
-def _listen(host: str, port: int, must: bool) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host!r}: {error.strerror}") from error
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen()
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or must:
-                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-            listener.close()
-            return _listen(host, 0, True)
-    except BaseException:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
+    return OpsServer(server, task, port)

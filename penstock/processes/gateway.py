@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -21,34 +19,30 @@ from contextlib import AbstractAsyncContextManager
 import uvicorn
 import uvloop
 
-from penstock import stdio
 from penstock.api.app import create_app
 from penstock.errors import ConfigError
 from penstock.gateway.gateway import Gateway
-from penstock.http import ops
 from penstock.http.connection import GatewayConnection
-from penstock.http.door import Door, refuse_open
+from penstock.http.door import Door
 from penstock.http.listener import Limit, accepts_per_turn
+from penstock.http.server import HttpServer
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
+from penstock.processes.announce import announce_gateway, models_of
 from penstock.processes.child import die_with_parent
+from penstock.processes.listen import listen_for_clients
 from penstock.processes.signals import on_stop_signal
 from penstock.processes.stand_in import Refuser
 from penstock.processes.supervisor import Death, Supervisor, program
 from penstock.settings import Settings
 from penstock.settings.export import to_environ
 from penstock.transports import Transport, make_transport
-from penstock.version import __version__
 
 logger = logging.getLogger(__name__)
 
 STALLED_MARGIN_S = 2.0  # streams are cut by `Keepalive`, which accounts for them
 LISTENER = "PENSTOCK_LISTENER_FD"
 EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a supervisor starts another process
-# A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
-# throughput. No more than this, as every stream waits while so many are walked. A worker keeps Python's, as an
-# engine in it may hold much memory in cycles.
-GC_THRESHOLD = (10_000, 50, 50)
 # A thread that reads a large body gives way to the event loop after this time; with Python's own 5 ms, which the loop
 # may have to wait whenever it comes back from the network, every stream would be much slower meanwhile.
 SWITCH_INTERVAL_S = 0.0005
@@ -60,7 +54,7 @@ def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextMana
     return contextlib.nullcontext()
 
 
-class _Server(ops.Server):
+class _Server(HttpServer):
     """The server that calls `begin_drain` of the gateway on a signal."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
@@ -106,9 +100,8 @@ async def serve(settings: Settings, listener: socket.socket, companion: Companio
     )
     server = _Server(config, gateway)
     server.accepts_per_turn = accepts_per_turn(settings.processes)
-    models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
-    serves = "whatever live workers announce" if companion is _nothing else models
-    server.on_started = lambda: _announce(gateway, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serves)
+    serves = "whatever live workers announce" if companion is _nothing else models_of(settings)
+    server.on_started = lambda: announce_gateway(gateway, host, port, serves)
     refusals: list[ConfigError] = []
 
     def refuse(error: ConfigError) -> None:
@@ -135,47 +128,6 @@ async def serve(settings: Settings, listener: socket.socket, companion: Companio
     return 0 if server.started else 1
 
 
-def _announce(gateway: Gateway, address: str, serves: str) -> None:
-    gc.collect()
-    gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
-    gc.set_threshold(*GC_THRESHOLD)
-    store = gateway.settings.shown("redis_url") or "memory"
-    here = re.sub(r"^(0\.0\.0\.0|\[::\])", "127.0.0.1", address)
-    key = "" if gateway.keys is None else "-H 'authorization: Bearer KEY' "
-    stdio.writer(1).put(  # stderr is the log's
-        f"Penstock {__version__} listens on http://{address} (API page: /docs, metrics: /metrics)\n"
-        f"  models:   {serves}\n"
-        f"  store:    {store}\n"
-        f"  API keys: {_who_may_call(gateway, address)}\n"
-        f"  try:      curl -N http://{here}/v1/generate {key}-H 'content-type: application/json' "
-        """-d '{"prompt": "Hello", "max_tokens": 32, "stream": true}'\n"""
-    )
-
-
-def _who_may_call(gateway: Gateway, address: str) -> str:
-    if gateway.keys is not None:
-        return f"ON - {len(gateway.keys)} in {gateway.keys.path}"
-    off = "OFF - everyone who can reach {} may read and cancel every request{}"
-    is_local = gateway.door is not None and gateway.door.is_loopback
-    return off.format(address, "" if is_local else "; the operators' routes are off")
-
-
-def bind(settings: Settings) -> socket.socket:
-    """The listening socket; binding it first makes a port that is taken a clear error."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        refuse_open(settings, str(address[0]))
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}"
-        ) from error
-    return listener
-
-
 def run(settings: Settings, listener: socket.socket, companion: Companion = _nothing) -> int:
     die_with_parent()
     configure_logs(settings.log_format, settings.log_level)
@@ -191,7 +143,7 @@ def run_gateway(settings: Settings) -> int:
     inherited = os.environ.pop(LISTENER, "")
     if inherited:
         return run(settings, socket.socket(fileno=int(inherited)))
-    listener = bind(settings)
+    listener = listen_for_clients(settings)
     if settings.processes == 1:
         return run(settings, listener)
     configure_logs(settings.log_format, settings.log_level)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from penstock.metrics import Metrics
 from penstock.processes import gateway as server
+from penstock.processes.listen import listen_for_clients
 from penstock.processes.worker import build_worker, end_process
 from penstock.settings import Settings
 from penstock.transports import Transport
@@ -40,4 +41,4 @@ def run_serve(settings: Settings) -> int:
                 end_process(0.0)  # the server does not heed signals yet: the status would be that of a clean stop
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return server.run(settings, server.bind(settings), with_worker)
+    return server.run(settings, listen_for_clients(settings), with_worker)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 
 import uvloop
 
-from penstock import stdio
 from penstock.backends import Backend, build_backend
 from penstock.errors import ConfigError, StoreUnavailable
-from penstock.http.ops import OpsServer, build_app, serve_ops
+from penstock.http.ops import build_app, serve_ops
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
+from penstock.processes.announce import announce_worker
 from penstock.processes.child import die_with_parent, send_to_parent
+from penstock.processes.listen import listen_for_operators
 from penstock.processes.signals import on_stop_signal
 from penstock.settings import ModelSpec, Settings
 from penstock.transports import Transport, make_transport
-from penstock.version import __version__
 from penstock.worker.worker import Worker
 
 logger = logging.getLogger("penstock.worker")
@@ -89,14 +88,13 @@ async def _serve(settings: Settings) -> int:
     transport = make_transport(settings, metrics)
     worker = build_worker(settings, transport, metrics)
     app = build_app(metrics, worker.why_not_ready, lambda: {"id": worker.id})
-    must = settings.is_set("metrics_port") and settings.metrics_port != 0
-    ops = await serve_ops(app, settings.metrics_host, settings.metrics_port, must)
+    ops = await serve_ops(app, listen_for_operators(settings))
     lag = asyncio.create_task(watch_lag(metrics))
     for task in (lag, ops.task):
         task.add_done_callback(_end_with)
     on_stop_signal(lambda number: worker.stop())
     try:
-        _announce(settings, ops)
+        announce_worker(settings, settings.metrics_host, ops.port)
         if await _open(transport, worker):
             await worker.run()
     finally:
@@ -120,17 +118,3 @@ async def _open(transport: Transport, worker: Worker) -> bool:
                 is_logged = True
             await asyncio.sleep(OPEN_RETRY_S)
     return False
-
-
-def _announce(settings: Settings, ops: OpsServer) -> None:
-    gc.collect()
-    gc.freeze()  # what start-up made stays; the collector need not walk it again for every request
-    host = f"[{ops.host}]" if ":" in ops.host else ops.host
-    models = ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
-    queue = f"inference:queue:{settings.pool}" if settings.pool else "inference:queue"
-    stdio.writer(1).put(  # stderr is the log's
-        f"Penstock {__version__} worker\n"
-        f"  models:  {models}\n"
-        f"  store:   {settings.shown('redis_url')}, queue {queue}\n"
-        f"  metrics: http://{host}:{ops.port}/metrics\n"
-    )

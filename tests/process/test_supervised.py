@@ -216,7 +216,7 @@ async def test_gateway_processes_are_started_again_and_refused_for_meanwhile(
     ("lost", "run", "status"),
     [
         ("penstock.processes.worker.watch_lag", "penstock.processes.worker.run_worker", 70),
-        ("penstock.http.ops.Server.main_loop", "penstock.processes.worker.run_worker", 70),
+        ("penstock.http.server.HttpServer.main_loop", "penstock.processes.worker.run_worker", 70),
         ("penstock.worker.worker.Worker.run", "penstock.processes.worker.run_worker", 1),
         ("penstock.worker.worker.Worker.run", "penstock.processes.serve.run_serve", 70),
     ],

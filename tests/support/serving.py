@@ -12,9 +12,9 @@ import uvicorn
 
 from penstock.api.app import create_app
 from penstock.gateway.gateway import Gateway
-from penstock.http import ops
 from penstock.http.connection import GatewayConnection
 from penstock.http.listener import Limit
+from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
 from penstock.processes.worker import build_worker
 from penstock.settings import Settings
@@ -33,7 +33,7 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
     config = uvicorn.Config(
         create_app(gateway), http=http, log_config=None, access_log=False, proxy_headers=False, ws="none"
     )
-    server = ops.Server(config)
+    server = HttpServer(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         working = asyncio.create_task(worker.run())

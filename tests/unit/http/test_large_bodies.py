@@ -22,7 +22,7 @@ from penstock.api.openai.embeddings import EmbeddingBody
 from penstock.api.responses.body import ResponseBody
 from penstock.errors import InvalidRequest, Overloaded
 from penstock.http.large_bodies import LARGE_BYTES, LARGE_VALUES, MAX_WAITING, MAX_WAITING_OF_ONE, LargeBodies, is_large
-from penstock.processes.gateway import GC_THRESHOLD
+from penstock.processes.announce import GC_THRESHOLD
 from tests.support.bodies import GENERATE, SHAPES, bodies
 from tests.support.serving import ask, post, serving
 
@@ -116,13 +116,14 @@ def test_a_gateway_waits_for_no_thread_as_long_as_pythons_own_interval() -> None
     program = """
 import sys
 from penstock.processes import gateway
+from penstock.processes.listen import listen_for_clients
 from penstock.settings import Settings
 
 def companion(transport, metrics):
     sys.exit(0 if sys.getswitchinterval() <= 0.001 else 3)
 
 settings = Settings(port=0)
-gateway.run(settings, gateway.bind(settings), companion)
+gateway.run(settings, listen_for_clients(settings), companion)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.http import listener
 from penstock.http.http1 import Http1Connection
 from penstock.http.listener import Acceptor, Limit, accepts_per_turn
-from penstock.http.ops import Server
+from penstock.http.server import HttpServer
 from tests.support.waiting import wait_until_async
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -143,7 +143,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_a_server_that_stops_answers_what_had_just_connected(bound: socket.socket) -> None:
     limit = Limit(1000)
-    server = Server(uvicorn.Config(_app, http=limit.apply(Http1Connection), log_config=None, lifespan="off"))
+    server = HttpServer(uvicorn.Config(_app, http=limit.apply(Http1Connection), log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     await wait_until_async(lambda: _is(server.started), "it serves")
     server.accepts_per_turn = 4
