@@ -25,15 +25,21 @@ app.add_typer(keys, name="keys")
 app.add_typer(dead, name="dead")
 
 
+@app.command(cls=Command)
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"penstock {__version__}")
+
+
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        typer.echo(f"penstock {__version__}")
+        version()
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[
+    has_version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:

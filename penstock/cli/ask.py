@@ -13,27 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from penstock.ask import Asker, AskOutcome, Prompt, Summary, ask_file
 from penstock.cli.flags import exit_with, print_error
-from penstock.cli.options import DEFAULT_URL, ApiKey, Url
+from penstock.cli.options import DEFAULT_URL, ApiKey, MaxTokens, Model, Seed, Stop, Temperature, Timeout, TopP, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
 
 INTERRUPTED = 130
 
-_SAMPLING = "Sampling"
 _FILE = "A file of prompts"
-
-
-def _sampling(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_SAMPLING)
-
-
-MaxTokens = Annotated[int | None, _sampling("Most tokens of the answer. Default: the server's.")]
-Temperature = Annotated[float | None, _sampling("Randomness, 0 to 2. Default: the backend's.")]
-TopP = Annotated[
-    float | None,
-    _sampling("Sample from the likeliest tokens, up to this sum of probabilities. Default: the backend's."),
-]
-Seed = Annotated[int | None, _sampling("The same seed repeats the answer, where the backend can.")]
 
 
 @exit_with
@@ -41,24 +27,33 @@ def ask(
     prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    model: Annotated[str | None, typer.Option(help="Default: the server's first.", rich_help_panel=_SAMPLING)] = None,
+    model: Model = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Repeat for more.", rich_help_panel=_SAMPLING)] = None,
+    stop: Stop = None,
     seed: Seed = None,
-    timeout: Annotated[float | None, typer.Option(help="Deadline in seconds.", rich_help_panel=_SAMPLING)] = None,
+    timeout: Timeout = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help='One {"prompt": …} or {"messages": …} a line, with an id and sampling.', rich_help_panel=_FILE
+            metavar="FILE",
+            help='A JSON object in each line, {"prompt": …} or {"messages": …}, with an id and sampling if you like. '
+            "`-` reads stdin.",
+            rich_help_panel=_FILE,
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Answers are appended here; what it holds is not asked again.", rich_help_panel=_FILE)
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Answers are appended here, in the order in which they end. Prompts that it has an answer to are not "
+            "asked again.",
+            rich_help_panel=_FILE,
+        ),
     ] = Path("answers.jsonl"),
     concurrency: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Questions at a time.", rich_help_panel=_FILE)
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Questions at a time.", rich_help_panel=_FILE)
     ] = 32,
 ) -> int:
     """Ask a running server and stream the answer; or a whole file of questions with --file."""

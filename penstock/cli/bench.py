@@ -17,7 +17,7 @@ from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, InternalError
 from penstock.loadgen import LoadProgress, Plan, Result, from_file, parse_slo, run, synthetic
 from penstock.loadgen.html import render_html
-from penstock.loadgen.plan import API, Prepared
+from penstock.loadgen.plan import API, PATHS, Prepared
 from penstock.loadgen.report import render_table
 
 MAX_OPEN = 10_000  # connections of an open loop, by default
@@ -27,50 +27,52 @@ DURATION_S = 10.0
 _LOAD, _PROMPTS, _JUDGE, _OUT = "Load", "Prompts", "Judgement", "Output"
 
 
-def _option(panel: str | None, text: str, **more: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, **more)
+def _option(panel: str | None, metavar: str, text: str, **more: Any) -> Any:
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=panel, **more)
 
 
-Api = Annotated[API, _option(None, "generate is Penstock's own, the others OpenAI's.")]
-Model = Annotated[str | None, _option(None, "Default: the server's first.")]
+Api = Annotated[API, _option(None, "|".join(PATHS), "generate is Penstock's own API, the others are OpenAI's.")]
+Model = Annotated[str | None, _option(None, "NAME", "Model. Default: the first one that the server serves.")]
 Concurrency = Annotated[
     int | None,
     _option(
         _LOAD,
-        f"Closed loop: requests at a time (default {CLOSED}). With --rate: most connections ({MAX_OPEN}).",
+        "N",
+        f"Closed loop: requests at a time (default {CLOSED}). With --rate: maximum of connections ({MAX_OPEN}).",
         min=1,
         max=100_000,
     ),
 ]
-Rate = Annotated[float, _option(_LOAD, "Open loop: arrivals a second, Poisson. 0: closed loop.", min=0.0)]
-Duration = Annotated[float | None, _option(_LOAD, f"Seconds to measure (default {DURATION_S:g}).", min=0.1)]
-Requests = Annotated[int | None, _option(_LOAD, "Stop after so many instead.", min=1)]
-Warmup = Annotated[float, _option(_LOAD, "Seconds of load before measuring.", min=0.0)]
+Rate = Annotated[float, _option(_LOAD, "N", "Open loop: arrivals a second (Poisson). 0: closed loop.", min=0.0)]
+Duration = Annotated[float | None, _option(_LOAD, "SECONDS", f"How long to measure (default {DURATION_S:g}).", min=0.1)]
+Requests = Annotated[int | None, _option(_LOAD, "N", "Stop after this number of requests instead.", min=1)]
+Warmup = Annotated[float, _option(_LOAD, "SECONDS", "Load before measuring.", min=0.0)]
 Ramp = Annotated[
-    float | None, _option(_LOAD, "Seconds over which connections begin (default: the warm-up); 0: in step.", min=0.0)
+    float | None,
+    _option(_LOAD, "SECONDS", "Connections begin over this time (default: the warm-up).", min=0.0),
 ]
 Preconnect = Annotated[
     bool,
     typer.Option(
         "--preconnect/--no-preconnect",
-        help="Open the connections before the load. Without: each with its first request, all at the same moment, "
-        "as a fleet of clients does after a gateway has died.",
+        help="Open the connections before the load. --no-preconnect: each with its first request, all at the same "
+        "moment, as many clients do after a gateway has died.",
         rich_help_panel=_LOAD,
     ),
 ]
-Processes = Annotated[int, _option(_LOAD, "Processes that make the load.", min=1, max=64)]
-Seed = Annotated[int, _option(_LOAD, "Of prompts and arrivals.")]
-InputTokens = Annotated[int, _option(_PROMPTS, "Words of a made-up prompt.", min=1, max=1_000_000)]
-OutputTokens = Annotated[int, _option(_PROMPTS, "max_tokens of a request.", min=1, max=1_000_000)]
-Prompts = Annotated[Path | None, _option(_PROMPTS, "JSONL as for `ask --file`, instead of made-up ones.")]
-Extra = Annotated[str | None, _option(_PROMPTS, "More fields of each body: '{\"ignore_eos\": true}'.", metavar="JSON")]
+Processes = Annotated[int, _option(_LOAD, "N", "Processes that generate the load.", min=1, max=64)]
+Seed = Annotated[int, _option(_LOAD, "N", "Seed of the random prompts and arrivals.")]
+InputTokens = Annotated[int, _option(_PROMPTS, "N", "Words in a generated prompt.", min=1, max=1_000_000)]
+OutputTokens = Annotated[int, _option(_PROMPTS, "N", "max_tokens of a request.", min=1, max=1_000_000)]
+Prompts = Annotated[Path | None, _option(_PROMPTS, "FILE", "Prompts from a JSONL file, as for `ask --file`.")]
+Extra = Annotated[str | None, _option(_PROMPTS, "JSON", "More fields of each body: '{\"ignore_eos\": true}'.")]
 Stream = Annotated[
-    bool, typer.Option("--stream/--no-stream", help="Streams, or whole answers.", rich_help_panel=_PROMPTS)
+    bool, typer.Option("--stream/--no-stream", help="Ask for streams or for whole answers.", rich_help_panel=_PROMPTS)
 ]
-Slo = Annotated[str, _option(_JUDGE, "Goodput: the requests within ttft=…ms,itl=…ms,gap=…ms,e2e=…s.")]
-Timeout = Annotated[float, _option(_JUDGE, "Seconds after which an answer has failed.", min=0.1)]
+Slo = Annotated[str, _option(_JUDGE, "LIMITS", "Goodput: count the requests within ttft=…ms,itl=…ms,gap=…ms,e2e=…s.")]
+Timeout = Annotated[float, _option(_JUDGE, "SECONDS", "An answer that takes longer has failed.", min=0.1)]
 AsJson = Annotated[bool, json_option(_OUT)]
-Html = Annotated[Path | None, _option(_OUT, "Write a page with pictures here.", metavar="FILE")]
+Html = Annotated[Path | None, _option(_OUT, "FILE", "Write a page with charts to this file.")]
 
 
 @exit_with
@@ -98,7 +100,7 @@ def bench(
     as_json: AsJson = False,
     html: Html = None,
 ) -> int:
-    """Put load on a running server and check every answer. Status 1: an answer was wrong, or none was right."""
+    """Put load on a running server and check every answer. Exit status 1: an answer was wrong, or none was right."""
     _check_span(requests, duration, rate, warmup, ramp, preconnect)
     more = _extra(extra, model)
     plan = Plan(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.flags import exit_with, print_error
-from penstock.cli.options import DEFAULT_URL, ApiKey, Url
+from penstock.cli.options import DEFAULT_URL, ApiKey, MaxTokens, Model, Temperature, Url
 from penstock.cli.terminal import console, echo
 from penstock.client import Client, Stream
 from penstock.client.options import Options
@@ -26,10 +26,10 @@ HELP = """/system TEXT   the system prompt; without TEXT: none
 def chat(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    model: Annotated[str | None, typer.Option(help="Default: the server's first.")] = None,
-    system: Annotated[str, typer.Option(help="The system prompt.")] = "",
-    max_tokens: Annotated[int | None, typer.Option(help="Of one answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Randomness, 0 to 2. Default: the backend's.")] = None,
+    model: Model = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="The system prompt.")] = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
 ) -> int:
     """Talk with a model; lines from a pipe are questions one after the other."""
     # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.

@@ -17,8 +17,12 @@ from penstock.log_format import printable
 from penstock.processes.child import is_child
 from penstock.settings import About, Command, Settings, load_settings
 from penstock.settings.about import default_text, env_name, flag_name, is_secret, negated
+from penstock.settings.declaration import sections
 
 P = ParamSpec("P")
+
+CONFIGURATION = "docs/configuration.md"
+_METAVARS = {"s": "SECONDS", "ms": "MILLISECONDS", "requests/min": "RPM"}
 
 
 def new_app() -> typer.Typer:
@@ -28,7 +32,6 @@ def new_app() -> typer.Typer:
         rich_markup_mode=None,
         help="LLM serving on a durable queue.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,  # they show local variables, and some of those are secret
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -92,22 +95,32 @@ def _flag(name: str) -> inspect.Parameter:
     info = Settings.model_fields[name]
     it = About.of(info)
     default = default_text(info)
-    words = [env_name(name), f"default {default}" if default else ""]
-    exposes = " Better in the variable: flags are seen by every user." if is_secret(info) else ""
-    text = f"{it.says}{exposes} ({', '.join(filter(None, words))})"
+    words = [f"env var: {env_name(name)}", f"default: {default}" if default else ""]
+    exposes = " Prefer the variable: every user of this machine can read flags." if is_secret(info) else ""
+    more = f" Forms: {CONFIGURATION}." if it.details else ""
+    text = f"{it.says}{more}{exposes}  [{'; '.join(filter(None, words))}]"
+    panel = sections()[name]
     if info.annotation is bool:
-        return _parameter(name, bool, typer.Option(f"{flag_name(name)}/{negated(name)}", help=text, show_default=False))
-    if get_origin(info.annotation) is Literal:
-        metavar = "|".join(get_args(info.annotation))
-    else:
-        metavar = "NAME=BACKEND[:OPTIONS]" if name == "models" else it.unit.upper() or "VALUE"
-    option = typer.Option(flag_name(name), metavar=metavar, help=text, show_default=False)
+        option = typer.Option(
+            f"{flag_name(name)}/{negated(name)}", help=text, show_default=False, rich_help_panel=panel
+        )
+        return _parameter(name, bool, option)
+    option = typer.Option(flag_name(name), metavar=_metavar(name), help=text, show_default=False, rich_help_panel=panel)
     return _parameter(name, list[str] if name == "models" else str, option)
+
+
+def _metavar(name: str) -> str:
+    info = Settings.model_fields[name]
+    if get_origin(info.annotation) is Literal:
+        return "|".join(get_args(info.annotation))
+    if name == "models":
+        return "NAME=BACKEND[:OPTIONS]"
+    return _METAVARS.get(About.of(info).unit) or About.of(info).unit.upper() or "VALUE"
 
 
 def _config_option() -> Any:
     return typer.Option(
-        "--config", metavar="FILE", help="A TOML file of settings. (PENSTOCK_CONFIG)", show_default=False
+        "--config", metavar="FILE", help="A TOML file of settings.  [env var: PENSTOCK_CONFIG]", show_default=False
     )
 
 

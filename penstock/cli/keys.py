@@ -13,34 +13,41 @@ from rich.table import Table
 
 from penstock.callers import keys as store
 from penstock.cli.flags import exit_with, print_error
-from penstock.cli.help import Group
+from penstock.cli.help import Command, new_group
 from penstock.cli.operators import answers, call_gateway
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, Unavailable
 from penstock.settings import load_settings
 
-keys = typer.Typer(cls=Group, help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
+keys = new_group("keys", "Create, list, rotate and revoke API keys.")
 
 File = Annotated[
     Path | None,
     typer.Option(
-        "--file", metavar="FILE", help="The keys file, .toml or .json. (PENSTOCK_API_KEYS_FILE)", show_default=False
+        "--file",
+        metavar="FILE",
+        help="The keys file, .toml or .json.  [env var: PENSTOCK_API_KEYS_FILE]",
+        show_default=False,
     ),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the dot.")]
 
 
-@keys.command()
+@keys.command(cls=Command)
 @exit_with
 def create(
-    name: Annotated[str, typer.Option(help="Whose key this is, for people.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Whose key this is, for people.")] = "",
     rpm: Annotated[
-        int | None, typer.Option(min=0, max=10**9, help="Its own limit, requests a minute; 0 for none.")
+        int | None,
+        typer.Option(min=0, max=10**9, metavar="RPM", help="Its own limit, in requests a minute. 0: no limit."),
     ] = None,
-    burst: Annotated[int | None, typer.Option(min=1, max=10**9, help="Requests that it may send at once.")] = None,
+    burst: Annotated[
+        int | None, typer.Option(min=1, max=10**9, metavar="N", help="Requests that it may send at once.")
+    ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model that it may use; repeat for more. Default: all.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model that it may use; repeat for more. Default: all models."),
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of others.")] = False,
     metrics: Annotated[
@@ -57,7 +64,7 @@ def create(
     return 0
 
 
-@keys.command("list")
+@keys.command("list", cls=Command)
 @exit_with
 def list_keys(as_json: AsJson = False, file: File = None) -> int:
     """Show the keys, without secrets."""
@@ -89,7 +96,7 @@ def list_keys(as_json: AsJson = False, file: File = None) -> int:
     return 0
 
 
-@keys.command()
+@keys.command(cls=Command)
 @exit_with
 def rotate(
     key_id: Id,
@@ -109,7 +116,7 @@ def rotate(
     return 0
 
 
-@keys.command()
+@keys.command(cls=Command)
 @answers
 def revoke(
     key_id: Id,

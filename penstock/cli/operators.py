@@ -21,7 +21,7 @@ from rich.live import Live
 
 from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.cli.flags import exit_with, exposed, print_error
-from penstock.cli.help import Group
+from penstock.cli.help import Command, new_group
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.tables import dead_table, findings_table, pool_screen
 from penstock.cli.terminal import console, echo
@@ -37,12 +37,7 @@ INTERRUPTED = 130
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
-dead = typer.Typer(
-    cls=Group,
-    name="dead",
-    help="Requests that were set aside: they ended several workers, or cannot be read.",
-    no_args_is_help=True,
-)
+dead = new_group("dead", "Requests that were set aside: they ended several workers, or cannot be read.")
 
 
 def answers(run: Callable[P, int]) -> Callable[P, None]:
@@ -108,11 +103,12 @@ def doctor(
     redis_url: Annotated[
         str | None,
         typer.Option(
-            help="Look at this server directly; needs no gateway. Without it a gateway is asked. A password in it is "
-            "seen by every user."
+            metavar="URL",
+            help="Look at this Redis server directly, without a gateway. Every user of this machine can read a "
+            "password in it.",
         ),
     ] = None,
-    pool: Annotated[str | None, typer.Option(help="With --redis-url: the pool to look at.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="NAME", help="With --redis-url: the pool to look at.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Look at the store, the gateway and the workers. Exit status 1 when something is an error."""
@@ -152,7 +148,9 @@ def ps(
     api_key: ApiKey = None,
     as_json: AsJson = False,
     once: Annotated[bool, typer.Option("--once", help="Print once and leave.")] = False,
-    interval_s: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between two looks.")] = 1.0,
+    interval_s: Annotated[
+        float, typer.Option("--interval", min=0.2, metavar="SECONDS", help="Time between two looks.")
+    ] = 1.0,
 ) -> int:
     """A live table of gateways, workers, the queue and running requests."""
     screen = console()
@@ -188,13 +186,13 @@ def _follow(screen: Console, seen: PoolOverview, look: Callable[[], PoolOverview
 
 @answers
 def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
-    """Cancel a request, anybody's, waiting or running."""
+    """Cancel a request of any caller, waiting or running."""
     outcome = call_gateway("DELETE", url, f"/requests/{_quoted(request_id)}", api_key, dict[str, Any])
     echo(f"{request_id}: {outcome['outcome']}")
     return 0
 
 
-@dead.command("list")
+@dead.command("list", cls=Command)
 @answers
 def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> int:
     """The list, newest first."""
@@ -206,7 +204,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
     return 0
 
 
-@dead.command("show")
+@dead.command("show", cls=Command)
 @answers
 def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """What is known of one; never its prompt."""
@@ -214,7 +212,7 @@ def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = N
     return 0
 
 
-@dead.command("redrive")
+@dead.command("redrive", cls=Command)
 @answers
 def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Run it once more, under a new id, which is printed."""
@@ -222,7 +220,7 @@ def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = Non
     return 0
 
 
-@dead.command("drop")
+@dead.command("drop", cls=Command)
 @answers
 def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Take it off the list."""

@@ -31,14 +31,15 @@ _LIMIT = {
 SLOTS = _LIMIT["max_batches"] * _LIMIT["max_batch_size"]
 MAX_CONNECTIONS = _LIMIT["max_connections"]
 
-TokensPerS = Annotated[float, typer.Option(help="Tokens a second, of all streams.", rich_help_panel=_LOAD)]
-Streams = Annotated[int, typer.Option(help="Streams open at once.", rich_help_panel=_LOAD)]
+TokensPerS = Annotated[float, typer.Option(metavar="N", help="Tokens a second, of all streams.", rich_help_panel=_LOAD)]
+Streams = Annotated[int, typer.Option(metavar="N", help="Streams open at once.", rich_help_panel=_LOAD)]
 TokensPerAnswer = Annotated[
-    float, typer.Option(help="Mean length of an answer. Gives requests a second.", rich_help_panel=_LOAD)
+    float, typer.Option(metavar="N", help="Mean length of an answer. Gives requests a second.", rich_help_panel=_LOAD)
 ]
 Retention = Annotated[
     float,
     typer.Option(
+        metavar="SECONDS",
         help="How long an ended request is kept: 10 once an interactive client has all of it, "
         "PENSTOCK_BACKGROUND_RETENTION_S for background ones. Gives the memory of Redis.",
         rich_help_panel=_LOAD,
@@ -47,20 +48,29 @@ Retention = Annotated[
 Headroom = Annotated[
     float,
     typer.Option(
-        help="The share of one core that a process is to use at most; the rest is for bursts and for noise.",
+        metavar="SHARE",
+        help="Share of one core that a process may use; the rest is for bursts and noise.",
         rich_help_panel=_LIMITS,
     ),
 ]
 Slots = Annotated[
-    int, typer.Option(help="Sequences that one worker runs at once: batches × their size.", rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        metavar="N", help="Sequences that one worker runs at once: batches × their size.", rich_help_panel=_LIMITS
+    ),
 ]
 MaxConnections = Annotated[
-    int, typer.Option(help="Of one gateway process: PENSTOCK_MAX_CONNECTIONS.", rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        metavar="N", help="Connections of one gateway process: PENSTOCK_MAX_CONNECTIONS.", rich_help_panel=_LIMITS
+    ),
 ]
 Cores = Annotated[
     int,
     typer.Option(
-        help="Cores of one machine, to compute the number of machines. 0: leave it out.", rich_help_panel=_LIMITS
+        metavar="N",
+        help="Cores of one machine, to compute the number of machines. 0: leave it out.",
+        rich_help_panel=_LIMITS,
     ),
 ]
 CostsFile = Annotated[

@@ -20,6 +20,7 @@ EVERY: tuple[Command, ...] = ("serve", "gateway", "worker")
 @dataclass(frozen=True, slots=True)
 class About:
     """What people read about a setting. `allowed` and `default` are in words, where type and value are not enough.
+    `details` is in the pages, and not in `--help`.
 
     `guards`: it restricts access or limits. An empty variable, which is most likely a mistake, is an error then.
     """
@@ -29,6 +30,7 @@ class About:
     unit: str = ""
     allowed: str = ""
     default: str = ""
+    details: str = ""
     guards: bool = False
 
     @classmethod

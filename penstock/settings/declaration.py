@@ -88,8 +88,8 @@ class Settings(BaseModel):
     redis_url: Annotated[
         SecretStr | None,
         About(
-            "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it. "
-            "One server: `redis://user:password@host:6379/db`, or `unix:///path`. "
+            "Redis or Valkey. Unset: `serve` keeps everything in memory; `gateway` and `worker` need it.",
+            details="One server: `redis://user:password@host:6379/db`, or `unix:///path`. "
             "Sentinels and their service: `redis+sentinel://user:password@sentinel:26379,sentinel2:26379/service/db`"
             ", with `?sentinel_username=…&sentinel_password=…` if the sentinels need them. "
             "Some nodes of a cluster: `redis+cluster://user:password@node:6379,node2:6379`. "
@@ -471,3 +471,24 @@ class Settings(BaseModel):
     def shown(self, name: str) -> str:
         """The value as text that any user may see: no password, no secret option."""
         return masked(text_of(getattr(self, name)))
+
+
+_FIRST_OF = {
+    "host": "Listening",
+    "redis_url": "Store and models",
+    "api_keys_file": "Callers",
+    "max_queue_depth": "Queue and batches",
+    "max_stored_per_caller": "Storage",
+    "max_tokens_limit": "Requests",
+    "sse_keepalive_s": "Streams and lifetimes",
+    "log_format": "Logs",
+}
+
+
+def sections() -> dict[str, str]:
+    """The section of each setting, by its name, in the order of the declaration. `--help` is divided so."""
+    found, title = {}, ""
+    for name in Settings.model_fields:
+        title = _FIRST_OF.get(name, title)
+        found[name] = title
+    return found

@@ -84,7 +84,8 @@ def render_markdown() -> str:
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |\n")
         unit = f" In {it.unit}." if it.unit else ""
-        details.append(f"\n### `{env_name(name)}`\n\n{it.says}{unit}\n")
+        text = f"{it.says} {it.details}".rstrip()
+        details.append(f"\n### `{env_name(name)}`\n\n{text}{unit}\n")
     return _HEAD + "".join(rows) + _MODELS + "\n## Each setting\n" + "".join(details)
 
 
@@ -99,7 +100,7 @@ def render_env_example() -> str:
         extra = f" Default: {it.default}." if it.default else ""
         lines += [
             "",
-            f"# {it.says}{extra}",
+            f"# {it.says} {it.details}".rstrip() + extra,
             f"# Allowed: {allowed(info)}{f' ({it.unit})' if it.unit else ''}",
             f"# {env_name(name)}={default}",
         ]

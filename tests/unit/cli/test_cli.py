@@ -20,6 +20,7 @@ from penstock.callers.keys import KeyRing, read_keys
 from penstock.cli.app import app
 from penstock.settings import About, Command, Settings
 from penstock.settings.about import env_name, flag_name
+from penstock.settings.declaration import sections
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,13 @@ def run(*arguments: str, **environ: str) -> Result:
 
 
 def test_version() -> None:
-    assert run("--version").output == f"penstock {__version__}\n"
+    assert run("--version").output == run("version").output == f"penstock {__version__}\n"
+
+
+def test_the_shell_can_complete_commands() -> None:
+    assert "_PENSTOCK_COMPLETE" in run("--show-completion", "bash").output
+    typed = {"_PENSTOCK_COMPLETE": "complete_bash", "COMP_WORDS": "penstock ga", "COMP_CWORD": "1"}
+    assert CliRunner().invoke(app, [], env=typed, prog_name="penstock").output.split() == ["gateway"]
 
 
 @pytest.mark.parametrize("command", ["serve", "gateway", "worker"])
@@ -61,11 +68,13 @@ def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 EVERY = dict(commands(typer.main.get_command(app)))
 
 
+@pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize("names", EVERY, ids=" ".join)
-def test_no_name_is_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_no_name_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     shown = run(*names, "--help").output
-    assert max(map(len, shown.splitlines())) <= 80
+    for line in shown.splitlines():
+        assert len(line) <= columns or len(line.split()) == 1 or line.lstrip().startswith("--"), line
     words = set(re.findall(r"[\w-]+", shown))
     for param in EVERY[names].params:
         assert {opt for opt in (*param.opts, *param.secondary_opts) if opt.startswith("--")} <= words
@@ -75,9 +84,23 @@ def test_no_name_is_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch, names: tu
             assert {env_name(name), flag_name(name)} <= words
 
 
-def test_every_option_of_ask_and_chat_says_what_it_is() -> None:
-    for names in (("ask",), ("chat",)):
-        assert [param.name for param in EVERY[names].params if not param.help] == []
+@pytest.mark.parametrize("names", EVERY, ids=" ".join)
+def test_every_option_has_a_text_and_a_name_for_its_value(names: tuple[str, ...]) -> None:
+    for param in EVERY[names].params:
+        assert param.help, param.name
+        assert param.metavar or param.param_type_name == "argument" or param.is_flag, param.name
+    assert not re.search(r"[<{](bool|str|int|float|path|list|ID)", run(*names, "--help").output)
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway", "worker", "config"])
+def test_settings_are_in_sections_and_the_forms_of_a_url_in_the_pages_only(command: str) -> None:
+    shown = run(command, "--help").output
+    titles = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
+    assert titles[0] == "Options"
+    assert titles[1:] == [title for title in dict.fromkeys(sections().values()) if title in titles]
+    assert {"Listening", "Store and models", "Logs"} <= set(titles)
+    assert "sentinel" not in shown
+    assert "docs/configuration.md" in shown
 
 
 def test_help_has_sections_and_whole_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,4 +254,4 @@ def test_a_password_in_a_flag_is_seen_by_every_user(
         said = run(*command, *arguments, **({"REDIS_URL": variable} if variable else {})).output
         assert ("--redis-url holds a password" in said) == is_said, said
         assert "secret" not in said
-    assert "flags are seen by every user" in " ".join(run("gateway", "--help").output.replace("│", " ").split())
+    assert "every user of this machine can read flags" in " ".join(run("gateway", "--help").output.split())
