@@ -14,6 +14,7 @@ from typing import Any, cast
 from starlette.types import Scope
 
 from penstock.http.http1 import WHOLE, Http1Connection
+from penstock.http.uvicorn_inside import LightEvent, LightQueue
 
 __all__ = ["CLIENT", "WHOLE", "ClientChannel", "Disconnect", "GatewayConnection", "header"]
 
@@ -33,9 +34,9 @@ class GatewayConnection(Http1Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
         self._watchers: set[Callable[[], None]] = set()
         super().connection_made(transport)
-        light: Any = _Event(is_set=True)
-        self.flow._is_writable_event = light
-        queue: Any = _Queue()
+        event: Any = LightEvent(is_set=True)
+        self.flow._is_writable_event = event
+        queue: Any = LightQueue()
         self.pipeline = queue
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
@@ -70,7 +71,7 @@ class GatewayConnection(Http1Connection):
             self._probe_timer = self.loop.call_later(PROBE_AFTER_S[num_sent + 1], self._probe, num_sent + 1)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        cycle.message_event = _Event(is_set=cycle.message_event.is_set())
+        cycle.message_event = LightEvent(is_set=cycle.message_event.is_set())
         cycle.transport = _Head(cycle, self.transport, self.loop)
         cycle.scope[CLIENT] = ClientChannel(self.transport, cycle, self._watchers)
         super()._start_asgi_task(cycle, app)
@@ -142,41 +143,6 @@ class _Head:
         self._cycle.transport = self._transport
         if data and not self._transport.is_closing():
             self._transport.write(data[self._num_begun :])
-
-
-class _Event:
-    """What uvicorn uses of an `asyncio.Event`, without its deque (760 bytes) until a task waits, which is rare."""
-
-    __slots__ = ("_event", "_is_set")
-
-    def __init__(self, *, is_set: bool) -> None:
-        self._is_set = is_set
-        self._event: asyncio.Event | None = None
-
-    def set(self) -> None:
-        self._is_set = True
-        if self._event is not None:
-            self._event.set()
-
-    def clear(self) -> None:
-        self._is_set = False
-        if self._event is not None:
-            self._event.clear()
-
-    async def wait(self) -> None:
-        if not self._is_set:
-            if self._event is None:
-                self._event = asyncio.Event()
-            await self._event.wait()
-
-
-class _Queue(list[Any]):
-    """What uvicorn uses of a deque, for requests that wait for the one before them on their connection."""
-
-    __slots__ = ()
-
-    def appendleft(self, waiting: Any) -> None:
-        self.insert(0, waiting)
 
 
 class Disconnect:

@@ -11,13 +11,12 @@ import asyncio
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.errors import Draining, InvalidRequest, MethodNotAllowed, PenstockError, SlowBody, Unavailable
 from penstock.http.heads import judge_head
-from penstock.http.listener import State
+from penstock.http.listener import OpenConnections
 from penstock.http.refusal import answer
+from penstock.http.uvicorn_inside import FlowControl, HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024  # of later requests, unparsed, while one is answered: then reading stops
@@ -31,7 +30,7 @@ WHOLE = "penstock.whole"  # in the scope once the whole request has arrived
 
 
 class Http1Connection(HttpToolsProtocol):
-    """See the head of this file. Needs a server whose `server_state` is a `State`. `Limit.apply` sets its limits."""
+    """See the head of this file. The `server_state` must be `OpenConnections`; `Limit.apply` sets the limits."""
 
     header_timeout_s = 10.0
     max_connections = 10_000
@@ -56,7 +55,7 @@ class Http1Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it the same way
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        state = cast(State, self.server_state)
+        state = cast(OpenConnections, self.server_state)
         self._idle = state.idle
         if state.is_closing:
             self._refuse(Draining(CLOSING, retry_after_s=1.0))

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from uvicorn.server import ServerState
+from penstock.http.uvicorn_inside import ServerState
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Connected(Protocol):
     transport: asyncio.Transport
 
 
-class State(ServerState):
+class OpenConnections(ServerState):
     """What all connections of one server share. `idle`: those without a request, the longest idle first, and since
     when (the loop's clock, seconds). `is_closing`: a connection that comes now is refused.
     """

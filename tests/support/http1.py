@@ -11,7 +11,7 @@ import uvicorn
 
 from penstock.http.connection import GatewayConnection
 from penstock.http.http1 import Http1Connection
-from penstock.http.listener import State
+from penstock.http.listener import OpenConnections
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -58,7 +58,7 @@ class Wire(asyncio.Transport):
 class Peer:
     """A client of `app` over a connection of class `kind`. `seen`: one entry a request that reached the app."""
 
-    def __init__(self, kind: type[Http1Connection] = GatewayConnection, state: State | None = None) -> None:
+    def __init__(self, kind: type[Http1Connection] = GatewayConnection, state: OpenConnections | None = None) -> None:
         self.seen: list[dict[str, Any]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -66,7 +66,7 @@ class Peer:
         config = uvicorn.Config(
             self._app, interface="asgi3", log_config=None, lifespan="off", ws="none", access_log=False
         )
-        self.protocol = kind(config, state or State(), {}, asyncio.get_running_loop())
+        self.protocol = kind(config, state or OpenConnections(), {}, asyncio.get_running_loop())
         self.wire.protocol = self.protocol
         self.protocol.connection_made(self.wire)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penstock.http.connection import GatewayConnection
 from penstock.http.http1 import MAX_HELD_BYTES, MIN_PIECE_BYTES, SPARE_BYTES, Http1Connection
-from penstock.http.listener import State
+from penstock.http.listener import OpenConnections
 from tests.support.http1 import Peer
 from tests.support.waiting import wait_until
 
@@ -371,7 +371,7 @@ async def test_an_idle_connection_gives_way_when_the_server_is_full(monkeypatch:
 
     clock = [100.0]
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
-    state = State()
+    state = OpenConnections()
     busy, idle, later = (Peer(Few, state) for _ in range(3))
     busy.gate.clear()
     await busy.send([NEXT])
