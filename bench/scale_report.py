@@ -122,7 +122,7 @@ def cost_table(costs: dict[str, Any]) -> str:
         "| one process | gateway | worker | Redis |",
         "|---|--:|--:|--:|",
         f"| CPU of a token in a frame of its own | {token} |",
-        f"| CPU of a request besides | {request} |",
+        f"| CPU of a request, in addition | {request} |",
         f"| tokens/s of a whole core, {length:g} tokens an answer | {carried(1.0)} |",
         f"| tokens/s at {share:g} of a core, as `penstock plan` counts | {carried(share)} |",
     ]
@@ -148,8 +148,8 @@ def render(found: dict[str, Any]) -> str:
         f"{foreign:.2f} cores meanwhile.\n\n"
         "![CPU time a token by role against the number of open streams](img/scale.svg)\n\n"
         f"{held_table(found['held'])}\n"
-        "No compute, 256 streams at a time. More processes share the same cores here, so that tokens/s say nothing of "
-        "a machine with more of them: what counts is the CPU of a token by role.\n\n"
+        "No compute, 256 streams at a time. More processes share the same cores here, so tokens/s do not predict "
+        "a machine with more cores: compare the CPU of a token by role.\n\n"
         f"{grid_table(found['grid'])}\n"
         f"{cost_table(costs)}\n"
         f"{memory}A token is {edge:.0f} bytes to the client, {redis['in_bytes_per_token']:.0f} into Redis and "

@@ -1,6 +1,6 @@
-"""Submit, leave, come back: `python examples/background.py --url http://127.0.0.1:8000`.
+"""Submit a request and fetch its answer later: `python examples/background.py --url http://127.0.0.1:8000`.
 
-The id is all that is needed to come back, from another process or through another gateway.
+With the id alone another process gets the answer, through any gateway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ with Client(url) as client:
     request_id = client.submit("A long report, please.", max_tokens=64).request_id
 print(f"submitted {request_id}")
 
-with Client(url) as client:  # it might be tomorrow
+with Client(url) as client:  # another process, any time before the request expires
     handle = client.handle(request_id)
     while not (status := handle.status()).is_over:
         print(f"{status.state}, place {status.position}" if status.position else status.state)

@@ -11,7 +11,7 @@ echo
 echo '── a stream of tokens'
 curl -sSN --fail-with-body "$URL/v1/generate" -H "$JSON" -d '{"prompt": "Hello", "max_tokens": 3, "stream": true}'
 
-echo '── in the background: submit, then look until it has ended'
+echo '── in the background: submit, then poll until it has ended'
 WHERE=$(curl -sS -D - -o /dev/null "$URL/v1/generate" -H "$JSON" \
   -d '{"prompt": "Take your time", "max_tokens": 16, "background": true}' |
   tr -d '\r' | sed -n 's/^location: //p')
@@ -32,7 +32,7 @@ WHERE=$(curl -sS -D - -o /dev/null "$URL/v1/generate" -H "$JSON" \
 curl -sS -X DELETE "$URL$WHERE"
 echo
 
-echo '── as OpenAI would be asked'
+echo '── in OpenAI's form'
 curl -sS --fail-with-body "$URL/v1/chat/completions" -H "$JSON" \
   -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'
 echo

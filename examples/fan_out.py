@@ -1,6 +1,6 @@
 """A hundred prompts side by side, with a progress bar: `python examples/fan_out.py --url http://127.0.0.1:8000`.
 
-The queue does the waiting: ask for everything at once, and let the server decide how much of it runs.
+Send all requests at once: they wait in the queue, and the server decides how many run.
 """
 
 from __future__ import annotations

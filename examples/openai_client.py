@@ -1,4 +1,4 @@
-"""The official `openai` package: only the base URL is another. `python examples/openai_client.py --url …/v1`."""
+"""The official `openai` package: only the base URL differs. `python examples/openai_client.py --url …/v1`."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ _SPECS = (
     Spec("penstock_relayed_tokens_total", "tokens", _M, "gateway",
          "Completion tokens that reached a gateway; what workers generated minus this was never delivered."),
     Spec("penstock_log_reads_total", "reads", ("reason",), "gateway",
-         "Readings of a request's log to repair or to check its stream, by what asked for it."),
+         "Readings of a request's log to repair or check its stream, by reason."),
     Spec("penstock_keys_stale_seconds", "seconds", (), "gateway",
          "For how long the file of API keys could not be read again, so that a revoked key may still work; else 0.",
          merge="livemax"),
@@ -113,7 +113,7 @@ _SPECS = (
     Spec("penstock_log_lines_dropped_total", "lines", (), _EVERY,
          "Log lines that were dropped because stderr was full, closed or failed."),
     Spec("penstock_build_info", "1", ("version", "python"), _EVERY,
-         "Always 1; its labels say what runs.", merge="livemax"),
+         "Always 1; the labels have the versions of the process.", merge="livemax"),
 )
 # fmt: on
 TABLE: dict[str, Spec] = {spec.name.removeprefix("penstock_"): spec for spec in _SPECS}
@@ -124,12 +124,13 @@ def render_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Every process serves these at `/metrics`, in Prometheus' form. Generated from `penstock/metrics/table.py`",
-        "by `make docs`; do not edit.",
+        "For operators: every metric, its labels and its buckets; queries are in [monitoring.md](monitoring.md). Every",
+        "process serves them at `/metrics`, in Prometheus' form. Generated from `penstock/metrics/table.py` by",
+        "`make docs`; do not edit.",
         "",
-        "Units are base units. `model` is a configured or announced name, else `other`; `outcome` and `reason` are",
-        "`ok`, `cancelled` or an error code of `penstock/errors.py`. Several gateway processes on one port answer",
-        "with their sum; tokens counted by another of them appear there within half a second.",
+        "Units are base units. `model` is a configured or announced name, else `other`. On gateways `outcome` and the",
+        "`reason` of refusals are `ok`, `cancelled` or an error code of `penstock/errors.py`. Several gateway processes",
+        "on one port answer with their sum; it includes tokens of the other processes within half a second.",
         "",
         "| name | type | unit | labels | on | meaning |",
         "|---|---|---|---|---|---|",
