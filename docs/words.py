@@ -1,13 +1,14 @@
-"""Counts the idiom that this text grew up with, and lets no more of it in: part of `make lint`.
+"""Counts phrases that are hard to read, and fails if there are more of them than before: part of `make lint`.
 
 Code and pages are in plain English: a sentence names its actor ("the worker"), "is not an X" replaces "is no X", "next
-to" replaces "beside", and things do not speak. How often each phrase of the idiom stands in the package (docstrings,
-comments, strings) and in the pages is written below. A change that lowers a count lowers its number here; no change may
-raise one.
+to" replaces "beside", "continues" replaces "goes on", and things neither speak nor hear. The table has how often each
+phrase may occur in the package (docstrings, comments, strings) and in the pages. A change that lowers a count lowers
+its number here; no change may raise one.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -30,14 +31,43 @@ ALLOWED = {
     "says": (7, 9),
     "said": (21, 0),
     "in vain": (0, 0),
+    "wants": (2, 1),
+    "stands": (11, 5),
+    "stood": (2, 0),
+    "bears": (0, 0),
+    "yesterday": (0, 0),
+    "of the hour": (0, 0),
+    "mends": (0, 0),
+    "mended": (1, 0),
+    "goes back": (5, 0),
+    "went back": (2, 0),
+    "goes on": (17, 6),
+    "went on": (3, 1),
+    "gets on": (0, 0),
+    "getting on": (1, 0),
+    "hears": (3, 0),
+    "heard": (5, 0),
+    "believed": (1, 2),
+    "tells": (0, 0),
+    "what comes": (13, 0),
+    "what came": (7, 0),
+    "forgotten": (5, 2),
+    "taken up": (5, 0),
+    "but for": (7, 1),
+    "anybody": (2, 1),
 }
+
+
+@functools.cache
+def _read(paths: tuple[Path, ...]) -> str:
+    """All of these files in lower case, one after the other."""
+    return "\0".join(path.read_text("utf-8").lower() for path in paths)
 
 
 def count(phrase: str, where: str) -> int:
     """Case does not matter; a phrase is whole words, also across the end of a line."""
-    between = r"[ \n#-]+"  # a comment may go on in the next line
-    pattern = re.compile(rf"\b{between.join(phrase.split())}\b", re.IGNORECASE)
-    return sum(len(pattern.findall(path.read_text("utf-8"))) for path in SOURCES[where])
+    between = r"[ \n#-]+"  # a comment may continue in the next line
+    return len(re.findall(rf"\b{between.join(phrase.split())}\b", _read(tuple(SOURCES[where]))))
 
 
 def wrong() -> list[str]:
@@ -47,9 +77,9 @@ def wrong() -> list[str]:
         for where, limit in zip(SOURCES, allowed, strict=True):
             found = count(phrase, where)
             if found > limit:
-                lines.append(f"{where}: {phrase!r} stands {found} times, {limit} are allowed: say it in plain English")
+                lines.append(f"{where}: {phrase!r} occurs {found} times, {limit} are allowed: use plain English")
             elif found < limit:
-                lines.append(f"{where}: {phrase!r} stands only {found} times: lower the {limit} in docs/words.py")
+                lines.append(f"{where}: {phrase!r} occurs only {found} times: lower the {limit} in docs/words.py")
     return lines
 
 

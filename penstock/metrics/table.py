@@ -129,7 +129,7 @@ def render_markdown() -> str:
         "`make docs`; do not edit.",
         "",
         "Units are base units. `model` is a configured or announced name, else `other`. On gateways `outcome` and the",
-        "`reason` of refusals are `ok`, `cancelled` or an error code of `penstock/errors.py`. Several gateway processes",
+        "`reason` of refusals are `ok`, `cancelled` or an error code of `penstock/errors.py`. Gateway processes",
         "on one port answer with their sum; it includes tokens of the other processes within half a second.",
         "",
         "| name | type | unit | labels | on | meaning |",

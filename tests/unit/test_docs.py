@@ -325,5 +325,5 @@ def test_the_idiom_is_counted(tmp_path: Path) -> None:
     words.SOURCES = {"penstock": [], "docs": [page]}
     words.ALLOWED = {"is no": (0, 1), "nobody": (0, 2)}
     more, less = words.wrong()
-    assert more.startswith("docs: 'is no' stands 2 times, 1 are allowed")
-    assert less.startswith("docs: 'nobody' stands only 1 times")
+    assert more.startswith("docs: 'is no' occurs 2 times, 1 are allowed")
+    assert less.startswith("docs: 'nobody' occurs only 1 times")
