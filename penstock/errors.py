@@ -73,9 +73,9 @@ from typing import ClassVar
 
 
 class PenstockError(Exception):
-    """The root. `param` names the field at fault; `retry_after_s` says when to come back.
+    """The root. `param`: name of the field at fault. `retry_after_s`: seconds after which a retry makes sense.
 
-    `status` and `retryable` are the class' own; at the client they are what the answer said, and `request_id` is there.
+    On a server `status` and `retryable` are the class' own. At the client they come from the answer, as `request_id`.
     """
 
     code: ClassVar[str] = "error"
@@ -235,5 +235,5 @@ CODES: dict[str, type[PenstockError]] = _tree(PenstockError)
 def from_code(
     code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
 ) -> PenstockError:
-    """The error that `code` names; an unknown code (a newer peer) becomes a plain `PenstockError`."""
+    """An error of the class with this `code`; for an unknown code (of a newer peer) a plain `PenstockError`."""
     return CODES.get(code, PenstockError)(message, param=param, retry_after_s=retry_after_s)

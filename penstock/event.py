@@ -1,8 +1,8 @@
-"""What comes up: `Event`s. One event is one frame of the log and of the channel.
+"""`Event`s travel up from a worker to a gateway. One event is one frame of the log and of the channel.
 
 `seq` is the index of the event's first token, counted over all attempts; `attempt` is the fencing number of the
 claim that wrote it. Every reader folds `tokens = tokens[:seq] + event.tokens`. Exactly one `Done` or `Failed` ends a
-job, and nothing comes after it. Knows nothing of how events travel.
+job, and no event follows it. Knows nothing of how events travel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from penstock.rich_token import Token, join_text
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
-MAX_ATTEMPT = 2**53  # it is a time in ms; scripts and the ids of entries could not go on after a higher one
+MAX_ATTEMPT = 2**53  # a time in ms; scripts and entry ids cannot count beyond it
 
 
 class Usage(Struct, frozen=True):
@@ -36,12 +36,12 @@ class _Event(Struct, frozen=True, gc=False, tag_field="kind"):
 
     @property
     def end(self) -> int:
-        """How many tokens there are after this event."""
+        """Number of tokens after this event."""
         return self.seq
 
 
 class Started(_Event, frozen=True, gc=False, tag="started"):
-    """A worker has claimed the job; it goes on after `seq` tokens."""
+    """A worker has claimed the job and continues after `seq` tokens."""
 
 
 class _Carrier(_Event, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -107,8 +107,8 @@ class Completion(Struct, frozen=True):
 def fold(events: Iterable[Event], so_far: Completion = Completion()) -> Completion:
     """Fold events of one job, in log order, into one `Completion`.
 
-    An event of an older attempt than one already seen is ignored, and so is everything after the end. An event that
-    leaves a gap (`seq` beyond the tokens known) is ignored as well: its tokens have no place yet.
+    Ignored are: events of an older attempt than one already seen, events after the end, and events that leave a gap
+    (`seq` beyond the known tokens), because their tokens have no position yet.
     """
     tokens, attempt, end = list(so_far.tokens), so_far.attempt, so_far.end
     for event in events:

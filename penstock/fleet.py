@@ -1,7 +1,7 @@
-"""Who serves what: what workers announce, and what a gateway learns from one look at its pool.
+"""The announcements of workers, and a gateway's view of its pool.
 
-Gateways have no models of their own: they serve what live workers announce, and refuse with a field's name what the
-announced backend cannot honour. Knows nothing of how this travels.
+Gateways have no models of their own: they serve the models that live workers announce, and refuse, by name, fields that
+an announced backend cannot honour. Knows nothing of how this travels.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from msgspec import Struct
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
-    """What a backend can do for one model.
+    """A backend's abilities for one model.
 
     `accepts`: the optional fields of `Sampling` that it honours. `continuous`: jobs may join at any step, so there is
-    no window to wait for. `resumes`: it continues after given tokens. `generates`, `embeds`: which of the two it does.
-    `max_tokens`: its own limit, None for none.
+    no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it makes tokens, and
+    vectors. `max_tokens`: its own limit, None for none.
     """
 
     accepts: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
 
     def shared(self, other: Capabilities) -> Capabilities:
-        """What both can do."""
+        """The abilities that both have."""
         limits = [one.max_tokens for one in (self, other) if one.max_tokens is not None]
         return Capabilities(
             accepts=tuple(name for name in self.accepts if name in other.accepts),
@@ -50,10 +50,10 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
 
 class Pool(Struct, frozen=True, kw_only=True):
-    """One look at the queue and those who serve it. Times are seconds.
+    """A snapshot of the queue and its workers. Times are seconds.
 
     `num_taken` counts every id that workers ever took; its rate is the drain rate. `is_new`: the store did not know the
-    gateway that looks; if that one has looked before, the store has lost data. `at`: the store's clock, since 1970.
+    gateway that asked; if that gateway had asked before, the store has lost data. `at`: the store's clock, since 1970.
     """
 
     depth: int
@@ -64,10 +64,10 @@ class Pool(Struct, frozen=True, kw_only=True):
 
     @property
     def models(self) -> dict[str, Capabilities]:
-        """Every model that some live worker serves, in the order announced, with what every one of them can do.
+        """Every model that a live worker serves, in the order announced, with the abilities that all of them have.
 
-        Any of them may get a request. They agree on the names; while a release is rolled out the newer ones may be able
-        to do more.
+        Any worker may get a request. Workers agree on the names; while a release is rolled out, newer workers may have
+        more abilities.
         """
         found: dict[str, Capabilities] = {}
         for worker in self.workers:

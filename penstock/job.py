@@ -1,4 +1,4 @@
-"""What goes down: a `Job`, and how a worker holds it: a `Claim`, several of them a `Batch`.
+"""A `Job` travels down from a gateway to a worker, which holds it as a `Claim`; several claims are a `Batch`.
 
 A `Job` exists only if it is valid: `api/` parses it, and nothing downstream checks it again.
 Knows nothing of HTTP, Redis or engines.
@@ -28,8 +28,8 @@ CancelReason = Literal["client", "deadline", "operator"]
 class Message(Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation. Roles and fields are those of OpenAI's chat messages.
 
-    `parts` stands instead of `content` where it is not text alone (images): content parts as the client gave them.
-    `tool_calls`: what the assistant asked for; `tool_call_id`: which of them a `tool` message answers.
+    `parts` replaces `content` if the content has more than text (images): content parts as the client gave them.
+    `tool_calls`: the assistant's calls; `tool_call_id`: the call that a `tool` message answers.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -54,9 +54,9 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to draw tokens, and in which form. None means "the backend's default", never "ignored".
 
     The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
-    `logprobs`: how many alternatives to name at each token, besides the one drawn; 0 for that one alone. `dimensions`:
-    of an embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that
-    accepts them knows their form.
+    `logprobs`: number of alternatives at each token; 0 for the token's own log probability alone. `dimensions`: of an
+    embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that accepts
+    them must know their form.
     """
 
     max_tokens: int = 256
@@ -79,7 +79,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dimensions: int | None = None
 
     def named(self) -> list[str]:
-        """The fields that the client set, besides `max_tokens`, which every backend honours."""
+        """The fields that the client set, except `max_tokens`, which every backend honours."""
         values = _optional_values(self)
         if values == _NOTHING_NAMED:
             return []
@@ -92,16 +92,19 @@ _NOTHING_NAMED = _optional_values(Sampling())
 
 
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request, durable. Its deadline is set by the store's clock when it is created: `timeout_s` from then.
+    """One durable request. The store sets its deadline at creation, by its own clock: `timeout_s` from then.
 
-    Exactly one of `prompt`, `messages` and `inputs` is given; `inputs` are texts to embed, a token each. `caller` is
-    the verified key's id, or "" without keys; never a secret. `retention_s`: how long it is kept after its end; None
-    for the transport's default. `stream=False` lets a worker group tokens into fewer, larger frames. `metadata` and
-    `user` are the client's own notes, given back to it (and `user` to an upstream that counts by it); nothing here
-    reads them. `notes` are those of the API that made it: what it must return with the request, and no other field
-    holds. `once`: the idempotency key that names it, as `<hash of the key> <hash of the body>`, so that a gateway that
-    gives the request back to a store gives its key back too. `repeated`: from which message to which (not included) an
-    earlier request of the caller holds them as well, so that they need not be stored with this one after its end.
+    A job has exactly one of `prompt`, `messages` and `inputs`; `inputs` are texts to embed, a token each.
+
+    * `caller`: the verified key's id, or "" without keys; never a secret.
+    * `retention_s`: how long it is kept after its end; None for the transport's default.
+    * `stream`: False lets a worker group tokens into fewer, larger frames.
+    * `metadata`, `user`: the client's own notes. Penstock returns them and does not read them; an upstream gets `user`.
+    * `notes`: data of the API that made the job and must return with it.
+    * `once`: its idempotency key as `<hash of the key> <hash of the body>`, so that a gateway that gives the request
+      back to a store gives its key back too.
+    * `repeated`: first and last (exclusive) index of messages that an earlier request of the caller has too; the store
+      need not keep them with this one after its end.
     """
 
     id: str
@@ -124,7 +127,7 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     once: str = ""
 
     def kept(self) -> Job:
-        """The job as stored after its end: without the messages that an earlier request holds."""
+        """The job as stored after its end: without the messages that an earlier request has."""
         first, last = self.repeated
         if first == last:
             return self
@@ -151,7 +154,7 @@ class Claim:
 
     `attempt` is the fencing number. `deadline_at` is on this process' monotonic clock. `queued_s` is the time from
     creation to this claim, on the store's clock. `num_deaths` in a row make a job a suspect.
-    The one thing that changes is `cancelled`, and it changes once.
+    Only `cancelled` changes, and only once.
     """
 
     job: Job
@@ -196,8 +199,8 @@ class Batch:
         return len(self.claims)
 
 
-# A request's id: its gateway's id, a dot, and what makes it one. Any producer may have made it; ours are the gateway's
-# id and a ULID. It stands in keys, patterns, frames, paths and log lines, and means nothing in any of them.
+# A request's id: its gateway's id, a dot, and a unique part, from any producer; ours are the gateway's id and a ULID.
+# These characters have no special meaning in keys, patterns, frames, paths and log lines.
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9._-]{1,128}")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

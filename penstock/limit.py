@@ -1,7 +1,7 @@
-"""A time limit for what is awaited again and again: `asyncio.timeout`, where its cost counts.
+"""A time limit for repeated waits: a cheap `asyncio.timeout` for code that runs for every request or token.
 
-On Python 3.11 an `asyncio.timeout` costs some 5 us, on the way of every request or token a tenth of it. A `Limit`
-costs one timer for all of its blocks. Pure asyncio; knows nothing of what waits.
+On Python 3.11 an `asyncio.timeout` costs some 5 us, a tenth of the time for a request or token. A `Limit` costs one
+timer for all of its blocks. Pure asyncio; knows nothing of what waits.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ _NUM_OWN = len(vars(logging.makeLogRecord({})))  # a record's own attributes com
 _SECRET = frozenset({"prompt", "messages", "authorization", "api_key", "password", "secret", "x_api_key"})
 _PASSWORD_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^\s/@]{0,512}@")
 _INPUT = re.compile(r"input_value=.*, input_type=")  # pydantic quotes what it refuses: a part of a prompt
-# What some reader takes for the end of a line or a command to its terminal, and JSON does not escape.
+# Characters that a reader may interpret as an end of line or as a command to a terminal, and JSON does not escape.
 _UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _UNSAFE_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-# The same without what a text may well have: line feeds and tabs.
+# The same without line feeds and tabs, which a text may have.
 _UNSAFE_PAGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -83,7 +83,7 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Text of any number of lines that commands no terminal; what would is escaped, as in a log line."""
+    """Text of any number of lines, safe for a terminal: control characters are escaped, as in a log line."""
     return text if text.isascii() and text.isprintable() else _escape(text, _UNSAFE_PAGE)
 
 
@@ -163,7 +163,7 @@ def _access(record: logging.LogRecord) -> dict[str, Any] | None:
 
 
 def _bound(record: logging.LogRecord) -> str:
-    """A line about one of several requests names its own; else it is the task's."""
+    """The request id of a record: its own if it has one, else the task's."""
     own = getattr(record, "request_id", "")
     return own if isinstance(own, str) and own else request_id.get()
 

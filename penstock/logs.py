@@ -23,10 +23,7 @@ _QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "redis", "asyncio")
 
 
 class bind_request:
-    """From here on, lines logged in this task (and in tasks it starts) carry this request id.
-
-    With `with`, until the end of the block.
-    """
+    """Lines logged in this task, and in tasks that it starts, get this request id; with `with` until the block ends."""
 
     def __init__(self, value: str) -> None:
         self._token = request_id.set(value)
@@ -39,7 +36,7 @@ class bind_request:
 
 
 class Seldom:
-    """Lets one line through every `every_s` seconds, for what a peer can cause at any rate."""
+    """Allows one line every `every_s` seconds, for lines that a peer can cause at any rate."""
 
     def __init__(self, every_s: float = 60.0) -> None:
         self._every_s = every_s

@@ -14,12 +14,12 @@ KEEPALIVE = b": keep-alive\n\n"
 
 
 class SSEError(ValueError):
-    """The peer sends something that is not an event stream, or a line or an event that is too long."""
+    """The peer's bytes are not an event stream, or a line or an event is too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One event as the client sees it. `id` is the last id seen so far, as the standard has it."""
+    """One event as the client sees it. `id` is the last id so far, as the standard requires."""
 
     event: str
     data: str
@@ -31,20 +31,20 @@ _BREAKS = re.compile(b"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
 def unbroken(frames: bytes) -> bytes:
-    """The same events, with U+0085, U+2028 and U+2029 escaped: in an event they stand only in strings of JSON."""
+    """The same events, with U+0085, U+2028 and U+2029 escaped; events have them only within strings of JSON."""
     if frames.isascii() or (b"\xe2\x80" not in frames and b"\xc2\x85" not in frames):
         return frames
     return _BREAKS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), frames)
 
 
 def frame(event: str, data: bytes, event_id: str = "") -> bytes:
-    """One event. `data` is one line (JSON has no line breaks); `event` and `event_id` are ours and hold none."""
+    """One event. None of the arguments may contain a line break; JSON and Penstock's names and ids have none."""
     head = f"id: {event_id}\n".encode() if event_id else b""
     return b"%sevent: %s\ndata: %s\n\n" % (head, event.encode(), data)
 
 
 class Decoder:
-    """Bytes in, events out, as soon as each is whole. `max_bytes`: of a line, and of the data of one event."""
+    """Decodes bytes to events, each as soon as it is whole. `max_bytes`: limit of a line, and of an event's data."""
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -78,7 +78,7 @@ class Decoder:
                 break
             self._line(bytes(buffer[start:at]), events)
             start = at + 1
-            if buffer[at] == 13:  # a CR ends the line; an LF behind it belongs to it, and may still be on its way
+            if buffer[at] == 13:  # a CR ends the line; an LF behind it belongs to it, and may arrive later
                 if start == size:
                     self._skip_lf = True
                 elif buffer[start] == 10:

@@ -43,7 +43,7 @@ def open_missing() -> None:
 
 
 def write(stream: IO[str], text: str) -> None:
-    """Write `text` to a stream whose reader may be gone or stuck: takes `FLUSH_S` at most, and raises nothing."""
+    """Write `text` to a stream whose reader may have ended or be stuck. Takes `FLUSH_S` at most and raises nothing."""
     try:
         fd = stream.fileno()
     except OSError:  # a stream in memory
@@ -55,7 +55,7 @@ def write(stream: IO[str], text: str) -> None:
 
 @functools.cache
 def writer(fd: int) -> LineWriter:
-    """The process' one writer to a descriptor. What waits in it is written when the process ends, within `FLUSH_S`."""
+    """The process' one writer to a descriptor. At the end of the process it writes what waits, within `FLUSH_S`."""
     made = LineWriter(fd)
     atexit.register(made.flush)
     os.register_at_fork(after_in_child=made.reset)  # an engine may fork, and threads stay behind

@@ -1,8 +1,8 @@
 """Jobs and events to bytes and back: the only serialiser. Versioned; JSON; no I/O.
 
-An event's bytes are the frame that `docs/protocol.md` describes. So that a newer peer may add something, a reader is
-tolerant in three places: a field that it does not know is ignored, a `finish_reason` that it does not know counts as
-`stop`, and a `kind` that it does not know counts as `tokens`. Anything else is a `WireError`, never a guess.
+An event's bytes are the frame that `docs/protocol.md` describes. Because newer peers may add to it, a reader ignores
+unknown fields, reads an unknown `finish_reason` as `stop` and an unknown `kind` as `tokens`. Everything else that it
+cannot read is a `WireError`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WireError(ValueError):
 
 
 class NewerJob(WireError):
-    """A job of a version that this process does not speak: for another worker, not for its client."""
+    """A job of a version that this process cannot read; a newer worker can."""
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ encode_json = _encoder.encode
 
 
 def decode_event(data: bytes) -> Event:
-    """A frame as any peer may have written it."""
+    """Decode a frame of any peer, also of a newer one. Raises `WireError`."""
     try:
         return event_decoder.decode(data)
     except UNREADABLE as error:
@@ -54,7 +54,7 @@ def decode_event(data: bytes) -> Event:
 
 
 def check_event(data: bytes) -> None:
-    """`WireError` unless this is a frame as this version writes them."""
+    """Raises `WireError` unless this is a frame in the form of this version."""
     try:
         event_decoder.decode(data)
     except UNREADABLE as error:
@@ -62,7 +62,7 @@ def check_event(data: bytes) -> None:
 
 
 def _of_a_newer_peer(data: bytes, error: Exception) -> Event:
-    """The frame, read with the fallbacks of the closed enums; `WireError` with the first `error` if it is not one."""
+    """Decode with the fallbacks of the closed enums. Raises `WireError` with the first `error` if it is not a frame."""
     try:
         frame = msgspec.json.decode(data, type=dict[str, Any])
         if frame["kind"] == "done" and isinstance(frame["finish_reason"], str):
@@ -80,7 +80,7 @@ def encode_job(job: Job) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
-    """`NewerJob` for a higher version, whatever the other fields are: they may have changed by then."""
+    """Raises `NewerJob` for a higher version, whatever its other fields are, and `WireError` for what is not a job."""
     try:
         envelope: _Version = _job_decoder.decode(data)
     except UNREADABLE as error:
@@ -96,7 +96,7 @@ def decode_job(data: bytes) -> Job:
 
 
 def decode_json(data: bytes, kind: type[Any]) -> Any:
-    """Decode one of our own small JSON objects (a worker's `about`) into `kind`."""
+    """Decode one of Penstock's small JSON objects (a worker's `about`) into `kind`. Raises `WireError`."""
     try:
         return msgspec.json.decode(data, type=kind)
     except UNREADABLE as error:

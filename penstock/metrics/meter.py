@@ -27,7 +27,7 @@ class Family(Protocol):
 
 
 class Spread:
-    """A histogram's series, counted in plain numbers until `flush`: for what is seen by the thousand a second."""
+    """A histogram's series, counted in plain numbers until `flush`, for values that arrive by the thousand a second."""
 
     __slots__ = ("_series", "bounds", "counts", "total")
 
@@ -97,8 +97,8 @@ class Series:
 class Meter:
     """Counts one request's events in the metrics. Times are `time.monotonic()` of this process.
 
-    Events that repeat what was seen are ignored. A stream that is taken up in its middle (a resumed one) counts
-    neither queue wait nor time to first token. Ended by an event or `leave`; only the first one counts.
+    Repeated events are ignored. A stream that was resumed in its middle counts neither queue wait nor time to first
+    token. A terminal event or `leave` ends it; only the first of these counts.
     """
 
     __slots__ = ("_began", "_end", "_endpoint", "_is_over", "_is_running", "_last", "_series", "_start")
@@ -107,8 +107,8 @@ class Meter:
         self._series = series
         self._endpoint = endpoint
         self._began = now
-        self._last = 0.0  # when the last token came; 0.0 before the first
-        self._start = 0  # how many tokens there were before this process saw any
+        self._last = 0.0  # time of the last token; 0.0 before the first
+        self._start = 0  # number of tokens before this process saw any
         self._end = 0
         self._is_running = False
         self._is_over = False

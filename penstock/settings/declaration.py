@@ -442,7 +442,7 @@ class Settings(BaseModel):
         if value is None:
             return None
         if value == Path():
-            raise ValueError("is empty, which would let everyone in; leave it out to do so")
+            raise ValueError("is empty, which would admit everyone; to do that, do not set it")
         if value.suffix not in (".toml", ".json"):
             raise ValueError("must end in .toml or .json")
         return value

@@ -26,7 +26,7 @@ from penstock.settings.models import masked
 
 CONFIG = PREFIX + "CONFIG"
 
-# Variables that others of our own read: `penstock ask`, a supervised child, and the crash points of the tests.
+# Variables that are not settings: `penstock ask`, a supervised child and the crash points of the tests read them.
 _OTHERS = re.compile(r"PENSTOCK_(CONFIG|URL|API_KEY|LIFELINE_FD|PARENT_PIPE_FD|LISTENER_FD|TEST_\w+)")
 # What Kubernetes puts into every container for a Service named penstock, or penstock-something.
 _KUBERNETES = re.compile(r"PENSTOCK_\w*?(_?SERVICE_(HOST|PORT)(_\w+)?|_?PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")

@@ -98,7 +98,7 @@ def write_keys(path: Path, keys: Iterable[Key]) -> None:
 
 
 def _keep_owner_and_mode(target: Path, temporary: str) -> None:
-    """A gateway of another user must be able to read what comes in place of the file that it could read."""
+    """Let a gateway of another user read the new file if it could read the old one."""
     try:
         old = os.stat(target)
     except FileNotFoundError:
@@ -149,6 +149,6 @@ def _to_toml(keys: Iterable[Key]) -> str:
 
 
 def _toml(value: object) -> str:
-    # JSON's literals are TOML's, but for surrogate pairs and a bare DEL.
+    # JSON's literals are valid TOML, except surrogate pairs and a bare DEL.
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("\x7f", r"\\u007f", text)
