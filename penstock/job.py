@@ -182,7 +182,7 @@ class Claim:
 
     def unwatch(self) -> None:
         """Drop all callbacks: the job has left this worker."""
-        self._watchers.clear()
+        self._watchers.clear()  # see "No cycles": claim → watcher → lane → claim
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -54,7 +54,7 @@ class Limit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task, self._task = self._task, None  # breaks the reference cycle task → frame → limit → task
+        task, self._task = self._task, None  # see "No cycles": task → frame → limit → task
         if self._is_over and task is not None:
             self._is_over = False
             if task.uncancel() <= self._num_cancels and kind is asyncio.CancelledError:

@@ -138,6 +138,8 @@ class NativeResponse(AnswerResponse):
         head = f"id: {job_id}/{self.stream.attempt}-".encode()
         data = b'\nevent: token\ndata: {"request_id":"%s","index":' % job_id.encode()
         encode = msgspec.json.encode
+        # Per token; the slow form is `frame("token", …)` with the data as a dict, which `RichToken`s need in part.
+        # tests/unit/api/test_token_encoders.py holds the two equal.
         return [
             b'%s%d%s%d,"text":%s}\n\n' % (head, index + 1, data, index, encode(token))
             if isinstance(token, str)

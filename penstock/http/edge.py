@@ -172,8 +172,7 @@ class Edge:
                 if call.is_refused:
                     self.on_refused(call)
                 self._log(scope, call)
-                # Both hold the server's cycle, which holds the scope: what nothing holds is freed at once, where a
-                # collector that has to find it stops every stream for as long as it looks.
+                # see "No cycles": both refer to the server's cycle, which refers to the scope, which refers to both
                 call.send = None
                 scope.pop(CLIENT, None)
 

@@ -85,7 +85,7 @@ class Runs:
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
-        run.task = None  # breaks the reference cycle task → run, so the run is freed without the garbage collector
+        run.task = None  # see "No cycles": run → task → its callback → run
         self._on_ran()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a batch has ended in a bug", exc_info=error)

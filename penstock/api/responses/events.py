@@ -84,12 +84,16 @@ class ResponseEvents(Parts):
         return [*frames, self._event("response.content_part.added", place | {"part": _content(part, is_new=True)})]
 
     def grown(self, part: Part, text: str, logprobs: tuple[Logprob, ...]) -> list[bytes]:
+        # Per token; the slow form is `self._event("response.output_text.delta", …)`, as for the other kinds below.
+        # tests/unit/api/test_token_encoders.py holds the two equal.
         if part.kind == "text":
             number = self.num
             self.num += 1
             encode = msgspec.json.encode
-            said = encode([_logprob(one) for one in logprobs]) if logprobs else b"[]"
-            return [b'%s,"sequence_number":%d,"delta":%s,"logprobs":%s}\n\n' % (self._head, number, encode(text), said)]
+            probs = encode([_logprob(one) for one in logprobs]) if logprobs else b"[]"
+            return [
+                b'%s,"sequence_number":%d,"delta":%s,"logprobs":%s}\n\n' % (self._head, number, encode(text), probs)
+            ]
         name = "reasoning_text" if part.kind == "reasoning" else "function_call_arguments"
         return [self._event(f"response.{name}.delta", self._place(part) | {"delta": text})]
 
