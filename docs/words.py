@@ -29,7 +29,7 @@ ALLOWED = {
     "told": (0, 0),
     "beside": (0, 0),
     "says": (6, 9),
-    "said": (20, 0),
+    "said": (18, 0),
     "in vain": (0, 0),
     "wants": (2, 1),
     "stands": (9, 5),
@@ -60,14 +60,17 @@ ALLOWED = {
 
 @functools.cache
 def _read(paths: tuple[Path, ...]) -> str:
-    """All of these files in lower case, one after the other."""
-    return "\0".join(path.read_text("utf-8").lower() for path in paths)
+    """All of these files in lower case, one after the other, with one space between words."""
+    text = "\0".join(path.read_text("utf-8").lower() for path in paths)
+    return re.sub(r"[ \n#-]+", " ", text)  # a comment may continue in the next line
 
 
 def count(phrase: str, where: str) -> int:
     """Case does not matter; a phrase is whole words, also across the end of a line."""
-    between = r"[ \n#-]+"  # a comment may continue in the next line
-    return len(re.findall(rf"\b{between.join(phrase.split())}\b", _read(tuple(SOURCES[where]))))
+    # A pattern that begins with the phrase itself is found ten times faster than one that begins with a boundary.
+    text = _read(tuple(SOURCES[where]))
+    starts = [found.start() for found in re.finditer(rf"{re.escape(phrase)}\b", text)]
+    return sum(not re.match(r"\w", text[at - 1 : at]) for at in starts)
 
 
 def wrong() -> list[str]:
