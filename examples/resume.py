@@ -43,7 +43,7 @@ def main(redis_url: str) -> None:
         running("gateway", *store, "--port", ports[1]),
         Client(*urls, max_retries=30) as client,
     ):
-        with Client(urls[0], max_retries=30) as waiting:
+        with Client(urls[0], max_retries=30, reach_s=60) as waiting:
             waiting.models()  # until the first one is up: a client begins with the first of its gateways that answers
         with client.stream("Tell me a long story.", max_tokens=100) as stream:
             for number, token in enumerate(stream, 1):

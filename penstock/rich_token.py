@@ -59,6 +59,11 @@ class Whole(Struct, frozen=True):
     logprobs: tuple[Logprob, ...] = ()
 
 
+def call_id_of(request_id: str, index: int) -> str:
+    """The id of a tool call to which its engine gave none: every reader makes the same one."""
+    return f"call_{request_id}_{index}"
+
+
 def encode_vector(vector: Sequence[float]) -> str:
     """Little-endian float32 in base64: OpenAI's `encoding_format: base64`, and what travels here."""
     floats = array("f", vector)
@@ -118,3 +123,11 @@ def _join_rich(tokens: Sequence[Token]) -> Whole:
 
 def _extended(call: ToolCall, part: ToolCall) -> ToolCall:
     return replace(call, id=call.id or part.id, name=call.name + part.name, arguments=call.arguments + part.arguments)
+
+
+def with_call_ids(whole: Whole, request_id: str) -> Whole:
+    """`whole` with an id for each of its tool calls."""
+    if not whole.tool_calls or all(call.id for call in whole.tool_calls):
+        return whole
+    calls = [call if call.id else replace(call, id=call_id_of(request_id, call.index)) for call in whole.tool_calls]
+    return replace(whole, tool_calls=tuple(calls))

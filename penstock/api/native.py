@@ -10,64 +10,39 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from penstock.api.answer import AnswerResponse, error_data, extra_fields, timings, usage
+from penstock.api.conversation import ConversationFields, NativeMessage, message_of
+from penstock.api.fields import MAX_MESSAGES, PAUSE
 from penstock.api.intake import Draft, admit_and_submit, receive
-from penstock.errors import InvalidRequest
+from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.event import Done, Failed, FinishReason, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
-from penstock.job import Job, Message, OnDisconnect
-from penstock.rich_token import Token, join
+from penstock.job import Job
+from penstock.rich_token import Token, join, with_call_ids
 from penstock.settings import Settings
 from penstock.sse import frame
 
 ENDPOINT = "/v1/generate"
-MAX_MESSAGES = 1000
-MAX_STOPS = 4
-MAX_STOP_LENGTH = 200
-
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
-class MessageBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(min_length=1)
-
-
-class GenerateBody(BaseModel):
+class GenerateBody(ConversationFields):
     """A request to generate text. Exactly one of `prompt` and `messages`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     prompt: str | None = Field(None, min_length=1, description="The text to go on from.")
-    messages: list[MessageBody] | None = Field(
-        None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="A conversation, instead of `prompt`."
-    )
-    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy. Default: the backend's.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling. Default: the backend's.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
-        None, description=f"Up to {MAX_STOPS} strings that end the answer; they are not part of it."
-    )
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stream: bool | None = Field(None, description="Tokens as Server-Sent Events. Default: false.")
-    timeout_s: float | None = Field(None, ge=1)
+    messages: (
+        Annotated[list[Annotated[NativeMessage, PAUSE]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+        | None
+    ) = Field(None, description="A conversation, instead of `prompt`.")
     background: bool | None = Field(None, description="Answer 202 at once; the request runs on its own.")
-    on_disconnect: OnDisconnect | None = Field(
-        None,
-        description="When the last reader leaves: cancel, wait to be resumed, or continue. "
-        "Default: cancel; with an Idempotency-Key, resume.",
-    )
     queue_events: bool | None = Field(
         None, description="Events with the place in the queue: at once, never, or (null) after a second of waiting."
     )
+    n: Literal[1] | None = Field(None, description="A request is one answer: it has one id and one stream.")
 
 
 class UsageAnswer(BaseModel):
@@ -84,7 +59,33 @@ class TimingsAnswer(BaseModel):
     total_ms: float
 
 
-class GenerateAnswer(BaseModel):
+class ToolCallAnswer(BaseModel):
+    """`arguments` is the text of a JSON object, as the model wrote it; absent where it is empty, as `index` is where it
+    is 0."""
+
+    index: int = 0
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class LogprobAnswer(BaseModel):
+    """`top`: the likeliest tokens at this place, each with its log probability; absent where none were asked for."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]] = []
+
+
+class TextAnswer(BaseModel):
+    """What a model answers next to the text; absent where there is none of it."""
+
+    reasoning: str = ""
+    tool_calls: list[ToolCallAnswer] = []
+    logprobs: list[LogprobAnswer] = []
+
+
+class GenerateAnswer(TextAnswer):
     request_id: str
     model: str
     text: str
@@ -120,7 +121,7 @@ class NativeResponse(AnswerResponse):
 
     def whole(self, end: Done) -> bytes:
         stream = self.stream
-        whole = join(stream.tokens)
+        whole = with_call_ids(join(stream.tokens), stream.job.id)
         return msgspec.json.encode(
             {
                 "request_id": stream.job.id,
@@ -223,7 +224,7 @@ class NativeAPI:
     async def generate(self, request: Request) -> Response:
         gateway, call = self.gateway, call_of(request)
         call.endpoint = ENDPOINT
-        received = await receive(gateway, request, call, self.body)
+        received = await receive(gateway, request, call, self.body, without_several)
         body = received.body
         (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         if body.background:
@@ -235,24 +236,35 @@ class NativeAPI:
         )
 
 
+def without_several(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, which asks for one answer. Raises `UnsupportedParameter` for `n` above 1."""
+    if isinstance(n := data.get("n"), int) and n > 1:
+        why = "a request is one answer here, with one id and one stream; send several, or use /v1/chat/completions"
+        raise UnsupportedParameter(f"'n' must be 1: {why}.", param="n")
+    return data
+
+
 def draft_of(body: GenerateBody) -> Draft:
     """What `body` asks for. Raises `InvalidRequest` for fields that contradict each other."""
+    body.check()
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
     if body.background and body.stream:
         raise InvalidRequest("A request in the background answers at once; read its events later.", param="stream")
     if body.background and body.on_disconnect not in (None, "continue"):
         raise InvalidRequest("A request in the background always continues.", param="on_disconnect")
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     messages = body.messages
     return Draft(
         model=body.model,
         prompt=body.prompt,
-        messages=None if messages is None else tuple(Message(one.role, one.content) for one in messages),
+        messages=None if messages is None else tuple([message_of(*numbered) for numbered in enumerate(messages)]),
         max_tokens=body.max_tokens,
-        sampling={"temperature": body.temperature, "top_p": body.top_p, "stop": stop, "seed": body.seed},
+        sampling=body.sampling(),
         stream=bool(body.stream),
         background=bool(body.background),
         timeout_s=body.timeout_s,
         on_disconnect=body.on_disconnect,
+        metadata=body.metadata or {},
+        user=body.user or "",
+        names=body.names(),
     )

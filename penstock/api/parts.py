@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from penstock.rich_token import Logprob, RichToken, Token, ToolCall
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, call_id_of
 
 
 class Part:
@@ -150,7 +150,7 @@ class Parts(ABC):
             return frames, part
         frames = self._leave()
         part = self._new(Part(len(self.parts), "call"))
-        part.call_id = call.id or f"call_{self.request_id}_{call.index}"  # some engines name none
+        part.call_id = call.id or call_id_of(self.request_id, call.index)  # some engines name none
         part.name = call.name
         self._calls[call.index] = part
         return frames + self.opened(part), part

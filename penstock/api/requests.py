@@ -17,7 +17,7 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.api.answer import extra_fields, usage
 from penstock.api.callers import authenticate, identify
-from penstock.api.native import NativeResponse, TimingsAnswer, UsageAnswer
+from penstock.api.native import NativeResponse, TextAnswer, TimingsAnswer, UsageAnswer
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
@@ -25,7 +25,7 @@ from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Call, call_of, refuse_head
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
-from penstock.rich_token import join
+from penstock.rich_token import join, with_call_ids
 from penstock.transports.base import Record, Summary
 
 PATH = "/v1/requests"
@@ -39,7 +39,7 @@ _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
 RequestState = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-class RequestAnswer(BaseModel):
+class RequestAnswer(TextAnswer):
     """What is known of a request. Instants are seconds since 1970 on the store's clock."""
 
     request_id: str
@@ -168,7 +168,7 @@ class RequestsAPI:
         """With the answer, where it is complete."""
         shown, folded = self._shown(Summary.of(record), places), fold(record.events)
         if isinstance(folded.end, Done) and folded.end.finish_reason != "cancelled":
-            whole = join(folded.tokens)
+            whole = with_call_ids(join(folded.tokens), record.job.id)
             shown |= {"text": whole.text, **extra_fields(whole)}
         return shown
 

@@ -16,6 +16,8 @@ from penstock.event import Usage
 
 MAX_RETRIES = 9  # of one prompt of a file, in a row and without getting on
 
+_SELDOM = ("reasoning", "tool_calls", "logprobs")  # left out of a line where a model gave none
+
 
 @dataclass(frozen=True, kw_only=True)
 class AskOutcome:
@@ -35,7 +37,8 @@ class AskOutcome:
             return {} if self.error is None else dict(self.error.envelope())
         usage = {**msgspec.to_builtins(self.usage), "total_tokens": self.usage.total_tokens}
         whole: dict[str, Any] = msgspec.to_builtins(self.answer)
-        return {name: value for name, value in whole.items() if name != "model"} | {"usage": usage}
+        left_out = {"model", *(name for name in _SELDOM if not whole[name])}
+        return {name: value for name, value in whole.items() if name not in left_out} | {"usage": usage}
 
 
 class Asker:

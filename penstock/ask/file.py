@@ -12,9 +12,11 @@ from typing import Any
 
 from penstock.ask.answers import AnswerLog
 from penstock.ask.asker import Asker, AskOutcome
+from penstock.client import Options
 from penstock.errors import ConfigError
 
-FIELDS = ("model", "max_tokens", "temperature", "top_p", "stop", "seed", "timeout_s")
+# What a line may set: all but what concerns the connection that it is asked over.
+FIELDS = frozenset(Options.__annotations__) - {"idempotency_key", "on_disconnect", "queue_events"}
 
 
 @dataclass(frozen=True)

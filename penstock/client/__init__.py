@@ -4,6 +4,7 @@ A stream that loses its connection or its gateway goes on at the next URL, from 
 """
 
 from penstock.client.aio import AsyncClient, AsyncHandle, AsyncStream
+from penstock.client.options import Options
 from penstock.client.sync import Client, Handle, Stream
 from penstock.client.types import Answer, ModelInfo, Status, Timings
 
@@ -15,6 +16,7 @@ __all__ = [
     "Client",
     "Handle",
     "ModelInfo",
+    "Options",
     "Status",
     "Stream",
     "Timings",

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from penstock.client import core
-from penstock.client.core import Policy, StreamState
+from penstock.client.core import Policy
 from penstock.client.options import MessageLike, Options, body_of, cancels_on_close, limit_of
+from penstock.client.state import StreamState
 from penstock.client.steps import Steps
 from penstock.client.types import Answer, ModelInfo, Status
 from penstock.errors import BackendError, PenstockError

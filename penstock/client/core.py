@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -18,16 +18,16 @@ from penstock.client.route import (
     unreached_error,
     without_password,
 )
+from penstock.client.state import StreamState
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Steps
-from penstock.client.types import Answer, Timings
+from penstock.client.types import Answer
 from penstock.errors import BackendError, Cancelled, DeadlineExceeded, PenstockError
-from penstock.event import Usage
-from penstock.sse import Decoder, ServerEvent, SSEError
+from penstock.rich_token import text_of
+from penstock.sse import Decoder, SSEError
 
 GENERATE = "/v1/generate"
 _GATEWAYS_OWN = ("draining", "store_unavailable")  # it ends its streams so when it goes away or is cut off
 SLACK_S = 30.0  # how much longer than the request's own deadline a call goes on trying
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -46,62 +46,6 @@ class Policy:
         return RetryBudget(self.max_retries, give_up_at, len(self.route.urls), now + self.reach_s)
 
 
-@dataclass(slots=True)
-class StreamState:
-    """What is known of one stream while it runs."""
-
-    request_id: str = ""
-    model: str = ""
-    texts: list[str] = field(default_factory=list)
-    last_id: str = ""
-    position: int | None = None
-    answer: Answer | None = None
-    num_resumed: int = 0
-    has_failed: bool = False  # in an error of its own: there is nothing left to cancel
-
-    @property
-    def is_running(self) -> bool:
-        """The server may still work on it, as far as is known."""
-        return bool(self.request_id) and self.answer is None and not self.has_failed
-
-
-class StreamBase:
-    """What a user may ask of a stream, in either shell."""
-
-    def __init__(self, state: StreamState) -> None:
-        self._state = state
-
-    def _whole(self) -> Answer:
-        if self._state.answer is None:
-            raise RuntimeError("the stream was left, or has failed, before its end")
-        return self._state.answer
-
-    @property
-    def request_id(self) -> str:
-        """Known from the head of the answer on; "" before."""
-        return self._state.request_id
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return "".join(self._state.texts)
-
-    @property
-    def position(self) -> int | None:
-        """Its place in the queue (1 is next), when the server has sent one and it has not begun."""
-        return self._state.position
-
-    @property
-    def num_resumed(self) -> int:
-        """How often the stream was taken up again."""
-        return self._state.num_resumed
-
-    @property
-    def answer(self) -> Answer | None:
-        """The whole answer, at the end."""
-        return self._state.answer
-
-
 def ask(
     policy: Policy,
     method: str,
@@ -112,7 +56,7 @@ def ask(
     limit_s: float | None = None,
 ) -> Steps[dict[str, Any]]:
     """One JSON object for another, tried for `limit_s` (default: the client's patience) until there is an answer."""
-    data = None if body is None else json.dumps(body).encode()
+    data = None if body is None else _json(body)
     headers = _headers(body, key)
     limit_s = policy.patience_s if limit_s is None else limit_s
     budget = policy.budget((yield Now()), limit_s)
@@ -142,7 +86,7 @@ def stream(
     `body` starts it; None follows the request that `state` names. Before its id is known the same POST is repeated
     with the same key; after that it goes on from the last event, at whichever gateway answers.
     """
-    data = None if body is None else json.dumps({**body, "stream": True}).encode()
+    data = None if body is None else _json({**body, "stream": True})
     now = yield Now()
     budget = policy.budget(now, limit_s)
     while True:
@@ -195,42 +139,14 @@ def _follow(state: StreamState, budget: RetryBudget, url: str, *, can_begin_anew
                 cancelled.request_id = state.request_id
                 state.has_failed = True
                 return cancelled
-            is_next = _take(state, event, data)
+            is_next = state.take(event, data)
             if is_next is None:
                 return connection_error(url, "a token is missing")
             if is_next:
                 budget.renew()
-                yield Give(state.texts[-1])
+                yield Give(text_of(state.tokens[-1]))
             if state.answer is not None:
                 return None
-
-
-def _take(state: StreamState, event: ServerEvent, data: Mapping[str, Any]) -> bool | None:
-    """Fold one event in. True: a new token; False: nothing to give; None: there is a gap before it."""
-    state.request_id = str(data.get("request_id") or state.request_id)
-    if event.event == "queued":
-        state.position = data.get("position")
-        return False
-    if event.event == "token":
-        index = data.get("index")
-        if not isinstance(index, int) or index > len(state.texts):
-            return None
-        state.position = None
-        if index < len(state.texts):
-            return False
-        state.texts.append(str(data.get("text", "")))
-        state.last_id = event.id or state.last_id
-        return True
-    if event.event == "done":
-        state.answer = Answer(
-            request_id=state.request_id,
-            model=str(data.get("model", "")),
-            text="".join(state.texts),
-            finish_reason=str(data.get("finish_reason", "")),
-            usage=_convert(data.get("usage"), Usage, Usage()),
-            timings=_convert(data.get("timings"), Timings, Timings()),
-        )
-    return False  # an event of a newer server is not a fault
 
 
 def _error_event(data: Mapping[str, Any], state: StreamState, *, can_begin_anew: bool) -> PenstockError:
@@ -240,7 +156,7 @@ def _error_event(data: Mapping[str, Any], state: StreamState, *, can_begin_anew:
     state.request_id = error.request_id = str(data.get("request_id") or state.request_id)
     if error.code in _GATEWAYS_OWN:
         error.retryable = True
-    elif can_begin_anew and not state.texts:
+    elif can_begin_anew and not state.tokens:
         state.last_id = ""  # it has not begun: if the error is retryable, the same POST is another try
     else:
         error.retryable = False
@@ -271,6 +187,11 @@ def _fault(policy: Policy, head: ResponseHead | Broken, content: bytes | Broken,
     return error_from_response(head.status, head.headers, content, url)
 
 
+def _json(body: Mapping[str, Any]) -> bytes:
+    """In it may be parts of an answer, such as its tool calls."""
+    return json.dumps(body, default=msgspec.to_builtins).encode()
+
+
 def _headers(body: Mapping[str, Any] | None, key: str | None) -> dict[str, str]:
     headers = {} if body is None else {"content-type": "application/json"}
     return headers if key is None else headers | {"idempotency-key": key}
@@ -282,11 +203,3 @@ def _parsed(data: bytes | str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _convert(data: Any, kind: type[T], default: T) -> T:
-    """A part of an answer that may be missing or of another form in a newer server."""
-    try:
-        return msgspec.convert(data, kind, strict=False)
-    except msgspec.ValidationError:
-        return default

@@ -11,7 +11,7 @@ from penstock.client.route import DEFAULT_URL, Route
 from penstock.errors import ConfigError, InvalidRequest
 from penstock.job import OnDisconnect
 
-MessageLike = Mapping[str, str]
+MessageLike = Mapping[str, Any]
 
 
 class Options(TypedDict, total=False):
@@ -25,8 +25,23 @@ class Options(TypedDict, total=False):
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
+    top_k: int | None
+    min_p: float | None
     stop: str | Sequence[str] | None
     seed: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[str, float] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    response_format: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    metadata: Mapping[str, str] | None
+    user: str | None
     timeout_s: float | None
     on_disconnect: OnDisconnect | None
     queue_events: bool | None

@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from penstock.client.calls import Calls, StreamCall
-from penstock.client.core import StreamBase
 from penstock.client.options import MessageLike, Options, headers_of, policy_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
+from penstock.client.state import StreamBase
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer, ModelInfo, Status
 

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from penstock.event import Usage
+from penstock.rich_token import Logprob, ToolCall
 
 
 class Timings(Struct, frozen=True):
@@ -18,7 +19,11 @@ class Timings(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A whole answer. `finish_reason`: `length`, `stop`, `tool_calls` or `content_filter`."""
+    """A whole answer. `finish_reason`: `length`, `stop`, `tool_calls` or `content_filter`.
+
+    `reasoning`, `tool_calls` and `logprobs` are empty where the model gave none. `arguments` of a call is the text of a
+    JSON object, as the model wrote it.
+    """
 
     request_id: str
     model: str
@@ -26,13 +31,16 @@ class Answer(Struct, frozen=True, kw_only=True):
     finish_reason: str
     usage: Usage = Usage()
     timings: Timings = Timings()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
 
 
 class Status(Struct, frozen=True, kw_only=True):
     """What a gateway knows of a request. `state`: `queued`, `running`, `completed`, `failed` or `cancelled`.
 
-    `position` (1 is next) and `estimated_wait_s` are there while it waits, `text` when it has completed, `error` (the
-    `error` object of every error) when it has failed.
+    `position` (1 is next) and `estimated_wait_s` are there while it waits, `text` (and what an `Answer` has next to it)
+    when it has completed, `error` (the `error` object of every error) when it has failed.
     """
 
     request_id: str
@@ -47,6 +55,9 @@ class Status(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     finish_reason: str | None = None
     text: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
     error: dict[str, Any] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     user: str | None = None

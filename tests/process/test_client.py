@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +30,7 @@ CHAT = [{"role": "user", "content": "hello"}]
 @pytest.fixture(scope="module")
 def server() -> Iterator[Site]:
     with site() as built:
-        built.serve("--model", "mock=mock:step_ms=5;hostile=mock:scripted=true")
+        built.serve("--model", "mock=mock:step_ms=5;hostile=mock:scripted=true;tools=mock:tools=true")
         yield built
 
 
@@ -54,8 +59,62 @@ def test_whole_streamed_and_in_the_background_say_the_same(client: Client) -> No
     assert client.chat(CHAT, model="mock", max_tokens=6).text == client.generate(messages=CHAT, max_tokens=6).text
 
 
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}},
+}
+
+
+def test_tools_are_called_whole_streamed_and_in_the_background_alike(client: Client) -> None:
+    asked: dict[str, Any] = {
+        "messages": CHAT,
+        "model": "tools",
+        "tools": [WEATHER],
+        "metadata": {"a": "b"},
+        "user": "u",
+    }
+    whole = client.generate(**asked)
+    assert whole.finish_reason == "tool_calls"
+    (call,) = whole.tool_calls
+    assert (call.name, type(json.loads(call.arguments)["place"])) == ("weather", str)
+    with client.stream(**asked) as stream:
+        list(stream)
+    assert stream.answer is not None
+    assert stream.answer.tool_calls == stream.tool_calls == whole.tool_calls
+    handle = client.submit(**asked)
+    assert handle.result(timeout_s=30).tool_calls == whole.tool_calls
+    status = handle.status()
+    assert (status.tool_calls, status.metadata, status.user) == (whole.tool_calls, {"a": "b"}, "u")
+    with pytest.raises(InvalidRequest) as refused:
+        client.generate(**(asked | {"model": "mock"}))
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_log_probabilities_come_whole_and_streamed(client: Client) -> None:
+    whole = client.generate("hello", model="mock", max_tokens=3, logprobs=True, top_logprobs=2)
+    assert [one.token for one in whole.logprobs] == list(client.stream("hello", model="mock", max_tokens=3))
+    assert all(one.logprob < 0 and len(one.top) == 2 for one in whole.logprobs)
+    with client.stream("hello", model="mock", max_tokens=3, logprobs=True, top_logprobs=2) as stream:
+        assert stream.result().logprobs == whole.logprobs
+
+
+def test_the_example_of_tools_in_the_page_of_the_client_runs(server: Site) -> None:
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text(encoding="utf-8")
+    code = page.partition("## Tools")[2].partition("```python\n")[2].partition("```")[0]
+    head, tail = (
+        "from penstock import Client\nclient = Client()\n",
+        "print([message['role'] for message in messages])\n",
+    )
+    command = [sys.executable, "-c", head + code + tail]
+    environ = os.environ | {"PENSTOCK_URL": server.gateways[0]}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    *words, roles = done.stdout.splitlines()
+    assert roles == "['user', 'assistant', 'tool']"
+    assert "".join(words).strip()
+
+
 def test_the_models(client: Client) -> None:
-    assert {model.id for model in client.models()} == {"mock", "hostile"}
+    assert {model.id for model in client.models()} == {"mock", "hostile", "tools"}
 
 
 def test_a_stream_that_is_left_is_cancelled_and_one_that_is_to_go_on_is_not(client: Client) -> None:
@@ -121,7 +180,10 @@ async def test_async_fan_out(server: Site) -> None:
         handle = await client.submit("hello", max_tokens=4)
         assert (await handle.result(timeout_s=30)).text == (await client.generate("hello", max_tokens=4)).text
         assert (await handle.status()).is_over
-        assert len(await client.models()) == 2
+        assert len(await client.models()) == 3
+        called = await client.chat(CHAT, model="tools", tools=[WEATHER])
+        async with client.stream(messages=CHAT, model="tools", tools=[WEATHER]) as asking:
+            assert (await asking.result()).tool_calls == called.tool_calls != ()
         assert len(await client.requests(limit=5)) == 5
         async with client.stream("leave", max_tokens=5000) as stream:
             await anext(aiter(stream))

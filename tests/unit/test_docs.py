@@ -17,6 +17,7 @@ import pytest
 from bench import readme
 from bench.report import newest
 from penstock import Answer, Client, Status, errors
+from penstock.api.native import GenerateBody
 from penstock.backends.openai import OpenAIBackend
 from penstock.backends.openai.engines import EngineName
 from penstock.client import Handle, Stream
@@ -92,6 +93,12 @@ def test_the_page_of_the_client_names_all_of_it() -> None:
     for name, parameter in inspect.signature(Client).parameters.items():
         if name not in ("urls", "transport"):
             assert f"{name}={parameter.default}" in page, name
+
+
+def test_the_page_of_the_native_api_has_a_row_for_every_field() -> None:
+    page = (ROOT / "docs/api.md").read_text().partition("## `POST /v1/generate`")[2].partition("### A conversation")[0]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(GenerateBody.model_fields)
 
 
 def test_the_page_of_backends_names_every_option_with_its_default() -> None:

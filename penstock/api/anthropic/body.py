@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from penstock.api.fields import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, PAUSE, RequestFields, Stop, Strict
 from penstock.api.images import ImageLocation
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import MAX_STOPS, MAX_TOOLS, PAUSE, Stop, Strict
 from penstock.errors import InvalidRequest
-from penstock.job import Message, OnDisconnect
+from penstock.job import Message
 from penstock.rich_token import ToolCall
 
-MAX_MESSAGES = 1000
 MAX_BLOCKS = 100
 
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
@@ -124,27 +123,19 @@ class MessagesMetadata(Strict):
     user_id: str | None = Field(None, max_length=512)
 
 
-class MessagesBody(Strict):
+class MessagesBody(RequestFields):
     """A conversation to answer. Form: https://docs.anthropic.com/en/api/messages."""
 
-    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     messages: list[Annotated[MessageParam, PAUSE]] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int = Field(ge=1)
     cache_control: CacheControl | None = None
     system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     temperature: float | None = Field(None, ge=0, le=1)
-    top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: MessagesToolChoice | None = None
     metadata: MessagesMetadata | None = None
-    stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")
-    timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
-    on_disconnect: OnDisconnect | None = Field(
-        None,
-        description="Penstock's own: when the last reader leaves. Default: cancel; with an Idempotency-Key, resume.",
-    )
 
 
 def draft_of(body: MessagesBody) -> Draft:

@@ -13,8 +13,8 @@ from penstock.api.answer import AnswerResponse
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
+from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
-from penstock.api.openai.fields import without_refused
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
 from penstock.gateway.admission import Permit

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import Field
 
+from penstock.api.fields import GenerationFields
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import MAX_CHOICES, ChoiceFields, choice_sampling, copies
+from penstock.api.openai.fields import MAX_CHOICES, ChoiceFields, copies
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
 from penstock.rich_token import Logprob, Token, Whole
@@ -23,7 +24,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {"best_of": (1,), "echo": (False,), "suffi
 Prompt = Annotated[str, Field(min_length=1)]
 
 
-class CompletionBody(ChoiceFields):
+class CompletionBody(ChoiceFields, GenerationFields):
     """A text to go on from. Form: https://platform.openai.com/docs/api-reference/completions/create."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] = Field(
@@ -42,7 +43,7 @@ def drafts_of(body: CompletionBody) -> list[Draft]:
             model=body.model,
             prompt=prompt,
             max_tokens=body.max_tokens,
-            sampling=choice_sampling(body) | {"logprobs": body.logprobs},
+            sampling=body.sampling() | {"logprobs": body.logprobs},
             stream=bool(body.stream),
             timeout_s=body.timeout_s,
             on_disconnect=body.on_disconnect,

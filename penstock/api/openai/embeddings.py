@@ -11,8 +11,8 @@ import msgspec
 from pydantic import Field
 
 from penstock.api.answer import AnswerResponse
+from penstock.api.fields import Strict
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import Strict
 from penstock.event import Done
 from penstock.rich_token import RichToken, decode_vector
 

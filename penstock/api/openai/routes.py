@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from penstock import errors
 from penstock.api.callers import authenticate
+from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
 from penstock.api.openai.answer import ChoiceResponse, ChoicesResponse
 from penstock.api.openai.embeddings import EmbeddingBody, EmbeddingResponse, draft_of
-from penstock.api.openai.fields import without_refused
 from penstock.api.openai.form import Form
 from penstock.errors import ModelNotFound
 from penstock.gateway.admission import Caller, Permit

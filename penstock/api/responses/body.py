@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Struct
 from pydantic import Field
 
+from penstock.api.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, Metadata, SamplingFields, Strict, given
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, Metadata, SamplingFields, Strict, given
 from penstock.api.responses.items import Input, messages_of
 from penstock.errors import InvalidRequest
 from penstock.job import JOB_ID, Job, Message, OnDisconnect, created_at_of

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from msgspec.structs import replace
 from pydantic import Discriminator, Field, Tag
 
+from penstock.api.fields import Strict
 from penstock.api.images import ImageLocation
-from penstock.api.openai.fields import Strict
 from penstock.errors import InvalidRequest
 from penstock.job import Message
 from penstock.rich_token import ToolCall

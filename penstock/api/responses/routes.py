@@ -12,8 +12,8 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
+from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
-from penstock.api.openai.fields import without_refused
 from penstock.api.openai.routes import begin
 from penstock.api.requests import cancelled, find
 from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of

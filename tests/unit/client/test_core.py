@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from penstock.client import core
 from penstock.client.calls import read_as
-from penstock.client.core import Policy, StreamState
+from penstock.client.core import Policy
 from penstock.client.options import Options, body_of, headers_of, policy_of
 from penstock.client.route import RetryBudget, Route, error_from_response, read_urls
+from penstock.client.state import StreamBase, StreamState
 from penstock.client.steps import Broken, Give, Now, Pause, Read, ResponseHead, Rest, Send, Step, Steps
 from penstock.client.types import Answer
 from penstock.errors import (
@@ -33,7 +34,8 @@ from penstock.errors import (
     Unavailable,
     WorkerLost,
 )
-from penstock.sse import frame
+from penstock.rich_token import Logprob, ToolCall
+from penstock.sse import ServerEvent, frame
 
 URLS = ("http://a:1", "http://b:2", "http://c:3")
 WORDS = [f" w{number}" for number in range(12)]
@@ -159,6 +161,49 @@ def test_a_resumed_stream_goes_on_at_the_next_url_after_the_last_event() -> None
     assert second.headers == {"last-event-id": "g.1/1-6"}
     assert world.pauses == []
     assert state.num_resumed == 1
+
+
+RICH: list[dict[str, Any]] = [
+    {"text": "Let me see", "reasoning": "hm"},
+    {"text": "", "tool_calls": [{"name": "weather"}]},
+    {"text": "", "tool_calls": [{"arguments": '{"at":'}], "logprobs": [{"token": "a", "logprob": -0.5}]},
+    {"text": "", "tool_calls": [{"arguments": '"sea"}'}, {"index": 1, "id": "c2", "name": "clock"}]},
+]
+
+
+def _rich_events(after: int) -> bytes:
+    frames = [
+        frame("token", json.dumps({"request_id": "g.1", "index": index, **RICH[index]}).encode(), f"g.1/1-{index + 1}")
+        for index in range(after, len(RICH))
+    ]
+    end = {"request_id": "g.1", "model": "m", "finish_reason": "tool_calls"}
+    return b"".join([*frames, frame("done", json.dumps(end).encode())])
+
+
+@pytest.mark.parametrize("num_before", range(len(RICH) + 1))
+def test_tool_calls_reasoning_and_probabilities_are_joined_also_over_a_break(num_before: int) -> None:
+    begun = b"".join(f + b"\n\n" for f in _rich_events(0).split(b"\n\n")[:num_before])
+    world = World([(200, {}, begun), (200, {}, _rich_events(num_before))])
+    state = StreamState()
+    answer = _play(world, core.stream(_policy(), state, {"prompt": "hi"}, key="k"))
+    assert (answer.text, answer.reasoning, answer.finish_reason) == ("Let me see", "hm", "tool_calls")
+    assert answer.tool_calls == (
+        ToolCall(0, "call_g.1_0", "weather", '{"at":"sea"}'),  # the engine gave it no id
+        ToolCall(1, "c2", "clock"),
+    )
+    assert answer.logprobs == (Logprob("a", -0.5),)
+    assert len(world.given) == len(RICH)
+    assert world.sent[1].headers.get("last-event-id") == (f"g.1/1-{num_before}" if num_before else None)
+    seen = StreamBase(state)
+    assert (seen.text, seen.reasoning, seen.tool_calls) == (answer.text, answer.reasoning, answer.tool_calls)
+
+
+def test_a_part_of_an_answer_that_a_newer_server_has_in_another_form_is_left_out() -> None:
+    state = StreamState()
+    data = {"request_id": "g.1", "index": 0, "text": "a", "tool_calls": "new", "novelty": 1}
+    assert state.take(ServerEvent("token", "{}", "g.1/1-1"), data) is True
+    assert StreamBase(state).text == "a"
+    assert StreamBase(state).tool_calls == ()
 
 
 def test_a_gap_is_not_believed() -> None:
@@ -411,6 +456,12 @@ def test_bodies() -> None:
     assert body_of("hi", None, options) == {"prompt": "hi", "max_tokens": 3, "stop": ["a", "b"]}
     chat = body_of(None, [{"role": "user", "content": "x"}], {}, background=True)
     assert chat == {"messages": [{"role": "user", "content": "x"}], "background": True}
+    world, answered = (
+        World([(200, {}, b"{}")]),
+        {"role": "assistant", "content": "", "tool_calls": (ToolCall(0, "c", "f"),)},
+    )
+    _play(world, core.ask(_policy(), "POST", "/x", body_of(None, [answered], {})))  # an answer's calls, as they came
+    assert json.loads(world.sent[0].body or b"")["messages"][0]["tool_calls"] == [{"id": "c", "name": "f"}]
     with pytest.raises(InvalidRequest):
         body_of("hi", [], {})
     with pytest.raises(TypeError, match="max_token"):

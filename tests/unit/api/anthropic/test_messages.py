@@ -11,8 +11,8 @@ from penstock import errors
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.events import MessageEvents, events_of
+from penstock.api.fields import without_refused
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import without_refused
 from penstock.errors import InvalidRequest
 from penstock.event import Done, Terminal
 from penstock.http.body_json import validate

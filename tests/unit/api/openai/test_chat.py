@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.api.fields import without_refused
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody, ChatForm
 from penstock.api.openai.completions import CompletionBody, CompletionForm
-from penstock.api.openai.fields import without_refused
 from penstock.errors import InvalidRequest, PenstockError, UnsupportedParameter
 from penstock.http.body_json import validate
 from penstock.job import Message, Sampling

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.api.fields import without_refused
 from penstock.api.intake import Draft
-from penstock.api.openai.fields import without_refused
 from penstock.api.responses.body import (
     NOTHING,
     REFUSED,

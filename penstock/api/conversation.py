@@ -1,0 +1,195 @@
+"""A conversation with images and tools, as chat completions and Penstock's own API take it: body to `Message`s. Pure.
+
+The form is OpenAI's: https://platform.openai.com/docs/api-reference/chat. A `Job` holds tools, the choice of one and
+the response format in it too, so the other APIs translate theirs into it. What a model cannot do is refused by its
+capabilities.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from penstock.api.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, GenerationFields, Metadata, Strict, given
+from penstock.api.images import ImageLocation
+from penstock.errors import InvalidRequest
+from penstock.job import Message
+from penstock.rich_token import ToolCall
+
+MAX_PARTS = 100
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageURL(Strict):
+    url: ImageLocation
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class FunctionCall(Strict):
+    name: str = Field(min_length=1, max_length=200)
+    arguments: str
+
+
+class ToolCallBody(Strict):
+    id: str = Field(min_length=1, max_length=200)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # some clients give back what they were streamed
+
+    def tool_call(self, index: int) -> ToolCall:
+        return ToolCall(index, self.id, self.function.name, self.function.arguments)
+
+
+class AnsweredToolCall(Strict):
+    """A call as `POST /v1/generate` answers it, given back."""
+
+    id: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=200)
+    arguments: str = ""
+    index: int | None = None
+
+    def tool_call(self, index: int) -> ToolCall:
+        return ToolCall(index, self.id, self.name, self.arguments)
+
+
+class MessageFields(Strict):
+    """The null fields are those of an assistant's message as it was answered, given back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
+    name: str | None = Field(None, min_length=1, max_length=200)
+    tool_call_id: str | None = Field(None, min_length=1, max_length=200)
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ChatMessage(MessageFields):
+    tool_calls: Annotated[list[ToolCallBody], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+
+
+AnyToolCall = ToolCallBody | AnsweredToolCall
+
+
+class NativeMessage(MessageFields):
+    """A turn of a conversation, in the form of chat completions. `tool_calls` may also be those of an answer."""
+
+    tool_calls: Annotated[list[AnyToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+
+
+class FunctionSchema(Strict):
+    name: str = Field(min_length=1, max_length=200)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: FunctionSchema
+
+
+class FunctionName(Strict):
+    name: str = Field(min_length=1, max_length=200)
+
+
+class ToolChoice(Strict):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class ConversationFields(GenerationFields):
+    """The fields of chat completions and of Penstock's own API."""
+
+    logprobs: bool | None = Field(None, description="The log probability of each token of the answer.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="So many of the likeliest tokens at each place, too."
+    )
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        None, description="Functions that the model may ask for."
+    )
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    metadata: Metadata | None = Field(None, description="Your own notes; given back with the request.")
+
+    def check(self) -> None:
+        """Raises `InvalidRequest` for fields that contradict each other."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        if not self.tools:
+            for name in ("tool_choice", "parallel_tool_calls"):
+                if getattr(self, name) is not None:
+                    raise InvalidRequest(f"'{name}' needs 'tools'.", param=name)
+
+    def sampling(self) -> dict[str, Any]:
+        fields = super().sampling()
+        if self.logprobs:
+            fields["logprobs"] = self.top_logprobs or 0
+        if self.tools:
+            chosen = self.tool_choice
+            fields["tools"] = tuple([{"type": tool.type, "function": given(tool.function)} for tool in self.tools])
+            fields["tool_choice"] = chosen.model_dump() if isinstance(chosen, ToolChoice) else chosen
+            fields["parallel_tool_calls"] = self.parallel_tool_calls
+        if self.response_format is not None and self.response_format.type != "text":
+            fields["response_format"] = given(self.response_format)
+        fields["reasoning_effort"] = self.reasoning_effort
+        return fields
+
+    def names(self) -> dict[str, str]:
+        """`Draft.names`."""
+        return {"logprobs": "top_logprobs"} if self.top_logprobs else {}
+
+
+def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
+    """Message number `index` of a conversation. Raises `InvalidRequest` for fields that its role does not have."""
+
+    def fault(name: str, problem: str) -> InvalidRequest:
+        return InvalidRequest(f"'messages.{index}.{name}' {problem}.", param=f"messages.{index}.{name}")
+
+    if message.tool_calls and message.role != "assistant":
+        raise fault("tool_calls", "is allowed in an assistant's message only")
+    if (message.tool_call_id is not None) != (message.role == "tool"):
+        raise fault("tool_call_id", "is required in a tool's message, and allowed in no other")
+    content = message.content
+    if content is None and not message.tool_calls:
+        raise fault("content", "is required")
+    parts: tuple[dict[str, Any], ...] = ()
+    if isinstance(content, list):
+        if any(isinstance(part, ImagePart) for part in content):
+            if message.role != "user":
+                raise fault("content", "may hold images in a user's message only")
+            parts = tuple(map(_part, content))
+        content = "\n".join(part.text for part in content if isinstance(part, TextPart))
+    return Message(
+        role=message.role,
+        content=content or "",
+        parts=parts,
+        tool_calls=tuple([call.tool_call(number) for number, call in enumerate(message.tool_calls or ())]),
+        tool_call_id=message.tool_call_id or "",
+        name=message.name or "",
+    )
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return given(part) if isinstance(part, TextPart) else {"type": part.type, "image_url": given(part.image_url)}

@@ -1,0 +1,116 @@
+"""Fields that several APIs have with one meaning: their types and limits, and what they make of a `Draft`. Pure.
+
+A field is honoured, or refused with its name: by the model's capabilities, or here, where no backend could honour it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from penstock.errors import UnsupportedParameter
+from penstock.job import OnDisconnect
+
+MAX_MESSAGES = 1000
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 200
+MAX_TOOLS = 128
+MAX_TOP_LOGPROBS = 20
+MAX_METADATA = 16
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _pause(value: Any) -> Any:
+    return value
+
+
+# On each item of a long list: pydantic holds the interpreter from the first item to the last, and lets go of it only
+# where it calls Python. Without this the event loop would be blocked while another thread validates a large body.
+PAUSE = BeforeValidator(_pause)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def given(model: BaseModel) -> dict[str, Any]:
+    """The fields of `model` that are not null, with their values as they came.
+
+    `model_dump` copies a tool's whole schema, holding the interpreter, and with it the event loop, all the while.
+    """
+    return {name: value for name, value in vars(model).items() if value is not None}
+
+
+class RequestFields(Strict):
+    """The fields of every API that generates."""
+
+    model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling. Default: the backend's.")
+    stream: bool | None = Field(None, description="Server-Sent Events. Default: false.")
+    timeout_s: float | None = Field(None, ge=1, description="Penstock's own: seconds until it is given up.")
+    on_disconnect: OnDisconnect | None = Field(
+        None,
+        description="Penstock's own: when the last reader leaves. Default: cancel; with an Idempotency-Key, resume.",
+    )
+
+
+class SamplingFields(RequestFields):
+    """The fields of every API but Anthropic's, which has them with other limits or under other names."""
+
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy. Default: the backend's.")
+    user: str | None = Field(None, max_length=200, description="Your name for your user; passed on to an upstream.")
+
+
+class GenerationFields(SamplingFields):
+    """The fields of chat completions, completions and Penstock's own API."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
+        None, description=f"Up to {MAX_STOPS} strings that end the answer; they are not part of it."
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2, description="Not OpenAI's own, but common.")
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=300)] | None = None
+    top_k: int | None = Field(None, ge=1, description="Not OpenAI's own, but common.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Not OpenAI's own, but common.")
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling` that these make. A value that asks for nothing is None."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": stop,
+            "seed": self.seed,
+            "presence_penalty": self.presence_penalty or None,  # 0 is the default everywhere, and asks for nothing
+            "frequency_penalty": self.frequency_penalty or None,
+            "repetition_penalty": None if self.repetition_penalty == 1 else self.repetition_penalty,
+            "logit_bias": self.logit_bias or None,
+            "top_k": self.top_k,
+            "min_p": self.min_p or None,
+        }
+
+
+def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """`data` without the fields in `allowed`, which no backend honours beyond the values there (and null).
+
+    Raises `UnsupportedParameter`, which is clearer than "unknown field" to a client that knows the field.
+    """
+    for name, values in allowed.items():
+        value = data.get(name)
+        if value is not None and not any(type(value) is type(each) and value == each for each in values):
+            raise UnsupportedParameter(f"Penstock does not support '{name}'{_but(values)}.", param=name)
+    return {name: value for name, value in data.items() if name not in allowed}
+
+
+def _but(values: tuple[Any, ...]) -> str:
+    shown = [str(value).lower() if isinstance(value, bool) else repr(value) for value in values]
+    return f" (other than {' or '.join(shown)})" if shown else ""
