@@ -52,7 +52,7 @@ ALLOWED = {
     "what comes": (11, 0),
     "what came": (7, 0),
     "forgotten": (5, 2),
-    "taken up": (4, 0),
+    "taken up": (3, 0),
     "but for": (6, 1),
     "anybody": (2, 1),
 }

@@ -68,11 +68,11 @@ class AdminAPI:
     async def overview(self, request: Request) -> Response:
         """Gateways, workers, the queue, and up to 200 requests that workers hold."""
         await self._admit(request)
-        transport = self.gateway.transport
-        seen = await transport.overview()
+        operators = self.gateway.operators
+        seen = await operators.overview()
         held = ((holding.worker, job_id) for holding in seen.workers for job_id in holding.held)
         shown = list(islice(held, MAX_SHOWN))
-        summaries = await transport.read_summary([job_id for _, job_id in shown])
+        summaries = await operators.read_summary([job_id for _, job_id in shown])
         return _json(
             PoolOverview(
                 queue_depth=seen.depth,
@@ -95,13 +95,13 @@ class AdminAPI:
     async def dead(self, request: Request) -> Response:
         """Poison requests, newest first."""
         await self._admit(request)
-        return _json(DeadList(data=await self.gateway.transport.dead()))
+        return _json(DeadList(data=await self.gateway.operators.dead()))
 
     async def show_dead(self, request: Request, request_id: str) -> Response:
         """What is known of one: never its prompt."""
         await self._admit(request)
         job = await self._find_dead(request_id)
-        (seen,) = await self.gateway.transport.read_summary([request_id])
+        (seen,) = await self.gateway.operators.read_summary([request_id])
         known = {} if seen is None else {"attempts": seen.num_claims, "created_at": seen.created_at}
         return _json({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
 
@@ -111,7 +111,7 @@ class AdminAPI:
         caller = await self._admit(request)
         check_bodiless(request)
         await self._find_dead(request_id)
-        record = await self.gateway.transport.read(request_id)
+        record = await self.gateway.store.read(request_id)
         if record is None:
             raise RequestNotFound("The store no longer has this request; it cannot be run again.", param="request_id")
         settings = self.gateway.settings
@@ -124,13 +124,13 @@ class AdminAPI:
             self.gateway.relay.leave(reader, is_delivered=False)
         finally:
             permit.release()
-        await self.gateway.transport.remove_dead(request_id)
+        await self.gateway.operators.remove_dead(request_id)
         return _json({"request_id": job.id, "redriven": request_id})
 
     async def drop_dead(self, request: Request, request_id: str) -> Response:
         """Take it off the list."""
         await self._admit(request)
-        if not await self.gateway.transport.remove_dead(request_id):
+        if not await self.gateway.operators.remove_dead(request_id):
             raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
         return _json({"dropped": request_id})
 
@@ -149,7 +149,7 @@ class AdminAPI:
         `is_live`: the key is not revoked, as this gateway sees it, so that more may come.
         """
         await self._admit(request)
-        done = await cancel_all(self.gateway.transport, caller)
+        done = await cancel_all(self.gateway.store, self.gateway.operators, caller)
         keys = self.gateway.keys
         if keys is not None:
             keys.refresh()
@@ -169,7 +169,7 @@ class AdminAPI:
         return caller
 
     async def _find_dead(self, request_id: str) -> DeadJob:
-        for job in await self.gateway.transport.dead():
+        for job in await self.gateway.operators.dead():
             if job.id == request_id:
                 return job
         raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
@@ -177,7 +177,7 @@ class AdminAPI:
 
 async def examine(gateway: Gateway) -> DoctorReport:
     """What the store's own doctor finds, and what a gateway knows besides."""
-    findings = await gateway.transport.inspect()
+    findings = await gateway.operators.inspect()
     reasons = gateway.why_not_ready()
     findings.append(
         Finding(
@@ -190,7 +190,7 @@ async def examine(gateway: Gateway) -> DoctorReport:
     findings.append(_examine_keys(gateway))
     if all(finding.name != "workers" for finding in findings):  # a store of one process leaves that to us
         pool = gateway.pool.seen
-        age_s = await _age_s(gateway, await gateway.transport.overview())
+        age_s = await _age_s(gateway, await gateway.operators.overview())
         findings += [
             Finding(
                 name="workers",
@@ -219,7 +219,7 @@ def _examine_keys(gateway: Gateway) -> Finding:
 
 async def _age_s(gateway: Gateway, seen: Overview) -> float | None:
     """How long the next one in the queue waits already."""
-    (oldest,) = await gateway.transport.read_summary([seen.oldest]) if seen.oldest else (None,)
+    (oldest,) = await gateway.operators.read_summary([seen.oldest]) if seen.oldest else (None,)
     return None if oldest is None else round(oldest.now - oldest.created_at, 1)
 
 

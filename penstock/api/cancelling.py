@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from penstock.transports.base import Transport
+from penstock.transports.base import GatewayStore, OperatorStore
 
 MAX_LISTED = 1000
 MAX_WAITING = 10_000
@@ -28,24 +28,24 @@ class CancelCounts:
     marked: int
 
 
-async def cancel_all(transport: Transport, caller_id: str) -> CancelCounts:
+async def cancel_all(store: GatewayStore, operators: OperatorStore, caller_id: str) -> CancelCounts:
     """Raises `StoreUnavailable`; safe to repeat."""
     found = []
-    for some in _chunks(await _candidates(transport, caller_id), LOOK_AT_ONCE):
-        for one in await transport.read_summary(some):
+    for some in _chunks(await _candidates(operators, caller_id), LOOK_AT_ONCE):
+        for one in await operators.read_summary(some):
             if one is not None and one.caller == caller_id and one.state != "done":
                 found.append(one.id)
     outcomes: list[str] = []
     for some in _chunks(found, CANCEL_AT_ONCE):
-        outcomes += await asyncio.gather(*(transport.cancel(job_id, "operator") for job_id in some))
+        outcomes += await asyncio.gather(*(store.cancel(job_id, "operator") for job_id in some))
     return CancelCounts(outcomes.count("ended"), outcomes.count("marked"))
 
 
-async def _candidates(transport: Transport, caller_id: str) -> list[str]:
+async def _candidates(operators: OperatorStore, caller_id: str) -> list[str]:
     """Ids that may be the caller's and may be alive. Its own list has the newest only, so the others are looked at."""
-    mine = await transport.requests_of(caller_id, MAX_LISTED)
-    waiting = await transport.waiting(MAX_WAITING)
-    workers = (await transport.overview()).workers
+    mine = await operators.requests_of(caller_id, MAX_LISTED)
+    waiting = await operators.waiting(MAX_WAITING)
+    workers = (await operators.overview()).workers
     held = islice((job_id for holding in workers for job_id in holding.held), MAX_HELD)
     return list(dict.fromkeys([*mine, *waiting, *held]))
 

@@ -102,7 +102,7 @@ async def _submit(gateway: Gateway, job: Job, endpoint: str) -> Reader:
         return await gateway.submit(job, endpoint)
     except BaseException:
         with contextlib.suppress(StoreUnavailable):  # then the key is free as soon as its request is seen to be missing
-            await asyncio.shield(gateway.transport.unbind_key(job))
+            await asyncio.shield(gateway.store.unbind_key(job))
         raise
 
 

@@ -93,8 +93,8 @@ class RequestsAPI:
         """Your newest requests, the newest first, without their texts."""
         caller = await authenticate(self.gateway, request, call_of(request))
         async with self.gateway.turns.of(caller.rate_key):
-            ids = await self.gateway.transport.requests_of(caller.id, limit)
-            seen = [one for one in await self.gateway.transport.read_summary(ids) if one is not None]
+            ids = await self.gateway.operators.requests_of(caller.id, limit)
+            seen = [one for one in await self.gateway.operators.read_summary(ids) if one is not None]
             places = await self.gateway.places.look() if any(one.state == "queued" for one in seen) else {}
         return _json({"data": [self._shown(one, places) for one in seen]})
 
@@ -197,7 +197,7 @@ async def cancelled(gateway: Gateway, caller: Caller, record: Record) -> Record:
     seen = Summary.of(record)
     while seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
-        seen = (await gateway.transport.read_summary([request_id]))[0] or seen
+        seen = (await gateway.operators.read_summary([request_id]))[0] or seen
     return await find(gateway, caller, request_id) or record
 
 

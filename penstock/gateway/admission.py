@@ -29,7 +29,7 @@ from penstock.errors import (
 from penstock.fleet import Capabilities
 from penstock.gateway.pool import PoolView
 from penstock.settings.declaration import Network
-from penstock.transports.base import RateLimit, Transport, Verdict
+from penstock.transports.base import GatewayStore, RateLimit, Verdict
 from penstock.transports.gcra import gcra
 
 STORE_WAIT_S = 2.0
@@ -61,7 +61,7 @@ class Admission:
 
     def __init__(
         self,
-        transport: Transport,
+        store: GatewayStore,
         pool: PoolView,
         *,
         keys: KeyRing | None = None,
@@ -70,7 +70,7 @@ class Admission:
         no_worker_grace_s: float = 10.0,
         max_waiting: int = 1000,
     ) -> None:
-        self._transport = transport
+        self._store = store
         self._rate_limit = rate_limit
         self.identify = Callers(keys, trusted_proxies).identify
         self._grace_s = no_worker_grace_s
@@ -106,7 +106,7 @@ class Admission:
                 "key or PENSTOCK_RATE_LIMIT_BURST."
             )
         try:
-            verdict = await self._transport.charge(caller.rate_key, limit, cost - charged)
+            verdict = await self._store.charge(caller.rate_key, limit, cost - charged)
         except StoreUnavailable:
             verdict = self._charge_locally(caller.rate_key, limit, cost - charged)
         headers = {

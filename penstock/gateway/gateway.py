@@ -24,7 +24,7 @@ from penstock.job import Job, new_process_id, new_ulid
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
 from penstock.settings import Settings
-from penstock.transports.base import LEASE_S, TICK_S, RateLimit, Transport
+from penstock.transports.base import LEASE_S, TICK_S, GatewayStore, OperatorStore, RateLimit, Transport
 from penstock.transports.quota import Share
 
 logger = logging.getLogger(__name__)
@@ -38,16 +38,20 @@ class Gateway:
     """One gateway process: its id, its relay, its gate."""
 
     def __init__(self, settings: Settings, transport: Transport, metrics: Metrics, door: Door | None = None) -> None:
-        """`door`: of the listener that requests come through; None in one's own process, where all are answered."""
+        """`transport`: each part gets the promise that it needs, and the routes `store` and `operators`.
+
+        `door`: of the listener that requests come through; None in one's own process, where all are answered.
+        """
         self.settings = settings
         self.door = door
-        self.transport = transport
+        self.store: GatewayStore = transport
+        self.operators: OperatorStore = transport
         self.metrics = metrics
         self.id = new_process_id("g")
         self.keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
         self.pool = PoolView()
         self.admission = Admission(
-            transport,
+            self.store,
             self.pool,
             keys=self.keys,
             rate_limit=RateLimit(settings.rate_limit_rpm, settings.rate_limit_burst)
@@ -59,7 +63,7 @@ class Gateway:
         )
         self.relay = Relay(
             self.id,
-            transport,
+            self.store,
             max_depth=settings.max_queue_depth,
             share=Share(
                 max_queued=settings.max_queued_per_caller,
@@ -82,7 +86,7 @@ class Gateway:
         self.keepalive = Keepalive(settings.sse_keepalive_s, settings.slow_reader_s)
         self._watching: set[Reader] = set()
         self._nudge = asyncio.Event()
-        self.places = Places(transport)
+        self.places = Places(self.operators)
         self.turns = Turns()
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -129,12 +133,12 @@ class Gateway:
         while True:
             try:
                 if not is_open:
-                    await self.transport.open()
-                    await self.transport.check()
-                    await self.transport.listen(self.id, self.relay.deliver, self.relay.invalidate_all)
-                    await self.transport.watch(self.id, self.relay.hinted)
+                    await self.store.open()
+                    await self.store.check()
+                    await self.store.listen(self.id, self.relay.deliver, self.relay.invalidate_all)
+                    await self.store.watch(self.id, self.relay.hinted)
                     is_open = True
-                pool = await self.transport.tick(self.id)
+                pool = await self.store.tick(self.id)
             except StoreUnavailable as error:
                 if not self._is_away:
                     logger.warning("the store does not answer: %s", error.message)
@@ -174,7 +178,7 @@ class Gateway:
         reasons = []
         if time.monotonic() - self._ticked_at > _STALE_TICK_S or not self._ticked_at:
             reasons.append("the store cannot be reached")
-        if not self.transport.is_listening:
+        if not self.store.is_listening:
             reasons.append("the subscription is down")
         if not self.pool.has_workers:
             reasons.append("no worker is alive")

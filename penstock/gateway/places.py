@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from penstock.transports.base import Transport
+from penstock.transports.base import OperatorStore
 
 FRESH_S = 0.02
 
@@ -13,8 +13,8 @@ FRESH_S = 0.02
 class Places:
     """`known`: as last seen, each waiting request's place, the next one 1."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, operators: OperatorStore) -> None:
+        self._operators = operators
         self._looking: asyncio.Task[dict[str, int]] | None = None
         self._seen_at = float("-inf")
         self.known: dict[str, int] = {}
@@ -29,7 +29,7 @@ class Places:
 
     async def _look(self) -> dict[str, int]:
         try:
-            waiting = await self._transport.waiting()
+            waiting = await self._operators.waiting()
         finally:
             self._looking = None
         self.known = {job_id: place for place, job_id in enumerate(waiting, 1)}

@@ -36,7 +36,8 @@ from penstock.processes.stand_in import Refuser
 from penstock.processes.supervisor import Death, Supervisor, program
 from penstock.settings import Settings
 from penstock.settings.export import to_environ
-from penstock.transports import Transport, make_transport
+from penstock.transports import make_transport
+from penstock.transports.base import WorkerStore
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,10 @@ EXIT_FAILED = 70  # EX_SOFTWARE: a bug ended one of the gateway's loops; a super
 # may have to wait whenever it comes back from the network, every stream would be much slower meanwhile.
 SWITCH_INTERVAL_S = 0.0005
 
-Companion = Callable[[Transport, Metrics], AbstractAsyncContextManager[None]]
+Companion = Callable[[WorkerStore, Metrics], AbstractAsyncContextManager[None]]
 
 
-def _nothing(transport: Transport, metrics: Metrics) -> AbstractAsyncContextManager[None]:
+def _nothing(store: WorkerStore, metrics: Metrics) -> AbstractAsyncContextManager[None]:
     return contextlib.nullcontext()
 
 

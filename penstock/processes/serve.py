@@ -14,7 +14,7 @@ from penstock.processes import gateway as server
 from penstock.processes.listen import listen_for_clients
 from penstock.processes.worker import build_worker, end_process
 from penstock.settings import Settings
-from penstock.transports import Transport
+from penstock.transports.base import WorkerStore
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ def run_serve(settings: Settings) -> int:
     """Blocks until a signal; returns the exit status."""
 
     @contextlib.asynccontextmanager
-    async def with_worker(transport: Transport, metrics: Metrics) -> AsyncIterator[None]:
-        worker = build_worker(settings, transport, metrics)
+    async def with_worker(store: WorkerStore, metrics: Metrics) -> AsyncIterator[None]:
+        worker = build_worker(settings, store, metrics)
         working = asyncio.create_task(worker.run())
         working.add_done_callback(_watch)
         try:

@@ -19,7 +19,8 @@ from penstock.processes.child import die_with_parent, send_to_parent
 from penstock.processes.listen import listen_for_operators
 from penstock.processes.signals import on_stop_signal
 from penstock.settings import ModelSpec, Settings
-from penstock.transports import Transport, make_transport
+from penstock.transports import make_transport
+from penstock.transports.base import WorkerStore
 from penstock.worker.worker import Worker
 
 logger = logging.getLogger("penstock.worker")
@@ -36,13 +37,13 @@ def run_worker(settings: Settings) -> int:
         return runner.run(_serve(settings))
 
 
-def build_worker(settings: Settings, transport: Transport, metrics: Metrics | None) -> Worker:
+def build_worker(settings: Settings, store: WorkerStore, metrics: Metrics | None) -> Worker:
     """A worker as the settings describe it. One whose engine hangs ends the process that it is in.
 
     `ConfigError` names the model, and the option, that is wrong.
     """
     return Worker(
-        transport,
+        store,
         build_backends(settings.models),
         max_batch_size=settings.max_batch_size,
         max_batches=settings.max_batches,
@@ -85,8 +86,8 @@ def _end_with(task: asyncio.Task[None]) -> None:
 
 async def _serve(settings: Settings) -> int:
     metrics = Metrics(models=[spec.name for spec in settings.models])
-    transport = make_transport(settings, metrics)
-    worker = build_worker(settings, transport, metrics)
+    store: WorkerStore = make_transport(settings, metrics)
+    worker = build_worker(settings, store, metrics)
     app = build_app(metrics, worker.why_not_ready, lambda: {"id": worker.id})
     ops = await serve_ops(app, listen_for_operators(settings))
     lag = asyncio.create_task(watch_lag(metrics))
@@ -95,22 +96,22 @@ async def _serve(settings: Settings) -> int:
     on_stop_signal(lambda number: worker.stop())
     try:
         announce_worker(settings, settings.metrics_host, ops.port)
-        if await _open(transport, worker):
+        if await _open(store, worker):
             await worker.run()
     finally:
         lag.cancel()
         await ops.close()
-        await transport.close()
+        await store.close()
     return 0
 
 
-async def _open(transport: Transport, worker: Worker) -> bool:
+async def _open(store: WorkerStore, worker: Worker) -> bool:
     """Wait for the store, unready. False when stopped before it came."""
     is_logged = False
     while not worker.is_stopping:
         try:
-            await transport.open()
-            await transport.check()
+            await store.open()
+            await store.check()
             return True
         except StoreUnavailable as error:
             if not is_logged:

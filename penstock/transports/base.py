@@ -225,10 +225,10 @@ class Verdict(Struct, frozen=True):
     retry_after_s: float = 0.0
 
 
-class Transport(ABC):
-    """See the head of this file. One instance serves one process: a gateway, a worker, or both.
+class Store(ABC):
+    """What each process does with its store, whatever its part. One instance serves one process.
 
-    Every coroutine raises `StoreUnavailable` when the store cannot be reached or refuses for memory.
+    Every coroutine of a store raises `StoreUnavailable` when it cannot be reached or refuses for memory.
     """
 
     @abstractmethod
@@ -242,7 +242,16 @@ class Transport(ABC):
     async def check(self) -> None:  # noqa: B027 - most stores have nothing to refuse
         """`ConfigError` for a store that would lose requests silently. Called once, after `open`."""
 
-    # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
+    @abstractmethod
+    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
+        """Call `on_cancel` on each hint that a job which this worker runs, or this gateway owns, is cancelled.
+
+        Hints may be lost: `renew` returns the same to a worker a little later, `read` to a gateway.
+        """
+
+
+class GatewayStore(Store):
+    """What a gateway asks of the store: requests go in, events come out, and what the store has lost is given back."""
 
     @abstractmethod
     async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
@@ -258,6 +267,14 @@ class Transport(ABC):
         """Whether the subscription is confirmed right now."""
 
     @abstractmethod
+    async def tick(self, gateway_id: str) -> Pool:
+        """Renew this gateway's lease and look at the pool. `ConfigError` if the pool speaks another protocol."""
+
+    @abstractmethod
+    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
+        """Count `cost` requests of `key` against `limit` (GCRA), all or none, shared by every gateway."""
+
+    @abstractmethod
     async def submit(
         self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
     ) -> int:
@@ -268,6 +285,42 @@ class Transport(ABC):
         `floor`: the highest attempt seen so far, for a job that the store had lost. `share`: what the job's
         caller may have; beyond it `QueueFull` or `StorageQuota`, as exact, and nothing left behind either.
         """
+
+    @abstractmethod
+    async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
+        """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job.
+
+        `job`: the job if the caller has it, so that it is not read again. Without it the whole job is read, which may
+        be as large as a request body, on a way of its own: it does not delay other verbs.
+        """
+
+    @abstractmethod
+    async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
+        """End a queued job at once, with its terminal event; mark a running one and hint to its worker and owner.
+
+        A running job whose deadline has passed `LATE_SLACK_S` ago is ended as well: its worker is dead, or will be
+        refused. "no_workers" ends a queued job only; one that runs by now is left alone ("running").
+
+        With an `owner`, a job that another gateway has adopted is left alone ("owned"), and so is, when a client
+        leaves, one that another gateway reads too: only the last reader's leaving counts. What a client or an
+        operator cancels is kept no longer than a job that names no retention.
+        """
+
+    @abstractmethod
+    async def adopt(self, job_id: str, gateway_id: str) -> bool:
+        """From now on this gateway answers for the job, and counts among its readers. False if there is none."""
+
+    @abstractmethod
+    async def follow(self, job_id: str) -> None:
+        """Receive this job's events too, though another gateway made its id; return when confirmed (rule 11)."""
+
+    @abstractmethod
+    async def unfollow(self, job_id: str) -> None:
+        """Stop receiving this job's events."""
+
+    @abstractmethod
+    async def requeue_if_missing(self, job_id: str) -> None:
+        """Push the id at the head unless the queue holds it: for an id that is in no list."""
 
     @abstractmethod
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
@@ -294,68 +347,24 @@ class Transport(ABC):
         """Whether the store has this gateway's lease, lapsed or not. False after a `tick` means: data has been lost."""
 
     @abstractmethod
-    async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
-        """State first, then the log after the entry `(attempt, tokens so far)`; None if the store has no such job.
-
-        `job`: the job if the caller has it, so that it is not read again. Without it the whole job is read, which may
-        be as large as a request body, on a way of its own: it does not delay other verbs.
-        """
-
-    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
-        """What a list shows of each job, None for one that the store does not have.
-
-        The cost does not grow with a job or its answer, except in a store that cannot read parts.
-        """
-        records = [await self.read(job_id) for job_id in job_ids]
-        return [None if record is None else Summary.of(record) for record in records]
-
-    @abstractmethod
-    async def cancel(self, job_id: str, reason: EndReason, owner: str | None = None) -> CancelOutcome:
-        """End a queued job at once, with its terminal event; mark a running one and hint to its worker and owner.
-
-        A running job whose deadline has passed `LATE_SLACK_S` ago is ended as well: its worker is dead, or will be
-        refused. "no_workers" ends a queued job only; one that runs by now is left alone ("running").
-
-        With an `owner`, a job that another gateway has adopted is left alone ("owned"), and so is, when a client
-        leaves, one that another gateway reads too: only the last reader's leaving counts. What a client or an
-        operator cancels is kept no longer than a job that names no retention.
-        """
-
-    @abstractmethod
-    async def adopt(self, job_id: str, gateway_id: str) -> bool:
-        """From now on this gateway answers for the job, and counts among its readers. False if there is none."""
-
-    @abstractmethod
-    async def requeue_if_missing(self, job_id: str) -> None:
-        """Push the id at the head unless the queue holds it: for an id that is in no list."""
-
-    @abstractmethod
     def retire(self, job_id: str, retention_s: float) -> None:
         """Keep an ended job at most `retention_s` from now, as its client has the last byte.
 
         Not awaited: if it is lost the job expires a little later.
         """
 
-    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:  # noqa: B027 - a store may count nothing
+    def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         """The job has ended: its answer takes `num_bytes` of its caller's share, until `keep_s` from now.
 
         None: as long as a job that names no retention is kept. It never raises either number. Not awaited: if it is
         lost the job counts as what was booked for it, until it expires. From then on only `job.kept()` is stored.
         """
 
-    def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:  # noqa: B027 - it may keep all as long
+    def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         """Keep a job that has ended at least `life_s` from now on, since a later one goes on from it. Not awaited.
 
         It takes of its caller's share for that long, with `num_bytes` for its answer.
         """
-
-    @abstractmethod
-    async def follow(self, job_id: str) -> None:
-        """Receive this job's events too, though another gateway made its id; return when confirmed (rule 11)."""
-
-    @abstractmethod
-    async def unfollow(self, job_id: str) -> None:
-        """Stop receiving this job's events."""
 
     @abstractmethod
     async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
@@ -369,44 +378,9 @@ class Transport(ABC):
     async def unbind_key(self, job: Job) -> None:
         """Free the idempotency key of a job that was never admitted; nothing if it is bound to another."""
 
-    @abstractmethod
-    async def requests_of(self, caller: str, limit: int) -> list[str]:
-        """Ids of the caller's newest requests, newest first; some may have expired. At most 1,000 are kept."""
 
-    @abstractmethod
-    async def waiting(self, limit: int = 10_000) -> list[str]:
-        """Ids in the queue, the next one first."""
-
-    # ── an operator's verbs ──────────────────────────────────────────────────────────────────────────────────────
-
-    @abstractmethod
-    async def overview(self) -> Overview:
-        """The gateways, the workers and the ids that each worker holds."""
-
-    @abstractmethod
-    async def dead(self) -> list[DeadJob]:
-        """Poison requests, newest first; at most 1,000 are kept."""
-
-    @abstractmethod
-    async def remove_dead(self, job_id: str) -> bool:
-        """Remove a poison request from the dead-letter list. False if it is not there."""
-
-    @abstractmethod
-    async def inspect(self) -> list[Finding]:
-        """Check the server, its settings, its clock and its response time.
-
-        A store that cannot be reached is a finding of level `error`, not an exception.
-        """
-
-    @abstractmethod
-    async def tick(self, gateway_id: str) -> Pool:
-        """Renew this gateway's lease and look at the pool. `ConfigError` if the pool speaks another protocol."""
-
-    @abstractmethod
-    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
-        """Count `cost` requests of `key` against `limit` (GCRA), all or none, shared by every gateway."""
-
-    # ── a worker's verbs ─────────────────────────────────────────────────────────────────────────────────────────
+class WorkerStore(Store):
+    """What a worker asks of the store: a lease, work from the queue, and a place for its events."""
 
     @abstractmethod
     async def enlist(self, info: WorkerInfo) -> None:
@@ -417,13 +391,6 @@ class Transport(ABC):
     @abstractmethod
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
         """Renew the lease; ask which of the `running` jobs are still wanted."""
-
-    @abstractmethod
-    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
-        """Call `on_cancel` on each hint that a job which this worker runs, or this gateway owns, is cancelled.
-
-        Hints may be lost: `renew` returns the same to a worker a little later, `read` to a gateway.
-        """
 
     @abstractmethod
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
@@ -464,9 +431,57 @@ class Transport(ABC):
     async def leave(self, worker_id: str) -> None:
         """Give up the lease, after everything was handed back."""
 
-    def clone_for_thread(self) -> Transport | None:
-        """A second transport to the same store, for the event loop of the lease thread.
+    def clone_for_thread(self) -> WorkerStore | None:
+        """A second way to the same store, for the event loop of the lease thread.
 
         None: the lease is renewed in the worker's own loop.
         """
         return None
+
+
+class OperatorStore(Store):
+    """What people look at: the queue, the workers, lists of requests, the dead-letter list, the server itself.
+
+    It changes nothing but the dead-letter list.
+    """
+
+    @abstractmethod
+    async def overview(self) -> Overview:
+        """The gateways, the workers and the ids that each worker holds."""
+
+    @abstractmethod
+    async def waiting(self, limit: int = 10_000) -> list[str]:
+        """Ids in the queue, the next one first."""
+
+    @abstractmethod
+    async def requests_of(self, caller: str, limit: int) -> list[str]:
+        """Ids of the caller's newest requests, newest first; some may have expired. At most 1,000 are kept."""
+
+    @abstractmethod
+    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
+        """What a list shows of each job, None for one that the store does not have. `Summary.of` makes one of a record.
+
+        The cost does not grow with a job or its answer, except in a store that cannot read parts.
+        """
+
+    @abstractmethod
+    async def dead(self) -> list[DeadJob]:
+        """Poison requests, newest first; at most 1,000 are kept."""
+
+    @abstractmethod
+    async def remove_dead(self, job_id: str) -> bool:
+        """Remove a poison request from the dead-letter list. False if it is not there."""
+
+    @abstractmethod
+    async def inspect(self) -> list[Finding]:
+        """Check the server, its settings, its clock and its response time.
+
+        A store that cannot be reached is a finding of level `error`, not an exception.
+        """
+
+
+class Transport(GatewayStore, WorkerStore, OperatorStore):
+    """The whole store: the three promises over the same data, for a process that is put together from both sides.
+
+    What runs in it asks for the one promise that it needs.
+    """

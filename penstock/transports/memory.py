@@ -51,6 +51,7 @@ from penstock.transports.base import (
     Record,
     Renewal,
     State,
+    Summary,
     Transport,
     Verdict,
 )
@@ -350,6 +351,10 @@ class MemoryTransport(Transport):
             reverse=True,
         )
         return [entry.job.id for entry in newest[: min(limit, _MAX_LISTED)]]
+
+    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
+        records = [await self.read(job_id) for job_id in job_ids]
+        return [None if record is None else Summary.of(record) for record in records]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
         return list(islice(self._queue, limit))

@@ -1,6 +1,6 @@
 """A worker's lease: renewed outside the engine's loop, and only while the engine makes progress.
 
-Where the transport can be used from a second event loop the lease is renewed in a thread of its own, so that CPU work
+Where the store can be used from a second event loop the lease is renewed in a thread of its own, so that CPU work
 in the engine's loop does not look like a death; else in a task. A batch in its engine without any event for
 `engine_stall_s` is a hang: the lease is no longer renewed, and `on_stall` ends the process. Also here, as it runs at
 the same interval: what dead workers held goes back to the queue.
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from penstock.errors import StoreUnavailable
 from penstock.fleet import WorkerInfo
-from penstock.transports.base import RENEW_S, Renewal, Transport
+from penstock.transports.base import RENEW_S, Renewal, WorkerStore
 
 logger = logging.getLogger("penstock.worker")
 
@@ -57,14 +57,14 @@ class Lease:
 
     def __init__(
         self,
-        transport: Transport,
+        store: WorkerStore,
         holder: Holder,
         engine_stall_s: float,
         on_stall: Callable[[float], None],
         on_dead: Callable[[BaseException], None],
         renew_s: float = RENEW_S,
     ) -> None:
-        self._transport = transport
+        self._store = store
         self._holder = holder
         self._engine_stall_s = engine_stall_s
         self._on_stall = on_stall
@@ -80,9 +80,9 @@ class Lease:
 
     def start(self) -> None:
         """Start renewing a lease that was just taken."""
-        clone = self._transport.clone_for_thread()
+        clone = self._store.clone_for_thread()
         if clone is None:
-            self._task = asyncio.create_task(self._hold(self._transport, self._holder.renewed))
+            self._task = asyncio.create_task(self._hold(self._store, self._holder.renewed))
             self._task.add_done_callback(self._task_ended)
         else:
             self._thread = threading.Thread(target=self._main, args=(clone,), name="penstock-lease", daemon=True)
@@ -103,14 +103,14 @@ class Lease:
         if error is not None:
             self._on_dead(error)
 
-    def _main(self, clone: Transport) -> None:
+    def _main(self, clone: WorkerStore) -> None:
         try:
             asyncio.run(self._hold_with(clone))
         except Exception as error:
             logger.exception("the lease's thread has failed")
             self._call_in_loop(self._on_dead, error)
 
-    async def _hold_with(self, clone: Transport) -> None:
+    async def _hold_with(self, clone: WorkerStore) -> None:
         def renewed(renewal: Renewal) -> None:
             self._call_in_loop(self._holder.renewed, renewal)
 
@@ -126,7 +126,7 @@ class Lease:
         except RuntimeError:
             logger.debug("the worker's loop has ended before its lease")
 
-    async def _hold(self, transport: Transport, renewed: Callable[[Renewal], None], is_open: bool = True) -> None:
+    async def _hold(self, store: WorkerStore, renewed: Callable[[Renewal], None], is_open: bool = True) -> None:
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -146,14 +146,14 @@ class Lease:
                 continue
             try:
                 if not is_open:
-                    await transport.open()
+                    await store.open()
                     is_open = True
-                renewal = await transport.renew(self._holder.info(), self._holder.running())
+                renewal = await store.renew(self._holder.info(), self._holder.running())
                 renewed(renewal)
                 if renewal.is_lost:
                     return
                 for dead in renewal.dead:
-                    await _reap(transport, dead)
+                    await _reap(store, dead)
             except StoreUnavailable as error:
                 logger.debug("cannot renew the lease, will try again: %s", error.message)
 
@@ -167,10 +167,10 @@ class Lease:
         return True
 
 
-async def _reap(transport: Transport, dead: str) -> None:
+async def _reap(store: WorkerStore, dead: str) -> None:
     """Reap one dead worker. If that fails the next renewal names it again; the failure does not block the others."""
     try:
-        num = await transport.reap(dead)
+        num = await store.reap(dead)
     except StoreUnavailable as error:
         logger.debug("cannot reap %s, will try again: %s", dead, error.message)
     else:

@@ -17,7 +17,7 @@ import msgspec
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Terminal, Tokens
 from penstock.rich_token import Token
-from penstock.transports.base import Transport
+from penstock.transports.base import WorkerStore
 from penstock.worker.crash_points import Fault, no_fault
 from penstock.worker.running_job import RunningJob
 
@@ -36,13 +36,13 @@ class Outbox:
 
     def __init__(
         self,
-        transport: Transport,
+        store: WorkerStore,
         worker_id: str,
         on_written: Callable[[RunningJob], None],
         on_refused: Callable[[RunningJob], None],
         fault: Fault = no_fault,
     ) -> None:
-        self._transport = transport
+        self._store = store
         self._worker_id = worker_id
         self._on_written = on_written
         self._on_refused = on_refused
@@ -171,7 +171,7 @@ class Outbox:
         retry_s, given_up = FIRST_RETRY_S, set[str]()
         while True:
             try:
-                refused = await self._transport.emit(self._worker_id, events)
+                refused = await self._store.emit(self._worker_id, events)
             except StoreUnavailable as error:
                 if retry_s == FIRST_RETRY_S:
                     logger.warning("cannot write, will try again: %s", error.message)

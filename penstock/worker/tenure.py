@@ -22,7 +22,7 @@ from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
 from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
-from penstock.transports.base import LEASE_S, Renewal, Transport
+from penstock.transports.base import LEASE_S, Renewal, WorkerStore
 from penstock.worker.batcher import Batcher
 from penstock.worker.batches import Runs, cancel_all
 from penstock.worker.crash_points import Fault, no_fault
@@ -59,7 +59,7 @@ class Tenure:
 
     def __init__(
         self,
-        transport: Transport,
+        store: WorkerStore,
         backends: Mapping[str, Backend],
         info: WorkerInfo,
         limits: Limits,
@@ -67,7 +67,7 @@ class Tenure:
         fault: Fault = no_fault,
     ) -> None:
         self.id = info.id
-        self._transport = transport
+        self._store = store
         self._backends = backends
         self._info = info
         self._limits = limits
@@ -80,7 +80,7 @@ class Tenure:
         self._batcher = Batcher(
             limits.max_batch_size, limits.window_s, continuous=continuous, num_batch_slots=num_batch_slots
         )
-        self._outbox = Outbox(transport, info.id, self._written, self._refused, fault)
+        self._outbox = Outbox(store, info.id, self._written, self._refused, fault)
         self._jobs: dict[str, RunningJob] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
         self._suspects = Suspects(limits.max_batch_size)
@@ -150,7 +150,7 @@ class Tenure:
                 continue
             if room > 0:
                 try:
-                    moved = await self._transport.wait(self.id, WAIT_S)
+                    moved = await self._store.wait(self.id, WAIT_S)
                 except StoreUnavailable:
                     await asyncio.sleep(RETRY_S)
             elif not self._has_strays:
@@ -194,7 +194,7 @@ class Tenure:
             self._has_strays = True
             return
         self._fault("after_pop")
-        claims = await self._transport.claim(self.id, fresh)
+        claims = await self._store.claim(self.id, fresh)
         self._fault("after_claim")
         if not self._is_stopping:
             claims, others = self._suspects.part(claims)
@@ -215,7 +215,7 @@ class Tenure:
         return time.monotonic() - self._renewed_at > LEASE_S
 
     async def _take(self, want: int) -> list[str]:
-        return [id for id in await self._transport.take(self.id, max(0, want)) if id not in self._jobs]
+        return [id for id in await self._store.take(self.id, max(0, want)) if id not in self._jobs]
 
     def _room(self) -> int:
         """How many ids to take: at most the free sequence slots, and at most one batch ahead of the batch slots."""
@@ -347,7 +347,7 @@ class Tenure:
         deadline = time.monotonic() + GIVE_BACK_S
         while claims and not self._lost.is_set():
             try:
-                await self._transport.hand_back(self.id, claims)
+                await self._store.hand_back(self.id, claims)
                 logger.info("handed back", extra={"jobs": len(claims)})
                 break
             except StoreUnavailable as error:

@@ -18,7 +18,7 @@ from penstock.backends.base import Backend
 from penstock.errors import BackendError, StoreUnavailable
 from penstock.fleet import WorkerInfo
 from penstock.metrics import Metrics
-from penstock.transports.base import Transport
+from penstock.transports.base import WorkerStore
 from penstock.version import __version__
 from penstock.worker.crash_points import fault_from
 from penstock.worker.lease import Lease
@@ -32,7 +32,7 @@ REAP_S = 5.0
 
 
 class Worker:
-    """Serves `backends` (model → backend) from an open `transport`. Times are seconds.
+    """Serves `backends` (model → backend) from an open `store`. Times are seconds.
 
     `on_stall(seconds)` is called, perhaps from another thread, when a batch's engine has made no progress for
     `engine_stall_s`; it should end the process. Without it `run` raises `BackendError`. `on_enlist(worker_id)` is
@@ -41,7 +41,7 @@ class Worker:
 
     def __init__(
         self,
-        transport: Transport,
+        store: WorkerStore,
         backends: Mapping[str, Backend],
         *,
         max_batch_size: int = 64,
@@ -55,7 +55,7 @@ class Worker:
         on_stall: Callable[[float], None] | None = None,
         on_enlist: Callable[[str], None] = lambda worker_id: None,
     ) -> None:
-        self._transport = transport
+        self._store = store
         self._backends = dict(backends)
         self._limits = Limits(
             max_batch_size=max_batch_size,
@@ -116,10 +116,10 @@ class Worker:
     async def _work(self) -> None:
         """One tenure: take a lease, work under it, and give it up or find it lost."""
         info = self._info()
-        tenure = Tenure(self._transport, self._backends, info, self._limits, self._metrics, self._fault)
+        tenure = Tenure(self._store, self._backends, info, self._limits, self._metrics, self._fault)
         if not await self._enlist(info, tenure):
             return
-        lease = Lease(self._transport, tenure, self._engine_stall_s, self._stalled, self._fail)
+        lease = Lease(self._store, tenure, self._engine_stall_s, self._stalled, self._fail)
         working = asyncio.create_task(tenure.run())
         lease.start()
         self._tenure, self._is_enlisted = tenure, True
@@ -147,8 +147,8 @@ class Worker:
         retry_s = FIRST_RETRY_S
         while not self._stopping.is_set():
             try:
-                await self._transport.enlist(info)
-                await self._transport.watch(info.id, tenure.cancel)
+                await self._store.enlist(info)
+                await self._store.watch(info.id, tenure.cancel)
                 return True
             except StoreUnavailable as error:
                 if retry_s == 4 * FIRST_RETRY_S:  # before that it may just be opening
@@ -164,8 +164,8 @@ class Worker:
         deadline = time.monotonic() + REAP_S
         while True:
             try:
-                await self._transport.leave(tenure.id)
-                await self._transport.reap(tenure.id)
+                await self._store.leave(tenure.id)
+                await self._store.reap(tenure.id)
                 return
             except StoreUnavailable as error:
                 if time.monotonic() > deadline:

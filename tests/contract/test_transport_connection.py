@@ -15,6 +15,7 @@ from penstock.event import Done, Event
 from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
 from penstock.transports.redis.driver.subscriber import Subscriber
+from penstock.transports.redis.worker_store import RedisWorkerStore
 from tests.support.servers import free_port, start_server
 from tests.support.stores import Listener, RedisStore, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until
@@ -264,7 +265,7 @@ async def test_a_clone_renews_from_a_thread(real: RedisStore) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     clone = transport.clone_for_thread()
-    assert isinstance(clone, RedisTransport)
+    assert isinstance(clone, RedisWorkerStore)
     renewals: list[Renewal] = []
 
     async def renew() -> None:

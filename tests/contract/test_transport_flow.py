@@ -64,6 +64,18 @@ async def test_a_record_knows_when_its_first_token_came(transport: Transport) ->
     assert records[2].first_token_at == 0.0
 
 
+async def test_opening_again_changes_nothing_and_a_closed_store_listens_to_nothing(transport: Transport) -> None:
+    await Listener().listen(transport)
+    job = new_job()
+    await transport.submit(job, "g1", 10)
+    await transport.open()
+    assert transport.is_listening
+    assert await transport.states([job.id]) == {job.id: "queued"}
+    await transport.close()
+    assert not transport.is_listening
+    await transport.close()  # as a process that is ended twice does
+
+
 async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Transport) -> None:
     assert not transport.is_listening
     job = new_job()

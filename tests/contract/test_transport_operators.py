@@ -17,6 +17,7 @@ from penstock.event import Done, Failed, Tokens, Usage
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Summary
 from penstock.transports.redis import RedisTransport, keys, rights
+from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.conftest import REAL
 from tests.support.servers import Server, free_port, start_server
@@ -207,7 +208,8 @@ def _by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 async def test_a_doctor_looks(store: Store) -> None:
-    findings = await (await store.transport()).inspect()
+    transport = await store.transport()
+    findings = await transport.inspect()
     assert findings
     assert [finding for finding in findings if finding.level == "error"] == []
     assert all(finding.advice for finding in findings if finding.level != "ok")
@@ -332,7 +334,7 @@ async def test_a_server_in_the_open_is_said_aloud(
     with caplog.at_level(logging.WARNING):
         await transport.check()
         assert caplog.text == ""
-        monkeypatch.setattr(transport, "_url", "redis://:hush@redis.example.org")
+        monkeypatch.setattr(transport._redis, "deployment", parse("redis://:hush@redis.example.org"))
         await transport.check()
     assert "redis.example.org is reached without TLS" in caplog.text
     assert "hush" not in caplog.text

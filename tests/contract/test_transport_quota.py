@@ -485,8 +485,8 @@ async def test_requests_that_end_together_are_each_weighed(real: RedisStore, cli
     transport.weigh(twice, 3 * TOKEN_BYTES, 60.0)
     transport.weigh(new_job(caller="bob"), 0, 60.0)
     assert isinstance(transport, RedisTransport)
-    transport._unbook(refused)
-    transport._unbook(refused)
+    transport._books.unbook(refused)
+    transport._books.unbook(refused)
     transport.weigh(twice, 2 * TOKEN_BYTES, 60.0)
     transport.weigh(twice, 9 * most, 10_000.0)  # never raised
     transport.weigh(alices, 0, 60.0)

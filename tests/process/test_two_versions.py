@@ -20,7 +20,7 @@ FAST = ("--model", "mock=mock")
 PATCH = """
 import hashlib, json
 from penstock import wire
-from penstock.transports.redis import scripts, worker_side
+from penstock.transports.redis import scripts, worker_store
 
 def change(name, old, new):
     script = getattr(scripts, "_" + name)
@@ -32,14 +32,14 @@ NEWER = """
 wire.WIRE_VERSION = 2
 change("claim", b"JOB_VERSION = 1 ", b"JOB_VERSION = 2 ")
 
-def say(info, encode=worker_side.encode_json):
+def say(info, encode=worker_store.encode_json):
     about = json.loads(encode(info))
     about["region"] = "north"
     for can in about["models"].values():
         can |= {"speaks": ["tool_search"], "accepts": [*can["accepts"], "tool_search"]}
     return json.dumps(about).encode()
 
-worker_side.encode_json = say
+worker_store.encode_json = say
 """
 OTHER = """
 for name in ("enlist", "tick"):

@@ -217,7 +217,7 @@ def bytes_are_regrouped(patch: pytest.MonkeyPatch) -> None:
 
     async def regroup(self: Outbox, jobs: list[Any], events: list[Event]) -> set[str]:
         try:
-            return await self._transport.emit(self._worker_id, events)
+            return await self._store.emit(self._worker_id, events)
         except StoreUnavailable:
             again: list[Event] = [
                 Tokens(event.job_id, event.attempt, event.seq + 1, tokens=(*event.tokens[1:], " again"))
@@ -266,7 +266,7 @@ def only_the_store_is_asked(patch: pytest.MonkeyPatch) -> None:
     """The gateway that holds a request does not answer for it."""
 
     async def look_up(self: LookUp, job_id: str) -> Record | None:
-        return await self._transport.read(job_id)
+        return await self._store.read(job_id)
 
     patch.setattr(LookUp, "look_up", look_up)
 

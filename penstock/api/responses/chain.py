@@ -53,7 +53,7 @@ def keep(gateway: Gateway, links: list[Record], job: Job) -> None:
     life_s = job.timeout_s + (gateway.settings.retention_s if job.retention_s is None else job.retention_s)
     for link in links:
         num_bytes = answer_bytes(link.job, fold(link.events).tokens)
-        gateway.transport.prolong(link.job, num_bytes, life_s)
+        gateway.store.prolong(link.job, num_bytes, life_s)
 
 
 def _base_of(job: Job) -> str | None:

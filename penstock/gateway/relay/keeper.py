@@ -17,7 +17,7 @@ from penstock.gateway.relay.ended import Ended
 from penstock.gateway.relay.records import is_dead, outcome_of
 from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
-from penstock.transports.base import LEASE_S, TICK_S, Bound, Transport
+from penstock.transports.base import LEASE_S, TICK_S, Bound, GatewayStore
 from penstock.transports.quota import answer_bytes
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ class Keeper:
     `on_loss()`: the store has lost data, not the last moment only.
     """
 
-    def __init__(self, gateway_id: str, transport: Transport, retention_s: float, on_loss: Callable[[], None]) -> None:
+    def __init__(self, gateway_id: str, store: GatewayStore, retention_s: float, on_loss: Callable[[], None]) -> None:
         self.ended = Ended()
         self._gateway_id = gateway_id
-        self._transport = transport
+        self._store = store
         self._retention_s = retention_s
         self._on_loss = on_loss
         self._expired_at = 0.0
@@ -62,7 +62,7 @@ class Keeper:
     def weigh(self, stream: RelayStream, keep_s: float | None) -> None:
         """What it takes of its caller's share is known now. A dead one stays as it is, so that it can run again."""
         if not is_dead(stream):
-            self._transport.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
+            self._store.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 
     def get(self, job_id: str) -> RelayStream | None:
         """How a request ended here, if that is remembered."""
@@ -94,7 +94,7 @@ class Keeper:
     async def _check(self, ids: list[str]) -> None:
         for _ in range(_TRIES):
             try:
-                states = await self._transport.states(ids)
+                states = await self._store.states(ids)
                 for job_id in ids:
                     await self._give_back(job_id, states.get(job_id))
                 return
@@ -104,7 +104,7 @@ class Keeper:
     async def check_one(self, job_id: str) -> None:
         """Called when a frame shows that a worker runs it, or when a client asks for it."""
         try:
-            states = await self._transport.states([job_id])
+            states = await self._store.states([job_id])
             await self._give_back(job_id, states.get(job_id))
         except StoreUnavailable:
             return  # the next frame asks again, and so does the next subscription
@@ -122,14 +122,14 @@ class Keeper:
             return
         if stream.job.once:
             await self.bind(stream.job, keep_s)
-        if await self._transport.restore_end(outcome_of(stream, stream.end, keep_s, now), self._gateway_id):
+        if await self._store.restore_end(outcome_of(stream, stream.end, keep_s, now), self._gateway_id):
             logger.warning("given back: the store had lost its end", extra={"request_id": job_id})
 
     # ── idempotency keys ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def bind(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         """The key of a job names it, for a little longer than it is kept; else what the key names."""
-        return await self._transport.bind_key(job, keep_s + KEY_SLACK_S, instead_of)
+        return await self._store.bind_key(job, keep_s + KEY_SLACK_S, instead_of)
 
     async def keep_bound(self, job: Job) -> None:
         """The job has ended: from here on its key lives as long as the answer."""
@@ -159,7 +159,7 @@ class Keeper:
     async def make_sure(self) -> None:
         """The store does not have what it was asked for. Raises `StoreUnavailable` if it may yet be given back."""
         await self._look_for_loss()
-        if not self._transport.is_listening or time.monotonic() - max(self._lost_at, self._doubted_at) < UNSURE_S:
+        if not self._store.is_listening or time.monotonic() - max(self._lost_at, self._doubted_at) < UNSURE_S:
             message = "Redis has just come back or lost data; the request may be there again in a moment."
             raise StoreUnavailable(message, retry_after_s=1.0)
 
@@ -179,11 +179,11 @@ class Keeper:
             await self._look_for_loss()
 
     def _settled_at(self) -> float:
-        if not self._transport.is_listening:
+        if not self._store.is_listening:
             return time.monotonic() + LISTEN_AGAIN_S
         return max(self._lost_at, self._doubted_at) + SETTLED_S
 
     async def _look_for_loss(self) -> None:
         """A store that does not know this gateway, which has ticked, has lost its data."""
-        if not await self._transport.knows(self._gateway_id):
+        if not await self._store.knows(self._gateway_id):
             self.lose()

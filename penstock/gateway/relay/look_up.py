@@ -10,7 +10,7 @@ from penstock.gateway.relay.patience import Patience
 from penstock.gateway.relay.records import record_of, stream_of
 from penstock.gateway.relay.repair import Repairer
 from penstock.gateway.relay.table import StreamTable
-from penstock.transports.base import LATE_SLACK_S, Record, Transport
+from penstock.transports.base import LATE_SLACK_S, GatewayStore, Record
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ class LookUp:
     def __init__(
         self,
         gateway_id: str,
-        transport: Transport,
+        store: GatewayStore,
         table: StreamTable,
         keeper: Keeper,
         repairer: Repairer,
         patience: Patience,
     ) -> None:
         self._gateway_id = gateway_id
-        self._transport = transport
+        self._store = store
         self._table = table
         self._keeper = keeper
         self._repairer = repairer
@@ -41,7 +41,7 @@ class LookUp:
         data, and another gateway may be about to restore the request.
         """
         streams = self._table.streams
-        record = await self._transport.read(job_id)
+        record = await self._store.read(job_id)
         if record is not None and record.state == "done":
             if job_id in streams:
                 self._repairer.learn(streams[job_id], record)
@@ -59,11 +59,11 @@ class LookUp:
         if record is None:
             await self._keeper.make_sure()
         elif record.now >= record.deadline_at + LATE_SLACK_S:
-            await self._transport.cancel(job_id, "deadline")  # its gateway and worker have not ended it
-            return await self._transport.read(job_id, job=record.job) or record
+            await self._store.cancel(job_id, "deadline")  # its gateway and worker have not ended it
+            return await self._store.read(job_id, job=record.job) or record
         elif job_id not in streams and self._patience.is_forsaken(record):
             logger.warning("pushed again: it was in no list, and its gateway is gone", extra={"request_id": job_id})
-            await self._transport.requeue_if_missing(job_id)
+            await self._store.requeue_if_missing(job_id)
         return record
 
     async def known(self, job_id: str) -> Record | None:

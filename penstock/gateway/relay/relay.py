@@ -24,7 +24,7 @@ from penstock.gateway.relay.stream import Reader, RelayStream, StreamMeter, Turn
 from penstock.gateway.relay.table import Budget, StreamTable
 from penstock.gateway.relay.unwanted import Canceller
 from penstock.job import Job
-from penstock.transports.base import LATE, NO_SHARE, CancelOutcome, EndReason, Record, Transport
+from penstock.transports.base import LATE, NO_SHARE, CancelOutcome, EndReason, GatewayStore, Record
 from penstock.transports.quota import Share
 
 WATCH_S = 0.25
@@ -32,7 +32,7 @@ DELIVERED_RETENTION_S = 10.0
 
 
 class Relay:
-    """All open streams of one gateway. `deliver`, `invalidate_all` and `hinted` are what its transport calls.
+    """All open streams of one gateway. `deliver`, `invalidate_all` and `hinted` are what its store calls.
 
     `has_lease()`: this gateway's lease holds, so that others take it for alive; without it nothing is given up.
     `pool`: where the gateway's looks at its pool are seen.
@@ -41,7 +41,7 @@ class Relay:
     def __init__(
         self,
         gateway_id: str,
-        transport: Transport,
+        store: GatewayStore,
         *,
         max_depth: int,
         share: Share = NO_SHARE,
@@ -53,24 +53,24 @@ class Relay:
         has_lease: Callable[[], bool] = lambda: True,
     ) -> None:
         self.gateway_id = gateway_id
-        self._transport = transport
+        self._store = store
         self._max_depth = max_depth
         self._share = share
         self._has_lease = has_lease
-        self.keeper = Keeper(gateway_id, transport, retention_s, on_loss=lambda: self._read_again("lost"))
+        self.keeper = Keeper(gateway_id, store, retention_s, on_loss=lambda: self._read_again("lost"))
         pool = pool or PoolView()
         self._patience = Patience(self, pool, no_worker_grace_s, resume_window_s, has_lease)
         self._repairer = Repairer(
-            gateway_id, transport, self.keeper, self._ended, self._patience.is_stranded, on_log_read, pool.store_ms
+            gateway_id, store, self.keeper, self._ended, self._patience.is_stranded, on_log_read, pool.store_ms
         )
-        self._canceller = Canceller(gateway_id, transport)
+        self._canceller = Canceller(gateway_id, store)
         self._turn = Turn()
         self._table = StreamTable()
         self._streams = self._table.streams
         self.find = self._table.find
         self.named = self._table.named
         self.may = Budget().may
-        lookup = LookUp(gateway_id, transport, self._table, self.keeper, self._repairer, self._patience)
+        lookup = LookUp(gateway_id, store, self._table, self.keeper, self._repairer, self._patience)
         self.look_up = lookup.look_up
         self.known = lookup.known
         self.request_log = self._repairer.request_log
@@ -86,7 +86,7 @@ class Relay:
         reader = self.read(stream)
         try:
             with self._table.hold(stream):
-                await self._transport.submit(job, self.gateway_id, self._max_depth, share=self._share)
+                await self._store.submit(job, self.gateway_id, self._max_depth, share=self._share)
         except BaseException as error:
             if not isinstance(error, Overloaded):  # its outcome is unknown: it may be queued without a reader
                 self._repairer.spawn(self._let_go(stream))
@@ -116,8 +116,8 @@ class Relay:
         self._repairer.catch_up(stream, record)  # so that only what came since is read once more
         with self._table.hold(stream):
             if stream.is_followed:
-                await self._transport.follow(job_id)
-            await self._transport.adopt(job_id, self.gateway_id)
+                await self._store.follow(job_id)
+            await self._store.adopt(job_id, self.gateway_id)
         self._repairer.request_log(stream, "attach")
         return stream
 
@@ -141,7 +141,7 @@ class Relay:
             if stream.job.retention_s is None:  # else it has been weighed at its end
                 is_retired = is_delivered and not is_dead(stream)
                 if is_retired:
-                    self._transport.retire(stream.job.id, DELIVERED_RETENTION_S)
+                    self._store.retire(stream.job.id, DELIVERED_RETENTION_S)
                     self.keeper.ended.delivered(stream.job.id, time.monotonic() + DELIVERED_RETENTION_S)
                 self.keeper.weigh(stream, DELIVERED_RETENTION_S if is_retired else None)
         elif stream.job.on_disconnect == "cancel":
@@ -164,7 +164,7 @@ class Relay:
     async def cancel(self, job_id: str, reason: EndReason) -> CancelOutcome:
         """End it, whichever gateway holds it. Its owner repeats the request to end it if the store loses it."""
         stream = self._streams.get(job_id)
-        outcome = await self._transport.cancel(job_id, reason)
+        outcome = await self._store.cancel(job_id, reason)
         if stream is not None and stream.end is None:
             self.hinted(job_id, reason)
             if outcome == "gone":
@@ -172,7 +172,7 @@ class Relay:
                 return "marked"
         return outcome
 
-    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
+    # ── what the store calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def deliver(self, event: Event) -> None:
         """A published event."""

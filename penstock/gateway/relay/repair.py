@@ -20,7 +20,7 @@ from penstock.gateway.relay.keeper import Keeper
 from penstock.gateway.relay.records import outcome_of
 from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
-from penstock.transports.base import LATE, EndReason, Record, Transport
+from penstock.transports.base import LATE, EndReason, GatewayStore, Record
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Repairer:
     def __init__(
         self,
         gateway_id: str,
-        transport: Transport,
+        store: GatewayStore,
         keeper: Keeper,
         on_end: Callable[[RelayStream], None],
         is_stranded: Callable[[RelayStream, Record], bool],
@@ -46,7 +46,7 @@ class Repairer:
         store_ms: Callable[[], int],
     ) -> None:
         self._gateway_id = gateway_id
-        self._transport = transport
+        self._store = store
         self._keeper = keeper
         self._on_end = on_end
         self._is_stranded = is_stranded
@@ -106,9 +106,9 @@ class Repairer:
     async def _read_and_repair(self, stream: RelayStream) -> None:
         try:
             if stream.is_followed and not stream.is_trusted:  # a store that went back may not know that we read it
-                await self._transport.adopt(stream.job.id, self._gateway_id)
+                await self._store.adopt(stream.job.id, self._gateway_id)
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
-            record = await self._transport.read(stream.job.id, after, job=stream.job)
+            record = await self._store.read(stream.job.id, after, job=stream.job)
             stream.is_trusted = True
             if stream.end is not None:  # before this read: what the store may have lost of that is given back
                 await self._keeper.check_one(stream.job.id)
@@ -118,7 +118,7 @@ class Repairer:
                 stream.cancel = stream.cancel or record.cancel or None
                 self.catch_up(stream, record)
                 if stream.end is not None and record.state != "done":  # by a frame that cannot be read: it still runs
-                    await self._transport.cancel(stream.job.id, "operator", self._gateway_id)
+                    await self._store.cancel(stream.job.id, "operator", self._gateway_id)
                 elif stream.end is None and not stream.is_restoring:
                     await self._judge(stream, record)
         except StoreUnavailable:
@@ -137,12 +137,12 @@ class Repairer:
             if stream.end is None:
                 self._end(stream, InternalError("The end of this request is missing from its log."))
         elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
-            await self._transport.cancel(stream.job.id, stream.cancel)
+            await self._store.cancel(stream.job.id, stream.cancel)
         elif record.attempt < stream.attempt:  # the store was rolled back: frames of the worker it names are ignored
             await self._give_back(stream)
         elif self._is_stranded(stream, record):
             logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
-            await self._transport.requeue_if_missing(stream.job.id)
+            await self._store.requeue_if_missing(stream.job.id)
 
     def _end(self, stream: RelayStream, error: PenstockError) -> None:
         """The rest of the answer cannot be known: end it in `error` now."""
@@ -168,7 +168,7 @@ class Repairer:
             before = stream.attempt
             stream.attempt = self._highest_attempt(stream) + 1
             try:
-                await self._transport.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
+                await self._store.submit(_rest(stream), self._gateway_id, 0, floor=stream.attempt, front=True)
             except BaseException:
                 stream.attempt = before
                 raise
@@ -180,7 +180,7 @@ class Repairer:
         stream.attempt = highest + 1
         is_given = False
         try:
-            is_given = await self._transport.restore(_rest(stream), self._gateway_id, tokens, highest)
+            is_given = await self._store.restore(_rest(stream), self._gateway_id, tokens, highest)
         finally:
             if not is_given:
                 stream.attempt = before
@@ -200,13 +200,13 @@ class Repairer:
         if reason == "deadline":
             end = Failed.of(stream.job.id, stream.attempt, len(stream.tokens), DeadlineExceeded(LATE))
         outcome = outcome_of(stream, end, self._keeper.retention_of(stream.job), now)
-        if await self._transport.restore_end(outcome, self._gateway_id):
+        if await self._store.restore_end(outcome, self._gateway_id):
             await self._accept_end(stream)
 
     async def _restore(self, stream: RelayStream, short_attempt: int) -> None:
         try:
             tokens = list(stream.tokens)
-            if not await self._transport.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
+            if not await self._store.restore(_rest(stream), self._gateway_id, tokens, short_attempt):
                 await self._accept_end(stream)
                 stream.is_restoring = False
                 self.request_log(stream, "restore")
@@ -220,7 +220,7 @@ class Repairer:
 
     async def _accept_end(self, stream: RelayStream) -> None:
         """An attempt that is ignored here has ended: accept its end if its log starts with what was relayed."""
-        record = await self._transport.read(stream.job.id, job=stream.job)
+        record = await self._store.read(stream.job.id, job=stream.job)
         if record is not None and stream.end is None:
             said = fold(record.events)
             if said.end is not None and list(said.tokens[: len(stream.tokens)]) == stream.tokens:
@@ -240,7 +240,7 @@ class Repairer:
 
     async def _unfollow(self, job_id: str) -> None:
         try:
-            await self._transport.unfollow(job_id)
+            await self._store.unfollow(job_id)
         except StoreUnavailable:
             return  # a new subscription does not ask for it again
 

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 
 from penstock.errors import StoreUnavailable
-from penstock.transports.base import CancelOutcome, EndReason, Transport
+from penstock.transports.base import CancelOutcome, EndReason, GatewayStore
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ _TRIES, _AGAIN_S = 20, 0.5
 class Canceller:
     """Remembers what this gateway has cancelled, the newest `MAX_UNWANTED`: when it last asked for it, and why."""
 
-    def __init__(self, gateway_id: str, transport: Transport) -> None:
+    def __init__(self, gateway_id: str, store: GatewayStore) -> None:
         self._gateway_id = gateway_id
-        self._transport = transport
+        self._store = store
         self._said: OrderedDict[str, tuple[float, EndReason]] = OrderedDict()
 
     async def cancel(self, job_id: str, reason: EndReason, *, until_ended: bool = False) -> CancelOutcome | None:
@@ -40,7 +40,7 @@ class Canceller:
             self._said.popitem(last=False)
         for _ in range(_TRIES):
             try:
-                outcome = await self._transport.cancel(job_id, reason, self._gateway_id)
+                outcome = await self._store.cancel(job_id, reason, self._gateway_id)
             except StoreUnavailable:
                 await asyncio.sleep(_AGAIN_S)
                 continue

@@ -40,11 +40,16 @@ class RedisClient:
     """
 
     def __init__(self, deployment: Deployment, pool: PoolKeys, metrics: StoreMetrics | None) -> None:
+        self.deployment = deployment
         self.pool = pool
         self.metrics: StoreMetrics = metrics if metrics is not None else NoMetrics()
         self._routes = routes_of(deployment, self.metrics, scripts.PRELOAD)
         self.refusal = Refusals(self.metrics)
         self._repaired_at = float("-inf")
+
+    def clone(self) -> RedisClient:
+        """The same servers and keys, with connections of its own, made in whichever event loop uses them."""
+        return RedisClient(self.deployment, self.pool, self.metrics)
 
     def conn(self, key: str) -> Connection:
         """The connection to the server that holds `key`."""

@@ -1,7 +1,7 @@
 """The findings about a store, from what was read there: each function judges one thing. Pure; reads nothing.
 
 `info` is Redis' INFO and `config` its CONFIG as dictionaries; None where the server does not show them, as managed
-ones do not. `operator_side.py` does the reading.
+ones do not. `examiner.py` does the reading.
 """
 
 from __future__ import annotations

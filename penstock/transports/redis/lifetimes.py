@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.job import Job
 from penstock.transports.base import LEASE_S
 
 
@@ -19,6 +20,10 @@ class Lifetimes:
     def lease(self) -> tuple[int, ...]:
         """The scripts' last argument: nothing for the lease that they have themselves."""
         return () if self.lease_ms == round(LEASE_S * 1000) else (self.lease_ms,)
+
+    def retention_of(self, job: Job) -> int:
+        """How long a job is kept after its end, ms."""
+        return self.retention_ms if job.retention_s is None else ms(job.retention_s)
 
 
 def ms(seconds: float) -> int:

@@ -71,3 +71,8 @@ def record_of(job: Job, hash_: list[bytes | None], now: list[bytes], events: tup
         cancel=reason,
         events=events,
     )
+
+
+def number(text: bytes | None) -> int:
+    """A number of ours; 0 for none, and for what is not one."""
+    return int(text) if text is not None and len(text) < 16 and text.lstrip(b"-").isdigit() else 0

@@ -1,6 +1,6 @@
 """What a Redis user must be allowed to do: every command of the protocol, on keys and channels of ours.
 
-Commands that scripts run are among them, because an ACL is asked about those too. Pure; `operator_side.py` asks.
+Commands that scripts run are among them, because an ACL is asked about those too. Pure; `examiner.py` asks.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from penstock.errors import InternalError, RequestPoisoned
 from penstock.event import Failed, fold
 from penstock.job import Claim
 from penstock.logs import Seldom
-from penstock.transports.base import DeadJob, Transport
+from penstock.transports.base import DeadJob
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.client import MISSED, RedisClient
 from penstock.transports.redis.driver.command import Command
@@ -39,13 +39,21 @@ class _Try(NamedTuple):
 _Dead = tuple[str | bytes, str, int, str]  # id, model, deaths, why it cannot be read ("" for one that is poison)
 
 
-class ClaimingSide(Transport):
-    """The verbs of `RedisTransport` that decide what of its list a worker runs."""
+class Claimer:
+    """Claims for the workers of one process: decides what of its list a worker runs.
 
-    _redis: RedisClient
-    _emitter: Emitter
-    _rests_until: float = 0.0
-    _newer_jobs: Seldom
+    `rest_s`: for how long, from now, a worker takes nothing; 0 or less when it may.
+    """
+
+    def __init__(self, client: RedisClient, emitter: Emitter) -> None:
+        self._redis = client
+        self._emitter = emitter
+        self._rests_until = 0.0
+        self._newer_jobs = Seldom()
+
+    @property
+    def rest_s(self) -> float:
+        return self._rests_until - time.monotonic()
 
     async def claim(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         claims: dict[str, Claim] = {}
@@ -93,12 +101,12 @@ class ClaimingSide(Transport):
         if newer:
             await self._pass_on(worker_id, newer)
         if dead:
-            await self._set_aside(worker_id, dead)
+            await self.set_aside(worker_id, dead)
         if failed and not claims:
             raise Refused(f"Redis refused to claim: {failed[0]}")
         return [claims[job_id] for job_id in dict.fromkeys(ids) if job_id in claims]
 
-    # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── below ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _settle(self, worker_id: str, busy: list[tuple[str, bytes]]) -> list[_Try]:
         """Of jobs that run at another worker: those whose worker is dead, or has lost them, to be claimed from it."""
@@ -112,10 +120,6 @@ class ClaimingSide(Transport):
             for (job_id, other), how in zip(busy, settled, strict=True)
             if how != scripts.SETTLED
         ]
-
-    @property
-    def _rest_s(self) -> float:
-        return self._rests_until - time.monotonic()
 
     async def _pass_on(self, worker_id: str, ids: Sequence[str]) -> None:
         """Move requests of a newer release to the tail of the queue, for a worker of that release.
@@ -145,8 +149,8 @@ class ClaimingSide(Transport):
             log.error("job %s cannot be read: %s", job_id, error)
             unread = InternalError("The request could not be read by the worker that took it.")
             seq = max(map(_end_of, frames), default=0)
-            await self.emit(worker_id, [Failed.of(job_id, attempt, seq, unread)])
-            await self._set_aside(worker_id, [(job_id, "", 0, "its JSON, or a frame of its log, cannot be read")])
+            await self._emitter.emit(worker_id, [Failed.of(job_id, attempt, seq, unread)])
+            await self.set_aside(worker_id, [(job_id, "", 0, "its JSON, or a frame of its log, cannot be read")])
             return None
         return Claim(
             job=decoded,
@@ -157,7 +161,7 @@ class ClaimingSide(Transport):
             num_deaths=deaths,
         )
 
-    async def _set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
+    async def set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
         """Move what ended its workers, or cannot be read, from this worker's list to the dead-letter list."""
         pool = self._redis.pool
         entries = []

@@ -1,7 +1,7 @@
-"""What a caller has, on Redis: its list of requests, what of its share is used, and its rate.
+"""What each caller has stored in Redis: booked with a submit, weighed at the end.
 
-All of it is in the caller's own slot and is written by `book`, `weigh` and `charge`. The counts are exact over any
-number of gateways, and begin at 0 after a FLUSHALL, as the requests do.
+All of it is in the caller's own slot and is written by `book` and `weigh`. The counts are exact over any number of
+gateways, and begin at 0 after a FLUSHALL, as the requests do.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from hiredis import ReplyError
 
 from penstock.errors import StorageQuota, StoreUnavailable
 from penstock.job import Job
-from penstock.transports.base import RateLimit, Transport, Verdict
 from penstock.transports.quota import REQUEST_BYTES, Recently, Share, most_answer_bytes
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command, command
+from penstock.transports.redis.driver.connection import Connection
 from penstock.transports.redis.lifetimes import Lifetimes, ms
-from penstock.transports.redis.refusals import shown
 from penstock.transports.redis.weighing import Weighing
 from penstock.wire import encode_job
 
@@ -28,24 +27,18 @@ log = logging.getLogger(__name__)
 NEAR_FOR_S = 60.0
 
 
-class CallerSide(Transport):
-    """The verbs of `RedisTransport` that are about one caller. `_near`: those that have used most of their share."""
+class CallerBooks:
+    """The books of one gateway's callers. Which of them have used most of their share is remembered for a while."""
 
-    _redis: RedisClient
-    _lifetimes: Lifetimes
-    _near: Recently
-    _weighing: Weighing
+    def __init__(self, client: RedisClient, lifetimes: Lifetimes) -> None:
+        self._redis = client
+        self._lifetimes = lifetimes
+        self._near = Recently(NEAR_FOR_S)
+        self._weighing = Weighing(self._post)
 
-    async def requests_of(self, caller: str, limit: int) -> list[str]:
-        name = keys.caller(caller)[0]
-        (ids,) = await self._redis.run_bulk("requests_of", name, command("LRANGE", name, 0, -1, on=(name,)))
-        newest = dict.fromkeys(map(shown, ids))
-        return list(newest)[: max(0, limit)]
-
-    async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
-        charge = scripts.charge(key, limit, cost)
-        allowed, remaining, reset_us, retry_us = await self._redis.ask("charge", keys.rate(key), charge)
-        return Verdict(bool(allowed), remaining, reset_us / 1e6, retry_us / 1e6)
+    def is_near(self, caller: str) -> bool:
+        """Little is left of its share: the next request is better judged before it is stored."""
+        return self._near.has(caller, time.monotonic())
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         keep_ms = self._lifetimes.retention_ms if keep_s is None else ms(keep_s)
@@ -63,19 +56,22 @@ class CallerSide(Transport):
         self._redis.request_conn(job.id).post(words, len(names))
         size = REQUEST_BYTES + len(encode_job(job.kept()))
         self._weighing.flush()  # it must not come behind this
-        self._post_for(job.caller, scripts.book(job, size, num_bytes, ms(life_s), Share()))
+        self._post(job.caller, scripts.book(job, size, num_bytes, ms(life_s), Share()))
 
-    # ── for the gateway's side ───────────────────────────────────────────────────────────────────────────────────
+    def unbook(self, job: Job) -> None:
+        """Nothing is left of a request that was not admitted."""
+        self._weighing.add(job.caller, (job.id, 0, 0, ""))
 
-    def _retention_ms(self, job: Job) -> int:
-        return self._lifetimes.retention_ms if job.retention_s is None else ms(job.retention_s)
+    def flush(self) -> None:
+        """Post what is waiting to be weighed."""
+        self._weighing.flush()
 
-    def _booking(self, job: Job, size: int, share: Share, keep_s: float | None = None) -> Command:
+    def booking(self, job: Job, size: int, share: Share, keep_s: float | None = None) -> Command:
         """Books a job whose JSON has `size` bytes, for the longest that it may live, or for `keep_s`."""
-        life_ms = ms(job.timeout_s) + self._retention_ms(job) if keep_s is None else ms(keep_s)
+        life_ms = ms(job.timeout_s) + self._lifetimes.retention_of(job) if keep_s is None else ms(keep_s)
         return scripts.book(job, REQUEST_BYTES + size, most_answer_bytes(job), life_ms, share)
 
-    def _verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
+    def verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
         """What a booking's reply means. A booking that fails does not fail the request."""
         if isinstance(reply, ReplyError):
             self._redis.refusal("book", reply)  # counts and logs it
@@ -88,33 +84,33 @@ class CallerSide(Transport):
         wanted = REQUEST_BYTES + size + most_answer_bytes(job)
         return share.refusal(num, num_bytes, wanted, frees_in_ms / 1000)
 
-    async def _book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
+    async def book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
         """Book before anything is stored: a round trip of its own."""
         self._weighing.flush()  # where little is left, each ended request must count at its size
-        (reply,) = await self._redis.exchange("book", self._redis.conn(keys.caller(job.caller)[0]), (booking,))
+        (reply,) = await self._redis.exchange("book", self._conn(job.caller), (booking,))
         booked: list[int] | ReplyError = reply
-        return await self._repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked
+        return await self.repaired(job, booking, booked) if isinstance(booked, ReplyError) else booked
 
-    async def _repaired(self, job: Job, booking: Command, refusal: ReplyError) -> list[int] | ReplyError:
+    async def repaired(self, job: Job, booking: Command, refusal: ReplyError) -> list[int] | ReplyError:
         """Book again, where only a key of a wrong type was in the way."""
-        conn = self._redis.conn(keys.caller(job.caller)[0])
+        conn = self._conn(job.caller)
         if not await self._redis.repair(conn, refusal, booking.on):
             return refusal
         (booked,) = await self._redis.exchange("book", conn, (booking,))
         again: list[int] | ReplyError = booked
         return again
 
-    async def _book_again(self, job: Job, keep_s: float | None = None) -> None:
+    async def book_again(self, job: Job, keep_s: float | None = None) -> None:
         """A request that was admitted before is stored anew: it counts, whatever the share. `keep_s`: it has ended."""
-        booking = self._booking(job, len(encode_job(job)), Share(), keep_s)
+        booking = self.booking(job, len(encode_job(job)), Share(), keep_s)
         try:
-            self._verdict(job, 0, Share(), await self._book_alone(job, booking))
+            self.verdict(job, 0, Share(), await self.book_alone(job, booking))
         except StoreUnavailable as error:
             log.warning("request %s is not in its caller's books: %s", job.id, error.message)
 
-    def _unbook(self, job: Job) -> None:
-        self._weighing.add(job.caller, (job.id, 0, 0, ""))
+    def _conn(self, caller: str) -> Connection:
+        return self._redis.conn(keys.caller(caller)[0])
 
-    def _post_for(self, caller: str, what: Command) -> None:
+    def _post(self, caller: str, what: Command) -> None:
         """On the caller's slot, not awaited."""
-        self._redis.conn(keys.caller(caller)[0]).post(what.packed, 1)
+        self._conn(caller).post(what.packed, 1)

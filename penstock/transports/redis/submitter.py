@@ -15,12 +15,13 @@ from penstock.limit import Limit
 from penstock.transports.base import NO_SHARE
 from penstock.transports.quota import Recently, Share
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.caller_side import CallerSide
+from penstock.transports.redis.books import CallerBooks
+from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command, command
-from penstock.transports.redis.lifetimes import ms
-from penstock.transports.redis.object_side import about
+from penstock.transports.redis.lifetimes import Lifetimes, ms
 from penstock.transports.redis.refusals import Refused
 from penstock.transports.redis.scripts import Birth
+from penstock.transports.redis.summaries import about
 from penstock.wire import encode_job
 
 SUBMIT_WITHIN_S = 2.0
@@ -29,10 +30,14 @@ CROWDING_FOR_S = 0.05
 TAKEN_BACK_MS = 1000
 
 
-class SubmitSide(CallerSide):
-    """`submit`, and what is below it. `_crowding`: callers that had used up their share of the queue a moment ago."""
+class Submitter:
+    """Submits for one gateway. `_crowding`: callers that had used up their share of the queue a moment ago."""
 
-    _crowding: Recently
+    def __init__(self, client: RedisClient, lifetimes: Lifetimes, books: CallerBooks) -> None:
+        self._redis = client
+        self._lifetimes = lifetimes
+        self._books = books
+        self._crowding = Recently(CROWDING_FOR_S)
 
     async def submit(
         self, job: Job, owner: str, max_depth: int, *, floor: int = 0, front: bool = False, share: Share = NO_SHARE
@@ -40,7 +45,7 @@ class SubmitSide(CallerSide):
         # The queue has just refused this caller, and each check costs it work.
         if share.max_queued and self._crowding.has(job.caller, time.monotonic()):
             raise share.queue_full()
-        asked = _Asked(job, self._birth(job, owner), floor, max_depth, "head" if front else "tail", share)
+        asked = _Asked(job, birth_of(job, owner, self._lifetimes), floor, max_depth, "head" if front else "tail", share)
         is_again = False
         limit = Limit(time.monotonic() + SUBMIT_WITHIN_S)
         try:
@@ -60,11 +65,6 @@ class SubmitSide(CallerSide):
 
     # ── below the verb ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _birth(self, job: Job, owner: str) -> Birth:
-        """What create and restore write into a new hash."""
-        lives = ms(job.timeout_s), self._retention_ms(job)
-        return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job))
-
     async def _submit(self, asked: _Asked, is_again: bool) -> int:
         """Book, create, then enqueue: in one pipeline where all go to one server, and nothing is known to be there.
 
@@ -72,20 +72,20 @@ class SubmitSide(CallerSide):
         servers, the booking is asked first, so that nothing has to be.
         """
         job, share, client, pool = asked.job, asked.share, self._redis, self._redis.pool
-        booking = self._booking(job, asked.size, share)
+        booking = self._books.booking(job, asked.size, share)
         create = scripts.create(job.id, asked.birth, asked.floor)
         conn, queue_conn = client.conn(keys.job(job.id)), client.conn(pool.queue)
-        if client.is_one_server and not is_again and not self._near.has(job.caller, time.monotonic()):
+        if client.is_one_server and not is_again and not self._books.is_near(job.caller):
             enqueue = asked.enqueue(pool, is_again=False)
             booked, created, depth = await client.exchange("submit", conn, (booking, create, enqueue))
             if isinstance(booked, ReplyError):
-                booked = await self._repaired(job, booking, booked)
-            refusal = self._verdict(job, asked.size, share, booked)
+                booked = await self._books.repaired(job, booking, booked)
+            refusal = self._books.verdict(job, asked.size, share, booked)
             if refusal is not None:
                 await self._take_back(job)
                 raise refusal
         else:
-            refusal = self._verdict(job, asked.size, share, await self._book_alone(job, booking))
+            refusal = self._books.verdict(job, asked.size, share, await self._books.book_alone(job, booking))
             if refusal is not None:
                 raise refusal
             (created,) = await client.exchange("create", conn, (create,))
@@ -101,14 +101,14 @@ class SubmitSide(CallerSide):
         for reply in (created, depth):
             if isinstance(reply, ReplyError):
                 refused = client.refusal("submit", reply)
-                self._unbook(job)
+                self._books.unbook(job)
                 if created == b"":
                     await client.ask("discard", keys.job(job.id), scripts.discard(job.id))
                 raise refused
         if depth < 0 and created != b"":  # an earlier submit of this very job may have got it a place
             depth = await client.ask("enqueue", pool.queue, asked.enqueue(pool, is_again=True))
         if depth < 0 and await client.ask("discard", keys.job(job.id), scripts.discard(job.id)):
-            self._unbook(job)
+            self._books.unbook(job)
             if depth == SHARE_FULL:
                 self._crowding.note(job.caller, time.monotonic())
                 raise share.queue_full()
@@ -122,6 +122,12 @@ class SubmitSide(CallerSide):
         else:
             cancel = scripts.cancel(job.id, "operator", None, TAKEN_BACK_MS)
             await self._redis.ask("cancel", keys.job(job.id), cancel)
+
+
+def birth_of(job: Job, owner: str, lifetimes: Lifetimes) -> Birth:
+    """What create and restore write into a new hash."""
+    lives = ms(job.timeout_s), lifetimes.retention_of(job)
+    return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job))
 
 
 @dataclass(slots=True, frozen=True, eq=False)

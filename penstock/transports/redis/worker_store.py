@@ -4,43 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 from hiredis import ReplyError
-from msgspec import Struct
 
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.event import Event
 from penstock.fleet import WorkerInfo
 from penstock.job import CancelReason, Claim
-from penstock.transports.base import Renewal
+from penstock.transports.base import Renewal, WorkerStore
 from penstock.transports.redis import keys, scripts
-from penstock.transports.redis.claiming import ClaimingSide, is_text
+from penstock.transports.redis.base import RedisBase
+from penstock.transports.redis.claimer import Claimer, is_text
 from penstock.transports.redis.client import MISSED, RedisClient
 from penstock.transports.redis.driver.command import Command, command
 from penstock.transports.redis.driver.connection import COMMAND_TIMEOUT_S
 from penstock.transports.redis.emitter import Emitter
 from penstock.transports.redis.lifetimes import Lifetimes
 from penstock.transports.redis.refusals import Refused, is_out_of_memory, is_wrong_type, shown
-from penstock.wire import decode_json, encode_json
+from penstock.wire import encode_json
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
-_REASONS: dict[bytes, CancelReason] = {b"deadline": "deadline", b"operator": "operator"}
 
 
-class _Hint(Struct, frozen=True):
-    id: str
-    reason: CancelReason
+class RedisWorkerStore(RedisBase, WorkerStore):
+    """`WorkerStore` over one `RedisClient`."""
 
-
-class WorkerSide(ClaimingSide):
-    """The half of `RedisTransport` that workers use."""
-
-    _redis: RedisClient
-    _lifetimes: Lifetimes
-    _emitter: Emitter
+    def __init__(self, client: RedisClient, lifetimes: Lifetimes) -> None:
+        super().__init__(client, lifetimes)
+        self._emitter = Emitter(client)
+        self._claimer = Claimer(client, self._emitter)
 
     async def enlist(self, info: WorkerInfo) -> None:
         pool = self._redis.pool
@@ -93,18 +89,11 @@ class WorkerSide(ClaimingSide):
             gone=tuple(gone),
         )
 
-    async def watch(self, process_id: str, on_cancel: Callable[[str, CancelReason], None]) -> None:
-        def hear(_channel: bytes, message: bytes) -> None:
-            hint: _Hint = decode_json(message, _Hint)
-            on_cancel(hint.id, hint.reason)
-
-        await self._redis.subscriber.subscribe(keys.control(process_id), hear)
-
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
         """The reply may be lost: what was moved is in the list, whether it arrives or not."""
         timeout_s = max(timeout_s, 0.01)  # 0 would mean no timeout
-        if self._rest_s > 0:
-            await asyncio.sleep(min(timeout_s, self._rest_s))
+        if self._claimer.rest_s > 0:
+            await asyncio.sleep(min(timeout_s, self._claimer.rest_s))
             return None
         pool = self._redis.pool
         move = command("BLMOVE", pool.queue, pool.worker(worker_id), "LEFT", "RIGHT", f"{timeout_s:.3f}")
@@ -121,16 +110,19 @@ class WorkerSide(ClaimingSide):
 
     async def take(self, worker_id: str, want: int) -> list[str]:
         pool = self._redis.pool
-        want = 0 if self._rest_s > 0 else want
+        want = 0 if self._claimer.rest_s > 0 else want
         held = await self._redis.ask("take", pool.queue, scripts.take(pool, worker_id, want))
         named = [id_ for id_ in held if is_text(id_)]
         if len(named) < len(held):
             strange = [id_ for id_ in dict.fromkeys(held) if id_ not in named]
-            await self._set_aside(worker_id, [(id_, "", 0, "its id is not UTF-8") for id_ in strange])
+            await self._claimer.set_aside(worker_id, [(id_, "", 0, "its id is not UTF-8") for id_ in strange])
         return [id_.decode() for id_ in named]
 
-    async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
-        return await self._emitter.emit(worker_id, events)
+    def claim(self, worker_id: str, ids: Sequence[str]) -> Coroutine[Any, Any, list[Claim]]:
+        return self._claimer.claim(worker_id, ids)
+
+    def emit(self, worker_id: str, events: Iterable[Event]) -> Coroutine[Any, Any, set[str]]:
+        return self._emitter.emit(worker_id, events)
 
     async def hand_back(self, worker_id: str, claims: Sequence[Claim]) -> None:
         if not claims:
@@ -158,6 +150,9 @@ class WorkerSide(ClaimingSide):
     async def leave(self, worker_id: str) -> None:
         pool = self._redis.pool
         await self._redis.ask("leave", pool.queue, scripts.reap(pool, worker_id, is_leaving=True))
+
+    def clone_for_thread(self) -> RedisWorkerStore:
+        return RedisWorkerStore(self._redis.clone(), self._lifetimes)
 
 
 def _look(job_id: str) -> Command:
