@@ -14,7 +14,7 @@ from penstock.client import Answer, AsyncClient
 from penstock.errors import PenstockError
 from penstock.event import Usage
 
-MAX_RETRIES = 9  # of one prompt of a file, in a row and without getting on
+MAX_RETRIES = 9  # of one prompt of a file, in a row and without a new token
 
 _SELDOM = ("reasoning", "tool_calls", "logprobs")  # left out of a line where a model gave none
 

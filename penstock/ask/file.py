@@ -1,4 +1,4 @@
-"""A file of prompts, asked side by side, that can be stopped and taken up again without repeating what is done."""
+"""A file of prompts, asked side by side, that can be stopped and resumed without repeating what is done."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Python client: `Client` and `AsyncClient`, two thin shells around one core that does no I/O.
 
-A stream that loses its connection or its gateway goes on at the next URL, from the token where it was.
+A stream that loses its connection or its gateway continues at the next URL, after the last token that it has.
 """
 
 from penstock.client.aio import AsyncClient, AsyncHandle, AsyncStream

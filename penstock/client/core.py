@@ -27,7 +27,7 @@ from penstock.sse import Decoder, SSEError
 
 GENERATE = "/v1/generate"
 _GATEWAYS_OWN = ("draining", "store_unavailable")  # it ends its streams so when it goes away or is cut off
-SLACK_S = 30.0  # how much longer than the request's own deadline a call goes on trying
+SLACK_S = 30.0  # how much longer than the request's own deadline a call keeps trying
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ def stream(
     """Follow one answer to its end, whatever breaks; gives each token once. `state` is kept current meanwhile.
 
     `body` starts it; None follows the request that `state` names. Before its id is known the same POST is repeated
-    with the same key; after that it goes on from the last event, at whichever gateway answers.
+    with the same key; after that the stream continues after the last event, at any gateway that answers.
     """
     data = None if body is None else _json({**body, "stream": True})
     now = yield Now()
@@ -135,7 +135,7 @@ def _follow(state: StreamState, budget: RetryBudget, url: str, *, can_begin_anew
             if event.event == "error":
                 return _error_event(data, state, can_begin_anew=can_begin_anew)
             if event.event == "done" and data.get("finish_reason") == "cancelled":
-                cancelled = Cancelled("The request was cancelled.")  # as for a whole answer: what came is not an answer
+                cancelled = Cancelled("The request was cancelled.")  # as when it is whole: part of it is not an answer
                 cancelled.request_id = state.request_id
                 state.has_failed = True
                 return cancelled
@@ -150,7 +150,7 @@ def _follow(state: StreamState, budget: RetryBudget, url: str, *, can_begin_anew
 
 
 def _error_event(data: Mapping[str, Any], state: StreamState, *, can_begin_anew: bool) -> PenstockError:
-    """An error inside a stream: of this gateway only, then the request goes on elsewhere; or the request's own end."""
+    """An error inside a stream: of this gateway only (the request continues elsewhere), or the request's own end."""
     fields = data.get("error")
     error = error_from_envelope(fields if isinstance(fields, dict) else {})
     state.request_id = error.request_id = str(data.get("request_id") or state.request_id)

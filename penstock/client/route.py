@@ -31,7 +31,7 @@ from penstock.errors import (
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_PAUSE_S = 5.0  # of our own back-off
-MAX_ASKED_S = 60.0  # a server that wants a longer pause is not waited for
+MAX_ASKED_S = 60.0  # a server that asks for a longer pause is not waited for
 _FIRST_PAUSE_S = 0.1
 _MAX_SHOWN = 200
 _BY_STATUS: dict[int, type[PenstockError]] = {

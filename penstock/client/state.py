@@ -108,7 +108,7 @@ class StreamBase:
 
     @property
     def num_resumed(self) -> int:
-        """How often the stream was taken up again."""
+        """How often the stream was resumed."""
         return self._state.num_resumed
 
     @property

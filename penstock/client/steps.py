@@ -1,6 +1,6 @@
 """What the core asks of a shell.
 
-A call is a generator of steps. A shell carries each out and sends back what came of it:
+A call is a generator of steps. A shell carries each out and sends its result back:
 
     Send     → `ResponseHead`, or `Broken`         begins a request; ends the one before
     Read     → bytes (b"" at the end), or `Broken`

@@ -56,6 +56,7 @@ _CHAT = b'{"max_tokens":1,"messages":[' + _TURN + b"],"
 _TEXT = b'{"type":"text","text":"a"}'
 _IMAGE = b'{"type":"image_url","image_url":{"url":"a"}}'
 _CALL = b'{"id":"a","type":"function","function":{"name":"f","arguments":"{}"}}'
+_OWN_CALL = b'{"id":"a","name":"f","arguments":"{}"}'
 _TOOL = b'{"type":"function","function":{"name":"f","parameters":{'
 _LOGPROB = b'{"token":"a","logprob":-0.5,"bytes":[97],"top_logprobs":[]}'
 
@@ -84,6 +85,33 @@ _PARSED = [
 ]
 
 
+def _conversation(path: str) -> list[Shape]:
+    """What can be sent to an API that takes a conversation in the form of chat completions."""
+    return [
+        Shape(path, "text", b'{"max_tokens":1,"messages":[', _turn(b"user", b"content", _TEXT, 7), b"]}", 1000),
+        Shape(path, "images", b'{"max_tokens":1,"messages":[', _turn(b"user", b"content", _IMAGE, 7), b"]}", 1000),
+        Shape(path, "bad parts", b'{"messages":[', _turn(b"user", b"content", b'{"type":"x"}', 40), b"]}", 1000),
+        Shape(path, "worse parts", b'{"messages":[', _turn(b"user", b"content", b"0", 100), b"]}", 1000),
+        Shape(path, "wide parts", b'{"messages":[{"role":"user","content":[{"type":"text",', b'"k%d":1', b"}]}]}", 998),
+        Shape(path, "calls", b'{"messages":[', _turn(b"assistant", b"tool_calls", _CALL, 9), b"]}", 1000),
+        Shape(path, "bad calls", b'{"messages":[', _turn(b"assistant", b"tool_calls", b"{}", 128), b"]}", 1000),
+        Shape(path, "metadata", _CHAT + b'"metadata":{', b'"k%d":1', b"}}", 1000),
+        Shape(path, "logit_bias", _CHAT + b'"logit_bias":{', b'"%d":1', b"}}", 300),
+        Shape(path, "a bad logit_bias", _CHAT + b'"logit_bias":{', b'"%d":[]', b"}}", 1000),
+        Shape(path, "bad tools", _CHAT + b'"tools":[', b"{}", b"]}"),
+        Shape(path, "a wide schema", _CHAT + b'"tools":[' + _TOOL, b'"k%d":{"type":"string"}', b"}}}]}", 1000),
+        Shape(path, "a long schema", _CHAT + b'"tools":[' + _TOOL + b'"enum":[', b'"a"', b"]}}}]}"),
+        Shape(path, "a deep schema", _CHAT + b'"tools":[' + _TOOL + b'"a":[', b'{"a":[[{"b":[]}]]}', b"]}}}]}"),
+        Shape(
+            path,
+            "a response_format",
+            _CHAT + b'"response_format":{"type":"json_schema","json_schema":{"a":[',
+            b'{"a":1}',
+            b"]}}}",
+        ),
+    ]
+
+
 SHAPES = {
     "generate": [
         *_PARSED,
@@ -96,29 +124,21 @@ SHAPES = {
         Shape(GENERATE, "bad messages, not too many", b'{"messages":[', b"{}", b"]}", 1000),
         Shape(GENERATE, "unknown fields of a message", b'{"messages":[{"role":"user",', b'"k%d":1', b"}]}"),
     ],
+    "a conversation to generate": [
+        *_conversation(GENERATE),
+        Shape(GENERATE, "own calls", b'{"messages":[', _turn(b"assistant", b"tool_calls", _OWN_CALL, 9), b"]}", 1000),
+        Shape(
+            GENERATE,
+            "bad own calls",
+            b'{"messages":[',
+            _turn(b"assistant", b"tool_calls", b'{"id":"a"}', 128),
+            b"]}",
+            1000,
+        ),
+    ],
     "chat": [
         *_everywhere(CHAT, _CHAT),
-        Shape(CHAT, "text", b'{"max_tokens":1,"messages":[', _turn(b"user", b"content", _TEXT, 7), b"]}", 1000),
-        Shape(CHAT, "images", b'{"max_tokens":1,"messages":[', _turn(b"user", b"content", _IMAGE, 7), b"]}", 1000),
-        Shape(CHAT, "bad parts", b'{"messages":[', _turn(b"user", b"content", b'{"type":"x"}', 40), b"]}", 1000),
-        Shape(CHAT, "worse parts", b'{"messages":[', _turn(b"user", b"content", b"0", 100), b"]}", 1000),
-        Shape(CHAT, "wide parts", b'{"messages":[{"role":"user","content":[{"type":"text",', b'"k%d":1', b"}]}]}", 998),
-        Shape(CHAT, "calls", b'{"messages":[', _turn(b"assistant", b"tool_calls", _CALL, 9), b"]}", 1000),
-        Shape(CHAT, "bad calls", b'{"messages":[', _turn(b"assistant", b"tool_calls", b"{}", 128), b"]}", 1000),
-        Shape(CHAT, "metadata", _CHAT + b'"metadata":{', b'"k%d":1', b"}}", 1000),
-        Shape(CHAT, "logit_bias", _CHAT + b'"logit_bias":{', b'"%d":1', b"}}", 300),
-        Shape(CHAT, "a bad logit_bias", _CHAT + b'"logit_bias":{', b'"%d":[]', b"}}", 1000),
-        Shape(CHAT, "bad tools", _CHAT + b'"tools":[', b"{}", b"]}"),
-        Shape(CHAT, "a wide schema", _CHAT + b'"tools":[' + _TOOL, b'"k%d":{"type":"string"}', b"}}}]}", 1000),
-        Shape(CHAT, "a long schema", _CHAT + b'"tools":[' + _TOOL + b'"enum":[', b'"a"', b"]}}}]}"),
-        Shape(CHAT, "a deep schema", _CHAT + b'"tools":[' + _TOOL + b'"a":[', b'{"a":[[{"b":[]}]]}', b"]}}}]}"),
-        Shape(
-            CHAT,
-            "a response_format",
-            _CHAT + b'"response_format":{"type":"json_schema","json_schema":{"a":[',
-            b'{"a":1}',
-            b"]}}}",
-        ),
+        *_conversation(CHAT),
     ],
     "completions": [
         *_everywhere(COMPLETIONS, b'{"prompt":"x",'),

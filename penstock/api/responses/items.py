@@ -133,7 +133,7 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
                 messages.append(Message("assistant", "", tool_calls=calls))
         elif isinstance(item, FunctionCallOutput):
             if item.call_id not in called:
-                raise _fault(index, "call_id", "names no call before it")
+                raise _fault(index, "call_id", "does not name an earlier call")
             output = item.output if isinstance(item.output, str) else "\n".join(part.text for part in item.output)
             messages.append(Message("tool", output, tool_call_id=item.call_id))
     if not messages:
@@ -149,7 +149,7 @@ def _message(index: int, item: MessageItem) -> Message:
     allowed = (OutputText,) if item.role == "assistant" else (InputText, InputImage)
     for number, part in enumerate(item.content):
         if not isinstance(part, allowed):
-            raise _fault(index, f"content.{number}", f"of type '{part.type}' may not stand in a message of this role")
+            raise _fault(index, f"content.{number}", f"of type '{part.type}' is not allowed in a message of this role")
         if isinstance(part, InputImage) and item.role != "user":
             raise _fault(index, f"content.{number}", "may be an image in a user's message only")
     parts: tuple[dict[str, Any], ...] = ()
