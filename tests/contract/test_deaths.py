@@ -26,7 +26,7 @@ async def _running(transport: Transport) -> Job:
     return job
 
 
-async def test_to_lose_the_lists_of_workers_is_no_death(real: RedisStore, client: redis.Redis) -> None:
+async def test_losing_the_lists_of_workers_is_not_a_death(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     job = await _running(transport)
     for worker, other in (("w1", "w2"), ("w2", "w1")) * 2:
@@ -39,7 +39,7 @@ async def test_to_lose_the_lists_of_workers_is_no_death(real: RedisStore, client
 
 
 @pytest.mark.parametrize("lost", ["workers", "workers and clock"])
-async def test_to_be_forgotten_is_no_death(real: RedisStore, client: redis.Redis, lost: str) -> None:
+async def test_a_worker_that_redis_has_lost_is_not_a_death(real: RedisStore, client: redis.Redis, lost: str) -> None:
     """Redis loses its data again and again, and each time somebody finds the id first that does not run it."""
     transport = await real.transport()
     job = await _running(transport)
@@ -55,7 +55,7 @@ async def test_to_be_forgotten_is_no_death(real: RedisStore, client: redis.Redis
     assert client.hget(keys.job(job.id), "all_deaths") is None
 
 
-async def test_a_gap_in_the_pulse_is_an_amnesty_before_anybody_says_so(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_gap_in_the_pulse_is_an_amnesty_before_it_is_written(real: RedisStore, client: redis.Redis) -> None:
     """No lease could be renewed for a while, as a right was taken away: whoever asks first takes nobody for dead."""
     transport = await real.transport()
     job, waiting = await _running(transport), new_job()
@@ -73,7 +73,7 @@ async def test_a_gap_in_the_pulse_is_an_amnesty_before_anybody_says_so(real: Red
     assert await transport.reap("w1") == 1
 
 
-async def test_where_no_lease_can_be_renewed_nobody_has_a_pulse(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_renewal_that_fails_writes_no_pulse(real: RedisStore, client: redis.Redis) -> None:
     """A right that only workers need would take all leases away, while gateways keep the clock going."""
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
@@ -102,7 +102,7 @@ async def test_leases_that_another_program_overwrote_begin_an_amnesty(real: Redi
     assert not (await transport.renew(new_worker("w1"), [])).is_lost
 
 
-async def test_a_worker_that_was_forgotten_long_ago_is_dead(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_worker_that_redis_lost_long_ago_is_dead(real: RedisStore, client: redis.Redis) -> None:
     """Its list was reaped, the id waited in the queue until nobody knew the worker any more: that is a death."""
     transport = await real.transport()
     job = await _running(transport)

@@ -120,7 +120,7 @@ async def test_a_key_of_the_wrong_type_costs_at_most_its_own_request(
             client.delete(key)
 
 
-async def test_who_waits_for_work_removes_what_is_in_the_way(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_waiting_worker_removes_a_key_of_a_wrong_type(real: RedisStore, client: redis.Redis) -> None:
     """Nothing else may have to do with these keys for a while."""
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
@@ -180,7 +180,9 @@ async def test_a_request_that_cannot_be_read_is_set_aside_alone(
 
 
 @pytest.mark.parametrize("what", HARMLESS)
-async def test_what_a_job_can_do_without_is_not_missed(real: RedisStore, client: redis.Redis, what: str) -> None:
+async def test_missing_optional_fields_of_a_job_are_not_an_error(
+    real: RedisStore, client: redis.Redis, what: str
+) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job()
@@ -263,7 +265,7 @@ async def test_names_of_workers_and_gateways_that_are_not_utf_8(real: RedisStore
 
 
 @pytest.mark.parametrize("value", ["many", "nan", "inf", "-inf", "1e999", "9" * 30, "-999999999", ""])
-async def test_a_clock_of_garbage_mends_itself(real: RedisStore, client: redis.Redis, value: str) -> None:
+async def test_a_clock_of_garbage_is_repaired(real: RedisStore, client: redis.Redis, value: str) -> None:
     transport = await real.transport(lease_s=0.25)
     await transport.enlist(new_worker("w1"))
     await transport.tick("g2")
@@ -287,7 +289,7 @@ async def test_a_clock_of_garbage_mends_itself(real: RedisStore, client: redis.R
 
 
 @pytest.mark.parametrize("value", ["text", "inf", "nan", "1e300", "-5", ""])
-async def test_a_rate_of_garbage_limits_nobody_for_ever(real: RedisStore, client: redis.Redis, value: str) -> None:
+async def test_a_rate_of_garbage_does_not_limit_without_end(real: RedisStore, client: redis.Redis, value: str) -> None:
     transport = await real.transport()
     client.set(keys.rate("k"), value, px=60_000)
     verdict = await transport.charge("k", RateLimit(60, 2))
@@ -296,7 +298,7 @@ async def test_a_rate_of_garbage_limits_nobody_for_ever(real: RedisStore, client
     assert not (await transport.charge("k", RateLimit(60, 2))).is_allowed
 
 
-async def test_a_log_that_nobody_can_follow_is_the_end_of_its_request(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_log_without_room_for_an_end_ends_its_request(real: RedisStore, client: redis.Redis) -> None:
     """Its last entry has the highest numbers there are."""
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))

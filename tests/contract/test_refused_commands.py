@@ -381,7 +381,7 @@ async def _limited(real: RedisStore, admin: redis.Redis, *rules: str) -> RedisTr
     return RedisTransport(real.url.replace("//", f"//{USER}:{PASSWORD}@"), lease_s=30.0)
 
 
-async def test_what_cannot_be_published_begins_and_ends_all_the_same(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_request_begins_and_ends_without_publishing(real: RedisStore, client: redis.Redis) -> None:
     """The log is the truth; who hears nothing looks there."""
     transport = await _limited(real, client, "-publish")
     try:

@@ -76,7 +76,7 @@ def test_urls_mean_what_they_mean_to_redis_py(
     assert (ours.tls is not None) == ("connection_class" in theirs)
 
 
-def test_what_urls_say() -> None:
+def test_urls_are_parsed() -> None:
     one = parse("redis://me:p%40ss@h/3")
     assert (one.kind, one.known) == ("single", (Endpoint("h", 6379, db=3, username="me", password="p@ss"),))
     assert parse("unix:///run/redis.sock?db=2").known[0] == Endpoint(path="/run/redis.sock", db=2)
@@ -111,7 +111,7 @@ def test_what_urls_say() -> None:
         ("redis+cluster://:hunter2/x@a:1,b:2", "a host is missing"),
     ],
 )
-def test_what_no_url_may_say(url: str, says: str) -> None:
+def test_invalid_urls_are_refused(url: str, says: str) -> None:
     with pytest.raises(ConfigError, match="the Redis URL cannot be read") as caught:
         parse(url)
     assert says in str(caught.value)
@@ -239,7 +239,7 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
         site.stop()
 
 
-async def test_nobody_who_knows_the_master() -> None:
+async def test_no_sentinel_knows_the_master() -> None:
     transport = RedisTransport(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/front")
     with pytest.raises(StoreUnavailable, match="no sentinel names the master of 'front'"):
         await transport.open()
@@ -250,7 +250,7 @@ async def test_nobody_who_knows_the_master() -> None:
 
 
 @given(st.from_regex(r"[A-Za-z0-9._-]{0,64}", fullmatch=True), st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True))
-def test_what_one_script_touches_is_in_one_slot(pool_name: str, id_: str) -> None:
+def test_a_script_touches_one_slot(pool_name: str, id_: str) -> None:
     pool = PoolKeys(pool_name)
     of_pool = [pool.queue, pool.workers, pool.gateways, pool.about, pool.clock, pool.dead, pool.worker(id_)]
     of_request = [keys.job(id_), keys.log(id_), keys.channel(id_)]
@@ -292,7 +292,7 @@ def _jobs_at(cluster: Cluster, node: int, num: int, *, is_there: bool = True) ->
     return list(islice((job for job in made if (cluster.owner(keys.job(job.id)) == node) == is_there), num))
 
 
-async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
+async def test_requests_are_spread_over_all_nodes_and_received_from_all(
     cluster: Cluster, transport: RedisTransport
 ) -> None:
     listeners = [await Listener().listen(transport)]
@@ -318,7 +318,7 @@ async def test_requests_are_spread_over_all_nodes_and_heard_from_all(
         await other.close()
 
 
-async def test_what_is_large_is_read_on_connections_of_its_own(cluster: Cluster, transport: RedisTransport) -> None:
+async def test_large_objects_are_read_on_connections_of_their_own(cluster: Cluster, transport: RedisTransport) -> None:
     store = transport._redis
     for job in _jobs_at(cluster, 0, 1) + _jobs_at(cluster, 1, 1):
         name = keys.job(job.id)
@@ -377,7 +377,7 @@ async def test_a_slot_that_is_on_its_way_is_asked_for_at_both_ends(cluster: Clus
     assert cluster.masters[to].exists(key)
 
 
-async def test_one_that_is_no_cluster_and_one_that_is(cluster: Cluster, real: RedisStore) -> None:
+async def test_a_url_of_the_wrong_topology_is_an_error(cluster: Cluster, real: RedisStore) -> None:
     with pytest.raises(StoreUnavailable, match="cluster support disabled"):
         await _tick(real.url.replace("redis://", "redis+cluster://"))
     wrong = next(server for i, server in enumerate(cluster.servers) if i != cluster.owner(QUEUE))

@@ -43,7 +43,7 @@ async def test_scripts_that_the_server_has_lost_are_sent_again(real: RedisStore,
         assert await transport.take("w1", 0) == []
 
 
-async def test_a_replica_is_no_place_to_write(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_replica_is_not_written_to(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     client.slaveof("127.0.0.1", 1)
     try:
@@ -76,7 +76,7 @@ async def test_every_connection_is_cut(real: RedisStore, client: redis.Redis) ->
     await wait_until(lambda: hints and listener.events, "both listeners to hear again")
 
 
-async def test_a_caller_that_leaves_gets_nobody_elses_answer(real: RedisStore) -> None:
+async def test_a_caller_that_leaves_does_not_get_the_reply_of_another(real: RedisStore) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     leaving = [asyncio.create_task(transport.read(f"g1.{i}")) for i in range(50)]
@@ -214,7 +214,7 @@ async def test_each_job_whose_write_is_refused_is_counted(real: RedisStore) -> N
         await transport.close()
 
 
-async def test_what_is_not_a_frame_is_counted_and_the_next_is_heard(real: RedisStore, client: redis.Redis) -> None:
+async def test_an_invalid_frame_is_counted_and_the_next_is_received(real: RedisStore, client: redis.Redis) -> None:
     noted = Noted()
     transport = RedisTransport(real.url, metrics=noted)
     listener = await Listener().listen(transport)
@@ -253,7 +253,7 @@ async def test_a_reader_that_dies_of_a_bug_begins_again(
     await wait_until(lambda: listener.events, "it hears")
 
 
-async def test_who_does_not_listen_yet_follows_nothing(real: RedisStore) -> None:
+async def test_a_gateway_that_does_not_listen_yet_cannot_follow(real: RedisStore) -> None:
     transport = await real.transport()
     with pytest.raises(StoreUnavailable, match="not listen yet"):
         await transport.follow("g9.1")

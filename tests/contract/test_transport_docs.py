@@ -32,7 +32,7 @@ def test_every_script_is_described() -> None:
     assert refused == {script.name for script in SCRIPTS if b"allow-oom" not in script.source.splitlines()[0]}
 
 
-def test_every_head_says_what_its_script_uses() -> None:
+def test_every_head_has_the_keys_and_arguments_of_its_script() -> None:
     for head, script in zip(heads(), sorted(SCRIPTS, key=lambda script: script.name), strict=True):
         assert head.name == script.name
         body = "\n".join(line for line in script.source.decode().splitlines() if not line.startswith("--"))

@@ -169,7 +169,7 @@ async def test_ensure_puts_a_lost_id_at_the_head(transport: Transport) -> None:
     assert await transport.take("w1", 9) == [lost, jobs[0].id, jobs[1].id]
 
 
-async def test_restore_brings_back_what_the_client_has(transport: Transport) -> None:
+async def test_restore_brings_back_the_tokens_of_the_client(transport: Transport) -> None:
     listener = await Listener().listen(transport)
     await transport.enlist(new_worker("w1"))
     job = new_job()
@@ -192,7 +192,7 @@ async def test_restore_brings_back_what_the_client_has(transport: Transport) -> 
     await wait_until(lambda: isinstance(listener.events[-1], Done), "the end")
 
 
-async def test_restore_of_a_forgotten_job(transport: Transport) -> None:
+async def test_restore_of_a_lost_job(transport: Transport) -> None:
     await transport.enlist(new_worker("w1"))
     job = new_job()
     assert await transport.restore(job, "g1", ["a", "b"], 7)
@@ -250,7 +250,7 @@ def _outcome(job: Job, attempt: int, *texts: str, end: Terminal | None = None, k
     )
 
 
-async def test_an_end_is_given_back_to_a_store_that_has_forgotten_the_request(store: Store) -> None:
+async def test_an_end_is_given_back_to_a_store_that_has_lost_the_request(store: Store) -> None:
     transport = await store.transport()
     listener = await Listener().listen(transport)
     job = new_job(caller="me", retention_s=600.0)
@@ -298,7 +298,7 @@ async def test_an_end_is_given_back_to_a_store_in_which_the_request_runs_again(s
             assert folded.end == msgspec.structs.replace(failed, attempt=record.attempt)
 
 
-async def test_what_is_done_stays_as_it_is(transport: Transport) -> None:
+async def test_a_finished_request_does_not_change(transport: Transport) -> None:
     job = new_job()
     await transport.submit(job, "g1", 0)
     assert await transport.cancel(job.id, "client") == "ended"
@@ -310,7 +310,7 @@ async def test_what_is_done_stays_as_it_is(transport: Transport) -> None:
     assert before.events == after.events
 
 
-async def test_what_is_given_back_is_kept_as_long_as_it_says(store: Store) -> None:
+async def test_a_request_that_is_given_back_keeps_its_retention(store: Store) -> None:
     transport = await store.transport()
     job = new_job()
     assert await transport.restore_end(_outcome(job, 1, "a", keep_s=0.05), "g1")
@@ -338,7 +338,7 @@ async def test_a_request_without_workers_ends_so_while_it_waits_only(transport: 
     assert await transport.waiting() == []
 
 
-async def test_the_owner_hears_of_a_cancel_too_and_a_reader_sees_it(store: Store) -> None:
+async def test_the_owner_gets_a_hint_of_a_cancel_and_a_reader_sees_it(store: Store) -> None:
     here, there = await store.transport(), await store.transport()
     hints: list[tuple[str, CancelReason]] = []
     await here.watch("g1", lambda job_id, reason: hints.append((job_id, reason)))

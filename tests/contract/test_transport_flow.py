@@ -76,7 +76,7 @@ async def test_opening_again_changes_nothing_and_a_closed_store_listens_to_nothi
     await transport.close()  # as a process that is ended twice does
 
 
-async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Transport) -> None:
+async def test_a_late_listener_receives_new_events_and_reads_earlier_ones(transport: Transport) -> None:
     assert not transport.is_listening
     job = new_job()
     await transport.submit(job, "g1", 0)
@@ -95,7 +95,7 @@ async def test_a_late_listener_hears_what_comes_and_reads_what_was(transport: Tr
     assert record.worker == "w1"
 
 
-async def test_a_gateway_hears_its_own_jobs_only(store: Store) -> None:
+async def test_a_gateway_receives_events_of_its_own_jobs_only(store: Store) -> None:
     one, two = await store.transport(), await store.transport()
     listener = await Listener().listen(one, "g1")
     other = await Listener().listen(two, "g10")
@@ -171,7 +171,7 @@ async def test_wait_wakes_up_for_work_and_gives_up_in_time(transport: Transport)
     assert (await transport.tick("g1")).num_taken == 1
 
 
-async def test_reading_goes_on_after_a_position_even_within_a_frame(transport: Transport) -> None:
+async def test_reading_continues_after_a_position_even_within_a_frame(transport: Transport) -> None:
     job = new_job()
     await transport.submit(job, "g1", 0)
     await transport.enlist(new_worker("w1"))
@@ -260,7 +260,7 @@ async def test_workers_of_a_pool_must_agree(store: Store) -> None:
     assert {info.id for info in (await transport.tick("g1")).workers} == {"w1", "w2"}
 
 
-async def test_a_pool_can_do_what_each_of_its_workers_can(store: Store) -> None:
+async def test_a_pool_has_the_abilities_that_all_of_its_workers_have(store: Store) -> None:
     """So that a release with more abilities is rolled out one process after the other."""
     transport = await store.transport()
     old = Capabilities(accepts=("stop", "seed"), resumes=True)
@@ -308,7 +308,7 @@ async def test_a_huge_limit_never_refuses(transport: Transport) -> None:
     assert all(verdict.is_allowed and verdict.remaining > 999_999_900 for verdict in verdicts)
 
 
-async def test_a_retired_job_is_forgotten(store: Store) -> None:
+async def test_a_retired_job_expires(store: Store) -> None:
     transport = await store.transport()
     job = new_job()
     await transport.submit(job, "g1", 0)
@@ -323,7 +323,7 @@ async def test_a_retired_job_is_forgotten(store: Store) -> None:
     await store.until(is_gone, "the retired job to go")
 
 
-async def test_what_nobody_knows_is_none(transport: Transport) -> None:
+async def test_an_unknown_request_is_none(transport: Transport) -> None:
     assert await transport.read("g1.none") is None
     assert await transport.cancel("g1.none", "client") == "gone"
     assert not await transport.adopt("g1.none", "g2")

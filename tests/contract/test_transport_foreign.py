@@ -94,9 +94,7 @@ ENDS_THAT_ARE_NONE = {
 
 
 @pytest.mark.parametrize("what", ENDS_THAT_ARE_NONE)
-async def test_an_end_that_is_none_is_an_error_for_every_reader(
-    real: RedisStore, client: redis.Redis, what: str
-) -> None:
+async def test_an_unreadable_end_is_an_error_for_every_reader(real: RedisStore, client: redis.Redis, what: str) -> None:
     """Also for one that comes later: nothing is to follow, so it would wait for ever."""
     transport = await real.transport()
     async with asked(transport) as (_, reader, attempt):
@@ -133,7 +131,7 @@ async def test_tokens_that_cannot_be_read_end_the_request_and_its_work(real: Red
         await wait_until(lambda: client.hget(keys.job(job_id), "cancel") == "operator", "the worker to be stopped")
 
 
-async def test_what_a_newer_worker_may_say_is_understood(real: RedisStore, client: redis.Redis) -> None:
+async def test_unknown_values_of_a_newer_worker_are_understood(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     async with asked(transport) as (_, reader, attempt):
         job_id = reader.stream.job.id
@@ -167,7 +165,7 @@ async def test_a_request_that_cannot_be_read_is_an_error_for_its_reader_alone(
         assert isinstance(reader.stream.end, Done)
 
 
-async def test_an_end_without_its_log_is_an_error_for_who_has_a_part_of_the_answer(
+async def test_an_end_without_its_log_is_an_error_for_a_reader_with_a_part_of_the_answer(
     real: RedisStore, client: redis.Redis
 ) -> None:
     transport = await real.transport()
@@ -224,7 +222,7 @@ POOL = keys.PoolKeys()
 
 
 @pytest.mark.parametrize("about", ["x", "[]", "{}", '{"id":"other","models":7}', '{"id":"w9","models":{"m":{}}}'])
-async def test_what_no_gateway_could_read_is_refused_and_harms_no_other_worker(
+async def test_an_unreadable_announcement_is_refused_and_harms_no_other_worker(
     real: RedisStore, client: redis.Redis, about: str
 ) -> None:
     transport = await real.transport()
@@ -305,7 +303,7 @@ async def test_a_pool_without_a_number_takes_ours(real: RedisStore, client: redi
     await transport.enlist(new_worker("w2"))
 
 
-async def test_workers_go_by_what_gateways_say_of_the_time_they_may_be_away(
+async def test_workers_use_the_time_that_gateways_allow_for_their_absence(
     real: RedisStore, client: redis.Redis
 ) -> None:
     worker = await real.transport()

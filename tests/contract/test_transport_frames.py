@@ -30,14 +30,14 @@ def test_packed_by_hand_is_packed_by_the_library(job_id: str, attempt: int, end:
     assert packer.pack(job_id, attempt, end, frame) == expected  # from what it has kept
 
 
-def test_a_packer_does_not_grow_for_ever() -> None:
+def test_a_packer_has_a_bounded_size() -> None:
     packer = FramePacker()
     for number in range(20_000):
         packer.pack(f"g1.{number}", 1, 1, b"x")
     assert len(packer._heads) < 10_000
 
 
-def test_every_script_file_is_used_and_says_what_it_promises() -> None:
+def test_every_script_file_is_used_and_has_its_promise_at_its_head() -> None:
     assert {script.name for script in SCRIPTS} == {path.stem for path in LUA.glob("*.lua")}
     for script in SCRIPTS:
         shebang, promise, *rest = script.source.decode().splitlines()

@@ -21,7 +21,7 @@ async def reaped(store: Store, transport: Transport, worker: str, expected: int)
     assert await transport.reap(worker) == 0
 
 
-async def test_the_work_of_a_dead_worker_goes_on_at_another(store: Store) -> None:
+async def test_another_worker_continues_the_work_of_a_dead_one(store: Store) -> None:
     doomed = await store.transport(SHORT_LEASE_S)
     await doomed.enlist(new_worker("w1"))
     jobs = [new_job() for _ in range(3)]
@@ -55,7 +55,7 @@ async def test_the_work_of_a_dead_worker_goes_on_at_another(store: Store) -> Non
     assert Started(ids[0], claims[0].attempt, 2) in record.events
 
 
-async def test_renew_tells_what_a_worker_must_know(store: Store) -> None:
+async def test_renew_returns_lost_leases_dead_workers_and_absent_gateways(store: Store) -> None:
     doomed = await store.transport(SHORT_LEASE_S)
     await doomed.enlist(new_worker("w1"))
     await doomed.enlist(new_worker("w2"))
@@ -82,7 +82,7 @@ async def test_renew_tells_what_a_worker_must_know(store: Store) -> None:
     assert await doomed.reap("w2") == 2
 
 
-async def test_a_claim_repeated_by_the_same_worker_is_no_death(transport: Transport) -> None:
+async def test_a_claim_repeated_by_the_same_worker_is_not_a_death(transport: Transport) -> None:
     await transport.enlist(new_worker("w1"))
     job = new_job()
     await transport.submit(job, "g1", 0)
@@ -169,7 +169,7 @@ async def test_a_duplicate_id_steals_nothing(store: Store) -> None:
     assert await one.take("w1", 0) == [job.id]
 
 
-async def test_what_a_live_worker_runs_is_not_ended_by_anothers_claim(store: Store) -> None:
+async def test_a_job_of_a_live_worker_is_not_ended_by_the_claim_of_another(store: Store) -> None:
     one, two = await store.transport(), await store.transport()
     await one.enlist(new_worker("w1"))
     await two.enlist(new_worker("w2"))

@@ -94,7 +94,7 @@ async def test_a_key_is_free_again_when_its_time_is_over(store: Store) -> None:
     await store.until(is_free, "the key to be free again")
 
 
-async def test_a_key_lives_as_long_as_it_is_told_to(store: Store) -> None:
+async def test_a_key_expires_at_the_given_time(store: Store) -> None:
     transport = await store.transport()
     job = _keyed()
     assert await transport.bind_key(job, 60.0) is None

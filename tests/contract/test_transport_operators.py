@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 LUA = Path(rights.__file__).parent / "lua"
 
 
-async def test_an_overview_says_who_holds_what(store: Store) -> None:
+async def test_an_overview_has_the_jobs_of_each_worker(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     await transport.tick("g1")
@@ -44,7 +44,7 @@ async def test_an_overview_says_who_holds_what(store: Store) -> None:
     assert worker.info == new_worker("w1")
 
 
-async def test_an_overview_tells_who_is_dead_and_not_who_has_left(store: Store) -> None:
+async def test_an_overview_has_dead_workers_and_not_those_that_have_left(store: Store) -> None:
     doomed = await store.transport(SHORT_LEASE_S)
     for name in ("w1", "w2"):
         await doomed.enlist(new_worker(name))
@@ -68,7 +68,7 @@ async def _summaries(transport: Transport, *job_ids: str) -> list[Summary]:
     return found
 
 
-async def test_a_summary_is_what_a_read_returns_but_for_what_is_large(store: Store) -> None:
+async def test_a_summary_is_a_read_without_large_fields(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job(caller="me", user="ann", metadata={"case": "ACME 4711"}, prompt="x" * 10_000)
@@ -136,7 +136,7 @@ async def test_one_broken_request_does_not_take_a_list_with_it(real: RedisStore,
     assert [one and one.id for one in seen] == [None, None, None, jobs[3].id]
 
 
-async def test_what_is_large_is_read_on_a_connection_of_its_own(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_large_reply_has_a_connection_of_its_own(real: RedisStore, client: redis.Redis) -> None:
     """A whole job, a list, the queue: none of them stands in the way of the commands that requests wait for."""
     transport = await real.transport()
     job = new_job(prompt="x" * 500_000, caller="me")
@@ -260,7 +260,7 @@ def _let_in(client: redis.Redis, user: str, *rules: str) -> None:
     client.execute_command("ACL", "SETUSER", user, "on", ">pw", *rules)  # type: ignore[no-untyped-call]
 
 
-async def test_a_user_without_rights_is_told_which(own: tuple[Server, redis.Redis]) -> None:
+async def test_a_user_without_rights_gets_the_list_of_missing_ones(own: tuple[Server, redis.Redis]) -> None:
     server, client = own
     everything = ["~inference:*", "~{inference:*", "&*", "+@all"]
     _let_in(client, "app", *everything, "-xadd", "-blmove")
@@ -280,7 +280,7 @@ async def test_a_user_without_rights_is_told_which(own: tuple[Server, redis.Redi
     assert (seen["whole"].level, seen["whole"].value) == ("ok", "whole may do all that is needed")
 
 
-async def test_what_a_managed_server_hides_is_a_warning(own: tuple[Server, redis.Redis]) -> None:
+async def test_a_value_that_a_managed_server_hides_is_a_warning(own: tuple[Server, redis.Redis]) -> None:
     server, client = own
     client.config_set("maxmemory", "200mb")
     forbidden = ("-config", "-info", "-acl")
@@ -326,7 +326,7 @@ async def test_a_server_that_is_away_is_not_judged() -> None:
     await transport.close()
 
 
-async def test_a_server_in_the_open_is_said_aloud(
+async def test_a_server_without_a_password_is_a_warning(
     own: tuple[Server, redis.Redis], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = own
@@ -345,7 +345,7 @@ async def test_memory_has_nothing_to_refuse(transport: Transport) -> None:
     await transport.check()
 
 
-async def test_who_is_followed_is_heard_after_a_cut(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_followed_channel_is_received_again_after_a_cut(real: RedisStore, client: redis.Redis) -> None:
     here, there = await real.transport(), await real.transport()
     assert isinstance(there, RedisTransport)
     subscriber = there._redis.subscriber

@@ -121,7 +121,7 @@ async def test_a_caller_stores_so_many_bytes(store: Store) -> None:
         await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
 
 
-async def test_what_is_booked_twice_counts_once(store: Store) -> None:
+async def test_a_request_booked_twice_counts_once(store: Store) -> None:
     transport = await store.transport()
     share = Share(max_stored=2, max_stored_bytes=10_000)
     job = new_job(caller="bob", prompt="x" * 4_000)
@@ -133,7 +133,7 @@ async def test_what_is_booked_twice_counts_once(store: Store) -> None:
     assert len(await transport.requests_of("bob", 10)) == 2
 
 
-async def test_what_has_expired_makes_room(store: Store) -> None:
+async def test_expired_requests_make_room(store: Store) -> None:
     transport = await store.transport()
     share = Share(max_stored=2)
     for _ in range(2):
@@ -147,7 +147,7 @@ async def test_what_has_expired_makes_room(store: Store) -> None:
     await store.until(has_room, "the two to expire")
 
 
-async def test_what_ended_makes_room_when_it_expires(store: Store) -> None:
+async def test_an_ended_request_makes_room_when_it_expires(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     share = Share(max_stored=1)
@@ -163,7 +163,7 @@ async def test_what_ended_makes_room_when_it_expires(store: Store) -> None:
     await store.until(has_room, "it to expire")
 
 
-async def test_what_a_client_cancels_is_not_kept_long(store: Store) -> None:
+async def test_a_request_that_a_client_cancels_is_not_kept_long(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     running, waiting = new_job(retention_s=7200.0), new_job(retention_s=7200.0)
@@ -244,7 +244,7 @@ async def test_books_of_a_wrong_type_are_begun_anew(
     transport.weigh(new_job(caller="bob"), 0, 1.0)
 
 
-async def test_what_was_begun_beyond_the_share_is_ended(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_request_begun_beyond_the_share_is_ended(real: RedisStore, client: redis.Redis) -> None:
     """Another gateway has used up the share, and a worker is faster than the refusal."""
     here, there = await real.transport(), await real.transport()
     share = Share(max_stored=2)
@@ -289,7 +289,7 @@ def test_how_an_answer_is_counted() -> None:
     assert REQUEST_BYTES > 0
 
 
-def test_log_probabilities_and_long_vectors_are_counted_as_what_they_take() -> None:
+def test_log_probabilities_and_long_vectors_are_counted_by_their_size() -> None:
     likely = new_job(sampling=Sampling(max_tokens=100, logprobs=20))
     names = tuple((f"token{number}", -1.25) for number in range(20))
     token = RichToken("token", logprobs=(Logprob("token", -0.125, names),))
@@ -320,7 +320,7 @@ async def test_a_sum_that_is_none_is_added_up_anew(real: RedisStore, client: red
     assert total == sum(sum(map(int, entry.split())) for entry in booked.values()) > int(str(before))
 
 
-async def test_after_its_end_a_job_holds_only_what_no_other_holds(store: Store) -> None:
+async def test_after_its_end_a_job_keeps_only_messages_that_no_other_job_has(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     messages = (Message("system", "s"), *(Message("user", "x" * 10_000) for _ in range(5)), Message("user", "own"))
@@ -342,7 +342,7 @@ async def test_after_its_end_a_job_holds_only_what_no_other_holds(store: Store) 
     await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
 
 
-async def test_what_others_go_on_from_is_kept_longer_and_counts_longer(store: Store) -> None:
+async def test_a_response_that_others_continue_is_kept_longer_and_counts_longer(store: Store) -> None:
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     share = Share(max_stored=1)
@@ -386,7 +386,9 @@ def _expire(client: redis.Redis, *jobs: Job) -> None:
     client.zadd(STORED, {job.id: 1 for job in jobs}, xx=True)
 
 
-async def test_a_caller_at_its_limit_has_what_expired_a_moment_ago(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_caller_at_its_limit_gets_the_room_of_requests_that_have_just_expired(
+    real: RedisStore, client: redis.Redis
+) -> None:
     """Else it is refused what it may have until the books are looked at the next time."""
     transport = await real.transport()
     first, second = (new_job(caller="bob", prompt="x" * 60_000) for _ in range(2))
@@ -400,7 +402,7 @@ async def test_a_caller_at_its_limit_has_what_expired_a_moment_ago(real: RedisSt
 
 
 @pytest.mark.parametrize("due", ["1", "0", "9" * 14, "inf", "nan", "text", "", None])
-async def test_what_has_expired_goes_although_no_limit_is_near(
+async def test_expired_requests_are_removed_although_no_limit_is_near(
     real: RedisStore, client: redis.Redis, due: str | None
 ) -> None:
     """Whenever it is time for that, and where the time of that is none."""
@@ -513,7 +515,7 @@ async def test_requests_that_end_together_are_each_weighed(real: RedisStore, cli
 # ── when what has ended is told to the store ─────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_ended_counts_before_the_next_booking_near_the_limit(
+async def test_ended_requests_are_counted_before_the_next_booking_near_the_limit(
     real: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
@@ -528,7 +530,7 @@ async def test_what_ended_counts_before_the_next_booking_near_the_limit(
     await transport.submit(another, "g1", 0, share=share)
 
 
-async def test_what_is_prolonged_is_weighed_first(
+async def test_a_request_that_is_kept_longer_is_weighed_first(
     real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)
@@ -547,7 +549,7 @@ async def test_what_is_prolonged_is_weighed_first(
     await wait_until_async(is_kept, "it is kept for the two hours")
 
 
-async def test_what_ended_is_told_at_the_end_of_the_process_too(
+async def test_ended_requests_are_weighed_at_the_end_of_the_process_too(
     real: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weighing, "WITHIN_S", 3600.0)

@@ -83,7 +83,7 @@ async def test_redis_forgets_everything(real: RedisStore, client: redis.Redis) -
     assert again.attempt > claim.attempt
 
 
-async def test_an_id_in_a_list_of_nobody_is_taken_over(real: RedisStore, client: redis.Redis) -> None:
+async def test_an_id_that_no_list_has_is_taken_over(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     await transport.enlist(new_worker("w2"))
@@ -164,7 +164,7 @@ async def test_a_callers_list_is_bounded_and_outlives_its_longest_request(
     assert left > 5_000_000
 
 
-async def test_what_an_idempotency_key_is_in_redis(real: RedisStore, client: redis.Redis) -> None:
+async def test_an_idempotency_key_has_its_documented_form_in_redis(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     job = new_job(caller="me", once="0123abcd hash")
     assert await transport.bind_key(job, 60.0) is None
@@ -244,7 +244,7 @@ async def test_the_work_of_a_gateway_that_stays_away_is_not_wanted(real: RedisSt
     await doomed.close()
 
 
-async def test_charge_says_what_the_reference_says(real: RedisStore) -> None:
+async def test_charge_agrees_with_the_reference(real: RedisStore) -> None:
     transport = await real.transport()
     limit, tat = RateLimit(rpm=7, burst=5), 0.0
     for _ in range(7):
@@ -279,7 +279,7 @@ async def test_the_clocks_of_processes_do_not_matter(
     assert 0 <= record.now - record.created_at < 60
 
 
-async def test_what_runs_long_past_its_deadline_is_ended_by_a_gateway(real: RedisStore, client: redis.Redis) -> None:
+async def test_a_gateway_ends_a_request_that_runs_long_past_its_deadline(real: RedisStore, client: redis.Redis) -> None:
     transport = await real.transport()
     await transport.enlist(new_worker("w1"))
     job = new_job()

@@ -63,7 +63,7 @@ def test_every_token_is_an_event(server: Site) -> None:
     ]
 
 
-def test_a_stop_sequence_says_what_is_known(client: Anthropic) -> None:
+def test_a_stop_sequence_is_reported_as_far_as_it_is_known(client: Anthropic) -> None:
     whole: Any = client.messages.create(model="mock", max_tokens=8, messages=HELLO)
     words = whole.content[0].text.split(" ")
     cut: Any = client.messages.create(model="mock", max_tokens=8, messages=HELLO, stop_sequences=[words[3]])
@@ -128,7 +128,7 @@ def test_failures(client: Anthropic) -> None:
     assert len(seen) == 2
 
 
-def test_the_key_is_read_and_the_client_comes_back_when_it_is_told_to(tmp_path: Any) -> None:
+def test_the_key_is_read_and_the_client_retries_after_the_given_time(tmp_path: Any) -> None:
     path = tmp_path / "keys.toml"
     _, key = create_key(path, name="mine")
     with site() as built:

@@ -154,7 +154,7 @@ async def test_a_server_that_lies_now_and_then_is_caught(parts: list[bytes], wro
     assert (status, found["ok"], found["wrong"], found["errors"]) == (1, 9, 1, {wrong: 1})
 
 
-async def test_hang_ups_are_errors_and_the_load_goes_on() -> None:
+async def test_hang_ups_are_errors_and_the_load_continues() -> None:
     good = _chunked([_event(0), _event(1), _event(2), _event(3), DONE])
     async with fake(lambda body, num: b"" if num in (2, 5) else good) as url:
         flags = ["--requests=10", "--concurrency=2", "--warmup=0", "--output-tokens=4"]
@@ -165,7 +165,7 @@ async def test_hang_ups_are_errors_and_the_load_goes_on() -> None:
     assert found["itl_ms"]["max"] == 0
 
 
-async def test_an_answer_that_never_comes_is_a_timeout() -> None:
+async def test_a_missing_answer_is_a_timeout() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     async with fake(lambda body, num: head) as url:
         flags = ["--requests=2", "--concurrency=2", "--warmup=0", "--timeout=0.5"]
@@ -231,7 +231,7 @@ async def test_openai_streams(api: str, path: str) -> None:
     assert all(body["model"] == "m" and body["stream"] for body in seen)
 
 
-async def test_nobody_there_is_status_one_and_says_why() -> None:
+async def test_no_server_is_status_one_with_the_reason() -> None:
     status, found, _ = await bench(f"http://127.0.0.1:{free_port()}", "--duration=30")
     assert status == 1
     assert set(found["errors"]) == {"connection refused"}

@@ -49,7 +49,7 @@ def guarded(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], str,
             process.wait()
 
 
-async def test_idle_connections_shut_nobody_out_and_keep_no_revoked_key_alive(
+async def test_idle_connections_do_not_block_others_and_keep_no_revoked_key_alive(
     guarded: tuple[str, subprocess.Popen[bytes], str, str, Path],
 ) -> None:
     url, process, good, revoked, path = guarded
@@ -94,7 +94,7 @@ async def test_idle_connections_shut_nobody_out_and_keep_no_revoked_key_alive(
             writer.close()
 
 
-async def test_a_server_full_of_streams_says_so() -> None:
+async def test_a_server_full_of_streams_answers_503() -> None:
     with site() as fleet:
         fleet.serve("--max-connections", "20", "--model", "mock=mock:step_ms=50")
         url = fleet.gateways[0]
@@ -119,7 +119,7 @@ async def test_a_server_full_of_streams_says_so() -> None:
             writer.close()
 
 
-async def test_clients_that_read_nothing_shut_nobody_out() -> None:
+async def test_clients_that_read_nothing_do_not_block_others() -> None:
     """No key is needed for the files of the docs page, which are more than the kernel's buffers hold."""
     with site() as fleet:
         fleet.serve("--max-connections", "20", "--slow-reader-s", "0.2")

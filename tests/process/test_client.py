@@ -117,7 +117,7 @@ def test_the_models(client: Client) -> None:
     assert {model.id for model in client.models()} == {"mock", "hostile", "tools"}
 
 
-def test_a_stream_that_is_left_is_cancelled_and_one_that_is_to_go_on_is_not(client: Client) -> None:
+def test_an_abandoned_stream_is_cancelled_unless_it_is_to_continue(client: Client) -> None:
     with client.stream("leave", max_tokens=5000) as stream:
         next(iter(stream))
     assert client.handle(stream.request_id).status().state == "cancelled"
@@ -128,7 +128,7 @@ def test_a_stream_that_is_left_is_cancelled_and_one_that_is_to_go_on_is_not(clie
     assert client.handle(stream.request_id).result(timeout_s=30).usage.completion_tokens == 40
 
 
-def test_a_handle_cancels_and_waits_no_longer_than_it_is_told(client: Client) -> None:
+def test_a_handle_cancels_and_waits_no_longer_than_its_timeout(client: Client) -> None:
     handle = client.submit("long", max_tokens=5000)
     with pytest.raises(DeadlineExceeded):
         handle.result(timeout_s=0.3)

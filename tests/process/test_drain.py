@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(120)
 SLOW = "mock=mock:step_ms=20"
 
 
-async def test_a_worker_that_stops_hands_back_and_nobody_notices(redis_url: str) -> None:
+async def test_a_worker_that_stops_hands_back_and_its_clients_see_no_error(redis_url: str) -> None:
     with site(redis_url) as fleet:
         first = fleet.worker("--model", SLOW, "--drain-s", "0.2")
         fleet.gateway()
@@ -65,7 +65,7 @@ async def test_a_gateway_that_stops_finishes_its_streams(redis_url: str) -> None
         assert {(answer.end, len(answer.tokens)) for answer in answers} == {("done", 50)}
 
 
-async def test_a_gateway_out_of_time_says_so() -> None:
+async def test_a_gateway_out_of_time_ends_its_streams_with_an_error() -> None:
     with site() as fleet:
         program = fleet.serve("--model", SLOW, "--drain-s", "0.3")
         async with reading.client() as http:

@@ -121,7 +121,7 @@ async def test_where_it_resumes_no_client_notices_the_death_of_an_engine(
         assert await metric(http, url, "requests_total", outcome=reason) >= 1
 
 
-async def test_without_that_only_the_dead_engines_answers_are_lost_and_it_comes_back(
+async def test_without_that_only_the_dead_engines_answers_are_lost_and_it_is_used_again(
     engines: list[Engine], http: httpx2.AsyncClient
 ) -> None:
     one, two = start(engines, "--token-ms", "20"), start(engines, "--token-ms", "20")

@@ -97,7 +97,7 @@ def test_a_chat_from_a_pipe_remembers_and_forgets(server: Site) -> None:
     assert told != [first]
 
 
-def test_a_chat_says_what_went_wrong_and_goes_on(server: Site) -> None:
+def test_a_chat_prints_an_error_and_continues(server: Site) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "penstock", "chat", "--url", server.gateways[0], "--max-tokens", "3"],
         input="/model none\nhello\n/model mock\nhello\n",

@@ -49,7 +49,9 @@ def _unchunked(body: bytes) -> bytes:
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("has_begun", [False, True], ids=["at-once", "later"])
-async def test_who_half_closes_gets_the_whole_answer(url: str, version: bytes, stream: bool, has_begun: bool) -> None:
+async def test_a_client_that_half_closes_gets_the_whole_answer(
+    url: str, version: bytes, stream: bool, has_begun: bool
+) -> None:
     reader, writer = await _ask(url, version, stream=stream, max_tokens=30)
     start = b""
     if has_begun and stream:
@@ -67,7 +69,7 @@ async def test_who_half_closes_gets_the_whole_answer(url: str, version: bytes, s
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_who_closes_has_left_and_its_request_ends(url: str, stream: bool) -> None:
+async def test_the_request_of_a_client_that_closes_ends(url: str, stream: bool) -> None:
     _, writer = await _ask(url, b"1.1", stream=stream, max_tokens=8000)
     async with reading.client() as http:
 

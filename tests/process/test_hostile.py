@@ -114,7 +114,7 @@ async def test_requests_in_one_piece_are_answered_one_after_the_other(url: str) 
     assert [b'"completion_tokens":3' in head for head in heads] == [True] * 3
 
 
-async def test_who_reads_late_reads_everything(url: str) -> None:
+async def test_a_client_that_reads_late_reads_everything(url: str) -> None:
     """More than all buffers hold: the server waits for the client, and goes on when it reads again."""
     parts = urlsplit(url)
     small = socket.socket()

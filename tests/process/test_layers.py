@@ -46,7 +46,7 @@ def _client(url: str) -> OpenAI:
     return OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
 
 
-def test_two_layers_say_what_one_says(layers: Site) -> None:
+def test_two_layers_answer_as_one_does(layers: Site) -> None:
     lower, upper = map(_client, layers.gateways)
     with lower, upper:
         for asked in (
@@ -84,7 +84,7 @@ def test_tools_and_embeddings_go_through_both_layers(layers: Site) -> None:
         assert refused.value.param == "model"
 
 
-def test_what_the_lower_layer_refuses_is_the_upper_ones_error(layers: Site) -> None:
+def test_a_refusal_of_the_lower_layer_is_the_error_of_the_upper_one(layers: Site) -> None:
     with _client(layers.gateways[1]) as upper:
         with pytest.raises(openai.BadRequestError) as refused:  # this layer lets through what the one below may not
             upper.chat.completions.create(

@@ -93,7 +93,7 @@ async def _until(http: httpx2.AsyncClient, url: str, request_id: str, state: str
     await wait_until_async(is_so, f"it is {state}", timeout_s=20.0)
 
 
-async def test_what_was_completed_stays_completed(store: Store, http: httpx2.AsyncClient) -> None:
+async def test_a_completed_request_stays_completed(store: Store, http: httpx2.AsyncClient) -> None:
     with _fleet(store.url) as fleet:
         here, there = fleet.gateways
         request_id = (await _generate(http, here, background=True, max_tokens=200)).json()["request_id"]
@@ -140,7 +140,7 @@ async def test_a_finished_result_outlives_an_empty_store(store: Store, http: htt
         await _until(http, there, request_id, "completed")
 
 
-async def test_what_is_admitted_and_alive_is_never_unknown(store: Store, http: httpx2.AsyncClient) -> None:
+async def test_an_admitted_live_request_is_never_unknown(store: Store, http: httpx2.AsyncClient) -> None:
     with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
         here, there = fleet.gateways
         body = {"background": True, "max_tokens": 1500}
@@ -189,7 +189,7 @@ async def test_a_gateway_that_was_frozen_keeps_its_keys(store: Store, http: http
         assert len({answer.json()["request_id"] for answer in answers}) == 1
 
 
-async def test_a_key_is_free_as_soon_as_its_request_is_forgotten(store: Store, http: httpx2.AsyncClient) -> None:
+async def test_a_key_is_free_as_soon_as_its_request_expires(store: Store, http: httpx2.AsyncClient) -> None:
     with _fleet(store.url, "--retention-s", "1") as fleet:
         here, there = fleet.gateways
         first = await _generate(http, here, "k")
@@ -206,7 +206,7 @@ async def test_a_key_is_free_as_soon_as_its_request_is_forgotten(store: Store, h
         assert (await _generate(http, there, "k", max_tokens=3)).status_code == 200  # no conflict with what is gone
 
 
-async def test_a_gateway_that_died_between_key_and_request_holds_nobody_up(
+async def test_a_gateway_that_died_between_key_and_request_delays_no_other_client(
     store: Store, http: httpx2.AsyncClient
 ) -> None:
     with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:

@@ -236,7 +236,7 @@ async def test_many_at_once_and_one_that_leaves(server: Site) -> None:
         await wait_until_async(is_over, "both answers were cancelled when their one reader left")
 
 
-def test_the_client_comes_back_when_it_is_told_to() -> None:
+def test_the_client_retries_after_the_given_time() -> None:
     """429 with `retry-after-ms`: the package waits as long as it is told, and then its answer is there."""
     with site() as built:
         built.serve("--model", "mock=mock", "--rate-limit-rpm", "120", "--rate-limit-burst", "1")

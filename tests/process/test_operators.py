@@ -59,7 +59,7 @@ def test_a_doctor_needs_no_gateway_to_look_at_a_server(redis_url: str) -> None:
     assert "no answer" in away.stdout
 
 
-def test_a_doctor_finds_what_is_missing() -> None:
+def test_a_doctor_ends_with_0_at_a_healthy_site_and_2_without_a_gateway() -> None:
     with site() as fleet:
         fleet.serve()
         assert _command("doctor", "--url", fleet.gateways[0]).returncode == 0
@@ -68,7 +68,7 @@ def test_a_doctor_finds_what_is_missing() -> None:
     assert "is a gateway there?" in gone.stderr
 
 
-def test_a_doctor_says_so_when_no_worker_is_there(redis_url: str) -> None:
+def test_a_doctor_reports_that_there_is_no_worker(redis_url: str) -> None:
     with site(redis_url) as fleet:
         fleet.gateway(is_ready=False)
         done = _command("doctor", "--url", fleet.gateways[0])
@@ -110,7 +110,7 @@ async def test_ps_and_cancel(request: pytest.FixtureRequest, store: str) -> None
             assert "Request not found" in unknown.stderr
 
 
-def test_what_is_no_gateway_is_said_in_one_sentence(redis_url: str) -> None:
+def test_a_server_that_is_not_a_gateway_is_reported_in_one_sentence(redis_url: str) -> None:
     with site(redis_url) as fleet:
         fleet.worker()
         other = _command("ps", "--url", fleet.workers[0])  # its small server knows other routes

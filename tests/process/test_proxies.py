@@ -176,7 +176,7 @@ async def test_tokens_come_through_one_by_one(kind: str, behind: tuple[int, str,
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-async def test_what_is_not_for_the_public_stays_inside(kind: str, behind: tuple[int, str, str], tmp_path: Path) -> None:
+async def test_internal_routes_are_not_public(kind: str, behind: tuple[int, str, str], tmp_path: Path) -> None:
     upstream, key, admin = behind
     async with _in_front(kind, upstream, tmp_path) as proxy, proxy.client() as http:
         http.headers["x-api-key"] = admin
@@ -209,7 +209,7 @@ async def test_one_address_cannot_take_all_connections(kind: str, behind: tuple[
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-async def test_what_the_gateway_gets_to_see(kind: str, tmp_path: Path) -> None:
+async def test_the_gateway_gets_the_headers_of_the_proxy(kind: str, tmp_path: Path) -> None:
     """The client's own Host and address, and no Upgrade."""
     heads: list[str] = []
 

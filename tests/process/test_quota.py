@@ -97,7 +97,7 @@ async def test_a_quota_is_exact_over_two_gateways(redis_url: str, tmp_path: Path
         await http.aclose()
 
 
-async def test_what_is_cancelled_does_not_stay(redis_url: str, tmp_path: Path) -> None:
+async def test_cancelled_requests_are_not_kept_long(redis_url: str, tmp_path: Path) -> None:
     """POST and DELETE in turn, of a megabyte each: Redis holds them for `retention_s`, and the quota bounds them."""
     path = tmp_path / "keys.toml"
     people = _callers(path, "bob")
@@ -229,7 +229,7 @@ async def test_a_long_conversation_is_stored_once(redis_url: str) -> None:
     client.close()
 
 
-async def test_what_holds_a_conversation_is_kept_as_long_as_it_is_needed(redis_url: str) -> None:
+async def test_the_messages_of_a_conversation_are_kept_as_long_as_they_are_needed(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url)
     with site(redis_url) as fleet:
         fleet.worker()

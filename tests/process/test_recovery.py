@@ -143,7 +143,7 @@ async def test_redis_forgets_everything(fleet: Site, http: httpx2.AsyncClient, s
 
 
 @pytest.mark.parametrize("away_s", [0.2, 2.0])
-async def test_redis_dies_and_comes_back_empty(
+async def test_redis_dies_and_restarts_empty(
     fleet: Site, http: httpx2.AsyncClient, server: Server, away_s: float
 ) -> None:
     port = int(server.url.rsplit(":", 1)[1])
@@ -175,7 +175,7 @@ async def test_redis_freezes(fleet: Site, http: httpx2.AsyncClient, server: Serv
     await _balanced(server)
 
 
-async def test_a_gateway_dies_and_the_client_goes_on_elsewhere(fleet: Site, http: httpx2.AsyncClient) -> None:
+async def test_a_gateway_dies_and_the_client_continues_elsewhere(fleet: Site, http: httpx2.AsyncClient) -> None:
     doomed = fleet.gateway()
     here, there = fleet.gateways[1], fleet.gateways[0]
     request_id = ""
@@ -250,7 +250,7 @@ async def test_clients_that_leave_free_their_slots(fleet: Site, http: httpx2.Asy
     await _balanced(server)
 
 
-async def test_a_slow_reader_harms_nobody_and_is_cut(server: Server, http: httpx2.AsyncClient) -> None:
+async def test_a_slow_reader_harms_no_other_client_and_is_cut(server: Server, http: httpx2.AsyncClient) -> None:
     with site(server.url) as fleet:
         fleet.worker("--model", "mock=mock:step_ms=0")
         fleet.gateway("--slow-reader-s", "1.5", "--max-tokens-limit", "100000")

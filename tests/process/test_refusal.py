@@ -62,7 +62,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is tested is who can reach it
         (("serve",), {"PENSTOCK_RATE_LIMIT_RPM": " "}, "PENSTOCK_RATE_LIMIT_RPM=''"),
     ],
 )
-def test_a_door_that_stands_open_by_mistake_is_refused(
+def test_a_gateway_open_to_others_by_mistake_does_not_start(
     command: tuple[str, ...], env: dict[str, str], words: str
 ) -> None:
     program = Program(*command, "--port", str(free_port()), env=env)
@@ -75,7 +75,7 @@ def test_a_door_that_stands_open_by_mistake_is_refused(
         program.close()
 
 
-def test_start_up_says_who_may_call(tmp_path: Path) -> None:
+def test_start_up_prints_who_may_call(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     _, text = create_key(path, "Ada")
     with site() as built:

@@ -108,7 +108,7 @@ async def test_a_broken_stream_is_taken_up_at_another_gateway(fleet: Site, http:
     assert rest[-1].event == "done"
 
 
-async def test_nobody_comes_back_and_it_is_cancelled(fleet: Site, http: httpx2.AsyncClient) -> None:
+async def test_a_request_whose_client_does_not_return_is_cancelled(fleet: Site, http: httpx2.AsyncClient) -> None:
     async with reading.client() as own:
         left = await reading.stream(
             own, fleet.gateways[0], stop_after=1, prompt="never", max_tokens=2000, on_disconnect="resume"
@@ -236,7 +236,7 @@ async def test_only_ones_own_requests_are_seen(tmp_path: Path) -> None:
                 assert "idempotent-replayed" not in again.headers
 
 
-async def test_the_place_in_the_queue_is_told() -> None:
+async def test_the_position_in_the_queue_is_sent() -> None:
     with site() as fleet:
         fleet.serve("--model", "mock=mock:step_ms=20", "--max-batch-size", "1", "--max-batches", "1")
         url = fleet.gateways[0]
@@ -270,7 +270,7 @@ async def test_the_place_in_the_queue_is_told() -> None:
             assert quiet.end == "done"
 
 
-async def test_what_cannot_be_in_time_is_refused_at_once() -> None:
+async def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
     with site() as fleet:
         fleet.serve("--model", "mock=mock:step_ms=100", "--max-batch-size", "1", "--max-batches", "1")
         url = fleet.gateways[0]

@@ -79,7 +79,7 @@ def test_whole_streamed_and_retrieved_are_one(client: OpenAI) -> None:
     assert set(last) - same <= {"id", "created_at", "output"}
 
 
-def test_after_every_number_comes_the_rest(client: OpenAI) -> None:
+def test_every_number_is_followed_by_all_later_events(client: OpenAI) -> None:
     with client.responses.stream(model="mock", input="hello", max_output_tokens=6) as stream:
         numbers = [event.sequence_number for event in stream]
     assert numbers == list(range(len(numbers)))
@@ -111,7 +111,7 @@ def test_tools_are_called_and_answered(client: OpenAI) -> None:
     assert by_id.output_text == by_hand.output_text != ""
 
 
-def test_a_conversation_goes_on_without_the_old_instructions(client: OpenAI) -> None:
+def test_a_conversation_continues_without_the_old_instructions(client: OpenAI) -> None:
     asked: Any = {"model": "mock", "max_output_tokens": 4}
     first = client.responses.create(input="one", instructions="shout", **asked)
     second = client.responses.create(input="two", previous_response_id=first.id, **asked)
@@ -168,7 +168,7 @@ async def test_a_whole_answer_that_is_cancelled_is_a_response(server: Site, own:
     assert (await asking).status == "cancelled"
 
 
-def test_what_is_not_stored_is_not_there(client: OpenAI) -> None:
+def test_a_response_that_is_not_stored_cannot_be_retrieved(client: OpenAI) -> None:
     kept = client.responses.create(model="mock", input="hello", max_output_tokens=2, store=False)
     assert kept.to_dict()["store"] is False
     calls: list[Callable[[], Any]] = [
@@ -244,7 +244,7 @@ def test_queries_are_strict(server: Site, client: OpenAI) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_the_client_comes_back_when_it_is_told_to() -> None:
+def test_the_client_retries_after_the_given_time() -> None:
     with site() as built:
         built.serve("--model", "mock=mock", "--rate-limit-rpm", "120", "--rate-limit-burst", "1")
         with OpenAI(base_url=f"{built.gateways[0]}/v1", api_key="any", max_retries=0) as hasty:
@@ -278,7 +278,7 @@ def test_only_ones_own_responses_are_seen(tmp_path: Path) -> None:
                 yours.with_options(api_key="wrong").responses.retrieve(found.id)
 
 
-async def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(redis_url: str) -> None:
+async def test_a_stream_continues_at_another_gateway_when_its_own_is_killed(redis_url: str) -> None:
     """And its worker too: the events have the same numbers wherever they are told."""
     with site(redis_url) as fleet:
         model = ("--model", "mock=mock:step_ms=20,chain=true")

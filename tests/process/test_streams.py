@@ -132,7 +132,7 @@ async def _running(fleet: Site, http: httpx2.AsyncClient) -> float:
     return sum(reading.metric(page, "penstock_running") for page in pages)
 
 
-async def test_metrics_count_what_was_done(fleet: Site, http: httpx2.AsyncClient) -> None:
+async def test_metrics_count_requests_and_tokens(fleet: Site, http: httpx2.AsyncClient) -> None:
     url = _gateway(fleet, 0)
     labels = {"model": "mock", "endpoint": "/v1/generate", "outcome": "ok"}
     before = reading.metric((await http.get(f"{url}/metrics")).text, "penstock_requests_total", **labels)

@@ -95,7 +95,7 @@ async def _is_ready(http: httpx2.AsyncClient, url: str) -> bool:
     return (await http.get(f"{url}/readyz")).status_code == 200
 
 
-async def test_what_is_lost_is_counted_and_said(http: httpx2.AsyncClient, tmp_path: Path) -> None:
+async def test_dropped_lines_are_counted_and_reported(http: httpx2.AsyncClient, tmp_path: Path) -> None:
     """A named pipe whose reader leaves and comes back."""
     name = tmp_path / "log"
     os.mkfifo(name)

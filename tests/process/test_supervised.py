@@ -81,7 +81,7 @@ async def _load(http: httpx2.AsyncClient, fleet: Site) -> list[asyncio.Task[tupl
 
 
 @pytest.mark.parametrize("num_others", [0, 1])
-async def test_a_killed_workers_streams_go_on_at_once(
+async def test_the_streams_of_a_killed_worker_continue_at_once(
     redis_url: str, http: httpx2.AsyncClient, num_others: int
 ) -> None:
     with site(redis_url) as fleet:
@@ -169,7 +169,7 @@ async def test_the_child_dies_with_its_parent(redis_url: str) -> None:
         await wait_until(is_gone, "the child is gone")
 
 
-async def test_a_wrong_setting_is_not_tried_for_ever(redis_url: str) -> None:
+async def test_a_process_with_a_wrong_setting_is_not_restarted(redis_url: str) -> None:
     with site(redis_url) as fleet:
         program = Program(
             *("worker", "--redis-url", redis_url, "--metrics-port", str(free_port())),
@@ -271,7 +271,7 @@ async def test_the_working_directory_is_not_code(redis_url: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("command", ["gateway", "worker"])
-async def test_only_the_parent_says_that_a_variable_is_unknown(redis_url: str, command: str) -> None:
+async def test_only_the_parent_warns_of_an_unknown_variable(redis_url: str, command: str) -> None:
     with site(redis_url) as fleet:
         if command == "gateway":
             program = fleet.gateway("--processes", "2", env={"PENSTOCK_PROT": "1"}, is_ready=False)

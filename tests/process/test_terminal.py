@@ -71,7 +71,7 @@ def url() -> Iterator[str]:
     "command",
     ["ask x", "ps --once", "ps --json", "doctor", "dead list", "dead show x", "dead redrive x", "cancel x"],
 )
-async def test_nothing_that_a_server_says_reaches_the_terminal_as_a_command(url: str, command: str) -> None:
+async def test_no_text_of_a_server_reaches_the_terminal_as_a_command(url: str, command: str) -> None:
     process, master = on_a_terminal(*command.split(), "--url", url)
     said = bytearray()
 

@@ -35,7 +35,7 @@ def test_the_usual_seeds() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_seeds_that_nobody_has_seen() -> None:
+def test_fresh_seeds() -> None:
     """Drawn by `random`, which pytest-randomly seeds: `--randomly-seed` draws the same again."""
     first = random.randrange(1_000_000, 1_000_000_000)
     _check(range(first, first + NUM_RANDOM))
@@ -47,7 +47,7 @@ def test_every_kind_of_fault_is_drawn() -> None:
     assert any(not plan.events for plan in plans)
 
 
-def test_a_run_says_what_its_clients_saw() -> None:
+def test_a_run_reports_the_events_of_its_clients() -> None:
     outcome = simulate(1)
     assert sum(outcome.ends.values()) == len(draw(1).asks)
     assert outcome.ends["ended"] > 0
@@ -61,7 +61,7 @@ def digest(seeds: range) -> str:
 
 
 @pytest.mark.timeout(60)
-def test_a_seed_says_the_same_wherever_it_runs() -> None:
+def test_a_seed_gives_the_same_run_everywhere() -> None:
     """Another process, with other hashes of strings and other addresses of objects."""
     program = "from tests.simulation.test_simulation import digest; print(digest(range(40, 60)))"
     other = subprocess.run(

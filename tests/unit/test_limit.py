@@ -51,7 +51,7 @@ async def test_many_blocks_cost_one_timer_that_does_not_stay(timers: list[asynci
     assert timers[0].cancelled()
 
 
-async def test_what_takes_too_long_is_cut_off_and_the_task_goes_on() -> None:
+async def test_a_wait_that_takes_too_long_is_cut_off_and_the_task_continues() -> None:
     limit = Limit(time.monotonic() + 0.02)
     with pytest.raises(TimeoutError), limit:
         await _for_ever()
@@ -63,7 +63,7 @@ async def test_what_takes_too_long_is_cut_off_and_the_task_goes_on() -> None:
     limit.close()
 
 
-async def test_a_limit_that_has_passed_cuts_off_what_waits() -> None:
+async def test_a_limit_that_has_passed_cuts_off_a_wait() -> None:
     limit = Limit(time.monotonic() - 1.0)
     with limit:
         pass  # nothing waits
@@ -82,7 +82,7 @@ async def test_between_two_blocks_nothing_is_cut_off(timers: list[asyncio.TimerH
     limit.close()
 
 
-async def test_it_moves_while_somebody_waits(limit: Limit) -> None:
+async def test_a_limit_can_move_during_a_wait(limit: Limit) -> None:
     loop = asyncio.get_running_loop()
     limit.until = time.monotonic() + 0.02
     loop.call_soon(setattr, limit, "until", time.monotonic() + 0.06)
@@ -92,7 +92,7 @@ async def test_it_moves_while_somebody_waits(limit: Limit) -> None:
     assert time.monotonic() - began_at >= 0.05
 
 
-async def test_a_limit_that_comes_nearer_holds_from_the_next_block(limit: Limit) -> None:
+async def test_an_earlier_limit_applies_from_the_next_block(limit: Limit) -> None:
     with limit:
         await asyncio.sleep(0)
     limit.until = time.monotonic() + 0.01
@@ -101,7 +101,7 @@ async def test_a_limit_that_comes_nearer_holds_from_the_next_block(limit: Limit)
             await _for_ever()
 
 
-async def test_who_is_cancelled_by_others_is_cancelled(limit: Limit) -> None:
+async def test_a_task_that_others_cancel_is_cancelled(limit: Limit) -> None:
     async def wait() -> None:
         with limit:
             await _for_ever()

@@ -103,7 +103,7 @@ def test_a_line_of_log_fields_reaches_every_handler(out: io.StringIO, lines: Lin
 
 
 @pytest.mark.parametrize("error", [ValueError("I/O operation on closed file"), BrokenPipeError()])
-def test_a_line_that_cannot_be_written_fails_nobody(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_cannot_be_written_raises_nothing(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise error
@@ -150,7 +150,7 @@ def test_prompts_and_secrets_are_hidden(lines: Lines) -> None:
     assert lines()[1]["message"] == "store redis://[hidden]@host:6379/0 is away"
 
 
-def test_what_pydantic_refused_is_not_quoted(lines: Lines) -> None:
+def test_values_that_pydantic_refused_are_not_quoted(lines: Lines) -> None:
     class Body(BaseModel):
         max_tokens: int
 
@@ -192,7 +192,7 @@ class Unspeakable:
 
 
 @pytest.mark.parametrize("value", ["\ud800", 10**400, {(1, 2): 3}, Unspeakable(), {"a": {"b": "\udfff\n"}}, object()])
-def test_what_cannot_be_encoded_does_not_cost_the_line(lines: Lines, value: object) -> None:
+def test_a_value_that_cannot_be_encoded_does_not_cost_the_line(lines: Lines, value: object) -> None:
     logger.info("x", extra={"field": value, "model": "mock"})
     (line,) = lines()
     assert "field" in line

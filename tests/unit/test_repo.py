@@ -128,7 +128,7 @@ def test_importing_penstock_is_light() -> None:
     assert not loaded & {"fastapi", "httpx2", "msgspec", "pydantic", "redis", "rich", "typer", "uvicorn"}
 
 
-def test_what_is_imported_is_declared_and_what_is_used_in_private_is_bounded() -> None:
+def test_imports_are_declared_and_private_uses_are_bounded() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     bounds = {re.split(r"[\[<>=]", text)[0]: text for text in declared}
     imported = set()
@@ -146,7 +146,7 @@ def test_what_is_imported_is_declared_and_what_is_used_in_private_is_bounded() -
         assert ",<" in bounds[name], f"{name} has parts that we use and it does not promise to keep"
 
 
-def test_the_version_is_said_once() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == penstock.__version__
 
@@ -168,7 +168,7 @@ def test_functions_are_short_or_say_why() -> None:
     assert [name for name in LONG_FUNCTIONS if name not in long] == [], "needs no exception any more"
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     silent = [name for name, text in _code() if text.strip() and ast.get_docstring(_parsed(text)) is None]
     assert silent == []
 
@@ -181,7 +181,7 @@ def test_the_unit_tests_mirror_the_package() -> None:
     assert folders, "nothing was looked at"
 
 
-def test_what_tests_share_is_in_support() -> None:
+def test_shared_test_code_is_in_support() -> None:
     """The rings below are programs of their own, with modules of their own; elsewhere a file is a test or a fixture."""
     programs = ("tests/chaos/", "tests/conformance/", "tests/simulation/")
     names = [path.relative_to(ROOT).as_posix() for path in _files() if path.is_relative_to(ROOT / "tests")]

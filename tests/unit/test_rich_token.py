@@ -118,7 +118,7 @@ def test_stop_strings_are_found_in_rich_tokens_as_in_text(words: list[str], stop
     assert cut([RichToken(word) for word in words]) == cut(list(words))
 
 
-async def test_the_mock_calls_a_tool_and_goes_on_after_a_death() -> None:
+async def test_the_mock_calls_a_tool_and_continues_after_a_death() -> None:
     mock = MockBackend(tools=True)
     job = _job(tools=(TOOL,), max_tokens=50)
     events = await _events(mock, job)
@@ -161,7 +161,7 @@ class Embedding(Backend):
         return Embedded([[float(len(each))] for each in inputs], prompt_tokens=7)
 
 
-async def test_embeddings_are_tokens_of_the_log_and_go_on_after_a_death() -> None:
+async def test_embeddings_are_tokens_of_the_log_and_continue_after_a_death() -> None:
     for backend in (Embedding(), MockBackend(embeds=True)):
         job = Job(id="g.1", model="m", inputs=("a", "bc", "def"))
         said = fold(await _events(backend, job))
@@ -206,7 +206,7 @@ async def test_an_engine_that_ends_without_saying_why_has_failed() -> None:
     assert end.code == "backend_error"
 
 
-def test_what_no_backend_said_it_can_do_is_refused() -> None:
+def test_an_ability_that_no_backend_declares_is_refused() -> None:
     can = MockBackend.capabilities
     check_capabilities(Sampling(logprobs=1), "m", can)
     for name, value in {"tools": (TOOL,), "presence_penalty": 0.5, "response_format": {"type": "text"}}.items():
@@ -227,7 +227,7 @@ def test_images_that_the_engine_would_have_to_fetch_are_refused() -> None:
     check_capabilities(Sampling(), "m", Capabilities(accepts=("images", "image_urls")), has_images=True, fetches=True)
 
 
-def test_what_a_request_has_to_have_fetched_is_seen_at_the_door() -> None:
+def test_content_that_an_engine_would_fetch_is_detected_at_the_gateway() -> None:
     gateway = Gateway(Settings(), MemoryTransport(), Metrics())
     worker = WorkerInfo(id="w", models={"m": Capabilities(accepts=("images",))}, num_slots=1, num_free=1)
     gateway.pool.look(Pool(depth=0, workers=(worker,)))
@@ -253,5 +253,5 @@ def test_what_a_request_has_to_have_fetched_is_seen_at_the_door() -> None:
         ({}, True),
     ],
 )
-def test_which_messages_show_what_is_elsewhere(part: dict[str, Any], fetches: bool) -> None:
+def test_messages_that_refer_to_remote_content_are_detected(part: dict[str, Any], fetches: bool) -> None:
     assert Message("user", "", parts=({"type": "text", "text": "x"}, part)).fetches is fetches

@@ -61,9 +61,7 @@ async def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     assert writer.num_dropped == 0
 
 
-async def test_who_waits_for_its_lines_does_not_wait_for_the_pause(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_flush_does_not_wait_for_the_pause(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.stdio.PAUSE_S", 3600.0)
     reader, writer = Reader(pipe[0]), LineWriter(pipe[1])
     for number in range(3):
@@ -73,7 +71,7 @@ async def test_who_waits_for_its_lines_does_not_wait_for_the_pause(
     await wait_until(lambda: not writer._hurry.is_set(), "it is not in a hurry any more")
 
 
-async def test_a_reader_that_stands_still_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
+async def test_a_reader_that_does_not_read_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1], max_bytes=10_000)
     writer.describe = lambda num: f"dropped {num}\n"
     put = _lines(0, 1000)
@@ -136,7 +134,7 @@ async def test_the_lines_of_two_writers_fall_between_each_other(pipe: tuple[int,
     assert sorted(reader.lines) == sorted(2 * _lines(0, 500))
 
 
-def test_a_process_that_forks_goes_on_to_write(pipe: tuple[int, int]) -> None:
+def test_a_process_that_forks_continues_to_write(pipe: tuple[int, int]) -> None:
     code = """
 import os
 from penstock import stdio

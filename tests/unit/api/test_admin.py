@@ -94,7 +94,7 @@ async def site() -> AsyncIterator[Site]:
     await built.gateway.stop()
 
 
-async def test_the_overview_shows_who_holds_what(site: Site) -> None:
+async def test_the_overview_shows_the_jobs_of_each_worker(site: Site) -> None:
     await site.enlist()
     running, waiting = await site.submit(caller="ada"), await site.submit()
     await site.store.take("w1", 1)
@@ -119,7 +119,7 @@ async def test_the_overview_shows_who_holds_what(site: Site) -> None:
     assert seen["oldest_waiting_s"] >= 0, waiting
 
 
-async def test_the_openapi_document_describes_what_the_routes_answer(site: Site) -> None:
+async def test_the_openapi_document_describes_the_answers_of_the_routes(site: Site) -> None:
     document = (await site.http.get("http://gateway/openapi.json")).json()
     schemas = document["components"]["schemas"]
     for path, kind in (("overview", PoolOverview), ("doctor", DoctorReport)):
@@ -143,7 +143,7 @@ async def test_ids_that_another_producer_made_are_ids(site: Site, job_id: str) -
 @pytest.mark.parametrize(
     "job_id", ["docs", ".1", "docs.", "a b.1", "a.*", "a.{x}", "a.1|", 'a."', "a.\\", "é.1", "p." + "x" * 129]
 )
-async def test_what_could_break_a_key_or_a_pattern_is_not_an_id(site: Site, job_id: str) -> None:
+async def test_an_id_cannot_break_a_key_or_a_pattern(site: Site, job_id: str) -> None:
     assert not JOB_ID.fullmatch(job_id)
     response = await site.http.get(f"http://gateway/v1/requests/{quote(job_id)}")
     assert response.status_code == 404
@@ -180,7 +180,7 @@ async def test_the_overview_is_bounded(site: Site) -> None:
     assert (seen["num_held"], len(seen["running"])) == (250, 200)
 
 
-async def test_a_doctor_says_what_is_wrong_first(site: Site) -> None:
+async def test_a_doctor_lists_errors_first(site: Site) -> None:
     report = await site.get("/doctor")
     assert report["level"] == "error"
     assert (report["findings"][0]["name"], report["findings"][0]["level"]) == ("this gateway", "error")
@@ -226,7 +226,7 @@ async def test_a_dead_request_is_run_once_more_under_a_new_id(site: Site) -> Non
     assert len(await site.store.waiting()) == 1
 
 
-async def test_what_cannot_be_run_again_stays_on_the_list(site: Site) -> None:
+async def test_a_dead_request_that_cannot_run_again_stays_on_the_list(site: Site) -> None:
     job_id = await site.poison()
     site.gateway.admission.is_draining = True
     assert (await site.ask("POST", f"/dead/{job_id}/redrive", 503))["error"]["code"] == "draining"
@@ -307,7 +307,7 @@ async def test_with_keys_on_only_administrators_get_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
-async def test_what_a_web_page_may_send_to_any_server_changes_nothing(site: Site, kind: str | None) -> None:
+async def test_a_simple_request_of_a_web_page_changes_nothing(site: Site, kind: str | None) -> None:
     """Across sites a page can send POSTs of these content types, or of none, and nothing else that changes anything."""
     app = FastAPI()
     for router in apis_of(site.gateway).routers:
@@ -389,7 +389,7 @@ def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
         assert words in screen
 
 
-async def test_a_gateway_whose_ticker_dies_goes_down_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gateway_whose_ticker_dies_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up and answering nobody is the worst of all: readiness fails, and what is open ends in an error."""
     site = Site()
 

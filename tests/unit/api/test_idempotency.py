@@ -69,9 +69,7 @@ async def rig() -> AsyncIterator[Rig]:
         await gateway.stop()
 
 
-async def test_who_comes_while_the_first_is_being_submitted_waits_for_it(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_second_post_waits_while_the_first_is_submitted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.Event()
     look_up = rig.there.relay.look_up
 
@@ -89,9 +87,7 @@ async def test_who_comes_while_the_first_is_being_submitted_waits_for_it(
     assert ids == {rig.bound_to()} == set(rig.store._queue)
 
 
-async def test_who_took_too_long_joins_the_request_that_was_given_its_key(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_late_post_joins_the_request_that_got_its_key(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "PENDING_S", 0.0)
     first, may_go = await rig.begun(rig.here, monkeypatch)
     second = await rig.post(rig.there)
@@ -114,7 +110,7 @@ async def test_a_submission_that_is_refused_frees_its_key(rig: Rig, monkeypatch:
 
 
 @pytest.mark.parametrize("body_hash", ["hash", "another"])
-async def test_a_key_whose_request_is_forgotten_is_given_to_one_of_those_who_ask(rig: Rig, body_hash: str) -> None:
+async def test_a_key_whose_request_has_expired_goes_to_one_of_the_clients_that_ask(rig: Rig, body_hash: str) -> None:
     rig.store._bound[NAME] = _Bound("gdead.01M83VPADE20A49QZ0BF9JCV43", "hash", 0.0, time.time() + 600.0)
     readers = await asyncio.gather(*(rig.post(gateway, body_hash) for gateway in (rig.here, rig.there) * 2))
     assert {reader.stream.job.id for reader in readers} == {rig.bound_to()} == set(rig.store._queue)

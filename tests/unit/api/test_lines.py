@@ -65,7 +65,7 @@ async def test_no_line_of_a_stream_is_broken(path: str, body: dict[str, Any], tm
             json.loads(line.removeprefix("data: "))
 
 
-async def test_no_line_that_comes_by_itself_is_broken(tmp_path: Path) -> None:
+async def test_a_token_sent_alone_has_no_broken_line(tmp_path: Path) -> None:
     """Each token is on its way before the next one comes."""
     backend = tmp_path / "slow.py"
     backend.write_text(_SLOW, encoding="utf-8")
@@ -77,13 +77,13 @@ async def test_no_line_that_comes_by_itself_is_broken(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(_BREAKS + '\\"’')))
-def test_what_is_escaped_says_the_same(text: str) -> None:
+def test_escaped_text_has_the_same_meaning(text: str) -> None:
     data = json.dumps(text, ensure_ascii=False).encode()
     assert json.loads(unbroken(data)) == text
     assert not set(_BREAKS) & set(unbroken(data).decode())
 
 
 @pytest.mark.parametrize("text", ["plain", "é ’ – 中文"])
-def test_what_has_no_breaks_is_not_copied(text: str) -> None:
+def test_text_without_breaks_is_not_copied(text: str) -> None:
     data = text.encode()
     assert unbroken(data) is data

@@ -44,7 +44,7 @@ def test_calls_written_side_by_side_stay_open_until_they_are_whole() -> None:
     assert _told(_call(0, "", "f"), _call(1, "", "g")) == "+call0 +call1 -0 -1"
 
 
-def test_what_comes_late_is_told_all_the_same() -> None:
+def test_a_late_part_of_a_call_is_reported_too() -> None:
     assert _told(_call(0, "{}", "f"), "a", _call(0, " ")) == "+call0 0:{} -0 +text1 1:a -1 0: "
 
 

@@ -115,7 +115,7 @@ async def test_one_answer_is_streamed_and_folded() -> None:
     assert server.headers[0]["authorization"] == "Bearer key"
 
 
-async def test_what_may_pass_is_asked_again() -> None:
+async def test_a_temporary_error_is_retried() -> None:
     refusals = [
         refuse(429, "queue_full"),
         refuse(503, "no_workers"),
@@ -138,14 +138,14 @@ async def test_tries_are_bounded_and_errors_keep_their_class() -> None:
 @pytest.mark.parametrize(
     "refusal", [refuse(400, "invalid_request"), refuse(504, "deadline_exceeded"), refuse(429, "rate_limited", "3600")]
 )
-async def test_what_will_not_pass_is_not_asked_again(refusal: httpx2.Response) -> None:
+async def test_a_permanent_error_is_not_retried(refusal: httpx2.Response) -> None:
     server = Server(lambda n, body: refusal)
     async with server.asker(max_retries=4) as asker:
         assert (await asker.ask({"prompt": "x"})).error is not None
     assert len(server.bodies) == 1
 
 
-async def test_a_stream_that_breaks_off_goes_on_where_it_was() -> None:
+async def test_a_broken_stream_continues_after_its_last_token() -> None:
     whole = answer_bytes("a b")
     cut = whole[: whole.index(b"event: done")]
     server, seen = Server(lambda n, body: httpx2.Response(200, content=bits(cut))), list[str]()
@@ -201,7 +201,7 @@ async def test_a_file_is_answered_side_by_side_and_not_twice(tmp_path: Path) -> 
     assert await run_file(server, path, out, defaults={"seed": 2}) == (0, 21, 0)  # another question
 
 
-async def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_a_stopped_run_continues_after_its_last_answer(tmp_path: Path) -> None:
     server, out = Server(), tmp_path / "out.jsonl"
     path = prompts(tmp_path, *({"prompt": f"p{i}"} for i in range(30)))
     num_done = 0
@@ -228,7 +228,7 @@ async def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert sum(server.asked.values()) == sum(asked_before.values()) + 30 - num_done
 
 
-async def test_failed_ones_are_said_and_asked_again(tmp_path: Path) -> None:
+async def test_failed_prompts_are_reported_and_asked_again(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     path = prompts(tmp_path, {"prompt": "good"}, {"prompt": "bad"})
     sick = Server(lambda n, body: refuse(502, "backend_error") if body["prompt"] == "bad" else None)

@@ -107,7 +107,7 @@ async def test_an_exception_fails_its_own_job_with_a_message_that_gives_nothing_
     assert done["a"].tokens == ("first ",)
 
 
-async def test_a_token_that_is_no_text_is_a_failure() -> None:
+async def test_a_token_that_is_not_text_is_a_failure() -> None:
     class Bytes(Backend):
         async def stream(self, job: Job) -> AsyncIterator[str]:
             yield b"x"  # type: ignore[misc]
@@ -161,7 +161,7 @@ async def test_closing_the_batch_closes_every_stream() -> None:
     assert sorted(closed) == ["a", "b"]
 
 
-async def test_a_consumer_that_stands_still_holds_the_streams_back() -> None:
+async def test_a_consumer_that_pauses_holds_the_streams_back() -> None:
     num = 0
 
     class Fast(Backend):

@@ -119,14 +119,14 @@ def test_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
         (FUSSY, {"self": "x"}, ["self='x'"]),
     ],
 )
-def test_what_is_wrong_is_named(spec: str, options: dict[str, str], said: list[str]) -> None:
+def test_the_fault_is_named(spec: str, options: dict[str, str], said: list[str]) -> None:
     with pytest.raises(ConfigError) as refused:
         build_backend(spec, options)
     for part in said:
         assert part in refused.value.message
 
 
-def test_a_broken_file_says_so(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_thing_at_all\n")
     with pytest.raises(ConfigError, match="no_such_thing_at_all"):
         build_backend(f"{tmp_path}/broken.py:X", {})

@@ -34,7 +34,7 @@ def test_a_match_across_tokens_is_cut_and_held_tokens_stay_whole() -> None:
     assert run(["END"], ["a bEN", "D"]) == (["a b"], True)
 
 
-def test_what_may_become_a_stop_string_is_held_back_until_decided() -> None:
+def test_text_that_may_become_a_stop_string_is_held_back_until_decided() -> None:
     matcher = StopMatcher(["abc"])
     assert matcher.push("xab") == ([], False)
     assert matcher.push("d") == (["xab", "d"], False)

@@ -36,14 +36,14 @@ MOST = Goal("y", "time", lambda seen: float(seen["cell"]["penstock"]["time"]), 5
 ROUNDS = [{"cell": {"penstock": {"speed": speed, "time": 5.0}}} for speed in (12.0, 3.0, 9.0)]
 
 
-def test_a_goal_is_judged_by_its_median_and_says_its_spread() -> None:
+def test_a_goal_is_judged_by_its_median_and_has_its_spread() -> None:
     least, most = judge(ROUNDS, (LEAST, MOST))
     assert (least["median"], least["least"], least["most"]) == (9.0, 3.0, 12.0)
     assert (least["is_reached"], least["is_through_gate"]) == (False, True)
     assert (most["is_reached"], most["gate"]) == (True, None)
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_a_goal_that_was_not_measured_is_not_judged() -> None:
     assert judge([{"other": {}}], (LEAST,)) == []
 
 
@@ -55,7 +55,7 @@ def test_a_gate_that_is_missed_fails(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == "1 passed, 0 failed\n"
 
 
-def test_a_row_says_whether_it_is_reached() -> None:
+def test_a_row_shows_whether_it_is_reached() -> None:
     rows = table(judge(ROUNDS, (LEAST, MOST))).splitlines()
     assert rows[2] == "| x | speed | 9× | 3 – 12 | ≥ 10× | **missed** |"
     assert rows[3] == "| y | time | 5 ms | 5 – 5 | ≤ 5 ms | reached |"
@@ -78,7 +78,7 @@ def test_the_pages_show_the_newest_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == render_page(found), "python -m bench --docs"
 
 
-def test_what_users_are_shown_of_the_goals_is_measured() -> None:
+def test_the_goals_shown_to_users_are_measured() -> None:
     assert set(EXPECTED) - {goal.says for goal in GOALS} == set()
 
 
@@ -130,7 +130,7 @@ def test_another_generator_speaks_in_our_words(tmp_path: Path, is_stream: bool) 
     assert [goal["median"] for goal in judged] == [10.0]
 
 
-def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+def test_another_generator_without_output_is_an_error(tmp_path: Path) -> None:
     program = tmp_path / "loadgen"
     program.write_text("#!/bin/sh\necho no such flag >&2\nexit 2\n", encoding="utf-8")
     program.chmod(0o755)
@@ -139,6 +139,6 @@ def test_another_generator_that_says_nothing_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(60)
-def test_the_table_of_the_last_batch_slots_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_the_last_batch_slots_is_the_output_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     batch_slots.main()
     assert capsys.readouterr().out in JOURNAL.read_text(encoding="utf-8")

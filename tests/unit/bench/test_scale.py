@@ -64,7 +64,7 @@ def test_costs_are_of_many_streams_and_the_dearest_of_them() -> None:
     assert costs.redis.bytes_per_request == 8000 - 50 * 116
 
 
-def test_what_was_not_measured_is_no_cost() -> None:
+def test_a_cost_that_was_not_measured_is_missing() -> None:
     costs = msgspec.convert(costs_of({**FOUND, "held": [_held(10, 90.0, None)]}), Costs)
     assert costs.redis.bytes_per_token is None
     assert costs.about.streams == [10]
@@ -81,7 +81,7 @@ def test_tables_have_a_row_for_each_cell() -> None:
     assert len({row.count("|") for row in grid_table(FOUND["grid"]).splitlines()}) == 1
 
 
-def test_the_section_says_where_it_comes_from() -> None:
+def test_the_section_names_its_source() -> None:
     text = render(FOUND)
     for words in ("2026-01-02", "python -m bench.scale", "2 cores of cpu", "116 bytes a token", "img/scale.svg"):
         assert words in text
@@ -102,7 +102,7 @@ def test_the_picture_is_an_svg_with_every_curve_inside_it() -> None:
 
 
 @pytest.mark.parametrize("curves", [{}, {"a": []}, {"a": [(1.0, 0.0)]}, {"a": [(0.0, 1.0)]}])
-def test_what_has_no_logarithm_is_not_drawn(curves: dict[str, list[tuple[float, float]]]) -> None:
+def test_a_value_without_a_logarithm_is_not_drawn(curves: dict[str, list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="logarithm"):
         render_svg(curves, "", "", "")
 
@@ -114,7 +114,7 @@ def test_a_single_point_and_names_on_one_another_are_drawn() -> None:
     assert abs(ends[0] - ends[1]) >= 14
 
 
-def test_the_pace_keeps_all_streams_together_within_what_a_machine_carries() -> None:
+def test_the_pace_keeps_all_streams_together_within_a_machines_limit() -> None:
     for streams in (*FULL.streams, *QUICK.streams):
         assert step_ms_of(streams) >= 5.0
         assert streams * 1000 / step_ms_of(streams) <= 15_001

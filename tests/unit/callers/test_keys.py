@@ -351,7 +351,7 @@ keys = st.builds(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(keys, max_size=4, unique_by=lambda key: key.id))
-def test_what_is_written_is_read_back(tmp_path: Path, several: list[Key]) -> None:
+def test_written_keys_are_read_back(tmp_path: Path, several: list[Key]) -> None:
     for name in ("k.toml", "k.json"):
         write_keys(tmp_path / name, several)
         assert read_keys(tmp_path / name) == tuple(several)

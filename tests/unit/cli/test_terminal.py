@@ -69,7 +69,7 @@ class Said:
         yield COMMANDS
 
 
-def test_what_a_model_says(out: Stream) -> None:
+def test_text_of_a_model_is_escaped_on_a_terminal(out: Stream) -> None:
     said: Any = Said()
     with redirect_stdout(out):
         ask._show(COMMANDS)
@@ -79,7 +79,7 @@ def test_what_a_model_says(out: Stream) -> None:
     assert bool(UNSAFE.search(shown)) != out.isatty()
 
 
-def test_what_a_gateway_says_it_has_cancelled(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_a_gateway_are_escaped_on_a_terminal(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     says = {"cancelled": COMMANDS, "being_cancelled": COMMANDS, "is_live": False}
     monkeypatch.setattr(keys, "call_gateway", lambda *_: says)
     monkeypatch.setattr("penstock.callers.keys.CHECK_INTERVAL_S", 0.0)
@@ -109,7 +109,7 @@ def test_tables(out: Stream) -> None:
 
 
 @given(st.text())
-def test_what_is_printable(text: str) -> None:
+def test_printable_escapes_unsafe_characters_only(text: str) -> None:
     shown = printable(text)
     assert UNSAFE.findall(shown) == []
     assert printable(shown) == shown

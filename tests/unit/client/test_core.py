@@ -152,7 +152,7 @@ def test_each_token_is_given_once_whatever_breaks(happens: list[Any], chunk: int
             assert json.loads(send.body or b"") == {"prompt": "hi", "stream": True}
 
 
-def test_a_resumed_stream_goes_on_at_the_next_url_after_the_last_event() -> None:
+def test_a_resumed_stream_continues_at_the_next_url_after_the_last_event() -> None:
     world, state = World([6.0]), StreamState()
     _play(world, core.stream(_policy(), state, {"prompt": "hi"}, key="k"))
     first, second = world.sent
@@ -230,7 +230,7 @@ def test_the_requests_own_end_is_its_error(trouble: str, kind: type[PenstockErro
     assert len(world.sent) == 1
 
 
-def test_what_failed_before_its_first_token_is_begun_anew_where_that_may_help() -> None:
+def test_a_request_that_failed_before_its_first_token_is_repeated_if_that_may_help() -> None:
     world = World(["worker_lost:0"])
     _play(world, core.stream(_policy(), StreamState(), {"prompt": "hi"}, key="k"))
     assert world.given == WORDS
@@ -359,7 +359,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert "hello" not in repr(Send("POST", "http://one", {}, b"hello", 1))
 
 
-def test_a_request_that_somebody_cancelled_is_an_error() -> None:
+def test_a_cancelled_request_is_an_error() -> None:
     end = {"request_id": "g.1", "model": "m", "finish_reason": "cancelled"}
     response: tuple[int, dict[str, str], bytes] = (
         200,

@@ -70,7 +70,7 @@ async def test_a_request_counts_as_the_work_that_it_is() -> None:
     assert (await admission.charge(one))["x-ratelimit-remaining-requests"] == "9"  # refused ones cost nothing
 
 
-async def test_a_request_that_no_burst_holds_says_what_to_change() -> None:
+async def test_a_request_above_the_burst_gets_advice() -> None:
     admission = gate(rate_limit=RateLimit(60, 10))
     with pytest.raises(InvalidRequest, match=r"counts as 16.*At most 10.*PENSTOCK_RATE_LIMIT_BURST"):
         await admission.charge(Caller("", "203.0.113.1"), 16, charged=1)
@@ -150,7 +150,7 @@ async def test_a_limit_holds_also_while_the_store_is_away(transport: type[Memory
     assert (await admission.charge(other))["x-ratelimit-remaining-requests"] == "2"
 
 
-async def test_what_is_counted_locally_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.gateway.admission._MAX_LOCAL_KEYS", 10)
     admission = gate(transport=Away(), rate_limit=RateLimit(rpm=60, burst=3))
     for number in range(50):
@@ -191,7 +191,7 @@ async def test_a_first_worker_is_waited_for_by_so_many() -> None:
     (await first).release()
 
 
-async def test_no_worker_and_no_store_are_told_apart() -> None:
+async def test_no_worker_and_no_store_are_different_errors() -> None:
     admission = gate(no_worker_grace_s=0.02)
     with pytest.raises(StoreUnavailable):
         await admission.admit(Caller("", "a"))
@@ -237,7 +237,7 @@ def test_an_error_names_no_model_that_the_key_may_not_use(tmp_path: Path) -> Non
         admission.choose_model("zzz", Caller("", "x"))
 
 
-def test_what_a_backend_cannot_do_is_refused_by_name() -> None:
+def test_an_ability_that_a_backend_lacks_is_refused_by_name() -> None:
     can = Capabilities(accepts=("seed",), max_tokens=10)
     check_capabilities(Sampling(max_tokens=10, seed=1), "m", can)
     for sampling, param in ((Sampling(temperature=0.5), "temperature"), (Sampling(max_tokens=11), "max_tokens")):
@@ -265,7 +265,7 @@ def test_come_back_when_a_tenth_of_the_queue_has_drained() -> None:
         assert 120.0 <= busy(depth=10**9, per_s=1.0).retry_after_s() <= 156.0
 
 
-def test_the_drain_rate_is_that_of_times_when_somebody_waited() -> None:
+def test_the_drain_rate_counts_times_with_a_waiting_request_only() -> None:
     rate = DrainRate()
     rate.observe(0, 100, 0.0)
     assert rate.wait_s(10) is None
@@ -281,7 +281,7 @@ def test_the_drain_rate_is_that_of_times_when_somebody_waited() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000), st.floats(0.001, 5.0)), max_size=40))
 @example([(0, 1, 1.0), (334, 0, 0.03125), (1000, 0, 0.03125)])  # two short looks make one long enough
-def test_a_drain_rate_is_never_negative_nor_above_what_was_seen(looks: list[tuple[int, int, float]]) -> None:
+def test_a_drain_rate_is_never_negative_or_above_the_measured_one(looks: list[tuple[int, int, float]]) -> None:
     rate, now, taken = DrainRate(), 0.0, 0
     seen: list[tuple[float, int]] = []
     for more, depth, elapsed in looks:

@@ -78,7 +78,7 @@ async def test_a_loop_that_dies_ends_its_process(lost: str, tmp_path: Path, monk
     assert status == server.EXIT_FAILED == 70
 
 
-async def test_who_reads_at_a_gateway_that_has_failed_is_told_so(gateway: Gateway, store: Fickle) -> None:
+async def test_readers_at_a_failed_gateway_get_an_error(gateway: Gateway, store: Fickle) -> None:
     reader = await gateway.submit(Job(id=gateway.new_request_id(), model="mock", prompt="x"), "/v1/generate")
     store.error = RuntimeError("a bug")
     await wait_until(lambda: reader.stream.end is not None, "its stream ends")
@@ -99,7 +99,7 @@ async def test_no_error_of_the_store_ends_the_ticker(gateway: Gateway, store: Fi
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_a_tick_says_that_the_store_has_lost_data(gateway: Gateway, store: Fickle, is_new: bool) -> None:
+async def test_a_tick_shows_that_the_store_has_lost_data(gateway: Gateway, store: Fickle, is_new: bool) -> None:
     """It does not know this gateway any more; or it was away, and may have come back as it was before."""
     job = Job(id=gateway.new_request_id(), model="mock", prompt="x", on_disconnect="continue", retention_s=300.0)
     gateway.relay.leave(await gateway.submit(job, "/v1/generate"), is_delivered=False)

@@ -57,7 +57,7 @@ async def test_one_caller_does_not_wait_for_another() -> None:
     assert len(turns) == 0
 
 
-async def test_a_turn_that_does_not_come_is_429_and_one_that_is_given_up_is_forgotten() -> None:
+async def test_a_turn_that_takes_too_long_is_429_and_an_abandoned_one_is_dropped() -> None:
     turns, release = Turns(wait_s=0.05), asyncio.Event()
 
     async def hold() -> None:

@@ -86,7 +86,7 @@ def test_the_corpus_is_refused_by_the_parser(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ODD_BUT_RIGHT, ids=lambda case: case.name)
-def test_what_is_odd_and_right_is_read(case: Case) -> None:
+def test_unusual_valid_json_is_read(case: Case) -> None:
     assert parse_json(case.body) == json.loads(case.body)
 
 
@@ -120,7 +120,7 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(_TEXTS, _VALUES, max_size=5), st.booleans())
-def test_every_object_comes_back(value: dict[str, Any], is_escaped: bool) -> None:
+def test_every_object_is_read_back(value: dict[str, Any], is_escaped: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=is_escaped).encode(), max_depth=1000) == value
 
 
@@ -171,7 +171,7 @@ def test_never_are_there_more_values_than_marks(value: Any) -> None:
     assert count(value) <= num_marks(json.dumps(value).encode()) + 1
 
 
-def test_commas_in_a_text_are_no_values() -> None:
+def test_commas_in_a_text_are_not_values() -> None:
     text = '[{, "\\' * MAX_VALUES
     assert parse_json(json.dumps({"a": text}).encode()) == {"a": text}
 
@@ -190,7 +190,7 @@ def test_an_object_of_too_many_keys_is_named(where: str) -> None:
 # ── validate ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_valid_becomes_the_model() -> None:
+def test_a_valid_body_becomes_the_model() -> None:
     body = validate(Body, {"messages": [{"role": "user", "content": "x"}], "stop": ["a"], "temperature": 1})
     assert body.messages == [Turn(role="user", content="x")]
     assert body.stop == ["a"]
@@ -216,7 +216,7 @@ def test_what_is_valid_becomes_the_model() -> None:
         ({"prompt": [SECRET]}, "prompt", "'prompt' must be a string."),
     ],
 )
-def test_a_refusal_names_the_field_and_what_is_allowed(more: dict[str, Any], param: str, message: str) -> None:
+def test_a_refusal_names_the_field_and_the_allowed_values(more: dict[str, Any], param: str, message: str) -> None:
     error = refusal({"prompt": SECRET} | more)
     assert (error.param, error.message) == (param, message)
 
@@ -318,7 +318,7 @@ async def test_size_is_counted_whatever_was_announced(headers: dict[str, str]) -
 
 
 @pytest.mark.parametrize("length", ["101", "9" * 5000])
-async def test_what_announces_too_much_is_not_kept(length: str) -> None:
+async def test_a_body_that_announces_too_much_is_not_kept(length: str) -> None:
     request = request_of([], {"content-type": "application/json", "content-length": length})
     with pytest.raises(BodyTooLarge):
         await read_body(request, 100, 1.0)

@@ -52,7 +52,7 @@ def test_and_for_no_other(host: bytes) -> None:
     assert [judged(door, host) for _ in range(2)] == ["misdirected_request"] * 2
 
 
-def test_a_request_without_a_host_is_no_browsers() -> None:
+def test_a_request_without_a_host_does_not_come_from_a_browser() -> None:
     assert judged(at(), None) == judged(at(), b"") == "ok"
 
 
@@ -121,7 +121,7 @@ def test_where_keys_are_asked_for_a_public_listener_leaves_origins_to_them(tmp_p
     assert at().judges
 
 
-def test_what_is_known_is_bounded() -> None:
+def test_the_memory_of_hosts_is_bounded() -> None:
     door = at()
     for port in range(3 * MAX_KNOWN):
         assert judged(door, b"localhost:%d" % port) == "ok"

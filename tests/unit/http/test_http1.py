@@ -283,7 +283,7 @@ async def test_versions_and_hosts(peer: Peer, head: bytes, status: int) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx", b"GET /", b"\r\n"])
-async def test_what_never_ends_is_refused_before_it_is_large(peer: Peer, start: bytes) -> None:
+async def test_a_head_without_an_end_is_refused_before_it_is_large(peer: Peer, start: bytes) -> None:
     fill = b"\r\n" if start in (b"", b"\r\n") else b"a"
     await peer.send([start, *[fill * 4096] * 40])
     assert peer.statuses == [400]

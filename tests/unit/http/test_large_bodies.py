@@ -234,7 +234,7 @@ async def test_a_turn_that_is_given_up_is_passed_on() -> None:
     assert line.done == ["a1", "d1"]
 
 
-async def test_what_the_thread_raises_is_raised_and_the_next_one_goes_on() -> None:
+async def test_an_error_of_the_thread_is_raised_and_the_next_body_is_read() -> None:
     large = LargeBodies()
 
     def fail() -> None:

@@ -141,7 +141,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
-async def test_a_server_that_stops_answers_what_had_just_connected(bound: socket.socket) -> None:
+async def test_a_server_that_stops_answers_new_connections_first(bound: socket.socket) -> None:
     limit = Limit(1000)
     server = HttpServer(uvicorn.Config(_app, http=limit.apply(Http1Connection), log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[bound]))

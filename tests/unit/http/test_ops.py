@@ -79,7 +79,7 @@ async def test_metrics_are_served(client: httpx2.AsyncClient) -> None:
     assert modern.text.endswith("# EOF\n")
 
 
-async def test_the_workers_app_says_what_there_is() -> None:
+async def test_an_unknown_route_of_the_workers_app_is_404() -> None:
     app = build_app(Metrics(), list, dict)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://ops") as client:
         answer = await client.get("/nothing")
@@ -108,7 +108,7 @@ async def test_the_server_serves_and_ends() -> None:
         await asyncio.open_connection("127.0.0.1", server.port)
 
 
-async def test_every_answer_of_the_server_says_that_its_type_is_what_it_says() -> None:
+async def test_every_answer_of_the_server_has_nosniff() -> None:
     server = await serve_ops(build_app(Metrics(), list, dict), _listener())
     async with httpx2.AsyncClient() as client:
         for path in ("/livez", "/metrics", "/nothing"):
@@ -151,7 +151,7 @@ async def test_a_gateway_answers_head_like_get_without_a_body() -> None:
         await check_head(port, "/v1/requests/01ARZ3NDEKTSV4RRFFQ69G5FAV", 404)
 
 
-async def test_a_gateway_refuses_head_of_a_stream_and_of_what_knows_no_get() -> None:
+async def test_a_gateway_refuses_head_of_a_stream_and_of_a_route_without_get() -> None:
     async with serving() as port:
         known = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
         for path in (f"/v1/requests/{known}/events", f"/v1/responses/resp_{known}?stream=true"):

@@ -55,7 +55,7 @@ def test_it_survives_the_wire(values: list[int]) -> None:
     )  # fmt: skip
 
 
-def test_what_is_no_histogram_is_refused() -> None:
+def test_an_invalid_histogram_is_refused() -> None:
     with pytest.raises(TypeError):
         Histogram.from_dict({"counts": [], "sum": 1, "max": 1})
 

@@ -150,7 +150,7 @@ class _Balance(HTMLParser):
         self.seen.add(tag)
 
 
-def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
+def test_the_page_is_complete_and_escapes_its_text() -> None:
     page = render_html(_result("http://h/<script>", **{"HTTP 500 <script>": 3}))
     parser = _Balance()
     parser.feed(page)
@@ -166,7 +166,7 @@ def test_the_page_of_nothing() -> None:
     assert empty.is_failure
 
 
-def test_the_table_says_what_was_measured() -> None:
+def test_the_table_has_the_measured_values() -> None:
     console = Console(width=120, record=True, highlight=False, file=io.StringIO())
     console.print(render_table(_result(timeout=2)))
     text = console.export_text()

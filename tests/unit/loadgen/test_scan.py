@@ -132,7 +132,7 @@ def test_chat_chunks_byte_by_byte() -> None:
     assert (scanner.num, scanner.error, scanner.wrong) == (2, "", "")
 
 
-def test_chunks_of_several_tokens_count_as_usage_says() -> None:
+def test_chunks_of_several_tokens_count_by_usage() -> None:
     usage = _chunk(choices=[], usage={"completion_tokens": 6})
     scanner = _read([_text("a b c"), _text("d e f", "length"), usage, END], 6, "completions")
     assert (scanner.num, scanner.wrong) == (6, "")

@@ -106,7 +106,7 @@ def test_the_bound_of_a_bucket_belongs_to_it(metrics: Metrics, meter: Meter) -> 
     assert value(metrics, "inter_token_latency_seconds_bucket", model="mock", le="0.5") == 1
 
 
-def test_what_repeats_is_counted_once(metrics: Metrics, meter: Meter) -> None:
+def test_repeated_events_are_counted_once(metrics: Metrics, meter: Meter) -> None:
     meter.observe(Started("g.1", 1, 0), 100.0)
     for event in (tokens(0, 3), tokens(0, 3), tokens(1, 2), Started("g.1", 2, 3), tokens(2, 2), done(4), done(4)):
         meter.observe(event, 101.0)
@@ -173,7 +173,7 @@ _EVENTS = st.one_of(
 
 
 @given(st.lists(_EVENTS, max_size=12))
-def test_the_books_balance_whatever_comes(events: list[Event]) -> None:
+def test_the_counts_add_up_for_any_events(events: list[Event]) -> None:
     metrics = Metrics(CollectorRegistry(), models=["mock"])
     meter = metrics.meter("mock", ENDPOINT, now=0.0)
     for i, event in enumerate(events):
@@ -230,7 +230,7 @@ def test_every_verb_shows(metrics: Metrics) -> None:
     assert value(metrics, "open_streams") == 1
 
 
-def test_a_gauge_that_nobody_sets_is_not_shown(metrics: Metrics) -> None:
+def test_a_gauge_without_a_value_is_not_shown(metrics: Metrics) -> None:
     assert value(metrics, "queue_depth") is None
     assert value(metrics, "slots") is None
 

@@ -72,7 +72,7 @@ def test_a_plan_by_hand() -> None:
     assert found["redis_out_mb_per_s"] == pytest.approx(20)
 
 
-def test_what_one_carries_is_where_its_number_rises() -> None:
+def test_the_load_of_one_process_ends_where_its_number_rises() -> None:
     most = carries(5, 256, 256, 0.6)
     assert most == pytest.approx(100_000)
     assert values(plan(Demand(tokens_per_s=most * 0.999, streams=1), COSTS))["redis_processes"] == 1
@@ -106,7 +106,7 @@ def test_less_headroom_shorter_answers_and_longer_keeping_never_need_less(
         assert short[f"{role}_processes"] >= easy[f"{role}_processes"]
 
 
-def test_a_missing_cost_is_said_and_not_guessed() -> None:
+def test_a_missing_cost_is_reported_and_not_guessed() -> None:
     redis = msgspec.structs.replace(COSTS.redis, us_per_token=None, bytes_per_token=None)
     found = plan(Demand(tokens_per_s=1000, streams=10, cores=4), msgspec.structs.replace(COSTS, redis=redis))
     unknown = {figure.name: figure.why for figure in found.figures if figure.value is None}
@@ -117,7 +117,7 @@ def test_a_missing_cost_is_said_and_not_guessed() -> None:
     assert not any(line.startswith("Redis") for line in found.advice)
 
 
-def test_advice_says_when_to_split() -> None:
+def test_advice_names_the_load_at_which_to_split() -> None:
     def advice(tokens_per_s: float, **more: float) -> str:
         return "\n".join(plan(Demand(tokens_per_s=tokens_per_s, streams=100, **more), COSTS).advice)  # type: ignore[arg-type]
 

@@ -43,7 +43,7 @@ def whole(client: socket.socket) -> bytes:
     return said
 
 
-def test_who_connects_is_told_to_come_again(listener: socket.socket, refuser: Refuser) -> None:
+def test_a_client_gets_503_with_retry_after(listener: socket.socket, refuser: Refuser) -> None:
     with connect(listener) as client:
         refuser.answer()
         head, _, body = whole(client).partition(b"\r\n\r\n")
@@ -52,7 +52,7 @@ def test_who_connects_is_told_to_come_again(listener: socket.socket, refuser: Re
     assert json.loads(body)["error"]["code"] == "unavailable"
 
 
-def test_without_a_waiting_client_it_goes_on(listener: socket.socket, refuser: Refuser) -> None:
+def test_without_a_waiting_client_it_continues(listener: socket.socket, refuser: Refuser) -> None:
     """Another process that shares the listener may have taken the connection."""
     refuser.answer()
     with connect(listener) as client:
@@ -60,13 +60,15 @@ def test_without_a_waiting_client_it_goes_on(listener: socket.socket, refuser: R
         assert whole(client).startswith(b"HTTP/1.1 503 ")
 
 
-def test_who_sends_nothing_is_answered_and_delays_no_other_client(listener: socket.socket, refuser: Refuser) -> None:
+def test_a_client_that_sends_nothing_is_answered_and_delays_no_other_client(
+    listener: socket.socket, refuser: Refuser
+) -> None:
     with socket.create_connection(listener.getsockname(), timeout=10.0) as client:
         refuser.answer()
         assert whole(client).startswith(b"HTTP/1.1 503 ")
 
 
-def test_who_is_still_sending_is_not_cut_off(listener: socket.socket, refuser: Refuser) -> None:
+def test_a_client_that_still_sends_is_not_cut_off(listener: socket.socket, refuser: Refuser) -> None:
     with connect(listener) as client:
         refuser.answer()
         client.sendall(REQUEST)

@@ -88,7 +88,7 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-async def test_a_dead_child_is_replaced_and_its_last_line_comes_with_its_death(parents: list[Parent]) -> None:
+async def test_a_dead_child_is_replaced_and_its_death_has_its_last_line(parents: list[Parent]) -> None:
     parents.append(parent := Parent("send_to_parent('first'); send_to_parent(f'last of {os.getpid()}')" + WAIT))
     (first,) = await parent.children(1)
     os.kill(first, signal.SIGKILL)
@@ -127,7 +127,7 @@ async def test_a_child_killed_while_stopping_is_128_and_the_signal(parents: list
     assert await parent.end() == 128 + signal.SIGKILL
 
 
-async def test_what_was_told_something_wrong_is_not_started_again(parents: list[Parent]) -> None:
+async def test_a_child_with_an_invalid_setting_is_not_restarted(parents: list[Parent]) -> None:
     parents.append(parent := Parent("sys.exit(2)"))
     assert await parent.end() == 2
     assert parent.lines("death") == ["death 2 "]
@@ -193,7 +193,7 @@ async def test_a_status_of_2_ends_no_others_that_have_run_for_a_while(parents: l
     assert _is_alive(child)
 
 
-async def test_a_death_is_told_before_another_child_is_started(parents: list[Parent]) -> None:
+async def test_a_death_is_reported_before_another_child_is_started(parents: list[Parent]) -> None:
     code = """
 import subprocess, sys
 from penstock.processes import supervisor
@@ -212,7 +212,7 @@ sys.exit(supervisor.Supervisor(command, on_death=lambda death: print("start of",
     assert ["of" in line for line in parent.lines("start")[:5]] == [False, True, False, True, False]
 
 
-def test_a_child_that_is_just_being_started_is_told_to_stop_too(
+def test_a_child_that_is_just_starting_is_stopped_too(
     lifeline: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -306,7 +306,7 @@ async def test_children_die_with_a_parent_that_was_killed(parents: list[Parent])
     await wait_until(lambda: not any(map(_is_alive, children)), "no child is left")
 
 
-def test_without_its_parent_a_child_says_so_and_ends_with_1() -> None:
+def test_without_its_parent_a_child_prints_a_message_and_ends_with_1() -> None:
     watched, held = os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-u", "-c", CHILD + "time.sleep(60)"],

@@ -21,7 +21,7 @@ specs = st.builds(ModelSpec, names, backends, st.dictionaries(words, values, max
 
 
 @given(specs)
-def test_what_is_formatted_parses_to_the_same(spec: ModelSpec) -> None:
+def test_formatted_values_parse_to_the_same(spec: ModelSpec) -> None:
     assert ModelSpec.parse(spec.format()) == spec
 
 
@@ -92,7 +92,7 @@ def test_a_table_needs_a_backend_and_plain_options() -> None:
         read_models({"a": {"backend": "mock", "x": [1]}})
 
 
-def test_what_is_named_like_a_secret_is_masked() -> None:
+def test_options_named_like_secrets_are_masked() -> None:
     text = r"m=openai:api_key=s1\,x,max_tokens=5,monkey=7,token=t,url=https://u:p@h/v1;n=x:password=y"
     assert masked(text) == r"m=openai:api_key=***,max_tokens=5,monkey=7,token=***,url=https://***@h/v1;n=x:password=***"
 

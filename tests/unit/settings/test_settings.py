@@ -117,13 +117,13 @@ def test_model_flags_repeat(tmp_path: Path) -> None:
         ("DEFAULT_TIMEOUT_S", "3601", "must not be above PENSTOCK_MAX_TIMEOUT_S (3600)"),
     ],
 )
-def test_a_bad_value_is_answered_with_what_is_allowed(tmp_path: Path, name: str, value: str, words: str) -> None:
+def test_the_error_for_a_bad_value_has_the_allowed_values(tmp_path: Path, name: str, value: str, words: str) -> None:
     message = refusal(tmp_path, None, **{name: value})
     assert words in message
     assert f"PENSTOCK_{name}" in message
 
 
-def test_every_bad_value_is_named_at_once_and_where_it_stands(tmp_path: Path) -> None:
+def test_every_bad_value_is_named_at_once_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("max_batch_size = 0\nport = true\nprot = 1\n")
     (tmp_path / ".env").write_text("PENSTOCK_MAX_BATCHES=none\n")
     message = refusal(tmp_path, {"drain_s": "-1", "config": str(tmp_path / "c.toml")}, LOG_LEVEL="loud")
@@ -184,7 +184,7 @@ def test_a_service_named_penstock_is_explained(tmp_path: Path) -> None:
     assert "enableServiceLinks: false" in message
 
 
-def test_what_kubernetes_injects_is_no_typing_mistake(tmp_path: Path) -> None:
+def test_variables_of_kubernetes_are_not_typing_mistakes(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         SERVICE_HOST="10.0.0.1",
@@ -221,7 +221,7 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["api_keys_file", "rate_limit_rpm"])
-def test_an_empty_value_of_what_guards_the_door_is_an_error(tmp_path: Path, name: str) -> None:
+def test_an_empty_value_of_a_setting_that_restricts_access_is_an_error(tmp_path: Path, name: str) -> None:
     """As an unset variable of a compose file gives it: it must not open the door."""
     for text in ("", " "):
         assert f"{env_name(name)}=''" in refusal(tmp_path, None, **{name.upper(): text})
@@ -282,7 +282,7 @@ def test_a_child_loads_the_same_settings(settings: Settings) -> None:
     assert loaded.model_dump() == settings.model_dump()
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     for name, info in Settings.model_fields.items():
         it = About.of(info)
         assert it.says.endswith("."), name

@@ -43,7 +43,7 @@ def test_a_lone_claim_waits_for_its_window() -> None:
     assert batcher.next_deadline() is None
 
 
-def test_a_window_closes_early_when_nobody_comes() -> None:
+def test_a_window_closes_early_without_arrivals() -> None:
     batcher = Batcher(8, WINDOW_S, num_batch_slots=2)
     quiet_s = QUIET_SHARE * WINDOW_S
     batcher.add(claim("a"), 0.0)
@@ -74,7 +74,7 @@ def test_the_last_free_batch_slots_wait_until_arrivals_pause(free: int) -> None:
     assert len(batcher.ready(now + WINDOW_S, free)[0]) == 20
 
 
-def test_the_last_free_batch_slot_does_not_wait_for_a_pause_that_never_comes() -> None:
+def test_the_last_free_batch_slot_does_not_wait_without_end_for_a_pause() -> None:
     batcher = Batcher(1000, WINDOW_S, num_batch_slots=4)
     number = 0
     while not (batches := batcher.ready(now := number * WINDOW_S / 5, 1)):
@@ -91,7 +91,7 @@ def test_the_last_free_batch_slot_goes_to_a_full_batch_at_once() -> None:
     assert ids(batcher.ready(WINDOW_S / 2, 1)) == [["a", "b"]]
 
 
-def test_whoever_keeps_coming_cannot_stretch_a_window() -> None:
+def test_steady_arrivals_cannot_stretch_a_window() -> None:
     batcher = Batcher(100, WINDOW_S, num_batch_slots=2)
     for number in range(20):
         batcher.add(claim(str(number)), number * WINDOW_S / 10)
@@ -119,7 +119,7 @@ def test_the_oldest_group_goes_first_even_when_a_younger_one_is_full() -> None:
     assert ids(batcher.ready(WINDOW_S, 1)) == [["d", "e"]]
 
 
-def test_suspects_share_batches_only_with_suspects_and_repeated_ones_with_nobody() -> None:
+def test_suspects_share_batches_only_with_suspects_and_repeated_ones_run_alone() -> None:
     batcher = Batcher(4, WINDOW_S)
     for i, num_deaths in enumerate((0, 1, 2, 2, 1, 0)):
         batcher.add(claim(str(i), num_deaths=num_deaths), 0.0)

@@ -134,14 +134,14 @@ def test_what_is_not_there_is_refused_by_name(data: dict[str, Any], param: str) 
     assert _refused(**data) == param
 
 
-def test_what_asks_for_nothing_is_taken() -> None:
+def test_parameters_without_effect_are_accepted() -> None:
     draft = _draft(thinking={"type": "disabled"}, service_tier="auto", cache_control=None)
     assert Sampling(**draft.sampling).named() == []
     cached = _draft(system=[_TEXT | _CACHED], messages=_user(_TEXT | _CACHED), **_CACHED)
     assert cached.messages == _draft(system=[_TEXT], messages=_user(_TEXT)).messages
 
 
-def test_the_result_of_a_tool_stands_first() -> None:
+def test_the_result_of_a_tool_is_first() -> None:
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
     late = _user(_TEXT, {"type": "tool_result", "tool_use_id": "t"})
     assert _refused(messages=[*HI, call, *late]) == "messages.2.content.1"
@@ -161,7 +161,7 @@ def test_the_events_of_a_call() -> None:
     ]
 
 
-def test_why_it_stopped_says_what_is_known() -> None:
+def test_the_stop_reason_is_reported_as_far_as_it_is_known() -> None:
     def reason(end: Done, *stop: str) -> tuple[str, None]:
         message = events_of(_job(*stop), ["a"]).message(end)
         return message["stop_reason"], message["stop_sequence"]
@@ -172,7 +172,7 @@ def test_why_it_stopped_says_what_is_known() -> None:
     assert reason(done("content_filter")) == ("refusal", None)
 
 
-def test_an_input_that_is_no_object_is_an_error_unless_it_was_cut_off() -> None:
+def test_a_tool_input_that_is_not_an_object_is_an_error_unless_it_was_cut_off() -> None:
     bad = RichToken(tool_calls=(ToolCall(0, "t1", "f", "{oops"),))
     assert isinstance(events_of(_job(), [bad]).failure(done("tool_calls")), errors.BackendError)
     cut = events_of(_job(), ["a", bad])

@@ -179,7 +179,7 @@ def test_a_wrong_chat_is_refused_by_name(body: dict[str, Any], param: str) -> No
 
 
 @pytest.mark.parametrize("name", sorted(chat.REFUSED))
-def test_what_nobody_here_can_do_is_refused_by_name(name: str) -> None:
+def test_an_ability_that_no_worker_has_is_refused_by_name(name: str) -> None:
     refused = _refusal(_chat, **{name: {"x": 1}})
     assert isinstance(refused, UnsupportedParameter)
     assert refused.param == name
@@ -235,7 +235,7 @@ def _joined(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @given(answers, st.booleans())
-def test_chunks_say_what_the_whole_answer_says(said: list[list[Token]], includes_usage: bool) -> None:
+def test_chunks_add_up_to_the_whole_answer(said: list[list[Token]], includes_usage: bool) -> None:
     form = ChatForm("r", "m", 5, includes_usage=includes_usage)
     frames = b""
     for index, tokens in enumerate(said):
@@ -265,7 +265,7 @@ def test_chunks_say_what_the_whole_answer_says(said: list[list[Token]], includes
 
 
 @given(st.lists(st.one_of(texts, rich_tokens), max_size=6))
-def test_completion_chunks_say_what_the_whole_says(tokens: list[Token]) -> None:
+def test_completion_chunks_add_up_to_the_whole_answer(tokens: list[Token]) -> None:
     form = CompletionForm("r", "m", 5)
     chunks = _data(b"".join(form.token(0, token) for token in tokens) + form.finish(0, "length") + form.close({}))
     whole = form.choice(0, join(tokens), "length")
@@ -275,7 +275,7 @@ def test_completion_chunks_say_what_the_whole_says(tokens: list[Token]) -> None:
     assert named == (whole["logprobs"] or {"tokens": []})["tokens"]
 
 
-def test_offsets_of_log_probabilities_go_on_from_chunk_to_chunk() -> None:
+def test_offsets_of_log_probabilities_continue_from_chunk_to_chunk() -> None:
     form = CompletionForm("r", "m", 5)
     said = [RichToken("abc", logprobs=(Logprob("abc", -1),)), RichToken("de", logprobs=(Logprob("de", -1),))]
     chunks = _data(b"".join(form.token(0, token) for token in said))

@@ -104,7 +104,7 @@ def test_images_become_parts() -> None:
     assert _refused(input=[{"role": "user", "content": content}]) == "input.0.content.1.image_url"
 
 
-def test_a_conversation_goes_on() -> None:
+def test_a_conversation_continues() -> None:
     before = (Message("user", "a"), Message("assistant", "", tool_calls=(ToolCall(0, "c1", "f", "{}"),)))
     output = {"type": "function_call_output", "call_id": "c1", "output": "x"}
     last = Message("tool", "x", tool_call_id="c1")
@@ -116,7 +116,7 @@ def test_a_conversation_goes_on() -> None:
 
 
 @pytest.mark.parametrize("instructions", [None, "be brief"])
-def test_what_an_earlier_response_holds_is_not_kept_again(instructions: str | None) -> None:
+def test_messages_of_an_earlier_response_are_not_kept_again(instructions: str | None) -> None:
     before = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
     draft = _draft(Before(before, "g1.base", 2), input="d", instructions=instructions)
     job = _job(draft)
@@ -163,14 +163,14 @@ def test_what_is_not_there_is_refused_by_name(data: dict[str, Any], param: str) 
     assert _refused(**data) == param
 
 
-def test_what_asks_for_nothing_is_taken() -> None:
+def test_parameters_without_effect_are_accepted() -> None:
     draft = _draft(truncation="disabled", service_tier="auto", include=[], text={"format": {"type": "text"}})
     assert Sampling(**draft.sampling).named() == []
     assert _draft(include=["message.output_text.logprobs"]).sampling["logprobs"] == 0
     assert _draft(top_logprobs=2).sampling["logprobs"] == 2
 
 
-def test_a_job_tells_what_was_asked() -> None:
+def test_a_job_returns_the_request() -> None:
     schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     asked: dict[str, Any] = {
         "instructions": "be brief",
@@ -250,7 +250,7 @@ def test_how_a_response_ends() -> None:
     assert failed["usage"] is None
 
 
-def test_log_probabilities_stand_beside_the_text() -> None:
+def test_log_probabilities_are_next_to_the_text() -> None:
     token = RichToken("a", logprobs=(Logprob("a", -0.5, (("a", -0.5), ("b", -1.0))),))
     (content,) = response_of(_job(_draft()), [token], done())["output"][0]["content"]
     assert content["logprobs"] == [
@@ -296,7 +296,9 @@ def _said(item: dict[str, Any]) -> str:
 
 
 @given(JOBS, TOKENS, ENDS, st.data())
-def test_after_any_number_comes_exactly_the_rest(job: Job, tokens: list[Token], end: Terminal, data: Any) -> None:
+def test_any_number_is_followed_by_exactly_the_later_events(
+    job: Job, tokens: list[Token], end: Terminal, data: Any
+) -> None:
     """Whatever gateway tells it, in whatever pieces the tokens come to it, and whenever it looks."""
     frames = _frames(job, tokens, end)
     after = data.draw(st.integers(-1, len(frames)))

@@ -42,7 +42,7 @@ async def test_every_form_of_a_stream_is_the_same_answer(mood: str, is_chat: boo
 
 
 @pytest.mark.parametrize("mood", ["reasoning", "reasoning_content"])
-async def test_reasoning_comes_through(mood: str) -> None:
+async def test_reasoning_is_passed_on(mood: str) -> None:
     async with Upstream(mood) as up, running(up.url) as backend:
         said = join((await ask(backend, claim(messages=TALK))).tokens)
     assert (len(said.reasoning.split()), len(said.text.split())) == (2, 3)
@@ -79,7 +79,7 @@ async def test_a_connection_is_used_again_and_the_key_is_sent(monkeypatch: pytes
     assert up.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_what_its_api_cannot_ask_is_refused_before_anything_is_sent() -> None:
+async def test_a_field_that_the_upstreams_api_lacks_is_refused_before_sending() -> None:
     watch = Watch()
     async with Upstream() as up, running(up.url, watch, api="completions") as backend:
         error = failed_of(await ask(backend, claim(messages=TALK)))
@@ -98,7 +98,7 @@ async def test_an_upstream_that_ignores_max_tokens_is_cut() -> None:
 # ── an answer that has begun at another worker ───────────────────────────────────────────────────────────────────
 
 
-async def test_an_answer_of_a_dead_worker_goes_on_where_that_is_declared() -> None:
+async def test_an_answer_of_a_dead_worker_continues_if_the_model_declares_it() -> None:
     begun = tuple(tokens_of(PROMPT, 3))
     async with Upstream() as up:
         async with running(up.url) as backend:
@@ -137,7 +137,7 @@ async def test_cancellation_closes_the_upstreams_stream_at_once(mood: str, num: 
         assert up.seen[0].left
 
 
-async def test_a_consumer_that_stands_still_is_not_the_upstreams_silence() -> None:
+async def test_a_consumer_that_pauses_is_not_the_upstreams_silence() -> None:
     async with Upstream() as up, running(up.url, idle_s="0.2") as backend:
         stream = backend.stream(claim().job)
         seen = [await anext(stream)]

@@ -101,7 +101,7 @@ def test_a_breaker_opens_tries_and_closes() -> None:
     assert (breaker.state(9.0), breaker.num_openings) == ("closed", 0)
 
 
-def test_what_says_nothing_of_the_replica_changes_nothing() -> None:
+def test_late_and_abandoned_requests_do_not_change_a_breaker() -> None:
     breaker = Breaker(max_failures=1)
     breaker.failed(0.0, breaker.begin())
     breaker.failed(0.9, is_trial=False)

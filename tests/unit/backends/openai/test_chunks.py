@@ -125,7 +125,7 @@ def test_logprobs_of_both_routes() -> None:
     ]
 
 
-def test_other_answers_than_the_first_are_nobodys() -> None:
+def test_answers_other_than_the_first_are_ignored() -> None:
     assert read(
         {"choices": [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]}, "[DONE]"
     )[0] == ["yes"]
@@ -141,7 +141,7 @@ def test_other_answers_than_the_first_are_nobodys() -> None:
         '{"choices":' * 5000,
     ],
 )  # fmt: skip
-def test_what_is_not_a_chunk_is_malformed(said: Any) -> None:
+def test_an_invalid_chunk_is_malformed(said: Any) -> None:
     assert failure_of(said).reason == "malformed"
 
 
@@ -181,7 +181,7 @@ def test_any_stream_is_tokens_or_an_error(said: Sequence[str]) -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), max_size=6), st.data())
-def test_any_split_of_the_bytes_says_the_same(texts: list[str], data: st.DataObject) -> None:
+def test_any_split_of_the_bytes_gives_the_same_result(texts: list[str], data: st.DataObject) -> None:
     said = [*(delta(content=text) for text in texts), delta("stop"), {"choices": [], "usage": USAGE}]
     end = data.draw(st.sampled_from(["\n\n", "\r\n\r\n", "\r\r"]))
     raw = f": hello{end}" + "".join(f"data: {json.dumps(one)}{end}" for one in said)

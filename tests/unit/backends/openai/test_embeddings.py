@@ -73,7 +73,7 @@ values = st.recursive(
 
 
 @given(values, st.integers(1, 3))
-def test_whatever_json_comes_it_is_vectors_or_malformed(data: Any, num: int) -> None:
+def test_any_json_is_vectors_or_malformed(data: Any, num: int) -> None:
     found = read(json.dumps({"data": data}).encode(), num)
     assert found == "malformed" or (isinstance(found, Embedded) and len(found.vectors) == num)
 
@@ -87,5 +87,5 @@ def test_whatever_json_comes_it_is_vectors_or_malformed(data: Any, num: int) -> 
         b'{"data": [{"index": 1, "embedding": [1]}]}', b'{"data": [{"embedding": [1]}, {"embedding": [1]}]}',
     ],
 )  # fmt: skip
-def test_what_is_no_embedding_is_malformed(answer: bytes) -> None:
+def test_an_invalid_embedding_is_malformed(answer: bytes) -> None:
     assert read(answer, 1) == "malformed"

@@ -46,7 +46,7 @@ async def test_a_refusal_is_the_clients_own_error_and_is_tried_once(mood: str, s
         ("another key", "backend_error", "credentials"),
     ],
 )
-async def test_what_it_says_becomes_a_clear_error_and_no_key_leaks(
+async def test_an_upstreams_error_becomes_a_clear_error_and_no_key_leaks(
     mood: str, code: str, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("UP_KEY", KEY)
@@ -162,14 +162,14 @@ async def test_an_answer_that_is_too_long_for_its_tokens_is_an_error(length: int
     assert (len(up.seen), len(other.seen)) == (1, 0)
 
 
-async def test_long_tokens_are_no_error() -> None:
+async def test_long_tokens_are_not_an_error() -> None:
     async with Upstream("long_tokens=1000") as up, running(up.url) as backend:
         said = await ask(backend, claim(max_tokens=100))
     assert len(said.text) == 100_000
     assert done_of(said).finish_reason == "length"
 
 
-async def test_an_engine_that_comes_late_or_restarts_costs_nobody_an_answer() -> None:
+async def test_an_engine_that_starts_late_or_restarts_costs_no_answer() -> None:
     async with Upstream() as up:
         port = up.port
     watch = Watch()
@@ -247,7 +247,7 @@ async def test_retry_after_is_honoured() -> None:
 
 
 @pytest.mark.parametrize(("retry_s", "timeout_s"), [("60", 20.0), ("5", 100.0)])
-async def test_a_retry_after_that_is_too_long_is_told_at_once(retry_s: str, timeout_s: float) -> None:
+async def test_a_retry_after_that_is_too_long_is_an_error_at_once(retry_s: str, timeout_s: float) -> None:
     async with Upstream("status=429", retry_after="50") as up, running(up.url, retry_s=retry_s) as backend:
         for _ in range(2):
             error = failed_of(await ask(backend, claim(timeout_s=timeout_s)))
@@ -274,7 +274,7 @@ async def test_a_job_that_waits_for_an_upstream_can_be_cancelled() -> None:
 # ── replicas and tiers ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_bad_replica_is_ejected_and_comes_back() -> None:
+async def test_a_bad_replica_is_ejected_and_used_again_later() -> None:
     watch = Watch()
     async with (
         Upstream("drop") as bad,

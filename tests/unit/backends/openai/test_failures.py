@@ -28,7 +28,7 @@ from penstock.errors import PenstockError
         (503, "server_error", "later", True, False),
     ],
 )
-def test_what_a_status_means(status: int, reason: str, again: str, is_fault: bool, costs_try: bool) -> None:
+def test_a_status_has_its_error(status: int, reason: str, again: str, is_fault: bool, costs_try: bool) -> None:
     found = of_status(status, None, b"", "m")
     assert (found.reason, found.again, found.is_fault, found.costs_try) == (reason, again, is_fault, costs_try)
     assert found.error.message

@@ -41,7 +41,7 @@ def test_a_wrong_option_is_named_and_its_secret_is_not(
     assert "SECRET" not in caught.value.message
 
 
-def test_what_is_accepted_is_what_every_tier_honours_or_what_is_declared() -> None:
+def test_accepted_fields_are_those_that_every_tier_honours_or_that_are_declared() -> None:
     def accepts(**options: str) -> tuple[str, ...]:
         return build_backend("openai", {"url": "http://h", **options}).capabilities.accepts
 
@@ -72,7 +72,7 @@ def test_an_engine_of_ours_fetches_no_images_unless_that_is_declared(options: di
     assert {name for name in backend.capabilities.accepts if name.startswith("image")} == where
 
 
-def test_what_it_can_is_what_the_options_say() -> None:
+def test_abilities_follow_the_options() -> None:
     can = build_backend("openai", {"url": "http://h", "resumes": "prompt", "max_tokens": "9"}).capabilities
     assert (can.resumes, can.continuous, can.max_tokens) == (True, True, 9)
     assert (can.generates, can.embeds) == (True, False)

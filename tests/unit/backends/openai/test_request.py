@@ -108,7 +108,7 @@ def test_logprobs_have_two_forms(num: int, chat: dict[str, Any]) -> None:
         ("reasoning_effort", "low"),
     ],
 )
-def test_what_a_prompt_cannot_carry_is_refused(name: str, value: Any) -> None:
+def test_a_field_that_a_prompt_cannot_express_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
         body_of(Job(id="j", model="m", prompt="p", sampling=Sampling(**{name: value})))
     assert caught.value.param == name
@@ -146,7 +146,7 @@ plain = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6).map(tu
 
 
 @given(plain, st.integers(1, 20))
-def test_a_continued_answer_sends_what_was_said_and_asks_for_the_rest(tokens: tuple[str, ...], limit: int) -> None:
+def test_a_continued_answer_sends_its_tokens_and_asks_for_the_missing_ones(tokens: tuple[str, ...], limit: int) -> None:
     sampling = Sampling(max_tokens=limit)
     _, body = body_of(Job(id="j", model="m", prompt="p", sampling=sampling), tokens)
     assert body["prompt"] == "p" + "".join(tokens)

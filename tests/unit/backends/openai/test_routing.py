@@ -69,7 +69,7 @@ def test_the_least_loaded_usable_replica_of_the_first_tier_that_has_one(tiers: l
 
 
 @given(replicas, st.floats(0, 20))
-def test_a_replica_is_usable_when_it_says_that_it_will_be(replica: Replica, now: float) -> None:
+def test_a_replica_is_usable_at_its_own_usable_at(replica: Replica, now: float) -> None:
     at = replica.usable_at(now)
     if at is not None:
         assert replica.hindrance(at) is None
@@ -123,7 +123,7 @@ def test_everybody_has_a_turn_before_anybody_has_a_second() -> None:
     assert [fail(one, timeout("x"), now) for now in (0.0, 60.0, 120.0)] == ["1a", "2a", "3a"]
 
 
-def test_a_lower_tier_comes_with_the_reason_for_it() -> None:
+def test_a_lower_tier_is_chosen_with_the_reason_for_it() -> None:
     one = plan(site(1, 1, 1))
     assert [fail(one, timeout("x")), fail(one, of_status(429, None, b"", "m"))] == ["1a", "2a"]
     passed = one.passed_over(go(one), 0.0)
@@ -136,7 +136,7 @@ def test_a_lower_tier_comes_with_the_reason_for_it() -> None:
     assert [(tier.number, why) for tier, why in passed] == [(1, "resting"), (2, "ejected")]
 
 
-def test_what_may_have_cost_work_is_tried_only_so_often_in_each_tier() -> None:
+def test_a_failure_that_may_have_cost_work_is_retried_a_few_times_in_each_tier() -> None:
     one = plan(site(9, 1))
     assert [fail(one, cut("x")) for _ in range(4)] == ["1a", "1b", "1c", "2a"]
     assert fail(one, cut("x"), 1.0) == fail(one, cut("x"), 2.0) == "2a"
@@ -144,7 +144,7 @@ def test_what_may_have_cost_work_is_tried_only_so_often_in_each_tier() -> None:
         one.next(0.0)
 
 
-def test_what_has_cost_nothing_is_tried_until_time_is_up() -> None:
+def test_a_failure_that_cost_nothing_is_retried_until_the_deadline() -> None:
     one, now, num = plan(site(1), retry_s=30.0), 0.0, 0
     while now < 30.0:
         fail(one, unreachable("x"), now)
@@ -170,7 +170,7 @@ def test_the_jobs_own_fault_is_tried_nowhere_else() -> None:
     assert caught.value.param == "top_p"
 
 
-def test_what_no_time_mends_is_tried_elsewhere_only() -> None:
+def test_a_permanent_failure_is_retried_only_at_another_replica() -> None:
     one = plan(site(1, 1))
     assert [fail(one, of_status(404, None, b"", "big")), fail(one, of_status(401, None, b"", "big"))] == ["1a", "2a"]
     with pytest.raises(BackendError, match="401"):
@@ -211,7 +211,7 @@ def test_a_refusal_of_long_ago_is_not_the_second_one() -> None:
     assert rests.until("c") < 100.0
 
 
-def test_what_is_known_of_callers_has_a_bound() -> None:
+def test_memory_about_callers_is_bounded() -> None:
     rests = Rests()
     for number in range(3 * MAX_CALLERS):
         rests.refused(str(number), float(number), 60.0)

@@ -61,7 +61,7 @@ def test_many_tokens_and_a_long_prompt_take_room_too(monkeypatch: pytest.MonkeyP
     assert kept(room) == {"g.long"}
 
 
-def test_what_was_delivered_displaces_nothing_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delivered_answers_displace_no_undelivered_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ended, "MAX_DELIVERED", 2)
     room = Ended()
     for number in range(6):

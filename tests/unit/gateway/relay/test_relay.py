@@ -162,7 +162,7 @@ async def test_a_newer_attempt_counts_only_from_its_started(rig: Rig) -> None:
     assert stream.tokens == ["a"]
 
 
-async def test_after_a_new_subscription_the_log_comes_first(rig: Rig) -> None:
+async def test_after_a_new_subscription_the_log_is_read_first(rig: Rig) -> None:
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
@@ -186,7 +186,7 @@ async def test_frames_that_come_while_the_log_is_read_are_kept(rig: Rig) -> None
     assert rig.reads == ["subscription"]
 
 
-async def test_a_forgotten_request_is_submitted_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_request_is_submitted_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "RUNNING_SILENCE_S", 0.05)
     stream = await rig.open()
     claim = await rig.claim()
@@ -250,7 +250,7 @@ async def test_frames_of_an_attempt_that_the_store_has_lost_are_not_believed_aft
     assert isinstance(stream.end, Done)
 
 
-async def test_who_polls_a_request_whose_id_is_in_no_list_and_whose_gateway_is_gone_brings_it_back(
+async def test_a_poll_requeues_a_request_in_no_list_whose_gateway_is_gone(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig.on_disconnect, rig.retention_s = "continue", 60.0
@@ -265,7 +265,7 @@ async def test_who_polls_a_request_whose_id_is_in_no_list_and_whose_gateway_is_g
     assert list(rig.transport._queue) == [job_id]
 
 
-async def test_what_has_ended_is_not_cancelled_where_the_store_has_gone_back(rig: Rig) -> None:
+async def test_an_ended_request_is_not_cancelled_when_the_store_was_rolled_back(rig: Rig) -> None:
     rig.on_disconnect, rig.retention_s = "continue", 60.0
     stream = await rig.open()
     claim = await rig.claim()
@@ -349,7 +349,7 @@ def serving(rig: Rig, stream: RelayStream, reader: Reader | None = None) -> tupl
     return asyncio.create_task(reader.served(push)), turns
 
 
-async def test_what_comes_in_one_turn_is_served_at_once_and_wakes_nobody(rig: Rig) -> None:
+async def test_events_of_one_turn_are_served_at_once_and_wake_no_task(rig: Rig) -> None:
     stream = await rig.open()
     claim = await rig.claim()
     serve, turns = serving(rig, stream, rig.reader)
@@ -514,9 +514,7 @@ async def test_readers_that_come_while_a_stream_is_taken_up_share_its_fate(
     assert reader.fresh() == (0, ["a"])
 
 
-async def test_who_finds_a_stream_that_could_not_be_submitted_finds_none(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_that_could_not_be_submitted_is_not_found(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     is_lost = asyncio.Event()
 
     async def lose(*args: object, **kwargs: object) -> int:
@@ -533,7 +531,7 @@ async def test_who_finds_a_stream_that_could_not_be_submitted_finds_none(
     assert await finding is None
 
 
-async def test_a_frame_of_what_was_cancelled_cancels_it_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frame_of_a_cancelled_request_cancels_it_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unwanted, "HEARD_WITHIN_S", 0.0)
     stream = await rig.open()
     claim = await rig.claim()
@@ -582,7 +580,9 @@ async def said(rig: Rig, stream: RelayStream) -> tuple[str, tuple[str, ...], str
 
 
 @pytest.mark.parametrize("on_disconnect", ["continue", "cancel", "resume"])
-async def test_what_has_ended_is_given_back_when_a_worker_runs_it_again(rig: Rig, on_disconnect: OnDisconnect) -> None:
+async def test_an_ended_request_is_given_back_when_a_worker_runs_it_again(
+    rig: Rig, on_disconnect: OnDisconnect
+) -> None:
     stream, claim, older = await ended(rig, on_disconnect)
     rig.transport._jobs[stream.job.id] = older  # a restart from an older state, in which a worker goes on with it
     await rig.tokens(claim, 1, "other")
@@ -596,7 +596,7 @@ async def test_what_has_ended_is_given_back_when_a_worker_runs_it_again(rig: Rig
 
 
 @pytest.mark.parametrize("on_disconnect", ["continue", "resume"])
-async def test_a_result_that_the_store_has_forgotten_is_given_back(rig: Rig, on_disconnect: OnDisconnect) -> None:
+async def test_a_result_that_the_store_has_lost_is_given_back(rig: Rig, on_disconnect: OnDisconnect) -> None:
     rig.retention_s = 300.0
     stream, _, older = await ended(rig, on_disconnect)
     rig.transport._jobs.clear()
@@ -616,7 +616,7 @@ async def test_a_result_that_the_store_has_forgotten_is_given_back(rig: Rig, on_
     assert 290.0 < left_s <= 300.0
 
 
-async def test_an_answer_that_was_delivered_is_not_given_back_to_a_store_that_forgot_it(rig: Rig) -> None:
+async def test_a_delivered_answer_is_not_given_back_to_a_store_that_lost_it(rig: Rig) -> None:
     stream, _, _ = await ended(rig, "cancel")
     rig.transport._jobs.clear()
     await rig.relay.keeper.check()
@@ -636,7 +636,7 @@ async def test_the_gateway_that_holds_a_request_answers_for_it(rig: Rig, monkeyp
     await wait_until(lambda: list(rig.transport._queue) == [stream.job.id], "it was submitted again at once")
 
 
-async def test_what_has_ended_here_is_never_unknown_nor_running_again(rig: Rig) -> None:
+async def test_a_request_that_ended_here_is_never_unknown_or_running_again(rig: Rig) -> None:
     rig.retention_s = 60.0
     stream, _, older = await ended(rig)
     for entry in (None, older):
@@ -650,7 +650,7 @@ async def test_what_has_ended_here_is_never_unknown_nor_running_again(rig: Rig) 
         assert (await said(rig, stream))[0] == "done"
 
 
-async def test_another_gateway_is_not_sure_of_what_a_store_does_not_have_that_has_lost_data(rig: Rig) -> None:
+async def test_another_gateway_is_unsure_of_an_unknown_request_after_a_loss_of_data(rig: Rig) -> None:
     other = Relay("g2", rig.transport, max_depth=2)
     await rig.transport.tick("g2")
     assert await other.look_up("g1.nothing") is None
@@ -694,7 +694,7 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
     assert bound.job_id == stream.job.id
 
 
-async def test_what_cannot_be_asked_for_now_is_asked_for_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_read_is_repeated(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.retention_s = 300.0
     stream, _, _ = await ended(rig)
     rig.transport._jobs.clear()
@@ -726,7 +726,7 @@ async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
     assert bound.job_id == stream.job.id
 
 
-async def test_what_a_poller_was_told_its_gateway_knows_from_then_on(rig: Rig) -> None:
+async def test_a_gateway_remembers_the_result_that_it_gave_to_a_poller(rig: Rig) -> None:
     rig.on_disconnect, rig.retention_s = "continue", 300.0
     stream = await rig.open()
     claim = await rig.claim()
@@ -745,7 +745,7 @@ async def test_what_a_poller_was_told_its_gateway_knows_from_then_on(rig: Rig) -
     assert fold(record.events).tokens == ("a",)
 
 
-async def test_an_attempt_that_the_store_went_back_to_does_not_run_on_unheard(rig: Rig) -> None:
+async def test_an_attempt_restored_by_a_rollback_does_not_run_unseen(rig: Rig) -> None:
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
@@ -791,7 +791,7 @@ async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Ri
     assert (await said(rig, stream))[2] == "cancelled"
 
 
-async def test_a_cancel_that_the_store_has_lost_alone_is_said_again(rig: Rig) -> None:
+async def test_a_cancel_that_alone_was_lost_is_repeated(rig: Rig) -> None:
     """It went back to a moment at which the request ran."""
     stream = await _cancelled_elsewhere(rig, "operator")
     entry = rig.transport._jobs[stream.job.id]
@@ -800,7 +800,7 @@ async def test_a_cancel_that_the_store_has_lost_alone_is_said_again(rig: Rig) ->
     await wait_until(lambda: entry.cancel == "operator", "it is to end again")
 
 
-async def test_a_cancel_of_what_the_store_has_just_lost_is_taken(rig: Rig) -> None:
+async def test_a_cancel_of_a_request_that_was_just_lost_is_accepted(rig: Rig) -> None:
     """The gateway that holds it knows it: it is not unknown, and it is not left to run."""
     stream = await rig.open()
     await rig.claim()
@@ -847,7 +847,7 @@ async def test_a_running_request_past_its_deadline_ends_without_a_worker(
     await wait_until_async(is_done, "the store knows it")
 
 
-async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_of_a_request_past_its_deadline_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gateway and its worker are gone: no one else ends it."""
     monkeypatch.setattr("penstock.gateway.relay.look_up.LATE_SLACK_S", 0.0)
     monkeypatch.setattr(memory, "LATE_SLACK_S", 0.0)
@@ -870,7 +870,7 @@ async def test_who_asks_for_a_request_past_its_deadline_ends_it(rig: Rig, monkey
     assert end.code == "deadline_exceeded"
 
 
-async def test_without_workers_the_store_is_told_why(rig: Rig) -> None:
+async def test_without_workers_the_store_gets_the_reason(rig: Rig) -> None:
     rig.pool.look(Pool(depth=0))
     stream = await rig.open()
     await wait_until(lambda: stream.end is not None, "the grace is over")
@@ -905,7 +905,7 @@ async def test_a_gateway_without_its_lease_gives_nothing_up(rig: Rig) -> None:
     assert len(rig.relay) == 0
 
 
-async def test_a_gateway_without_its_lease_says_of_nothing_that_it_has_no_workers(rig: Rig) -> None:
+async def test_a_gateway_without_its_lease_ends_no_request_for_want_of_workers(rig: Rig) -> None:
     rig.pool.look(Pool(depth=0))
     rig.has_lease = False
     stream = await rig.open()

@@ -58,7 +58,7 @@ async def test_in_a_long_turn_the_server_is_not_left_idle(link: Link, wire: Wire
     assert [len(data) for data in wire.writes] == [1, MAX_JOINED, MAX_JOINED, 1]
 
 
-async def test_a_lost_link_writes_nothing_and_says_so(link: Link, wire: Wire) -> None:
+async def test_a_lost_link_writes_nothing_and_raises(link: Link, wire: Wire) -> None:
     waiting = link.send(b"a", 1, 1.0)
     link.write(b"b")
     link.connection_lost(None)
@@ -70,7 +70,7 @@ async def test_a_lost_link_writes_nothing_and_says_so(link: Link, wire: Wire) ->
             await future
 
 
-async def test_what_is_posted_leaves_with_the_next_command(link: Link, wire: Wire) -> None:
+async def test_a_posted_command_leaves_with_the_next_command(link: Link, wire: Wire) -> None:
     link.post(b"a", 1, 1.0)
     link.post(b"b", 2, 1.0)
     assert wire.writes == []
@@ -80,9 +80,7 @@ async def test_what_is_posted_leaves_with_the_next_command(link: Link, wire: Wir
     assert await waiting == [4], "unneeded replies are counted"
 
 
-async def test_what_is_posted_alone_leaves_all_the_same(
-    link: Link, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_command_posted_alone_leaves_too(link: Link, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     link.post(b"a", 1, 60.0)
     link.post(b"b", 1, 60.0)
     await wait_until(lambda: wire.writes == [b"ab"], "they leave, together")
@@ -94,7 +92,7 @@ async def test_what_is_posted_alone_leaves_all_the_same(
     assert wire.writes[2:] == [b"x" * MAX_JOINED], "many do not wait"
 
 
-async def test_what_is_posted_leaves_before_the_link_is_closed(link: Link, wire: Wire) -> None:
+async def test_a_posted_command_leaves_before_the_link_is_closed(link: Link, wire: Wire) -> None:
     link.post(b"a", 1, 1.0)
     link.close()
     assert wire.writes == [b"a"]
