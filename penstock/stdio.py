@@ -21,7 +21,7 @@ from typing import IO
 MAX_BYTES = 1024 * 1024  # of lines that wait for the reader
 FLUSH_S = 1.0  # how long the end of a process waits for its reader
 PAUSE_S = 0.05  # between two writes: each waking of the thread takes the interpreter from the serving threads
-AGAIN_S = 0.05
+RETRY_S = 0.05
 
 
 def open_missing() -> None:
@@ -116,16 +116,16 @@ class LineWriter:
 
     def _run(self) -> None:
         num_reported = 0
-        is_well = True
+        can_write = True
         while True:
             self._hurry.clear()
             taken = list(self._take())
             for chunk in _chunks(item for item in taken if isinstance(item, bytes)):
-                is_well = self._write(chunk)
-                self._num_failed += 0 if is_well else len(chunk)
+                can_write = self._write(chunk)
+                self._num_failed += 0 if can_write else len(chunk)
                 self._bytes_written += sum(map(len, chunk))
             num = self.num_dropped
-            if num > num_reported and is_well and self._lines.empty():
+            if num > num_reported and can_write and self._lines.empty():
                 text = self.describe(num - num_reported) if self.describe is not None else ""
                 num_reported = num if self._write([text.encode()]) else num_reported
             for item in taken:
@@ -146,7 +146,7 @@ class LineWriter:
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:  # another process with the same open file has made it non-blocking
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_S)
             except OSError:  # the reader has gone, or the disk is full: either may come back
                 return False
         return True

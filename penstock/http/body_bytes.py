@@ -41,7 +41,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         return whole
     announced = request.headers.get("content-length", "")
     is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes)
-    if is_too_large and "expect" in request.headers:  # it waits for our word before it sends anything
+    if is_too_large and "expect" in request.headers:  # the client waits for `100 Continue` before it sends the body
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0

@@ -1,8 +1,8 @@
 """One client connection of a gateway: HTTP/1.1 as `penstock.http.http1` reads it, and how streams are written cheaply.
 
-A small write buffer (so that a client that reads nothing costs little), and an answer's head joined with its first
-bytes. Through the scope a route learns what no message has: that a body has arrived whole, that the client has gone;
-and may let go of a client.
+Its write buffer is small, so that a client that does not read costs little memory, and an answer's head is sent with
+its first bytes. The scope holds what no ASGI message has: whether the whole body has arrived, and a `ClientChannel`, by
+which a route sees that its client has left, writes tokens, and aborts the connection.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ __all__ = ["CLIENT", "WHOLE", "ClientChannel", "Disconnect", "GatewayConnection"
 WRITE_BUFFER_BYTES = 32 * 1024
 CLIENT = "penstock.client"  # in the scope: a `ClientChannel`
 STATUS_LINE = b"HTTP/1.1 "  # how every answer begins
-# After a client's end of file: the next of these bytes goes out, and one write notices that the last one was rejected.
+# Times after a client's end of file at which one byte is written. A client that has closed rejects it, and the next
+# write fails.
 # Fewer than 16 in all, as clients bound the digits of a chunk's size.
 PROBE_AFTER_S = (0.0, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0)
 
 
 class GatewayConnection(Http1Connection):
-    """See the head of this file. Its limits are set by `http1.limited`."""
+    """See the head of this file. `Limit.apply` sets its limits."""
 
     _probe_timer: asyncio.TimerHandle | None = None
 
@@ -54,7 +55,7 @@ class GatewayConnection(Http1Connection):
         return stays
 
     def _probe(self, num_sent: int) -> None:
-        """Find out whether the client has only ended its side, and waits, or has closed, and its request is to end.
+        """Find out whether the client has closed only its side, and waits, or the connection, and its request must end.
 
         Both look the same here until a write: a client that has closed rejects it, and the next write fails. So a
         first part of what the client would get anyway is written now: a byte of the answer's status line, or a
@@ -78,7 +79,7 @@ class GatewayConnection(Http1Connection):
 
 
 class ClientChannel:
-    """Who is at the other end: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
+    """The client of one request: `is_gone()`, `abort()`; `watchers` are called when the connection is lost."""
 
     __slots__ = ("_cycle", "abort", "is_gone", "watchers")
 
@@ -90,20 +91,20 @@ class ClientChannel:
 
     @property
     def takes_more(self) -> bool:
-        """A stream's body may be written to it without waiting."""
+        """Whether more of a stream's body may be written to it without waiting."""
         cycle = self._cycle
         return not (cycle.flow.write_paused or self.is_gone() or cycle.disconnected) and cycle.chunked_encoding
 
     def write(self, body: bytes) -> None:
-        """More of a stream's body to one that `takes_more`, as an awaited `send` writes it and without its cost.
+        """Write more of a stream's body to a client that `takes_more`: the same bytes as an awaited `send`.
 
-        For what runs once a token: a message, a coroutine and its checks cost as much as the write.
+        Runs once a token: the message, the coroutine and the checks of a `send` cost as much as the write itself.
         """
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
 
 class _Head:
-    """A cycle's transport until its answer has begun: holds the head until there is a body, or the turn is over.
+    """Replaces a cycle's transport until its answer begins: keeps the head for the body, or until the turn is over.
 
     A write is a system call, and a client cannot use a head alone.
     """
@@ -146,7 +147,7 @@ class _Head:
 
 
 class Disconnect:
-    """Notices that the client has left, while the answer is still being made."""
+    """Calls `wake` when the client disconnects while its answer is being made."""
 
     __slots__ = ("_client", "_wake")
 
@@ -164,7 +165,7 @@ class Disconnect:
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of that name, which is in lower case. Once a request: without an object to hold them."""
+    """The value of the first header `name` (lower case), or None. Runs once a request, so no `Headers` are made."""
     for found, value in scope["headers"]:
         if found == name:
             return cast(bytes, value).decode("latin-1")

@@ -20,7 +20,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Door:
-    """What a listener that is bound to `address` answers."""
+    """Decides which requests a listener on `address` answers."""
 
     def __init__(self, settings: Settings, address: str) -> None:
         names = {host_name(name) for name in settings.allowed_hosts}
@@ -37,7 +37,7 @@ class Door:
 
     @property
     def judges(self) -> bool:
-        """There are requests that this listener does not answer."""
+        """Whether there are requests that this listener refuses."""
         return self._judges_host or self._judges_origin
 
     def judge(self, headers: Headers) -> None:
@@ -115,7 +115,7 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Only programs of this machine reach a listener with this address, which is not a name."""
+    """Whether only programs of this machine reach a listener on `address`, which is not a name."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -106,7 +106,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Edge:
-    """Around the whole framework. `new_request_id` makes the id that names a request from here on.
+    """The ASGI application around the whole framework. `new_request_id` makes the id that names a request from here on.
 
     `on_refused` is called for each request that a route refused. `hot` finds the routes, by method and path, that are
     called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
@@ -145,11 +145,7 @@ class Edge:
 
         routed = scope
         if scope["method"] == "HEAD":
-            routed = {
-                **scope,
-                "method": "GET",
-                IS_HEAD: True,
-            }  # a copy: the server needs the HEAD in its own
+            routed = {**scope, "method": "GET", IS_HEAD: True}  # a copy: the server needs the HEAD in its own
         handler = self.hot(routed["method"], scope["path"])
         with bind_request(call.id):
             try:
@@ -162,9 +158,9 @@ class Edge:
                 else:
                     await (await handler(Request(routed, receive)))(routed, receive, send_with_headers)
             except Exception as error:
-                if error is call.bug:  # the framework has answered it in our words, and raises it all the same
+                if error is call.bug:  # `on_error` has answered it, and the framework raises it again
                     return
-                if call.status:  # half an answer is out; the server closes the connection
+                if call.status:  # a part of the answer is sent; the server closes the connection
                     logger.exception("a bug in a route")
                     raise
                 await refusal(call, error)(scope, receive, send_with_headers)
@@ -204,7 +200,7 @@ def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
 
 
 def error_response(error: PenstockError, call: Call) -> Response:
-    """The envelope, the status, and when to retry."""
+    """The answer for `error`: its status, its envelope, and when to retry."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -218,7 +214,7 @@ def error_response(error: PenstockError, call: Call) -> Response:
 
 def refusal(call: Call, error: Exception) -> Response:
     """The answer to a request that ended in `error`."""
-    if isinstance(error, ClientGone):  # before its request was whole: no client reads this
+    if isinstance(error, ClientGone):  # before its whole request arrived: no client reads this
         call.is_gone = True
         call.outcome = "disconnected"
         return Response(status_code=CLIENT_GONE)
@@ -233,7 +229,7 @@ def refusal(call: Call, error: Exception) -> Response:
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """What a route raised, for the framework's own handling of errors."""
+    """The framework calls this for what a route raised."""
     return refusal(call_of(request), error)
 
 

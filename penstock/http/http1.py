@@ -43,7 +43,7 @@ class Http1Connection(HttpToolsProtocol):
     _spare_bytes = SPARE_BYTES
     _silent_bytes = 0  # parsed since the parser last reported anything
     _is_in_head = False
-    _is_deaf = False  # nothing more that arrives is parsed
+    _ignores_input = False  # nothing more that arrives is parsed
     _is_eof = False
     _replay: bytes | None = None  # the head just parsed, without its Upgrade
     _held = b""
@@ -80,7 +80,7 @@ class Http1Connection(HttpToolsProtocol):
         return self._is_eof
 
     def pause_writing(self) -> None:
-        """One that waits for its client to read is not idle and does not end: it has a time of its own."""
+        """The client does not read: abort after `stalled_s`. No other limit applies to it."""
         super().pause_writing()
         self._stall = self.loop.call_later(self.stalled_s, self.transport.abort)
 
@@ -90,8 +90,8 @@ class Http1Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def shutdown(self) -> None:
-        """The server stops. A client that has just connected has sent its request, or is about to."""
-        if self.cycle is None and not self._is_deaf:
+        """The server stops. A client without a request so far gets a refusal: its first one may be on its way."""
+        if self.cycle is None and not self._ignores_input:
             self._refuse(Draining(CLOSING, retry_after_s=1.0))
         else:
             super().shutdown()
@@ -99,7 +99,7 @@ class Http1Connection(HttpToolsProtocol):
     # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf or self.transport.is_closing():
+        if self._ignores_input or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         if self._held:
@@ -119,7 +119,7 @@ class Http1Connection(HttpToolsProtocol):
                 self._hold(data[start:])
                 return
             self._parse(data if len(data) <= SLICE_BYTES else data[start : start + SLICE_BYTES])
-            if self._is_deaf:
+            if self._ignores_input:
                 return
         # Most heads come in one piece, and need no timer.
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
@@ -181,7 +181,7 @@ class Http1Connection(HttpToolsProtocol):
         self._stop_timer()
         self._is_in_head = False
         self._silent_bytes = 0
-        if self._is_deaf or self.transport.is_closing():
+        if self._ignores_input or self.transport.is_closing():
             return
         method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
@@ -203,13 +203,13 @@ class Http1Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         self._spare_bytes = min(self._spare_bytes + len(body) - MIN_PIECE_BYTES, SPARE_BYTES)
-        if not self._is_deaf and not self.transport.is_closing():
+        if not self._ignores_input and not self.transport.is_closing():
             super().on_body(body)
             if self._spare_bytes < 0:
                 self._refuse(InvalidRequest(f"The body arrives in pieces of less than {MIN_PIECE_BYTES} bytes each."))
 
     def on_message_complete(self) -> None:
-        if self._replay is None and not self._is_deaf and not self.transport.is_closing():
+        if self._replay is None and not self._ignores_input and not self.transport.is_closing():
             cast(dict[str, Any], self.scope)[WHOLE] = True
             self._stop_timer()  # set where the rest of a body arrived after its answer
             super().on_message_complete()
@@ -240,11 +240,11 @@ class Http1Connection(HttpToolsProtocol):
     # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        if not self._is_deaf:  # what follows a refused head need not be HTTP
+        if not self._ignores_input:  # what follows a refused head need not be HTTP
             self._refuse(InvalidRequest(msg))
 
     def _refuse_head(self) -> None:
-        if not self._is_deaf:
+        if not self._ignores_input:
             self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
 
     def _await_head(self) -> None:
@@ -262,7 +262,7 @@ class Http1Connection(HttpToolsProtocol):
 
     def _refuse(self, error: PenstockError) -> None:
         """Answer what is not a valid request, in the one envelope, after the answers that are due; then close."""
-        self._is_deaf = True
+        self._ignores_input = True
         self._stop_timer()
         cycle: Any = self.cycle
         if self._is_busy():
@@ -281,7 +281,7 @@ class Http1Connection(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which a request that waits for its client makes read on: not while enough later ones are held."""
+    """uvicorn's flow control, but it does not resume reading while `MAX_HELD_BYTES` of later requests are held."""
 
     is_held = False
 

@@ -1,4 +1,4 @@
-"""The side of a server that takes connections in: how many a turn of the loop, how many at all. Knows nothing of HTTP.
+"""Accepts connections: so many in one turn of the event loop, and so many in all. Knows nothing of HTTP.
 
 uvloop accepts one connection a turn. Where each turn also serves a thousand streams, the last of 256 that come at once
 would wait for 256 turns.
@@ -20,25 +20,27 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 ACCEPTS_PER_TURN = 32  # some 2 ms of the loop's time
 MIN_ACCEPTS_PER_TURN = 4
-FULL_S = 0.05  # until the next look, where not even a connection to refuse has room
-FAILED_S = 1.0  # the same after the system has refused to hand one over, mostly for want of a file
+FULL_S = 0.05  # pause when there is no room even for a connection that would be refused
+FAILED_S = 1.0  # pause after the system gave none, mostly because no file descriptor was left
 EVICT_AFTER_S = 1.0  # a newer connection may be about to send its first request
-RESERVED_FILES = 256  # for everything that is not a client's connection, and for those that read their refusal
-LINGERING_SHARE = 4  # the part of them that those may use: one in so many
+RESERVED_FILES = 256  # for what is not a client's connection, and for refused ones
+LINGERING_SHARE = 4  # one in so many of these is for refused connections
 
 
 Kind = TypeVar("Kind", bound=asyncio.Protocol)
 
 
 class Connected(Protocol):
-    """A connection, as far as it is known here."""
+    """What this file uses of a connection."""
 
     transport: asyncio.Transport
 
 
 class OpenConnections(ServerState):
-    """What all connections of one server share. `idle`: those without a request, the longest idle first, and since
-    when (the loop's clock, seconds). `is_closing`: a connection that comes now is refused.
+    """What all connections of one server share.
+
+    `idle`: connections without a request, the longest idle first, each with the time since when (the loop's clock,
+    seconds). `is_closing`: new connections are refused.
     """
 
     def __init__(self) -> None:
@@ -47,20 +49,20 @@ class OpenConnections(ServerState):
         self.is_closing = False
 
     def evict_one(self, now: float) -> bool:
-        """Close the connection that has been idle longest, so that those that ask nothing cannot shut others out."""
+        """Close the connection that has been idle longest. False if none has been idle for `EVICT_AFTER_S`."""
         oldest = next(iter(self.idle), None)
         if oldest is None or now - self.idle[oldest] < EVICT_AFTER_S:
             return False
         del self.idle[oldest]
-        oldest.transport.abort()  # one with an answer that its client does not read would stay while it is closing
+        oldest.transport.abort()  # `close` would wait for a client that does not read its last answer
         return True
 
 
 class Limit:
-    """How many connections a process serves: `serves`, and how many more it holds to refuse them: `lingers`."""
+    """How many connections a process serves (`serves`), and how many more it keeps open to refuse them (`lingers`)."""
 
     def __init__(self, max_connections: int, num_other_files: int = 0) -> None:
-        """Raises the process' soft limit of open files as far as it may, and stays below what it is then.
+        """Raises the process' soft limit of open files as far as it may, and stays below the result.
 
         `num_other_files`: what else it may open at once (connections to an engine), beyond `RESERVED_FILES`.
         """
@@ -88,7 +90,7 @@ class Limit:
 
 
 def _raise_open_files(wanted: int) -> int:
-    """Raise the soft limit to `wanted`, or to the hard one; what it is then."""
+    """Raise the soft limit to `wanted`, or to the hard limit. Returns the soft limit then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         aim = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -101,9 +103,9 @@ def _raise_open_files(wanted: int) -> int:
 
 
 class Acceptor:
-    """Takes connections from `listener` and gives each a protocol of `factory`, up to `per_turn` a turn of the loop.
+    """Accepts connections from `listener`, up to `per_turn` in a turn of the loop; `factory` makes each one's protocol.
 
-    While `room()` is 0 they wait in the kernel. Has what uvicorn wants of a server: `close` and `wait_closed`.
+    While `room()` is 0, connections wait in the kernel. uvicorn calls `close` and `wait_closed`, as on its own servers.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Acceptor:
         self._start()
 
     def close(self) -> None:
-        """Take what has come so far, and no more: a connection that is left in the kernel would be reset."""
+        """Accept what has arrived so far, then stop: the kernel resets the connections that it still holds."""
         if self._again is None:
             while self._take() == self._per_turn:
                 pass
@@ -147,12 +149,12 @@ class Acceptor:
             self._loop.remove_reader(self._listener.fileno())
 
     def _pause(self, for_s: float) -> None:
-        """A listener with connections that are not taken is ready all the time: it must not be watched."""
+        """Stop watching the listener for a while: with connections that are not accepted it is always readable."""
         self._stop()
         self._again = self._loop.call_later(for_s, self._start)
 
     def _take(self) -> int:
-        """Accept what is there and has room; how many."""
+        """Accept the connections that are there and have room. Returns how many."""
         num = min(self._per_turn, self._room() - len(self._connecting))
         if num <= 0:
             self._pause(FULL_S)
@@ -182,5 +184,5 @@ class Acceptor:
 
 
 def accepts_per_turn(num_processes: int) -> int:
-    """Of processes that share a listener, the first to wake must not take all that has come."""
+    """The number for each of several processes on one listener: the first to wake must not accept all connections."""
     return max(MIN_ACCEPTS_PER_TURN, ACCEPTS_PER_TURN // num_processes)

@@ -1,4 +1,4 @@
-"""What operators ask of every process: `/livez`, `/readyz`, `/healthz`, `/metrics`, and a small server for them.
+"""The routes for operators of every process: `/livez`, `/readyz`, `/healthz`, `/metrics`, and a small server for them.
 
 The same handlers serve in a gateway's app and in a worker's own. What makes a process ready is known to its
 owner, which passes `ready`.

@@ -130,6 +130,7 @@ async def serve(settings: Settings, listener: socket.socket, companion: Companio
 
 
 def run(settings: Settings, listener: socket.socket, companion: Companion = _nothing) -> int:
+    """`serve` in a new event loop, with signals, logs and the parent's lifeline. Returns the exit status."""
     die_with_parent()
     configure_logs(settings.log_format, settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""`penstock serve`: gateway and worker in one process, on memory or on Redis. The embedded default."""
+"""`penstock serve`: a gateway and a worker in one process, over the memory store or Redis."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run_serve(settings: Settings) -> int:
             await working
 
     def _watch(working: asyncio.Task[None]) -> None:
-        """A server whose worker has died can answer no request: it ends, and its supervisor starts another."""
+        """End a server whose worker has died, as no request would be answered; its supervisor starts another."""
         if not working.cancelled() and working.exception() is not None:
             logger.critical("the worker died", exc_info=working.exception())
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                end_process(0.0)  # the server does not heed signals yet: the status would be that of a clean stop
+                end_process(0.0)  # no handler yet: a signal would end the process with the status of a clean stop
             os.kill(os.getpid(), signal.SIGTERM)
 
     return server.run(settings, listen_for_clients(settings), with_worker)

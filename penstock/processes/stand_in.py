@@ -17,7 +17,7 @@ MAX_LINGERING = 16  # answered, and kept open so that the answer is read
 
 
 class Refuser:
-    """Accepts what comes to `listener`, which may be shared, and refuses it."""
+    """Accepts the connections to `listener`, which other processes may share, and answers each with 503."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -35,15 +35,15 @@ class Refuser:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # it has gone again, or there is no descriptor for it: the next time
+            return  # the client has left, or no descriptor is free: the next call tries again
         connection.setblocking(False)
         try:
             connection.send(self._answer)  # a new connection has room for it
             connection.shutdown(socket.SHUT_WR)
-            for _ in range(16):  # closed with something unread it would be reset, and the answer with it
+            for _ in range(16):  # with unread bytes `close` would send a reset, and the answer might be lost
                 connection.recv(65536)
         except OSError:
-            pass  # it has not sent all, or has gone
+            pass  # the client has not sent everything yet, or has left
         self._answered.append(connection)
         while len(self._answered) > MAX_LINGERING:
             self._answered.popleft().close()

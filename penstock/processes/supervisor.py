@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _BACKOFF_S = (0.05, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
-_STAND_IN_S = 0.1  # what comes in a shorter pause waits for the next child
+_STAND_IN_S = 0.1  # connections that arrive in a shorter pause wait for the next child
 _LISTEN_EVERY_S = 1.0
 _MAX_LINE = 4096
 _REFUSED = 2  # exit status of an invalid configuration: do not restart
@@ -51,7 +51,7 @@ def program(module: str, *args: str) -> list[str]:
 
 
 class StandIn(Protocol):
-    """What answers in the parent while none of its children runs."""
+    """Answers clients in the parent while none of its children runs."""
 
     def fileno(self) -> int:
         """Readable when something waits for an answer."""
@@ -92,7 +92,7 @@ class Supervisor:
         os.set_blocking(self._wake_out, False)
 
     def run(self) -> int:
-        """Until stopped by a signal; the worst exit status of the last children, 128 and more for a signal."""
+        """Run until a signal. Returns the worst exit status of the last children, 128 and more for a signal."""
         lifeline, held = os.pipe()
         self._environ[LIFELINE] = str(lifeline)
         for number in STOP_SIGNALS:
@@ -121,12 +121,12 @@ class Supervisor:
             del self._due[0]
             try:
                 self._start(lifeline)
-            except OSError:  # no memory, no process, no descriptor left: no reason to take the others down
+            except OSError:  # out of memory, processes or descriptors: the other children keep running
                 logger.exception("a child process could not be started")
                 self._failed()
 
     def _failed(self) -> None:
-        """One more child is missing: another is due, the later the more of them died young."""
+        """One more child is missing: schedule another, the later the more of them have died young."""
         self._due.append(time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
         self._due.sort()
         self._failures += 1
@@ -164,7 +164,7 @@ class Supervisor:
         return codes
 
     def _is_any_healthy(self) -> bool:
-        """One that has run for a while shows that the others may, with the same settings."""
+        """Whether a child has run for a while. Then the settings are valid, as all children have the same."""
         return any(child.is_healthy for child in self._children.values())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -176,7 +176,7 @@ class Supervisor:
             child.process.send_signal(number)
 
     def _sleep(self) -> None:
-        """Until a signal (a child's death is one), until a child is due, or for a moment."""
+        """Wait for a signal (a child's death sends one), until a child is due, or for `_LISTEN_EVERY_S`."""
         due_s = math.inf if self._is_stopping or not self._due else max(0.0, self._due[0] - time.monotonic())
         stand_in = None if self._children or due_s < _STAND_IN_S else self._stand_in
         with selectors.DefaultSelector() as selector:

@@ -71,14 +71,14 @@ def build_backends(models: tuple[ModelSpec, ...]) -> dict[str, Backend]:
 
 
 def end_process(seconds: float) -> None:
-    """From any thread: no clean end is to be had of a process whose engine hangs."""
+    """End this process now, from any thread: one whose engine hangs cannot end cleanly."""
     for handler in logging.getLogger().handlers:
         handler.flush()
     os._exit(EXIT_STALLED)
 
 
 def _end_with(task: asyncio.Task[None]) -> None:
-    """A process without one of its loops does no work but looks healthy: end it; a supervisor starts another."""
+    """End a process that has lost one of its loops: it would do nothing but look healthy. A supervisor restarts it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.critical("a loop of the worker's process ended", exc_info=error)
         end_process(0.0)

@@ -44,7 +44,7 @@ def run_supervised(settings: Settings) -> int:
             reports.append(threading.Thread(target=_report, args=(settings, death.last_line), name="report"))
             reports[-1].start()
 
-    # What a report needs takes a quarter of a second to import: now, while the child starts, not when it counts.
+    # The transport takes a quarter of a second to import: do it now, while the child starts, and not after its death.
     threading.Thread(target=importlib.import_module, args=(_TRANSPORT,), daemon=True, name="import").start()
     return Supervisor(program("penstock", "worker"), environ=environ, on_death=on_death).run()
 

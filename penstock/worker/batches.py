@@ -1,4 +1,4 @@
-"""The batches that a worker runs: from their backends to the outbox, side by side, none blocking another.
+"""The batches that a worker runs: each in a task of its own, from its backend to the outbox.
 
 A backend is not trusted: an exception, an early end, an event out of sequence become that job's `Failed`, and the
 log never sees them. Knows nothing of leases, slots or the store.
@@ -61,7 +61,7 @@ class Runs:
         run.task.add_done_callback(partial(self._ran, run))
 
     def leave(self, job: RunningJob) -> None:
-        """A job has ended outside its engine; a batch without any left is cancelled."""
+        """A job has ended outside its engine: cancel its batch if no job of it is left."""
         run = job.run
         if run is not None and not run.jobs and run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()
@@ -102,7 +102,7 @@ class Runs:
                 run.num_events += 1
                 job = find(event.job_id)
                 if job is None:
-                    continue  # it has ended here already; the backend may notice that a little later
+                    continue  # the job has ended here; the backend may notice that a little later
                 if type(event) is Tokens and job.takes(event):
                     add(job, event.tokens)
                 else:

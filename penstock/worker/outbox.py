@@ -1,4 +1,4 @@
-"""How a worker writes: group commit. The events of all batches are collected here and written one round trip at a time.
+"""How a worker writes: group commit. The events of all batches are collected, and written in one round trip at a time.
 
 While one write is in flight the next collects: a job's tokens since then travel as one frame, and its end with its
 last tokens. Bounded: when too much is pending, batches wait. When the store is unavailable, the same bytes are retried.

@@ -1,4 +1,5 @@
-"""Requests whose workers have died: one batch of them at a time, so that a third death is a request's own (rule 9).
+"""Requests whose workers have died: a worker tries one batch of them at a time, so that a third death counts only
+against a request that caused it (rule 9).
 
 A death counts against everything that a worker holds. Suspects that would only wait behind another one are therefore
 not held but handed back, and a worker takes no more until the one that it tries has shown a token. Pure.
@@ -25,7 +26,7 @@ class Suspects:
 
     @property
     def is_trying(self) -> bool:
-        """Whether one is here that has not shown a token since it was claimed: it may still end the whole worker."""
+        """Whether one of them has yielded no token since it was claimed: it may still end the whole worker."""
         self._jobs = [job for job in self._jobs if job.is_open and job.num_sent == job.num_given]
         return bool(self._jobs)
 

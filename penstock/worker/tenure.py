@@ -100,7 +100,7 @@ class Tenure:
     # ── the life of a tenure ──────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Raises the exception of a loop that a bug has ended: without that loop no job would be answered."""
+        """Run until stopped or lost. Raises what a bug raised in a loop: without the loop no job would be answered."""
         intake = asyncio.create_task(self._intake(), name="intake")
         loops = {
             asyncio.create_task(self._gather(), name="gather"),
@@ -174,7 +174,7 @@ class Tenure:
         if moved is None or moved in self._jobs:
             fresh = await self._take(room - 1)  # the blocking wait may have moved one already
             if not fresh and room == 1:
-                fresh = await self._take(1)  # it has not
+                fresh = await self._take(1)  # the blocking wait has moved none
             await self._enter(fresh)
             return
         taking = asyncio.create_task(self._take(room - 1))
@@ -210,8 +210,11 @@ class Tenure:
         self._came.set()
 
     def _may_be_lost(self) -> bool:
-        """The lease was not renewed for its whole length. Other workers may count what is claimed now as dead at once:
-        a few workers that come back together would take a request from each other until it is poison."""
+        """Whether the lease was not renewed for its whole length.
+
+        Other workers may then count new claims as dead at once: a few workers that come back together would take a
+        request from each other until it is poison.
+        """
         return time.monotonic() - self._renewed_at > LEASE_S
 
     async def _take(self, want: int) -> list[str]:
