@@ -16,7 +16,8 @@ closed at any pause, once each of its jobs has ended or left this worker. The wo
 
 Found by name (`mock`), by entry point (group `penstock.backends`), or as `module:Class` / `file.py:Class`. The
 constructor's parameters, by their annotations (`str`, `int`, `float`, `bool`, `Literal[…]`, or one of these with
-`| None`), are the options that `--model NAME=BACKEND:option=value` may set.
+`| None`), are the options that `--model NAME=BACKEND:option=value` may set. `tuple[Row, ...]` of a dataclass is a
+table: `TABLE.NUMBER.FIELD=value`, in TOML `[[models.NAME.TABLE]]`.
 """
 
 from __future__ import annotations

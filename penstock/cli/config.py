@@ -13,6 +13,7 @@ from penstock.cli.options import AsJson
 from penstock.cli.terminal import console, echo
 from penstock.settings import Settings
 from penstock.settings.about import EVERY, env_name
+from penstock.settings.toml import to_toml
 
 
 @with_settings(*EVERY)
@@ -26,10 +27,14 @@ def config(settings: Settings, as_json: AsJson = False) -> int:
         return 0
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     table.columns[1].overflow = "fold"
+    has_tables = any("." in option for spec in settings.models for option in spec.options)
     for name in Settings.model_fields:
         is_set = settings.is_set(name)
-        table.add_row(env_name(name), Text(settings.shown(name)), settings.origin(name), style="" if is_set else "dim")
+        value = "the tables below" if name == "models" and has_tables else settings.shown(name)
+        table.add_row(env_name(name), Text(value), settings.origin(name), style="" if is_set else "dim")
     console().print(table)
+    if has_tables:
+        echo("\n" + "\n\n".join(map(to_toml, settings.models)))
     return 0
 
 

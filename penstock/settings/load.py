@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from dotenv.parser import parse_stream
@@ -22,7 +23,9 @@ from pydantic import ValidationError
 from penstock.errors import ConfigError
 from penstock.settings.about import PREFIX, About, allowed, env_name, flag_name, is_secret
 from penstock.settings.declaration import Settings
-from penstock.settings.models import masked
+from penstock.settings.models import masked, read_as_written, with_new_names
+from penstock.settings.old_options import old_names
+from penstock.settings.toml import to_toml
 
 CONFIG = PREFIX + "CONFIG"
 
@@ -95,8 +98,22 @@ def _settle(layers: list[_Layer], problems: list[str], notes: list[str]) -> Sett
         head = "invalid setting" if len(problems) == 1 else f"{len(problems)} invalid settings"
         raise ConfigError("\n  ".join([head + ":", *problems]))
     settings._origins.update({name: layer.origin for name, layer in source.items()})
+    if "models" in source:
+        notes += _old_options(source["models"].label("models"), values["models"])
     settings._notes = tuple(notes)
     return settings
+
+
+def _old_options(label: str, value: Any) -> list[str]:
+    """A notice for each model with options under old names: the same model under the new ones, in the same form."""
+    notes = []
+    for spec in read_as_written(value):
+        if old := old_names(spec.backend, spec.options):
+            new = with_new_names(spec)
+            form = to_toml(new) if isinstance(value, Mapping) else masked(new.format())
+            names = f"{label}: model {spec.name} uses old names of options ({', '.join(old)})"
+            notes.append(f"{names}, which the next release refuses. The new form is\n{indent(form, '  ')}")
+    return notes
 
 
 def _complain(name: str, label: str, value: Any, reason: str) -> str:
@@ -109,7 +126,10 @@ def _complain(name: str, label: str, value: Any, reason: str) -> str:
         what = f"{label}={masked(';'.join(value))!r}"
     else:
         what = label
-    text = f"{what}: {masked(reason) + '; ' if reason else ''}allowed is {allowed(info)}"
+    limits = (
+        [] if isinstance(value, Mapping) and reason else [f"allowed is {allowed(info)}"]
+    )  # a table's reason says it
+    text = f"{what}: {'; '.join([*([masked(reason)] if reason else []), *limits])}"
     if isinstance(value, str) and _KUBERNETES_URL.match(value):
         text += (
             f". This value comes from Kubernetes, which sets {env_name(name)} for a Service of that name: "

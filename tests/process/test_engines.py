@@ -144,7 +144,8 @@ async def test_a_whole_tier_dies_the_hosted_one_answers_and_is_left_again(
     engines: list[Engine], http: httpx2.AsyncClient
 ) -> None:
     own, hosted = start(engines), start(engines, "--key", KEY)
-    model = f"m=openai:url={own.url},url2={hosted.url},key_env2=HOSTED_KEY,model2=big,aliases=gpt-4o"
+    second = f"upstreams.2.url={hosted.url},upstreams.2.key_env=HOSTED_KEY,upstreams.2.model=big"
+    model = f"m=openai:upstreams.1.url={own.url},{second},aliases=gpt-4o"
     with site() as built:
         program = built.serve("--model", model, "--model", "mock=mock", "--log-level", "debug", env={"HOSTED_KEY": KEY})
         url = built.gateways[0]

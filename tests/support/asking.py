@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Any
 
 from penstock.backends import Backend, build_backend
+from penstock.backends.openai import Upstream
 from penstock.event import Completion, Done, Event, Failed, fold
 from penstock.job import Batch, Claim, Job, Message, Sampling
 from penstock.rich_token import Token
@@ -38,7 +40,12 @@ class Watch:
 
 @asynccontextmanager
 async def running(url: str, watch: Watch | None = None, /, **options: str) -> AsyncIterator[Backend]:
-    made = build_backend("openai", {"url": url, "eject_s": "0.05", **options})
+    """With an `upstreams.2.url` the options `url`, `slots` and so on are those of the first upstream."""
+    options = {"url": url, "eject_s": "0.05", **options}
+    if "upstreams.2.url" in options:
+        of_first = [field.name for field in fields(Upstream) if field.name in options]
+        options |= {f"upstreams.1.{name}": options.pop(name) for name in of_first}
+    made = build_backend("openai", options)
     made.name, made.observer = "m", watch
     await made.start()
     try:
@@ -52,10 +59,10 @@ def patience(mood: str) -> dict[str, Any]:
     return {"first_token_s": "0.5", "idle_s": "0.5"} if mood.startswith(("hang", "comments")) else {}
 
 
-def claim(id: str = "j", tokens: tuple[Token, ...] = (), timeout_s: float = 60.0, **fields: Any) -> Claim:
-    """Of a prompt, unless `messages` or `inputs` are given, and of `caller`; other fields are those of `Sampling`."""
-    talk, inputs, caller = fields.pop("messages", None), fields.pop("inputs", ()), fields.pop("caller", "")
-    sampling = Sampling(**{"max_tokens": 5, **fields})
+def claim(id: str = "j", tokens: tuple[Token, ...] = (), timeout_s: float = 60.0, **others: Any) -> Claim:
+    """Of a prompt, unless `messages` or `inputs` are given, and of `caller`; the others are fields of `Sampling`."""
+    talk, inputs, caller = others.pop("messages", None), others.pop("inputs", ()), others.pop("caller", "")
+    sampling = Sampling(**{"max_tokens": 5, **others})
     prompt = None if talk or inputs else PROMPT
     job = Job(id=id, model="m", prompt=prompt, messages=talk, inputs=inputs, sampling=sampling, caller=caller)
     return Claim(job, 1, time.monotonic() + timeout_s, tokens)

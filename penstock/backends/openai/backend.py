@@ -11,11 +11,10 @@ from typing import Literal
 
 from penstock.backends.base import Backend, Embedded, Finish
 from penstock.backends.openai import embeddings
-from penstock.backends.openai.engines import EngineName
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
 from penstock.backends.openai.health import Health
 from penstock.backends.openai.http import Times, UpstreamHttp
-from penstock.backends.openai.options import Images, TierOptions, build_tiers, read_accepts, read_resumes
+from penstock.backends.openai.options import Images, Upstream, build_tiers, read_accepts, read_resumes
 from penstock.backends.openai.request import Api, RequestShape, build, can_continue
 from penstock.backends.openai.retries import RetryLimits, RetryPlan
 from penstock.backends.openai.upstreams import Ticket, Upstreams
@@ -36,31 +35,15 @@ _LOUD = ("credentials", "not_found")  # the operator must fix these
 
 
 class OpenAIBackend(Backend):
-    """The options, one by one, are in docs/backends.md. `url` may name several replicas, joined by `+`; the options
-    with 2 and 3 are the tiers that stand in for the first one.
-    """
+    """The options, one by one, are in docs/backends.md. A request goes to the first of `upstreams` that can take it."""
 
     handles_stop = True
     has_own_timeouts = True
 
     def __init__(
         self,
-        url: str,
-        model: str = "",
-        key_env: str = "",
-        engine: EngineName = "any",
-        slots: int | None = None,
+        upstreams: tuple[Upstream, ...],
         *,
-        url2: str = "",
-        model2: str = "",
-        key_env2: str = "",
-        engine2: EngineName = "any",
-        slots2: int | None = None,
-        url3: str = "",
-        model3: str = "",
-        key_env3: str = "",
-        engine3: EngineName = "any",
-        slots3: int | None = None,
         accepts: str = "",
         images: Images = "engine",
         api: Api = "both",
@@ -82,12 +65,7 @@ class OpenAIBackend(Backend):
             raise ValueError(_WRONG_TIMES)
         if min(tries, max_failures) < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError("tries, max_failures and max_tokens must be at least 1")
-        options = [
-            TierOptions(url, model, key_env, engine, slots),
-            TierOptions(url2, model2, key_env2, engine2, slots2),
-            TierOptions(url3, model3, key_env3, engine3, slots3),
-        ]
-        tiers = build_tiers(options, health=health, max_failures=max_failures, eject_s=eject_s)
+        tiers = build_tiers(upstreams, health=health, max_failures=max_failures, eject_s=eject_s)
         taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
         self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken)
         self._limits = RetryLimits(retry_s, tries)

@@ -1,4 +1,4 @@
-"""From the backend's options, which are text, to tiers and declarations. Raises `ValueError` that names the option.
+"""From the backend's options to tiers and declarations. Raises `ValueError` that names the option.
 
 An option never contains a key, only the name of the environment variable that holds it; no message repeats a URL,
 since URLs may contain secrets all the same.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import httpx2
@@ -32,38 +32,42 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
-class TierOptions:
+class Upstream:
+    """A row of the table `upstreams`: one server, or replicas of it whose URLs are joined by `+`. It becomes a tier.
+
+    `model`: the upstream's name for the model, "" for ours. `key_env`: the environment variable with the key. `slots`:
+    requests at one replica at once, None for any number.
+    """
+
     url: str
-    model: str
-    key_env: str
-    engine: EngineName
-    slots: int | None
+    model: str = ""
+    key_env: str = ""
+    engine: EngineName = "any"
+    slots: int | None = None
 
 
-def build_tiers(options: Sequence[TierOptions], *, health: str, max_failures: int, eject_s: float) -> list[Tier]:
-    """The tiers that have a `url`, in order. `health`: a path instead of the engines' own, "none" for no checks."""
+def build_tiers(upstreams: Sequence[Upstream], *, health: str, max_failures: int, eject_s: float) -> list[Tier]:
+    """A tier for each upstream, in order. `health`: a path instead of the engines' own, "none" for no checks."""
     if health not in ("", NO_CHECK) and not health.startswith("/"):
         raise ValueError("health must be a path that begins with /, or none")
+    if not upstreams:
+        raise ValueError("upstreams is empty: at least one with a url is needed")
     tiers: list[Tier] = []
     seen: dict[str, int] = {}
-    for number, option in enumerate(options, 1):
-        suffix = "" if number == 1 else str(number)
-        if not option.url:
-            if number == 1 or option != replace(_NOTHING, url=""):
-                raise ValueError(f"url{suffix} is missing")
-            continue
-        if len(tiers) != number - 1:
-            raise ValueError(f"url{suffix} without url{number - 1}")
-        if option.slots is not None and option.slots < 1:
-            raise ValueError(f"slots{suffix} must be at least 1")
-        engine = ENGINES[option.engine]
+    for number, upstream in enumerate(upstreams, 1):
+        row = f"upstreams.{number}." if len(upstreams) > 1 else ""
+        if not upstream.url:
+            raise ValueError(f"{row}url is missing")
+        if upstream.slots is not None and upstream.slots < 1:
+            raise ValueError(f"{row}slots must be at least 1")
+        engine = ENGINES[upstream.engine]
         has_check = health != NO_CHECK and bool(health or engine.health)
         replicas = []
-        for url in _urls(option.url, f"url{suffix}"):
+        for url in _urls(upstream.url, f"{row}url"):
             breaker = Breaker(max_failures, eject_s, max(eject_s, 30.0), has_check=has_check)
-            replicas.append(Replica(_name(url, seen), str(url), breaker, option.slots))
-        key = _read_key(option.key_env, f"key_env{suffix}")
-        tiers.append(Tier(number, replicas, engine, option.model, key))
+            replicas.append(Replica(_name(url, seen), str(url), breaker, upstream.slots))
+        key = _read_key(upstream.key_env, f"{row}key_env")
+        tiers.append(Tier(number, replicas, engine, upstream.model, key))
     return tiers
 
 
@@ -95,7 +99,7 @@ def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:
     for tier in tiers:
         for name in names:
             if name not in tier.engine.continues:
-                raise ValueError(f"resumes={name}: the engine of tier {tier.number} cannot go on from that")
+                raise ValueError(f"resumes={name}: the engine of upstream {tier.number} cannot go on from that")
     return frozenset(name for name in known if name in names)
 
 
@@ -137,6 +141,3 @@ def _read_key(variable: str, option: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{option}: what is in that variable cannot stand in a header")
     return key
-
-
-_NOTHING = TierOptions("", "", "", "any", None)

@@ -166,7 +166,7 @@ async def test_load_is_spread_and_slots_are_kept() -> None:
 async def test_a_full_tier_overflows_into_the_next() -> None:
     watch = Watch()
     async with Upstream("hang") as own, Upstream() as hosted:
-        options = {"slots": "1", "url2": hosted.url, "first_token_s": "30"}
+        options = {"slots": "1", "upstreams.2.url": hosted.url, "first_token_s": "30"}
         async with running(own.url, watch, **options) as backend:
             one = claim("first")
             asking = asyncio.create_task(ask(backend, one))

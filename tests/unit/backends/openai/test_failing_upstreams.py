@@ -328,8 +328,8 @@ async def test_tiers_in_their_order_each_with_its_own_model_and_key(monkeypatch:
     monkeypatch.setenv("HOSTED_KEY", KEY)
     watch = Watch()
     async with Upstream("status=500") as own, Upstream("hang") as region, Upstream(key=KEY) as hosted:
-        names = {"model": "ours", "model3": "big", "key_env3": "HOSTED_KEY"}
-        options = {"url2": region.url, "url3": hosted.url, **names, **patience("hang")}
+        third = {"upstreams.3.url": hosted.url, "upstreams.3.model": "big", "upstreams.3.key_env": "HOSTED_KEY"}
+        options = {"model": "ours", "upstreams.2.url": region.url, **third, **patience("hang")}
         async with running(own.url, watch, **options) as backend:
             assert is_whole(await ask(backend))
             own.mood = "ok"

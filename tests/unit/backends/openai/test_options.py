@@ -1,11 +1,15 @@
-"""From text to a backend: a wrong option is named, and what a model accepts is what all of its tiers honour."""
+"""From options to a backend: a wrong one is named, and a model accepts what all of its upstreams honour."""
 
 from __future__ import annotations
 
 import pytest
 
 from penstock.backends import build_backend
+from penstock.backends.openai import OpenAIBackend, Upstream
+from penstock.backends.openai.engines import EngineName
 from penstock.errors import ConfigError
+
+TWO = {"upstreams.1.url": "http://h", "upstreams.2.url": "http://g"}
 
 
 @pytest.mark.parametrize(
@@ -16,11 +20,15 @@ from penstock.errors import ConfigError
         ({"url": "localhost:8000"}, "url must be"),
         ({"url": "ftp://h"}, "url must be http://"),
         ({"url": "http://user:SECRET@h/v1"}, "key_env names the variable"),
-        ({"url": "http://h", "url3": "http://h"}, "url3 without url2"),
-        ({"url": "http://h", "model2": "x"}, "url2 is missing"),
+        ({**TWO, "upstreams.2.url": ""}, r"upstreams\.2\.url is missing"),
+        ({**TWO, "upstreams.2.url": "h"}, r"upstreams\.2\.url must be http://"),
+        ({**TWO, "upstreams.2.slots": "0"}, r"upstreams\.2\.slots must be"),
+        ({**TWO, "upstreams.2.key_env": "sk-SECRET"}, r"upstreams\.2\.key_env must be the name"),
+        ({**TWO, "upstreams.2.engin": "any"}, r"did you mean upstreams\.2\.engine\?"),
+        ({"url": "http://h", "slot": "4"}, r"did you mean slots\?"),
         ({"url": "http://h", "accepts": "stop+beams"}, "beams is not known"),
         ({"url": "http://h", "resumes": "maybe"}, "resumes must be"),
-        ({"url": "http://h", "resumes": "prompt", "url2": "http://g", "engine2": "openai"}, "engine of tier 2"),
+        ({**TWO, "resumes": "prompt", "upstreams.2.engine": "openai"}, "the engine of upstream 2"),
         ({"url": "http://h", "resumes": "prompt+messages", "engine": "tgi"}, "resumes=messages"),
         ({"url": "http://h", "health": "health"}, "health must be"),
         ({"url": "http://h", "slots": "0"}, "slots must be"),
@@ -41,25 +49,31 @@ def test_a_wrong_option_is_named_and_its_secret_is_not(
     assert "SECRET" not in caught.value.message
 
 
-def test_accepted_fields_are_those_that_every_tier_honours_or_that_are_declared() -> None:
-    def accepts(**options: str) -> tuple[str, ...]:
-        return build_backend("openai", {"url": "http://h", **options}).capabilities.accepts
+def test_accepted_fields_are_those_that_every_upstream_honours_or_that_are_declared() -> None:
+    def accepts(*engines: EngineName, text: str = "") -> tuple[str, ...]:
+        upstreams = tuple(Upstream("http://h", engine=engine) for engine in engines)
+        return OpenAIBackend(upstreams, accepts=text).capabilities.accepts
 
-    assert set(accepts()) == {"temperature", "top_p", "stop"}
-    assert {"tools", "top_k", "images", "logprobs"} <= set(accepts(engine="vllm"))
-    mixed = accepts(engine="vllm", url2="http://g", engine2="openai")
+    assert set(accepts("any")) == {"temperature", "top_p", "stop"}
+    assert {"tools", "top_k", "images", "logprobs"} <= set(accepts("vllm"))
+    mixed = accepts("vllm", "openai")
     assert "tools" in mixed
     assert "top_k" not in mixed
-    assert accepts(accepts="stop+seed", engine="vllm") == ("stop", "seed")
+    assert accepts("vllm", text="stop+seed") == ("stop", "seed")
+
+
+def test_a_backend_needs_an_upstream() -> None:
+    with pytest.raises(ValueError, match="at least one with a url"):
+        OpenAIBackend(())
 
 
 @pytest.mark.parametrize(
     ("options", "where"),
     [
-        ({}, set()),
+        ({"engine": "any"}, set()),
         ({"engine": "vllm"}, {"images"}),
         ({"engine": "openai"}, {"images", "image_urls"}),
-        ({"engine": "openai", "url2": "http://g", "engine2": "vllm"}, {"images"}),
+        ({**TWO, "upstreams.1.engine": "openai", "upstreams.2.engine": "vllm"}, {"images"}),
         ({"engine": "vllm", "images": "any"}, {"images", "image_urls"}),
         ({"engine": "openai", "images": "data"}, {"images"}),
         ({"engine": "vllm", "images": "none"}, set()),
@@ -68,7 +82,8 @@ def test_accepted_fields_are_those_that_every_tier_honours_or_that_are_declared(
     ],
 )
 def test_an_engine_of_ours_fetches_no_images_unless_that_is_declared(options: dict[str, str], where: set[str]) -> None:
-    backend = build_backend("openai", {"url": "http://h", **options})
+    url = {} if "upstreams.1.url" in options else {"url": "http://h"}
+    backend = build_backend("openai", {**url, **options})
     assert {name for name in backend.capabilities.accepts if name.startswith("image")} == where
 
 
