@@ -126,10 +126,12 @@ def _complain(name: str, label: str, value: Any, reason: str) -> str:
         what = f"{label}={masked(';'.join(value))!r}"
     else:
         what = label
-    limits = (
-        [] if isinstance(value, Mapping) and reason else [f"allowed is {allowed(info)}"]
-    )  # a table's reason says it
-    text = f"{what}: {'; '.join([*([masked(reason)] if reason else []), *limits])}"
+    parts = [masked(reason)] if reason else []
+    if not (
+        reason and isinstance(value, Mapping)
+    ):  # a TOML table is not written in the grammar that is allowed as text
+        parts.append(f"allowed is {allowed(info)}")
+    text = f"{what}: {'; '.join(parts)}"
     if isinstance(value, str) and _KUBERNETES_URL.match(value):
         text += (
             f". This value comes from Kubernetes, which sets {env_name(name)} for a Service of that name: "

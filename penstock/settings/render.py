@@ -33,7 +33,7 @@ _MODELS = r"""
 ## Models
 
 Give `--model NAME=BACKEND[:option=value,…]` once for each model; `PENSTOCK_MODELS` separates models by `;`. Options
-start at the first `:word=`, so a backend may be `file.py:Class` or `module:Class`, and a value may be a URL. In a
+start at the first `:option=`, so a backend may be `file.py:Class` or `module:Class`, and a value may be a URL. In a
 value, write `\,` for a comma, `\;` for a semicolon, and `\\` for a backslash in front of one of these.
 
 ```console
@@ -55,6 +55,30 @@ backend = "mock"
 step_ms = 5
 aliases = ["small", "test"]
 ```
+
+A backend may have options that are rows of a table, as `openai` has [its upstreams](backends.md#an-upstream). In TOML
+each row is a table of an array. In text the option is `TABLE.NUMBER.FIELD`, counted from 1:
+
+```toml
+[models.chat]
+backend = "openai"
+
+[[models.chat.upstreams]]
+url = "http://10.0.0.1:8000"
+engine = "vllm"
+
+[[models.chat.upstreams]]
+url = "https://api.openai.com"
+engine = "openai"
+key_env = "OPENAI_API_KEY"
+```
+
+```console
+$ penstock serve --model 'chat=openai:upstreams.1.url=http://10.0.0.1:8000,upstreams.1.engine=vllm,upstreams.2.url=https://api.openai.com,upstreams.2.engine=openai,upstreams.2.key_env=OPENAI_API_KEY'
+```
+
+`penstock config` prints such models as TOML. An unknown option, field or value is an error that names it, what is
+allowed, and the nearest name.
 
 Penstock does not merge models from several places: the first place in the list above that has models has all of them. A
 gateway needs none: it serves the models that live workers announce.

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import re
+import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,16 @@ from bench import readme
 from bench.report import newest
 from penstock import Answer, Client, Status, errors
 from penstock.api.native import GenerateBody
-from penstock.backends.openai import OpenAIBackend
+from penstock.backends.openai import OpenAIBackend, Upstream
 from penstock.backends.openai.engines import EngineName
 from penstock.client import Handle, Stream
 from penstock.client.options import Options
 from penstock.metrics import TABLE
 from penstock.planner.costs import PACKAGED
+from penstock.processes.worker import build_backends
 from penstock.settings import Settings
 from penstock.settings.about import env_name
+from penstock.settings.models import read_models
 from tests.chaos import report
 
 ROOT = Path(__file__).parents[2]
@@ -101,22 +104,39 @@ def test_the_page_of_the_native_api_has_a_row_for_every_field() -> None:
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(GenerateBody.model_fields)
 
 
+def _default(parameter: inspect.Parameter) -> str:
+    """A pattern for how the page shows it."""
+    default = parameter.default
+    if default in (None, ""):
+        return "no limit" if default is None else r"[^|`]+"  # in words
+    if default is parameter.empty:
+        return "needed"
+    shown = str(default).lower() if isinstance(default, bool | str) else f"{default:g}"
+    return f"`{re.escape(shown)}`"
+
+
 def test_the_page_of_backends_names_every_option_with_its_default() -> None:
     page = (ROOT / "docs/backends.md").read_text()
-    for name, parameter in list(inspect.signature(OpenAIBackend).parameters.items()):
-        assert f"`{name}`" in page or name[-1] == "3", name
-        default = parameter.default
-        if isinstance(default, bool | float | int) or default in ("both", "generate", "no", "any"):
-            shown = (
-                str(default).lower()
-                if isinstance(default, bool)
-                else f"{default:g}"
-                if default != str(default)
-                else default
-            )
-            assert re.search(rf"`{name}`.* \| `?{re.escape(shown)}`? \|", page) or name[-1] in "23", name
+    of_upstream, _, of_model = page.partition("### An upstream")[2].partition("### The model")
+    for part, cls in ((of_upstream, Upstream), (of_model, OpenAIBackend)):
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if name != "upstreams":
+                assert re.search(rf"^\| `{name}` \| {_default(parameter)} \| ", part, re.M), name
     for engine in get_args(EngineName):
         assert f"`{engine}`" in page
+
+
+def test_the_models_on_the_pages_of_configuration_and_backends_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "EU_KEY"):
+        monkeypatch.setenv(name, "k")
+    for page in ("docs/configuration.md", "docs/backends.md"):
+        text = (ROOT / page).read_text()
+        tables = [tomllib.loads(toml).get("models") for toml in re.findall(r"```toml\n(.*?)```", text, re.S)]
+        lines = re.findall(r"--model '(.*?)'", text)
+        assert any(tables)
+        assert lines
+        for models in (*filter(None, tables), *lines):
+            assert build_backends(read_models(models))
 
 
 def test_the_pages_on_security_name_settings_and_flags_that_exist() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -144,6 +145,24 @@ def test_serve_takes_models_one_flag_each(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "penstock.processes.serve", module)
     assert run("serve", "--model", "a=mock:step_ms=1", "--model", "b=mock").exit_code == 0
     assert [(spec.name, spec.options) for spec in given[0].models] == [("a", {"step_ms": "1"}), ("b", {})]
+
+
+def test_config_prints_models_with_upstreams_as_toml_without_secrets() -> None:
+    models = "chat=openai:tries=2,upstreams.1.url=http://me:hunter2@a,upstreams.2.url=http://b;mock=mock"
+    result = run("config", MODELS=models)
+    toml = result.stdout[result.stdout.index("[models.chat]") :]
+    upstreams = [{"url": "http://***@a"}, {"url": "http://b"}]
+    chat = {"backend": "openai", "tries": 2, "upstreams": upstreams}
+    assert tomllib.loads(toml) == {"models": {"chat": chat, "mock": {"backend": "mock"}}}
+    shown = json.loads(run("config", "--json", MODELS=models).stdout)
+    assert shown["models"]["value"] == models.replace("me:hunter2", "***")
+
+
+def test_config_of_the_old_form_prints_the_tables_and_a_notice() -> None:
+    result = run("config", MODELS="chat=openai:url=http://a,url2=http://b")
+    assert "uses old names of options (url2)" in result.stderr
+    toml = result.stdout[result.stdout.index("[models.chat]") :]
+    assert tomllib.loads(toml)["models"]["chat"]["upstreams"] == [{"url": "http://a"}, {"url": "http://b"}]
 
 
 def test_bad_settings_end_with_2_and_name_themselves() -> None:

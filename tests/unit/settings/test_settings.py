@@ -178,6 +178,42 @@ def test_secrets_are_hidden_wherever_settings_are_shown(tmp_path: Path) -> None:
     assert "hunter2" not in message
 
 
+def test_a_wrong_table_of_a_model_is_named_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "penstock.toml"
+    for toml, says in (
+        ("[models.chat]\nbackend = 'openai'\n[models.chat.upstreams]\nurl = 'http://h'", "must be an array of tables"),
+        (
+            "[models.chat]\nbackend = 'openai'\n[[models.chat.upstreams]]\n",
+            "[[models.chat.upstreams]] number 1 is empty",
+        ),
+        ("[models.chat]\nurl = 'http://h'", 'model chat: a table with backend = "…" is needed'),
+    ):
+        config.write_text(toml)
+        message = refusal(tmp_path, {"config": str(config)})
+        assert "models (penstock.toml): model chat: " in message
+        assert says in message
+        assert "allowed is" not in message, "the grammar of text"
+
+
+def test_models_of_a_table_reach_a_child(tmp_path: Path) -> None:
+    config = tmp_path / "penstock.toml"
+    upstreams = "".join(f"[[models.chat.upstreams]]\nurl = 'http://h{number}?a=1,2'\n" for number in range(11))
+    config.write_text("[models.chat]\nbackend = 'openai'\ntries = 2\n" + upstreams)
+    settings = load(tmp_path, {"config": str(config)})
+    child = load_settings(environ=to_environ(settings), directory=tmp_path)
+    assert child.models == settings.models
+    assert child.models[0].options["upstreams.11.url"] == "http://h10?a=1,2"
+    assert child.notes == ()
+
+
+def test_a_child_of_a_process_with_old_names_has_the_new_ones(tmp_path: Path) -> None:
+    settings = load(tmp_path, MODELS="chat=openai:url=http://a,url2=http://b")
+    assert len(settings.notes) == 1
+    child = load_settings(environ=to_environ(settings), directory=tmp_path)
+    assert child.models == settings.models
+    assert child.notes == ()
+
+
 def test_a_service_named_penstock_is_explained(tmp_path: Path) -> None:
     message = refusal(tmp_path, PORT="tcp://10.3.2.1:8000")
     assert "PENSTOCK_PORT='tcp://10.3.2.1:8000'" in message
