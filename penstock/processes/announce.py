@@ -11,6 +11,7 @@ import re
 from penstock import stdio
 from penstock.gateway.gateway import Gateway
 from penstock.settings import Settings
+from penstock.transports import queue_name
 from penstock.version import __version__
 
 # A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
@@ -39,11 +40,10 @@ def announce_gateway(gateway: Gateway, host: str, port: int, serves: str) -> Non
 def announce_worker(settings: Settings, host: str, port: int) -> None:
     """`host` and `port` are those of its metrics."""
     _freeze()
-    queue = f"inference:queue:{settings.pool}" if settings.pool else "inference:queue"
     stdio.writer(1).put(
         f"Penstock {__version__} worker\n"
         f"  models:  {models_of(settings)}\n"
-        f"  store:   {settings.shown('redis_url')}, queue {queue}\n"
+        f"  store:   {settings.shown('redis_url')}, queue {queue_name(settings)}\n"
         f"  metrics: http://{_address(host, port)}/metrics\n"
     )
 

@@ -8,10 +8,10 @@ child ends too. Knows no engine.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import threading
+from typing import TYPE_CHECKING
 
 from penstock.errors import PenstockError
 from penstock.logs import configure as configure_logs
@@ -20,10 +20,12 @@ from penstock.settings import Settings
 from penstock.settings.about import env_name
 from penstock.settings.export import to_environ
 
+if TYPE_CHECKING:
+    from penstock.transports.base import WorkerStore
+
 logger = logging.getLogger(__name__)
 
 REPORT_WITHIN_S = 2.0
-_TRANSPORT = "penstock.transports.redis"
 
 
 def run_supervised(settings: Settings) -> int:
@@ -45,8 +47,14 @@ def run_supervised(settings: Settings) -> int:
             reports[-1].start()
 
     # The transport takes a quarter of a second to import: do it now, while the child starts, and not after its death.
-    threading.Thread(target=importlib.import_module, args=(_TRANSPORT,), daemon=True, name="import").start()
+    threading.Thread(target=_preload, args=(settings,), daemon=True, name="import").start()
     return Supervisor(program("penstock", "worker"), environ=environ, on_death=on_death).run()
+
+
+def _preload(settings: Settings) -> None:
+    from penstock.transports import preload
+
+    preload(settings)
 
 
 def _report(settings: Settings, worker_id: str) -> None:
@@ -63,13 +71,12 @@ def _report(settings: Settings, worker_id: str) -> None:
 
 async def report_death(settings: Settings, worker_id: str) -> None:
     """End a dead worker's lease and give back what it held. Safe to repeat. Raises `StoreUnavailable`."""
-    from penstock.transports.redis import RedisTransport
+    from penstock.transports import make_transport
 
-    assert settings.redis_url is not None
-    transport = RedisTransport(settings.redis_url.get_secret_value(), pool=settings.pool)
+    store: WorkerStore = make_transport(settings)
     try:
-        await transport.open()
-        await transport.leave(worker_id)
-        await transport.reap(worker_id)  # a pop that was under way may have moved one more
+        await store.open()
+        await store.leave(worker_id)
+        await store.reap(worker_id)  # a pop that was under way may have moved one more
     finally:
-        await transport.close()
+        await store.close()

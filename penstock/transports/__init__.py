@@ -1,7 +1,11 @@
-"""The family of transports: how jobs go down and events come up. `base.py` is the promise."""
+"""The family of transports: how jobs go down and events come up. `base.py` is the promise.
+
+What the settings say of the store is understood here; the rest of the program asks for a transport, and names none.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from penstock.transports.base import Transport
@@ -10,10 +14,10 @@ if TYPE_CHECKING:
     from penstock.metrics import Metrics
     from penstock.settings import Settings
 
-__all__ = ["Transport", "make_transport"]
+__all__ = ["Transport", "make_transport", "preload", "queue_name"]
 
 
-def make_transport(settings: Settings, metrics: Metrics) -> Transport:
+def make_transport(settings: Settings, metrics: Metrics | None = None) -> Transport:
     """The transport that the settings ask for: Redis if there is a URL, else memory."""
     if settings.redis_url is None:
         from penstock.transports.memory import MemoryTransport
@@ -28,3 +32,15 @@ def make_transport(settings: Settings, metrics: Metrics) -> Transport:
         resume_window_s=settings.resume_window_s,
         metrics=metrics,
     )
+
+
+def preload(settings: Settings) -> None:
+    """Import what `make_transport` needs, which takes up to a quarter of a second."""
+    importlib.import_module(f"{__name__}.{'memory' if settings.redis_url is None else 'redis'}")
+
+
+def queue_name(settings: Settings) -> str:
+    """What the queue of the pool is called in Redis, for people."""
+    from penstock.transports.redis.keys import PoolKeys
+
+    return PoolKeys(settings.pool).queue

@@ -19,7 +19,7 @@ from penstock.gateway.relay import Reader, Relay
 from penstock.transports import Transport, memory
 from penstock.transports.base import LEASE_S, MAX_DEATHS, MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
-from penstock.transports.redis.scripts import Script
+from penstock.transports.redis.scripts import SCRIPTS, Script
 from penstock.wire import encode_job, encode_json
 from tests.support.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one
 from tests.support.waiting import wait_until
@@ -332,6 +332,16 @@ def test_the_scripts_agree_on_their_numbers() -> None:
         assert float(numbers["GAP_MS"]) / 1000 == memory._PULSE_GAP_S
         assert numbers.get("PROTOCOL", "'1'") == "'1'"
     assert f"local MAX_DEATHS_IN_A_ROW, MAX_DEATHS = {MAX_DEATHS_IN_A_ROW}, {MAX_DEATHS}\n" in sources["claim"]
+
+
+def test_the_scripts_agree_on_how_long_a_key_of_a_pool_is_kept() -> None:
+    """A script is one file for every language, so each has the number in it: `keys.POOL_TTL_MS`."""
+    expiries = {
+        script.name: set(map(int, re.findall(r"'PEXPIRE', KEYS\[\w+\], (\d{4,})\)", script.source.decode())))
+        for script in SCRIPTS
+    }
+    assert {name: found for name, found in expiries.items() if found - {keys.POOL_TTL_MS}} == {}
+    assert sum(map(bool, expiries.values())) == 9
 
 
 # ── requests that this release cannot run ────────────────────────────────────────────────────────────────────────────

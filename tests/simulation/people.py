@@ -15,7 +15,7 @@ from penstock.gateway.pool import PoolView
 from penstock.gateway.relay import Reader, Relay
 from penstock.gateway.turns import Turns
 from penstock.job import Job
-from penstock.transports.base import LEASE_S, TICK_S, Transport
+from penstock.transports.base import LEASE_S, TICK_S, GatewayStore, WorkerStore
 from penstock.worker.worker import Worker as RealWorker
 from tests.simulation.loop import Killed, Process
 from tests.simulation.plan import MODEL, Plan
@@ -34,16 +34,16 @@ class Gateway:
         self.id = process.name
         self.process = process
         self.wire = Wire(site, process)
-        self.transport = cast(Transport, self.wire)
+        self.store = cast(GatewayStore, self.wire)
         self.is_stopping = False
         self.ticked_at = 0.0
         self.num_running = 0
         self.turns = Turns()
         self.pool = PoolView()
-        self.admission = Admission(self.transport, self.pool, no_worker_grace_s=GRACE_S)
+        self.admission = Admission(self.store, self.pool, no_worker_grace_s=GRACE_S)
         self.relay = Relay(
             self.id,
-            self.transport,
+            self.store,
             max_depth=plan.max_depth,
             no_worker_grace_s=GRACE_S,
             resume_window_s=RESUME_WINDOW_S,
@@ -71,11 +71,11 @@ class Gateway:
         while True:
             try:
                 if not is_open:
-                    await self.transport.open()
-                    await self.transport.listen(self.id, self.relay.deliver, self.relay.invalidate_all)
-                    await self.transport.watch(self.id, self.relay.hinted)
+                    await self.store.open()
+                    await self.store.listen(self.id, self.relay.deliver, self.relay.invalidate_all)
+                    await self.store.watch(self.id, self.relay.hinted)
                     is_open = True
-                pool = await self.transport.tick(self.id)
+                pool = await self.store.tick(self.id)
             except StoreUnavailable:
                 is_away = True
                 await asyncio.sleep(0.1)
@@ -110,14 +110,14 @@ class Gauge:
 
 
 class Worker:
-    """`penstock.worker` over the mock; a crash point of its own besides the verbs of its transport."""
+    """`penstock.worker` over the mock; a crash point of its own besides the verbs of its store."""
 
     def __init__(self, site: Site, process: Process, plan: Plan) -> None:
         self.process = process
         self.wire = Wire(site, process)
         self.passages: Counter[str] = Counter()
         self.worker = RealWorker(
-            cast(Transport, self.wire),
+            cast(WorkerStore, self.wire),
             {MODEL: MockBackend(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq, scripted=True)},
             max_batch_size=plan.max_batch_size,
             max_batches=plan.max_batches,
