@@ -28,7 +28,7 @@ PROBE_AFTER_S = (0.0, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0)
 
 
 class GatewayConnection(Http1Connection):
-    """See the head of this file. `Limit.apply` sets its limits."""
+    """See the head of this file. `ConnectionLimit.apply` sets its limits."""
 
     _probe_timer: asyncio.TimerHandle | None = None
 

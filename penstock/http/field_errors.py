@@ -110,8 +110,8 @@ def _sentence(path: Path, here: list[ErrorDetails], model: type[BaseModel]) -> s
     if kind == "missing":
         return f"{NAME} is required."
     if kind in ("value_error", "assertion_error"):
-        said = str(ctx.get("error", "")).strip().rstrip(".")
-        return f"{NAME}: {said}." if said else f"{NAME} is not valid."
+        reason = str(ctx.get("error", "")).strip().rstrip(".")
+        return f"{NAME}: {reason}." if reason else f"{NAME} is not valid."
     if bounds := _bounds(model, path, kind):
         return f"{NAME} must be {bounds}."
     nouns = list(dict.fromkeys(_NOUNS[details["type"]] for details in here if details["type"] in _NOUNS))

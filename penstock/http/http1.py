@@ -30,7 +30,7 @@ WHOLE = "penstock.whole"  # in the scope once the whole request has arrived
 
 
 class Http1Connection(HttpToolsProtocol):
-    """See the head of this file. The `server_state` must be `OpenConnections`; `Limit.apply` sets the limits."""
+    """See the head of this file. `server_state` must be `OpenConnections`; `ConnectionLimit.apply` sets the limits."""
 
     header_timeout_s = 10.0
     max_connections = 10_000

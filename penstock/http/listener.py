@@ -58,7 +58,7 @@ class OpenConnections(ServerState):
         return True
 
 
-class Limit:
+class ConnectionLimit:
     """How many connections a process serves (`serves`), and how many more it keeps open to refuse them (`lingers`)."""
 
     def __init__(self, max_connections: int, num_other_files: int = 0) -> None:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from penstock.errors import ConfigError, NotFound, Unavailable
 from penstock.http.http1 import Http1Connection
-from penstock.http.listener import Limit
+from penstock.http.listener import ConnectionLimit
 from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
 
@@ -151,7 +151,7 @@ async def serve_ops(app: ASGIApp, listener: socket.socket) -> OpsServer:
     """Serve `app` on `listener` in the running loop. Returns when it serves. Raises `ConfigError` if it does not."""
     config = uvicorn.Config(
         app,
-        http=Limit(MAX_CONNECTIONS).apply(Http1Connection),
+        http=ConnectionLimit(MAX_CONNECTIONS).apply(Http1Connection),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -15,7 +15,7 @@ from penstock.http.listener import ACCEPTS_PER_TURN, Acceptor, OpenConnections
 
 
 class HttpServer(uvicorn.Server):
-    """Needs a `Config` whose `http` is a class that `Limit.apply` made of an `Http1Connection`."""
+    """Needs a `Config` whose `http` is a class that `ConnectionLimit.apply` made of an `Http1Connection`."""
 
     accepts_per_turn = ACCEPTS_PER_TURN
 

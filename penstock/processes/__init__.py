@@ -1,1 +1,6 @@
-"""What runs, and how it starts and ends: gateway, worker, both in one, and the parents that restart them."""
+"""What runs, and how it starts and ends.
+
+`gateway.py`, `worker.py` and `serve.py` (both in one) are the processes; `listen.py` binds their sockets, `announce.py`
+prints their first lines, `signals.py` handles the signals that stop them. `supervisor.py` is a parent that restarts
+them, `child.py` their side of it, `worker_parent.py` what it does for a worker, and `stand_in.py` for gateways.
+"""

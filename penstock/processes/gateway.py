@@ -24,7 +24,7 @@ from penstock.errors import ConfigError
 from penstock.gateway.gateway import Gateway
 from penstock.http.connection import GatewayConnection
 from penstock.http.door import Door
-from penstock.http.listener import Limit, accepts_per_turn
+from penstock.http.listener import ConnectionLimit, accepts_per_turn
 from penstock.http.server import HttpServer
 from penstock.logs import configure as configure_logs
 from penstock.metrics import Metrics, mark_dead, prepare_multiprocess
@@ -80,7 +80,7 @@ async def serve(settings: Settings, listener: socket.socket, companion: Companio
     host, port = listener.getsockname()[:2]
     gateway = Gateway(settings, transport, metrics, Door(settings, host))
     # A worker in this process may have a connection to an engine for every sequence that it runs.
-    limit = Limit(
+    limit = ConnectionLimit(
         settings.max_connections, 0 if companion is _nothing else settings.max_batch_size * settings.max_batches
     )
     config = uvicorn.Config(

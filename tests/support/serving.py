@@ -13,7 +13,7 @@ import uvicorn
 from penstock.api.app import create_app
 from penstock.gateway.gateway import Gateway
 from penstock.http.connection import GatewayConnection
-from penstock.http.listener import Limit
+from penstock.http.listener import ConnectionLimit
 from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
 from penstock.processes.worker import build_worker
@@ -29,7 +29,7 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
     configured = Settings(**settings)
     gateway = Gateway(configured, store, metrics)
     worker = build_worker(configured, store, metrics)
-    http = Limit(1000).apply(GatewayConnection)
+    http = ConnectionLimit(1000).apply(GatewayConnection)
     config = uvicorn.Config(
         create_app(gateway), http=http, log_config=None, access_log=False, proxy_headers=False, ws="none"
     )

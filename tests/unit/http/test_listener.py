@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.http import listener
 from penstock.http.http1 import Http1Connection
-from penstock.http.listener import Acceptor, Limit, accepts_per_turn
+from penstock.http.listener import Acceptor, ConnectionLimit, accepts_per_turn
 from penstock.http.server import HttpServer
 from tests.support.waiting import wait_until_async
 
@@ -142,7 +142,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_a_server_that_stops_answers_new_connections_first(bound: socket.socket) -> None:
-    limit = Limit(1000)
+    limit = ConnectionLimit(1000)
     server = HttpServer(uvicorn.Config(_app, http=limit.apply(Http1Connection), log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     await wait_until_async(lambda: _is(server.started), "it serves")
@@ -190,7 +190,7 @@ def test_connections_stay_below_the_limit_of_open_files(
     serves: int,
 ) -> None:
     now = _limits(monkeypatch, soft, hard)
-    limit = Limit(asked, others)
+    limit = ConnectionLimit(asked, others)
     assert now[-1][0] == raised_to
     assert limit.serves == serves
     assert 1 <= limit.lingers <= 64
