@@ -32,12 +32,14 @@ class _Turns:
     def __str__(self) -> str:
         return f"the sentinels {', '.join(map(str, self._sentinels))}"
 
-    def __len__(self) -> int:
-        return len(self._sentinels)
-
     async def locate(self) -> Endpoint:
         self._sentinels.rotate(-1)
         return self._sentinels[-1]
+
+    def each(self) -> tuple[Endpoint, ...]:
+        """All, in an order of the caller's own: of turns shared by two callers at once, one could miss a sentinel."""
+        self._sentinels.rotate(-1)
+        return tuple(self._sentinels)
 
 
 class Sentinels:
@@ -60,8 +62,7 @@ class Sentinels:
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="redis-sentinel")
         failures: list[str] = []
-        for _ in range(len(self._turns)):
-            sentinel = await self._turns.locate()
+        for sentinel in self._turns.each():
             try:
                 address = await ask_once(sentinel, self._metrics, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
             except StoreUnavailable as error:
