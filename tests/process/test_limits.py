@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import redis.asyncio
 
 from tests.support import reading
 from tests.support.programs import site
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -20,14 +21,23 @@ async def test_overload_gives_429_and_never_504(redis_url: str) -> None:
     with site(redis_url) as fleet:
         fleet.worker("--model", "mock=mock:step_ms=20", "--max-batch-size", "4", "--max-batches", "1")
         fleet.gateway("--max-queue-depth", "20")
+        url = fleet.gateways[0]
         async with reading.client() as http:
 
             async def one(i: int) -> tuple[int, str, str]:
-                answer = await reading.whole(http, fleet.gateways[0], prompt=f"flood {i}", max_tokens=10)
+                answer = await reading.whole(http, url, prompt=f"flood {i}", max_tokens=10)
                 code = answer.json()["error"]["code"] if answer.status_code != 200 else "ok"
                 return answer.status_code, code, answer.headers.get("retry-after", "")
 
-            answers = await asyncio.gather(*(one(i) for i in range(200)))
+            # The worker is full until the flood is over, however slowly it comes: nothing that ends makes room.
+            body = {"prompt": "hold", "max_tokens": 8000, "stream": True}
+            async with contextlib.AsyncExitStack() as holding:
+                for _ in range(4):
+                    held = await holding.enter_async_context(http.stream("POST", f"{url}/v1/generate", json=body))
+                    await anext(reading.events(held))
+                tasks = [asyncio.create_task(one(i)) for i in range(200)]
+                await wait_until(lambda: sum(task.done() for task in tasks) >= 200 - 32, "the others are refused", 60.0)
+            answers = await asyncio.gather(*tasks)
         kinds = Counter((status, code) for status, code, _ in answers)
         assert set(kinds) == {(200, "ok"), (429, "queue_full")}
         # what the worker runs, what waits, and what one batch in advance may hold
@@ -44,7 +54,7 @@ async def test_the_depth_limit_is_exact_under_8_flooders(redis_url: str) -> None
             fleet.gateway("--max-queue-depth", "100", is_ready=False)
         for url, program in zip(fleet.gateways, fleet.programs[1:], strict=True):
             program.wait_for(f"{url}/readyz")
-        store = redis.asyncio.from_url(redis_url)
+        store = redis.asyncio.from_url(redis_url, socket_timeout=60, socket_connect_timeout=60)
         try:
             highest = 0
             async with reading.client(timeout_s=280, connections=2000) as http:
