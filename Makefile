@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-models lint fmt docs docs-site bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
+.PHONY: help install install-models serve test test-fast test-models lint fmt docs docs-site bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -23,8 +23,15 @@ $(READY): pyproject.toml
 serve: $(READY)  ## gateway, worker and a mock model in one process on port 8000
 	$(BIN)/penstock serve $(ARGS)
 
-test: $(READY)  ## all tests; ARGS goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Twice as many processes as cores: most of a test is waiting. ARGS=-n0 is one after the other, as a debugger needs it.
+# With byte code: a machine that forbids it would compile Penstock again for each process that a test starts.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## all tests, in five minutes; ARGS goes to pytest
+	$(PYTEST) $(ARGS)
+
+test-fast: $(READY)  ## those that start no server and no process, in one minute
+	$(PYTEST) -m 'not real' tests/unit tests/contract tests/simulation $(ARGS)
 
 MODELS = $(MAKE) VENV=.venv-models EXTRAS=dev,transformers
 

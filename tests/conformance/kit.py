@@ -19,6 +19,8 @@ from typing import Any
 
 import redis
 
+from tests.support.servers import redis_client
+
 Q = "inference:queue"
 WORKERS, ABOUT, CLOCK, GATEWAYS, DEAD = (
     f"{{{Q}}}:{name}" for name in ("workers", "about", "clock", "gateways", "dead")
@@ -64,7 +66,7 @@ class Kit:
     def __init__(self, url: str, command: str) -> None:
         self.url = url
         self.command = command
-        self.redis: Any = redis.Redis.from_url(url, decode_responses=True)
+        self.redis: Any = redis_client(url, decode_responses=True)
         self.gateway = f"kit{os.getpid()}x{time.monotonic_ns()}"
         self.workers: list[Started] = []
         self._logs: list[Any] = []

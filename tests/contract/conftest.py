@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from penstock.transports import Transport
-from tests.support.servers import Servers, find_servers
+from tests.support.servers import Servers, find_servers, redis_client
 from tests.support.stores import MemoryStore, ModelOfStore, RedisStore, Store
 from tests.support.topologies import KINDS, NotHere, Topologies
 
@@ -18,7 +18,7 @@ REAL = sorted(find_servers())
 
 def _emptied(servers: Servers, name: str) -> RedisStore:
     server = servers.get(name)
-    with redis.Redis.from_url(server.url) as client:
+    with redis_client(server.url) as client:
         client.flushall()
     return RedisStore(name, server.url)
 
@@ -34,7 +34,7 @@ def _topology(topologies: Topologies, kind: str) -> RedisStore:
 
 def _check_what_is_left(store: RedisStore) -> None:
     """Every key expires; only a worker's list, bounded by its slots and emptied by reap, may be without for a while."""
-    for client in store.clients or (redis.Redis.from_url(store.url, decode_responses=True),):
+    for client in store.clients or (redis_client(store.url, decode_responses=True),):
         with client:
             left = [key for key in client.scan_iter() if client.pttl(key) == -1 and "}:worker:" not in key]
         assert left == [], "these keys would stay for ever"
@@ -81,5 +81,5 @@ async def transport(store: Store) -> Transport:
 @pytest.fixture
 def client(real: RedisStore) -> Iterator[redis.Redis]:
     """A plain client of the same server, to look at what is there and to break it."""
-    with redis.Redis.from_url(real.url, decode_responses=True) as client:
+    with redis_client(real.url, decode_responses=True) as client:
         yield client

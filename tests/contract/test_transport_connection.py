@@ -16,7 +16,7 @@ from penstock.transports.base import Renewal
 from penstock.transports.redis import RedisTransport
 from penstock.transports.redis.driver.subscriber import Subscriber
 from penstock.transports.redis.worker_store import RedisWorkerStore
-from tests.support.servers import free_port, start_server
+from tests.support.servers import free_port, redis_client, start_server
 from tests.support.stores import Listener, RedisStore, new_job, new_worker, run_one, tokens
 from tests.support.waiting import wait_until
 
@@ -243,7 +243,7 @@ async def test_a_reader_that_dies_of_a_bug_begins_again(
         await listen(self, link)
 
     monkeypatch.setattr(Subscriber, "_listen", fail_once)
-    with redis.Redis.from_url(real.url) as client:
+    with redis_client(real.url) as client:
         client.client_kill_filter(_type="pubsub")
     await wait_until(lambda: num_bugs > 1 and transport.is_listening, "it listens again")
     assert listener.num_resets >= 1

@@ -20,7 +20,7 @@ from penstock.transports.redis import RedisTransport, keys, rights
 from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.keys import PoolKeys
 from tests.contract.conftest import REAL
-from tests.support.servers import Server, free_port, start_server
+from tests.support.servers import Server, free_port, redis_client, start_server
 from tests.support.stores import SHORT_LEASE_S, RedisStore, Store, new_job, new_worker, run_one
 from tests.support.waiting import wait_until
 
@@ -251,7 +251,7 @@ def test_the_rights_that_are_asked_for_are_those_that_scripts_need() -> None:
 def own(request: pytest.FixtureRequest) -> Iterator[tuple[Server, redis.Redis]]:
     """A server to misconfigure, with a client that may do anything."""
     server = start_server(request.param)
-    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+    with redis_client(server.url, decode_responses=True) as client:
         yield server, client
     server.stop()
 

@@ -18,6 +18,7 @@ from penstock.transports.memory import MemoryTransport
 from penstock.transports.quota import REQUEST_BYTES, TOKEN_BYTES, VECTOR_BYTES, Share, answer_bytes, most_answer_bytes
 from penstock.transports.redis import RedisTransport, keys, weighing
 from penstock.transports.redis.driver import link
+from tests.support.servers import redis_client
 from tests.support.stores import RedisStore, Store, new_job, new_worker, run_one
 from tests.support.waiting import wait_until_async
 
@@ -176,7 +177,7 @@ async def test_a_request_that_a_client_cancels_is_not_kept_long(store: Store) ->
     assert await transport.cancel(waiting.id, "operator") == "ended"
     assert await transport.cancel(late.id, "deadline") == "ended"
     if isinstance(store, RedisStore) and not store.clients:
-        with redis.Redis.from_url(store.url) as client:
+        with redis_client(store.url) as client:
             left = [client.pttl(keys.job(job.id)) for job in (running, waiting, late)]
         assert [int(ms) > 7_000_000 for ms in left] == [False, False, True]
     elif isinstance(transport, MemoryTransport):

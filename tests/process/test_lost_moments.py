@@ -12,11 +12,10 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from tests.support import reading
 from tests.support.programs import Site, site
-from tests.support.servers import start_server
+from tests.support.servers import redis_client, start_server
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -129,7 +128,7 @@ async def test_an_answer_with_a_key_stays_its_answer(store: Store, http: httpx2.
 
 
 async def test_a_finished_result_outlives_an_empty_store(store: Store, http: httpx2.AsyncClient) -> None:
-    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+    with _fleet(store.url) as fleet, redis_client(store.url) as client:
         here, there = fleet.gateways
         request_id = (await _generate(http, here, background=True)).json()["request_id"]
         await _until(http, here, request_id, "completed")
@@ -141,7 +140,7 @@ async def test_a_finished_result_outlives_an_empty_store(store: Store, http: htt
 
 
 async def test_an_admitted_live_request_is_never_unknown(store: Store, http: httpx2.AsyncClient) -> None:
-    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+    with _fleet(store.url) as fleet, redis_client(store.url) as client:
         here, there = fleet.gateways
         body = {"background": True, "max_tokens": 1500}
         request_id = (await _generate(http, here, "k", **body)).json()["request_id"]
@@ -159,7 +158,7 @@ async def test_an_admitted_live_request_is_never_unknown(store: Store, http: htt
 
 
 async def test_a_cancel_through_another_gateway_outlives_an_empty_store(store: Store, http: httpx2.AsyncClient) -> None:
-    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+    with _fleet(store.url) as fleet, redis_client(store.url) as client:
         here, there = fleet.gateways
         request_id = (await _generate(http, here, background=True, max_tokens=4000)).json()["request_id"]
         await _until(http, there, request_id, "running")
@@ -174,7 +173,7 @@ async def test_a_cancel_through_another_gateway_outlives_an_empty_store(store: S
 
 async def test_a_gateway_that_was_frozen_keeps_its_keys(store: Store, http: httpx2.AsyncClient) -> None:
     """Its lease holds still, so it gives its keys back to a store that was emptied meanwhile; others wait for that."""
-    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+    with _fleet(store.url) as fleet, redis_client(store.url) as client:
         here, there = fleet.gateways
         owner = fleet.programs[1]
         first = asyncio.create_task(_generate(http, here, "k", max_tokens=600))
@@ -209,7 +208,7 @@ async def test_a_key_is_free_as_soon_as_its_request_expires(store: Store, http: 
 async def test_a_gateway_that_died_between_key_and_request_delays_no_other_client(
     store: Store, http: httpx2.AsyncClient
 ) -> None:
-    with _fleet(store.url) as fleet, redis.Redis.from_url(store.url) as client:
+    with _fleet(store.url) as fleet, redis_client(store.url) as client:
         first = await _generate(http, fleet.gateways[0], "k", background=True)
         (name,) = client.keys("inference:once:*")
         client.delete(*client.keys("{inference:response:*"))  # as if it had been killed before it created the request

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from penstock.callers.keys import create_key
 from penstock.transports.redis import keys
 from tests.support import reading
 from tests.support.programs import Site, site
+from tests.support.servers import redis_client
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
@@ -40,7 +40,7 @@ async def test_one_tenants_lists_leave_the_gateway_to_the_others(redis_url: str,
     """100 requests of a megabyte, listed 48 times, 16 at once: what is read is small, and everybody is answered."""
     path = tmp_path / "keys.toml"
     people = _callers(path, "alice", "bob")
-    client = redis.Redis.from_url(redis_url)
+    client = redis_client(redis_url)
     with site(redis_url) as fleet:
         fleet.worker()
         fleet.gateway("--api-keys-file", str(path))
@@ -101,7 +101,7 @@ async def test_cancelled_requests_are_not_kept_long(redis_url: str, tmp_path: Pa
     """POST and DELETE in turn, of a megabyte each: Redis holds them for `retention_s`, and the quota bounds them."""
     path = tmp_path / "keys.toml"
     people = _callers(path, "bob")
-    client = redis.Redis.from_url(redis_url)
+    client = redis_client(redis_url)
     with site(redis_url) as fleet:
         fleet.worker("--model", "mock=mock:step_ms=1000")
         fleet.gateway("--api-keys-file", str(path), "--max-stored-bytes-per-caller", str(4 * MIB), "--retention-s", "2")
@@ -190,7 +190,7 @@ async def _ended(http: httpx2.AsyncClient, url: str, response_id: str) -> dict[s
 
 async def test_a_long_conversation_is_stored_once(redis_url: str) -> None:
     """Follow-ups of 150 bytes to a megabyte of conversation: side by side, and in a chain. The model sees all of it."""
-    client = redis.Redis.from_url(redis_url)
+    client = redis_client(redis_url)
     with site(redis_url) as fleet:
         fleet.worker()
         for _ in range(2):
@@ -230,7 +230,7 @@ async def test_a_long_conversation_is_stored_once(redis_url: str) -> None:
 
 
 async def test_the_messages_of_a_conversation_are_kept_as_long_as_they_are_needed(redis_url: str) -> None:
-    client = redis.Redis.from_url(redis_url)
+    client = redis_client(redis_url)
     with site(redis_url) as fleet:
         fleet.worker()
         fleet.gateway("--retention-s", "1")

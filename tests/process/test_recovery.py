@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import httpx2
 import pytest
-import redis
 
 from penstock.backends.mock.text import verify_chain
 from tests.support import reading
 from tests.support.programs import Site, site
-from tests.support.servers import Server, start_server
+from tests.support.servers import Server, redis_client, start_server
 from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(90)
@@ -77,7 +76,7 @@ def _attempts(answers: list[reading.Answer]) -> int:
 
 async def _balanced(server: Server) -> None:
     """Nothing waits, nothing is held, and nothing lives for ever."""
-    client = redis.Redis.from_url(server.url)
+    client = redis_client(server.url)
     try:
 
         def is_empty() -> bool:
@@ -112,7 +111,7 @@ async def test_a_worker_freezes_past_its_lease_and_wakes(fleet: Site, http: http
 
 
 async def test_the_subscription_is_cut(fleet: Site, http: httpx2.AsyncClient, server: Server) -> None:
-    client = redis.Redis.from_url(server.url)
+    client = redis_client(server.url)
 
     async def cut() -> None:
         for _ in range(3):
@@ -129,7 +128,7 @@ async def test_the_subscription_is_cut(fleet: Site, http: httpx2.AsyncClient, se
 
 
 async def test_redis_forgets_everything(fleet: Site, http: httpx2.AsyncClient, server: Server) -> None:
-    client = redis.Redis.from_url(server.url)
+    client = redis_client(server.url)
 
     async def forget() -> None:
         client.flushall()

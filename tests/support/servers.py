@@ -5,6 +5,7 @@ Each runs on a free port in a directory of its own, without persistence, and is 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -15,7 +16,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-START_WITHIN_S = 10.0
+import redis
+
+START_WITHIN_S = 60.0
+PATIENT_S = 60.0
+FIRST_PORT, NUM_PORTS = 18_000, 14_000
 _NAMES = ("redis-server", "valkey-server")
 
 
@@ -30,9 +35,33 @@ def find_servers() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nothing listens on, and that no other test process of this machine gets for a long while.
+
+    The next of a counter in a file that they share. The range is below those from which systems give out ports
+    by themselves, so that no outgoing connection takes it in the meantime.
+    """
+    path = Path(tempfile.gettempdir()) / f"penstock-tests-port-{os.getuid()}"
+    with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        number = int(file.read() or 0)
+        while True:
+            number = (number + 1) % NUM_PORTS
+            try:
+                with socket.create_server(("127.0.0.1", FIRST_PORT + number), reuse_port=False):
+                    break
+            except OSError:
+                continue  # of something else: the next
+        file.seek(0)
+        file.truncate()
+        file.write(str(number))
+        return FIRST_PORT + number
+
+
+def redis_client(url: str, *, decode_responses: bool = False) -> redis.Redis:
+    """A plain client of a server, to look at what is there and to break it. Waits long: a busy machine is slow."""
+    return redis.Redis.from_url(
+        url, decode_responses=decode_responses, socket_timeout=PATIENT_S, socket_connect_timeout=PATIENT_S
+    )
 
 
 @dataclass(slots=True, eq=False)

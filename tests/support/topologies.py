@@ -19,11 +19,11 @@ from typing import Any
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from tests.support.servers import Server, find_servers, free_port, start_server
+from tests.support.servers import PATIENT_S, Server, find_servers, free_port, start_server
 
 SERVICE = "front"
 PASSWORD = "s3cret/with:signs"
-WITHIN_S = 15.0
+WITHIN_S = 60.0
 PROMPT = ("--repl-diskless-sync-delay", "0")  # a first replica need not wait for others
 
 
@@ -79,7 +79,13 @@ def _stopped_if_it_fails(topology: Topology) -> Iterator[None]:
 
 
 def _client(server: Server) -> redis.Redis:
-    return redis.Redis(port=server.port, password=server.password or None, decode_responses=True)
+    return redis.Redis(
+        port=server.port,
+        password=server.password or None,
+        decode_responses=True,
+        socket_timeout=PATIENT_S,
+        socket_connect_timeout=PATIENT_S,
+    )
 
 
 # ── TLS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +138,7 @@ class Sentinel(Topology):
 
     @property
     def sentinel(self) -> redis.Redis:
-        return redis.Redis(port=self.servers[-1].port, decode_responses=True)
+        return _client(self.servers[-1])
 
     @property
     def master_port(self) -> int:
