@@ -32,7 +32,7 @@ WHERE=$(curl -sS -D - -o /dev/null "$URL/v1/generate" -H "$JSON" \
 curl -sS -X DELETE "$URL$WHERE"
 echo
 
-echo '── in OpenAI's form'
+echo '── in the form of OpenAI'
 curl -sS --fail-with-body "$URL/v1/chat/completions" -H "$JSON" \
   -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'
 echo

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 from starlette.responses import Response
 
 from penstock.api.answer import AnswerResponse, error_data, extra_fields, timings, usage
@@ -56,7 +56,7 @@ class TimingsAnswer(BaseModel):
 
     queue_ms: float | None
     ttft_ms: float | None
-    total_ms: float
+    total_ms: float | None
 
 
 class ToolCallAnswer(BaseModel):
@@ -96,24 +96,20 @@ class GenerateAnswer(TextAnswer):
 
 def generate_body(settings: Settings) -> type[GenerateBody]:
     """`GenerateBody` with the limits that this gateway is set to."""
-
-    class Limited(GenerateBody):
-        max_tokens: int | None = Field(
-            None,
-            ge=1,
-            le=settings.max_tokens_limit,
-            description=f"Default: {settings.default_max_tokens}.",
-        )
-        timeout_s: float | None = Field(
-            None,
-            ge=1,
-            le=settings.max_timeout_s,
-            description=f"Seconds until the request is given up. Default: {settings.default_timeout_s:g}.",
-        )
-
-    Limited.__name__ = Limited.__qualname__ = "GenerateBody"
-    Limited.__doc__ = GenerateBody.__doc__
-    return Limited
+    max_tokens = Field(None, ge=1, le=settings.max_tokens_limit, description=f"Default: {settings.default_max_tokens}.")
+    timeout_s = Field(
+        None,
+        ge=1,
+        le=settings.max_timeout_s,
+        description=f"Seconds until the request is given up. Default: {settings.default_timeout_s:g}.",
+    )
+    return create_model(
+        "GenerateBody",
+        __base__=GenerateBody,
+        __doc__=GenerateBody.__doc__,
+        max_tokens=(int | None, max_tokens),
+        timeout_s=(float | None, timeout_s),
+    )
 
 
 class NativeResponse(AnswerResponse):

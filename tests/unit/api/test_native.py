@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from penstock.api.conversation import ConversationFields
 from penstock.api.fields import without_refused
 from penstock.api.intake import Draft, job_of
-from penstock.api.native import GenerateBody, TextAnswer, draft_of, without_several
+from penstock.api.native import GenerateBody, TextAnswer, draft_of, generate_body, without_several
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
@@ -163,6 +163,17 @@ def test_every_field_of_the_sampling_is_reached_but_the_one_of_embeddings() -> N
         Sampling.__struct_fields__
     )
     assert Sampling(**_native({"prompt": "x"}).sampling).named() == []
+
+
+def test_the_page_names_the_body_and_the_limits_of_this_gateway() -> None:
+    body = generate_body(Settings(max_tokens_limit=99, max_timeout_s=50.0))
+    schema = body.model_json_schema()
+    assert (schema["title"], schema["description"]) == ("GenerateBody", GenerateBody.__doc__)
+    assert schema["properties"].keys() == GenerateBody.model_fields.keys()
+    for name, limit in (("max_tokens", 100), ("timeout_s", 51)):
+        with pytest.raises(InvalidRequest) as refused:
+            validate(body, {"prompt": "x", name: limit})
+        assert refused.value.param == name
 
 
 # ── its own ──────────────────────────────────────────────────────────────────────────────────────────────────────

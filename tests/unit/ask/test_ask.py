@@ -288,6 +288,22 @@ async def test_a_bad_line_is_named_before_anything_is_asked(tmp_path: Path, line
     assert server.bodies == []
 
 
+async def test_a_line_may_set_every_option_and_an_answers_calls_are_in_its_line(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    events = [
+        frame("token", json.dumps({"request_id": "r", "index": 0, "text": "", "tool_calls": [{"name": "f"}]}).encode()),
+        frame("done", json.dumps({"request_id": "r", "finish_reason": "tool_calls"}).encode()),
+    ]
+    server = Server(lambda n, body: httpx2.Response(200, content=b"".join(events)) if "tools" in body else None)
+    asked = {"prompt": "a", "tools": [tool], "top_k": 4, "metadata": {"a": "b"}}
+    out = tmp_path / "out.jsonl"
+    await run_file(server, prompts(tmp_path, asked, {"prompt": "plain"}), out)
+    assert {name: server.bodies[0][name] for name in asked} == asked
+    called, plain = sorted(answers(out), key=lambda line: "tool_calls" not in line)
+    assert called["tool_calls"] == [{"id": "call_r_0", "name": "f"}]
+    assert not {"tool_calls", "reasoning", "logprobs"} & set(plain)
+
+
 async def test_the_same_prompt_twice_is_two_questions(tmp_path: Path) -> None:
     path = prompts(tmp_path, {"prompt": "a"}, {"prompt": "a"}, {"prompt": "a"})
     ids = [prompt.id for prompt in read_prompts(path, {})]
