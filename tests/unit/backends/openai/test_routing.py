@@ -69,7 +69,7 @@ def test_the_least_loaded_usable_replica_of_the_first_tier_that_has_one(tiers: l
 
 
 @given(replicas, st.floats(0, 20))
-def test_a_replica_is_usable_at_its_own_usable_at(replica: Replica, now: float) -> None:
+def test_a_replica_may_begin_at_usable_at(replica: Replica, now: float) -> None:
     at = replica.usable_at(now)
     if at is not None:
         assert replica.hindrance(at) is None
