@@ -135,7 +135,7 @@ class AdminAPI:
         return _json({"dropped": request_id})
 
     async def cancel(self, request: Request, request_id: str) -> Response:
-        """Cancel anybody's request."""
+        """Cancel a request of any caller."""
         await self._admit(request)
         is_id = JOB_ID.fullmatch(request_id)
         outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
@@ -184,7 +184,7 @@ async def examine(gateway: Gateway) -> DoctorReport:
             name="this gateway",
             level="error" if reasons else "ok",
             value="; ".join(reasons) or "ready",
-            advice="Until that is mended it answers 503." if reasons else "",
+            advice="Until that is fixed it answers 503." if reasons else "",
         )
     )
     findings.append(_examine_keys(gateway))

@@ -174,7 +174,7 @@ class RequestsAPI:
 
 
 async def find(gateway: Gateway, caller: Caller, request_id: str) -> Record | None:
-    """The caller's own request; an administrator's, anybody's. It is read whole, and takes its turn.
+    """The caller's own request; for an administrator any caller's. It is read whole, and takes its turn.
 
     Raises `StoreUnavailable` where it is not there and may yet be given back.
     """

@@ -9,7 +9,7 @@ cuts at stop strings, and turns an exception into that job's `Failed`. A failing
             for word in job.text.split():
                 yield word + " "
 
-What `generate` owes: for each claim, `Tokens` whose `seq` goes on from `len(claim.tokens)`, then exactly one `Done`
+What `generate` owes: for each claim, `Tokens` whose `seq` continues from `len(claim.tokens)`, then exactly one `Done`
 or `Failed`, all with the claim's `attempt`. It stops working for a claim soon after `claim.cancelled` is set and
 then owes nothing more for it. Events yielded without a pause in between travel in one write. It may be cancelled or
 closed at any pause, once each of its jobs has ended or left this worker. The worker counts for a `Done` without usage.
@@ -129,7 +129,7 @@ class Backend:
         code.
 
         Override as `stream(self, job)`. With `capabilities.resumes` override as `stream(self, job, tokens)`: `tokens`
-        (a tuple of str) were delivered by an earlier attempt and the answer goes on after them. The stream is cancelled
+        (a tuple of str) were delivered by an earlier attempt; continue after them. The stream is cancelled
         at its current `await`, and closed, when the job is cancelled, has all its tokens or meets a stop string.
 
         A backend that sets `handles_stop` yields a `Finish` at last.

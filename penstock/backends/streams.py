@@ -1,6 +1,6 @@
 """A batch for backends that know only single answers: streams of text side by side, merged into events.
 
-Each job runs in a task of its own; their events meet in one bounded funnel, so a consumer that stands still holds
+Each job runs in a task of its own; their events meet in one bounded funnel, so a consumer that pauses holds
 every stream back. An exception becomes that job's `Failed`. Knows nothing of what produces the text.
 """
 

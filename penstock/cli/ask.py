@@ -71,7 +71,7 @@ def ask(
         raise ConfigError("either a question or --file, not both")
     if file is not None:
         asker = Asker(url, api_key, max_connections=concurrency)
-        return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command goes on from {out}")
+        return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command continues from {out}")
     if prompt is None and sys.stdin.isatty():
         raise ConfigError(
             'no prompt given; usage: penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl'

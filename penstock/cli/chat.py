@@ -108,4 +108,4 @@ class _Chat:
             if stream.text:
                 echo("")
         if stream.num_resumed:
-            self._aside.print(f"(the stream broke {stream.num_resumed} times and went on)", style="dim")
+            self._aside.print(f"(the stream broke {stream.num_resumed} times and continued)", style="dim")

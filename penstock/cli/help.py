@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 MAX_WIDTH = 80
 _MAX_LEFT = 30  # columns for the names of an option; longer ones stand on a line of their own
-_NARROW = 60  # below this width every text stands under its option
+_NARROW = 60  # below this width every text is under its option
 
 Record = tuple[str, str]
 

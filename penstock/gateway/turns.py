@@ -1,7 +1,7 @@
 """Turns at what may be large to read: of each caller a few at once, the others wait.
 
 It bounds what one caller makes this gateway read and hold at a time. Those who wait are bounded by the connections that
-the gateway accepts, and by time: when a gateway has died, thousands of streams of one caller may be taken up at another
+the gateway accepts, and by time: when a gateway has died, thousands of streams of one caller may be resumed at another
 one in the same instant, and each of them must get its turn. Knows nothing of what is read.
 """
 

@@ -1,4 +1,4 @@
-"""Large bodies: parsed, validated and translated in one thread, in turn, so that the event loop goes on meanwhile.
+"""Large bodies: parsed, validated and translated in one thread, in turn, so that the event loop is not blocked.
 
 One thread, as Python runs one at a time anyway; the callers take turns, so that one who sends many waits for himself.
 A usual body never comes here: it is done on the loop before a thread could have begun. Knows nothing of what is read.

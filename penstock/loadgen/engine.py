@@ -25,7 +25,7 @@ UNREACHABLE_S = 2.0  # no connection could be opened for this long since the sta
 
 
 class Load:
-    """The whole of one process' work. Single-threaded but for the clock of the open loop."""
+    """The whole of one process' work. Single-threaded, except the clock of the open loop."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -54,7 +54,7 @@ class _Sink:
             self.request_id = value
 
     def on_headers_complete(self) -> None:
-        # Here and not at the end, where the parser has forgotten both.
+        # Here and not at the end, where the parser has dropped both.
         self.status = self.parser.get_status_code()
         self.is_reusable = self.parser.should_keep_alive()
 

@@ -1,4 +1,4 @@
-"""What came of a run: the tallies of all processes as one, and the figures that follow."""
+"""The result of a run: the tallies of all processes as one, and the figures that follow."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def add_up(plan: Plan, tallies: Sequence[dict[str, Any]], cpu: list[float]) -> R
 
 
 def _timeline(parts: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float, float]]:
-    """Cumulative counts of each process to rates of all; processes tick together but for a few milliseconds."""
+    """Cumulative counts of each process to rates of all; processes tick together within a few milliseconds."""
     sums: list[tuple[float, float, float]] = []
     for points in zip(*parts, strict=False):
         sums.append((points[0][0], sum(point[1] for point in points), sum(point[2] for point in points)))

@@ -241,7 +241,7 @@ class _Build:
             f"Redis: one server carries {most}. Split by model into {num} stacks, each with a Redis, gateways and "
             "workers of its own (--pool names its queue). A pool on the same server takes nothing off it.",
             f"One model alone above {most}: several such stacks behind one load balancer, or a Cluster. A Cluster "
-            "shares the logs out by request, but every node still hears of each frame that is published: a node's "
+            "shares the logs out by request, but every node still receives each frame that is published: a node's "
             "load falls by less than the number of nodes. That was not measured here.",
         ]
         if queue > self.demand.headroom:

@@ -361,7 +361,7 @@ class GatewayStore(Store):
         """
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
-        """Keep a job that has ended at least `life_s` from now on, since a later one goes on from it. Not awaited.
+        """Keep a job that has ended at least `life_s` from now on, since a later one continues it. Not awaited.
 
         It takes of its caller's share for that long, with `num_bytes` for its answer.
         """

@@ -190,7 +190,7 @@ class MemoryTransport(Transport):
             return False
         self._raise_attempt(entry, attempt)
         entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
-        # All of them: where the short attempt went on meanwhile, the log is no longer what was relayed.
+        # All of them: if the short attempt continued meanwhile, the log differs from the relayed tokens.
         self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(tokens)), publish=False)
         self._push(job.id, front=True)
         return True
@@ -649,7 +649,7 @@ class MemoryTransport(Transport):
         return lease is not None and (lease.lapses_at > self._now() or self._is_amnesty())
 
     def _may_live(self, worker_id: str) -> bool:
-        """Also of one that is unknown: in an amnesty it may only have been forgotten. Not of one that has left."""
+        """Also of one that is unknown: in an amnesty Redis may have lost it. Not of one that has left."""
         lease = self._workers.get(worker_id)
         if lease is not None and lease.info is None:
             return False

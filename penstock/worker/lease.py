@@ -3,7 +3,7 @@
 Where the store can be used from a second event loop the lease is renewed in a thread of its own, so that CPU work
 in the engine's loop does not look like a death; else in a task. A batch in its engine without any event for
 `engine_stall_s` is a hang: the lease is no longer renewed, and `on_stall` ends the process. Also here, as it runs at
-the same interval: what dead workers held goes back to the queue.
+the same interval: the requests of dead workers return to the queue.
 """
 
 from __future__ import annotations

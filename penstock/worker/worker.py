@@ -160,7 +160,7 @@ class Worker:
         return False
 
     async def _leave(self, tenure: Tenure) -> None:
-        """Give up the lease; what is left in the list (of a lost tenure: everything) goes back to the queue."""
+        """Give up the lease; the ids left in the list (of a lost tenure: all) return to the queue."""
         deadline = time.monotonic() + REAP_S
         while True:
             try:

@@ -1,1 +1,1 @@
-"""Anthropic's Messages API over the same jobs and events. Translation only, and pure but for its route."""
+"""Anthropic's Messages API over the same jobs and events. Translation only; all but its route is pure."""

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: its body to a `Draft`, vectors to its answer. Pure, but for `EmbeddingResponse`.
+"""`POST /v1/embeddings`: its body to a `Draft`, vectors to its answer. All but `EmbeddingResponse` is pure.
 
 Form: https://platform.openai.com/docs/api-reference/embeddings. One request is one job, with a token for each input.
 """

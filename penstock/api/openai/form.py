@@ -17,7 +17,7 @@ _NO_USAGE = b',"usage":null'
 
 
 class Form:
-    """`created`: seconds since 1970. With `includes_usage` every chunk has `usage`, null but for the last."""
+    """`created`: seconds since 1970. With `includes_usage` every chunk has `usage`, null in all but the last."""
 
     id_prefix = ""
     whole_object = ""
@@ -61,7 +61,7 @@ class Form:
         return b"data: %s\n\n%s" % (msgspec.json.encode(last), DONE)
 
     def error(self, error: PenstockError) -> bytes:
-        """The end of a stream that failed: OpenAI's clients raise it; there is no `[DONE]` behind it."""
+        """The end of a stream that failed: OpenAI's clients raise it; `[DONE]` does not follow."""
         return b"data: %s\n\n" % msgspec.json.encode(error.envelope())
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:

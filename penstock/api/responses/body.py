@@ -120,7 +120,7 @@ class Notes(Struct, frozen=True, omit_defaults=True, tag="responses", tag_field=
 
 
 class Before(NamedTuple):
-    """The conversation that a response goes on from. The request `base` holds the first `num_held` of the messages."""
+    """The conversation that a response continues. The request `base` holds the first `num_held` of the messages."""
 
     messages: tuple[Message, ...] = ()
     base: str | None = None
@@ -239,7 +239,7 @@ def _format(format_: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def described(job: Job) -> dict[str, Any]:
-    """The response but for what becomes of it: `status`, `output`, `usage` and what went wrong."""
+    """The response without its result: `status`, `output`, `usage` and errors."""
     sampling = job.sampling
     notes = notes_of(job) or Notes()
     instructions = job.messages[0].content if job.messages and notes.has_instructions else None

@@ -36,7 +36,7 @@ async def conversation(gateway: Gateway, caller: Caller, record: Record) -> tupl
             raise InvalidRequest(f"The conversation has more than {MAX_LINKS} long parts.", param=PARAM)
         found = await find(gateway, caller, base)
         if found is None:
-            raise RequestNotFound("An earlier part of this conversation may have been forgotten.", param=PARAM)
+            raise RequestNotFound("An earlier part of this conversation may have expired.", param=PARAM)
         links.append(found)
     parts = [_said(link) for link in links]
     messages = tuple(message for part in reversed(parts) for message in part)

@@ -66,7 +66,7 @@ class ResponseEvents(Parts):
     def broken(self, error: PenstockError, after: int = -1) -> bytes:
         """This gateway cannot continue the stream; the response itself may go on.
 
-        It has the number of the last event that the client has, so that one that goes on after it misses none.
+        It has the number of the last event that the client has, so that a client that continues after it misses none.
         """
         said = {"code": error.code, "message": error.message, "param": error.param}
         data = {"type": "error", "sequence_number": max(0, after, self.num - 1), **said}

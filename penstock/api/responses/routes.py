@@ -121,7 +121,7 @@ class ResponsesAPI:
         starting_after: Annotated[int | None, Query(ge=0)] = None,
         include_obfuscation: bool = False,
     ) -> Response:
-        """A stored response as it stands; with `stream`, its events, from the first or after the one of a number."""
+        """A stored response in its present state; with `stream`, its events, all or those after a number."""
         call = begin(request, ONE)
         if stream:
             refuse_head(request)

@@ -12,7 +12,7 @@ With `embeds=true` it also gives embeddings: eight numbers, or as many as `dimen
 With `scripted=true` a prompt may hold a trigger (for tests; a plain mock takes it as text):
 
     [[fail]]        [[fail_after=N]]    that job fails with `backend_error`, before any token or after N
-    [[hang]]        [[hang_after=N]]    the engine stops for its whole batch, forever; the event loop goes on
+    [[hang]]        [[hang_after=N]]    the engine stops for its whole batch, forever; the event loop runs
     [[block_after=N]]                   the engine blocks the event loop of its process, forever
     [[crash]]       [[crash_after=N]]   the process kills itself with SIGKILL
 """

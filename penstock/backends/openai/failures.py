@@ -75,7 +75,7 @@ class ErrorBody:
 def of_status(
     status: int, retry_after: str | None, body: bytes, model: str, key: str = "", max_rest_s: float = MAX_REST_S
 ) -> UpstreamError:
-    """The error for an answer with a status other than 200. `key` never stands in its message. `retry_after` counts up
+    """The error for an answer with a status other than 200. `key` is never in its message. `retry_after` counts up
     to `max_rest_s`.
     """
     return _of(status, read_error(body, key), read_retry_after(retry_after, max_rest_s), model)

@@ -190,7 +190,7 @@ class UpstreamHttp:
                             has_begun = True
                             yield token
                     # Only chunks count: a proxy in front of an engine that hangs may send comments. The clock starts
-                    # after the last token was taken: a consumer that stands still is not the upstream's silence.
+                    # after the last token was taken: a pause of the consumer is not the upstream's silence.
                     if has_begun and events:
                         limit.until = time.monotonic() + self._times.idle_s
                     if not data:

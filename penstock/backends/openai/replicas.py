@@ -19,7 +19,7 @@ Hindrance = Literal["ejected", "resting", "full"]
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One server. `name` stands in logs and labels: host and port as configured, never a key or a query.
+    """One server. `name` is in logs and labels: host and port as configured, never a key or a query.
 
     `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request.
     """

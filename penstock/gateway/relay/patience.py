@@ -58,7 +58,7 @@ class Patience:
         gap_s = now - self._looked_at if self._looked_at else 0.0
         self._looked_at = now
         for stream in streams:
-            if gap_s > LEASE_S and stream.left_at:  # this process stood still: its client could not come back to it
+            if gap_s > LEASE_S and stream.left_at:  # this process was frozen: its client could not return
                 stream.left_at += gap_s
             if stream.end is None:
                 self._look_at(stream, now)

@@ -113,7 +113,7 @@ class Relay:
         stream.is_followed = job_id.partition(".")[0] != self.gateway_id
         stream.is_trusted = False
         stream.left_at = time.monotonic()
-        self._repairer.catch_up(stream, record)  # so that only what came since is read once more
+        self._repairer.catch_up(stream, record)  # so that only later entries are read once more
         with self._table.hold(stream):
             if stream.is_followed:
                 await self._store.follow(job_id)

@@ -95,7 +95,7 @@ class Repairer:
         if event.seq > have:
             self.request_log(stream, "gap")
         elif isinstance(event, Started) and event.seq < have:
-            # The log is behind the client (rule 5): that attempt is ignored, a new one goes on from what was relayed.
+            # The log is behind the client (rule 5): ignore that attempt; a new one continues after the relayed tokens.
             stream.attempt, stream.is_restoring = event.attempt + 1, True
             self.spawn(self._restore(stream, event.attempt))
         elif event.end > have or (event.end == have and not isinstance(event, Tokens)) or _gives_up(event):
@@ -105,7 +105,7 @@ class Repairer:
 
     async def _read_and_repair(self, stream: RelayStream) -> None:
         try:
-            if stream.is_followed and not stream.is_trusted:  # a store that went back may not know that we read it
+            if stream.is_followed and not stream.is_trusted:  # a store that was rolled back may not know our read
                 await self._store.adopt(stream.job.id, self._gateway_id)
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
             record = await self._store.read(stream.job.id, after, job=stream.job)
@@ -136,7 +136,7 @@ class Repairer:
             await self._accept_end(stream)
             if stream.end is None:
                 self._end(stream, InternalError("The end of this request is missing from its log."))
-        elif stream.cancel is not None and not record.cancel:  # it had been asked to end, and the store went back
+        elif stream.cancel is not None and not record.cancel:  # it was cancelled, and the store was rolled back
             await self._store.cancel(stream.job.id, stream.cancel)
         elif record.attempt < stream.attempt:  # the store was rolled back: frames of the worker it names are ignored
             await self._give_back(stream)

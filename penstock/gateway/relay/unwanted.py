@@ -49,7 +49,7 @@ class Canceller:
             if outcome != "marked" or not until_ended:
                 return outcome
             await asyncio.sleep(_AGAIN_S)
-        logger.warning("could not cancel; it is tried again when its worker is heard", extra={"request_id": job_id})
+        logger.warning("could not cancel; tried again when its worker sends a frame", extra={"request_id": job_id})
         return None
 
     def why_again(self, job_id: str) -> EndReason | None:

@@ -107,7 +107,7 @@ def persistence(info: Facts, config: Facts) -> Finding:
     if config is None:
         return _hidden("persistence", "CONFIG GET")
     if config.get("save"):
-        advice = "What came after the last snapshot is lost with the machine; AOF loses a second at most."
+        advice = "Data after the last snapshot are lost with the machine; AOF loses a second at most."
         return _finding("persistence", "ok", f"RDB ({config['save']})", advice)
     advice = "Gateways give back what an empty Redis forgot while they live; to survive both at once use AOF."
     return _finding("persistence", "warning", "none", advice)
@@ -120,7 +120,7 @@ def output_buffers(config: Facts) -> Finding:
     pubsub = words[words.index("pubsub") + 1 : words.index("pubsub") + 4] if "pubsub" in words else []
     value, hard = "pubsub " + " ".join(pubsub), int(pubsub[0]) if pubsub else 0
     if pubsub and not hard:
-        advice = "Without a limit a gateway that stands still fills the server. The default is 32mb 8mb 60."
+        advice = "Without a limit a gateway that does not read fills the server. The default is 32mb 8mb 60."
         return _finding("output buffers", "warning", value, advice)
     if pubsub and hard < SMALL_BUFFER:
         advice = "A burst may cut the gateways' subscriptions: streams then pause and are read from the log."
@@ -174,7 +174,7 @@ def workers(seen: Overview) -> Finding:
     value = f"{len(live)} alive, serving {', '.join(next(iter(served), ())) or 'what this version cannot read'}"
     dead = [one for one in seen.workers if one.lease_s <= 0 and one.held]
     if dead:
-        return _finding("workers", "warning", f"{value}; {len(dead)} dead", "What they held goes back to the queue.")
+        return _finding("workers", "warning", f"{value}; {len(dead)} dead", "Their requests return to the queue.")
     return _finding("workers", "ok", value)
 
 

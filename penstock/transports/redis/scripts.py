@@ -1,6 +1,6 @@
 """Commands to Redis as values: a packed command, and each Lua script with a typed signature.
 
-What a script promises stands at the head of its file. A script is called by its hash; `Connection`s load all of
+The promise of a script is at the head of its file. A script is called by its hash; `Connection`s load all of
 them when they connect, and a server that has lost them since is sent the source. Pure; no I/O but reading the files.
 """
 

@@ -61,7 +61,7 @@ class RedisWorkerStore(RedisBase, WorkerStore):
         held, dead, away = rest
         named = [wid for wid in dead if is_text(wid)]
         for wid in dead:
-            if wid not in named:  # not a worker's id, but harmless: what it may hold goes back
+            if wid not in named:  # not a worker's id, but harmless: its list returns to the queue
                 await self._redis.ask("reap", pool.queue, scripts.reap(pool, wid))
         cancelled: dict[str, CancelReason] = {}
         gone: list[str] = []
@@ -131,7 +131,7 @@ class RedisWorkerStore(RedisBase, WorkerStore):
         ids = [claim.job.id for claim in claims]
         requeues = (scripts.requeue(claim.job.id, claim.attempt, worker_id) for claim in claims)
         outcomes = await client.run_each("requeue", zip(map(keys.job, ids), requeues, strict=True))
-        for outcome in outcomes:  # what cannot be read stays in the list, and goes back to the queue with it
+        for outcome in outcomes:  # an unreadable id stays in the list, and returns to the queue with it
             if isinstance(outcome, ReplyError) and not is_wrong_type(outcome):
                 raise Refused(f"Redis refused to requeue: {outcome}")
         back = [id_ for id_, outcome in zip(ids, outcomes, strict=True) if outcome == b"queued"]

@@ -86,7 +86,7 @@ class Sentinels:
     async def _watch(self) -> None:
         try:
             await self._news.subscribe(SWITCHED, self._heard, self._missed)
-        except StoreUnavailable as error:  # it goes on trying, and then reports that messages were missed
+        except StoreUnavailable as error:  # it keeps trying, and then reports that messages were missed
             log.warning("no sentinel names a new master: %s", error.message)
         else:
             await self._look()

@@ -88,7 +88,7 @@ class Subscriber:
     async def subscribe(
         self, topic: str, on_message: OnMessage, on_reset: Callable[[], None] | None = None, *, is_pattern: bool = False
     ) -> None:
-        """Subscribe, and return when it is confirmed; `StoreUnavailable` if it is not in time (it goes on trying)."""
+        """Subscribe, and return when it is confirmed; `StoreUnavailable` if it is not in time (it keeps trying)."""
         self._handlers[topic.encode()] = ("PSUBSCRIBE" if is_pattern else "SUBSCRIBE", on_message, on_reset)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._keep(), name="redis-subscription")

@@ -21,7 +21,7 @@ end
 if tonumber(tokens) < tonumber(ARGV[3]) then return 'gap' end
 
 -- A long frame is also kept without its tokens, so that a list need not read it whole. JSON has no bare quote inside a
--- text: what is found stands where a field begins.
+-- text: the match is at the start of a field.
 local bare
 if #ARGV[4] > 4096 then
   local from = string.find(ARGV[4], ',"tokens":[', 1, true)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- reap: move the list of a dead worker back to the head of the queue, the oldest first. Repeated until 10 s after
--- the lapse, because a blocking pop may still deliver; then the worker is forgotten. With "leave" the worker itself
+-- the lapse, because a blocking pop may still deliver; then the worker is removed. With "leave" the worker itself
 -- gives up its lease, and its list goes the same way. A lease that was given up ends in .5, as no other does: that worker
 -- is dead in an amnesty, too.
 -- KEYS  1 Q   2 {Q}:worker:<wid>   3 {Q}:workers   4 {Q}:about   5 {Q}:clock

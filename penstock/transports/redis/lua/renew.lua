@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- renew: a worker lives. After a gap in the pulse of the whole pool no worker is declared dead for one lease (the
--- amnesty), and a worker that Redis has forgotten is known again. Refused with an error if no gateway could read ARGV 2.
+-- amnesty), and a worker that Redis has lost is known again. Refused with an error if no gateway could read ARGV 2.
 -- KEYS  1 {Q}:workers   2 {Q}:about   3 {Q}:clock   4 {Q}:worker:<wid>   5 {Q}:gateways
 -- ARGV  1 worker id   2 the worker's description of itself, JSON   3 lease, ms (may be missing: 2,500; other values for tests)
 -- Returns {0} when the lease is lost: drop everything, and start again under a new id; else

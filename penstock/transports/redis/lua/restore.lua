@@ -1,7 +1,7 @@
 #!lua
 -- restore: create for a job whose log is behind what its client has. Appends the relayed tokens as one frame of a
 -- raised attempt (so the short attempt is fenced) and sets the job queued; makes the job if there is none. All of the
--- tokens, from the first: where the short attempt went on meanwhile, the log is no longer what was relayed.
+-- tokens, from the first: if the short attempt continued meanwhile, the log differs from the relayed tokens.
 -- The caller pushes the id at the head afterwards. Not published: the caller has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON
