@@ -66,7 +66,11 @@ class RelayStream:
         return self.started_at > 0.0
 
     def take(self, event: Tokens) -> bool:
-        """Fold in what is surely next; False, and nothing done, where anything is amiss. The one path per token."""
+        """Fold in the usual tokens, which are surely next, and return True; else do nothing and return False.
+
+        Per token; the slow form is `Repairer.on_event`, which handles every event. Its checks stand here again, as to
+        share them would cost a call. tests/unit/gateway/relay/test_stream.py holds the two equal.
+        """
         tokens = self.tokens
         if (
             event.seq != len(tokens)
