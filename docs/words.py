@@ -18,7 +18,7 @@ SOURCES = {
     "penstock": sorted([*ROOT.glob("penstock/**/*.py"), *ROOT.glob("penstock/**/*.lua")]),
     "docs": sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"]),
 }
-# phrase: how often it may stand in the package, and in the pages
+# phrase: how often it may occur in the package, and in the pages
 ALLOWED = {
     "is no": (17, 2),
     "are no": (3, 2),
@@ -32,7 +32,7 @@ ALLOWED = {
     "said": (15, 0),
     "in vain": (0, 0),
     "wants": (0, 1),
-    "stands": (0, 1),
+    "stands": (0, 0),
     "stood": (1, 0),
     "bears": (0, 0),
     "yesterday": (0, 0),
@@ -47,13 +47,13 @@ ALLOWED = {
     "getting on": (0, 0),
     "hears": (2, 0),
     "heard": (4, 0),
-    "believed": (1, 1),
+    "believed": (1, 0),
     "tells": (0, 0),
     "what comes": (9, 0),
     "what came": (2, 0),
     "forgotten": (0, 0),
     "taken up": (0, 0),
-    "but for": (0, 1),
+    "but for": (0, 0),
     "anybody": (0, 1),
 }
 
