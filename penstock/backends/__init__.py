@@ -1,4 +1,4 @@
-"""Engines under one contract: `base.py` is the promise, `loading.py` finds them by name."""
+"""Engines under one contract: `base` is the contract, `loading` finds them by name, `options` reads their options."""
 
 from penstock.backends.base import Backend
 from penstock.backends.loading import build_backend, find_backend

@@ -1,7 +1,8 @@
 """Settings: one declaration → environment, flags, `--help`, the docs page and `.env.example`.
 
 `declaration` lists the settings, `about` describes one, `load` finds the values and rejects bad ones, `render`
-writes the pages. Settings are passed as arguments; no module holds them.
+writes the pages. `models` reads models and writes them as text, `toml` writes them as tables, `old_options` renames
+their old options. Settings are passed as arguments; no module holds them.
 """
 
 from penstock.settings.about import About, Command
