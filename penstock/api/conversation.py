@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from penstock.api.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, GenerationFields, Metadata, Strict, given
+from penstock.api.fields import (
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    GenerationFields,
+    Metadata,
+    ReasoningEffort,
+    Strict,
+    check_tools,
+    given,
+)
 from penstock.api.images import ImageLocation
 from penstock.errors import InvalidRequest
 from penstock.job import Message
@@ -91,8 +100,11 @@ class NativeMessage(MessageFields):
     tool_calls: Annotated[list[AnyToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
-class FunctionSchema(Strict):
+class FunctionName(Strict):
     name: str = Field(min_length=1, max_length=200)
+
+
+class FunctionSchema(FunctionName):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -101,10 +113,6 @@ class FunctionSchema(Strict):
 class Tool(Strict):
     type: Literal["function"]
     function: FunctionSchema
-
-
-class FunctionName(Strict):
-    name: str = Field(min_length=1, max_length=200)
 
 
 class ToolChoice(Strict):
@@ -130,17 +138,14 @@ class ConversationFields(GenerationFields):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     metadata: Metadata | None = Field(None, description="Your own notes; given back with the request.")
 
     def check(self) -> None:
         """Raises `InvalidRequest` for fields that contradict each other."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-        if not self.tools:
-            for name in ("tool_choice", "parallel_tool_calls"):
-                if getattr(self, name) is not None:
-                    raise InvalidRequest(f"'{name}' needs 'tools'.", param=name)
+        check_tools(self)
 
     def sampling(self) -> dict[str, Any]:
         fields = super().sampling()

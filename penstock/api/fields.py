@@ -5,11 +5,11 @@ A field is honoured, or refused with its name: by the model's capabilities, or h
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from penstock.errors import UnsupportedParameter
+from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OnDisconnect
 
 MAX_MESSAGES = 1000
@@ -23,6 +23,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -97,6 +98,14 @@ class GenerationFields(SamplingFields):
             "top_k": self.top_k,
             "min_p": self.min_p or None,
         }
+
+
+def check_tools(body: Any) -> None:
+    """Raises `InvalidRequest` for a choice of tools without tools."""
+    if not body.tools:
+        for name in ("tool_choice", "parallel_tool_calls"):
+            if getattr(body, name) is not None:
+                raise InvalidRequest(f"'{name}' needs 'tools'.", param=name)
 
 
 def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> dict[str, Any]:

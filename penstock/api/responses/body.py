@@ -13,7 +13,16 @@ import msgspec
 from msgspec import Struct
 from pydantic import Field
 
-from penstock.api.fields import MAX_TOOLS, MAX_TOP_LOGPROBS, Metadata, SamplingFields, Strict, given
+from penstock.api.fields import (
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    Metadata,
+    ReasoningEffort,
+    SamplingFields,
+    Strict,
+    check_tools,
+    given,
+)
 from penstock.api.intake import Draft
 from penstock.api.responses.items import Input, messages_of
 from penstock.errors import InvalidRequest
@@ -72,7 +81,7 @@ class TextFields(Strict):
 
 
 class ReasoningFields(Strict):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: ReasoningEffort | None = None
     summary: None = None
     generate_summary: None = None
 
@@ -184,9 +193,7 @@ def draft_of(body: ResponseBody, before: Before = NOTHING) -> Draft:
 
 
 def _check(body: ResponseBody) -> None:
-    for name in ("tool_choice", "parallel_tool_calls"):
-        if getattr(body, name) is not None and not body.tools:
-            raise InvalidRequest(f"'{name}' needs 'tools'.", param=name)
+    check_tools(body)
     if body.background and body.store is False:
         raise InvalidRequest("A response in the background is stored.", param="store")
     if body.background and body.on_disconnect not in (None, "continue"):
