@@ -12,7 +12,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from typing import TypeGuard
 
@@ -56,6 +56,7 @@ from penstock.transports.base import (
     Verdict,
 )
 from penstock.transports.gcra import gcra
+from penstock.transports.memory_state import BoundKey, Entry, Lease, Snapshot
 from penstock.transports.quota import REQUEST_BYTES, Books, Share, most_answer_bytes
 from penstock.wire import encode_json
 
@@ -69,51 +70,6 @@ _MAX_LISTED = 1000
 # next write. No event is held back for it. Without it an engine that needs no time would have every token written alone
 # (c=32, no compute: 26 k against 55 k tokens/s).
 _READERS_TURNS = 4
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One request: what the hash and the stream are on Redis."""
-
-    job: Job
-    owner: str
-    created_at: float
-    deadline_at: float
-    expires_at: float
-    state: State = "queued"
-    attempt: int = 0
-    worker: str = ""
-    num_claims: int = 0
-    deaths_in_a_row: int = 0
-    num_deaths: int = 0
-    tokens_at_claim: int = 0
-    started_at: float = 0.0
-    first_token_at: float = 0.0
-    ended_at: float = 0.0
-    cancel: CancelReason | None = None
-    retention_s: float = 60.0
-    readers: list[str] = field(default_factory=list)
-    restored: tuple[int, int] = (-1, -1)  # from which attempt to which
-    num_tokens: int = 0
-    log: list[Event] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Bound:
-    """An idempotency key's entry."""
-
-    job_id: str
-    body_hash: str
-    bound_at: float
-    expires_at: float
-
-
-@dataclass(slots=True, eq=False)
-class _Lease:
-    """`info` is None once the worker has left: others still reap, for a while, what a late wait may move to it."""
-
-    info: WorkerInfo | None
-    lapses_at: float
 
 
 class MemoryTransport(Transport):
@@ -133,10 +89,10 @@ class MemoryTransport(Transport):
         self._books = Books()
         self._lease_s = lease_s
         self._now = now
-        self._jobs: dict[str, _Entry] = {}
+        self._jobs: dict[str, Entry] = {}
         self._queue: deque[str] = deque()
         self._lists: dict[str, list[str]] = {}
-        self._workers: dict[str, _Lease] = {}
+        self._workers: dict[str, Lease] = {}
         self._gateways: dict[str, float] = {}
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._hints: dict[str, Callable[[str, CancelReason], None]] = {}
@@ -146,7 +102,7 @@ class MemoryTransport(Transport):
         self._num_taken = 0
         self._pulse_at = now()
         self._amnesty_until = 0.0
-        self._bound: dict[tuple[str, str], _Bound] = {}
+        self._bound: dict[tuple[str, str], BoundKey] = {}
         self._dead: deque[DeadJob] = deque(maxlen=_MAX_DEAD)
 
     async def open(self) -> None:
@@ -155,6 +111,37 @@ class MemoryTransport(Transport):
     async def close(self) -> None:
         self._listeners.clear()
         self._hints.clear()
+
+    def snapshot(self) -> Snapshot:
+        """What it holds now, as a copy."""
+        return Snapshot(
+            jobs={job_id: entry.copy() for job_id, entry in self._jobs.items()},
+            queue=list(self._queue),
+            lists={worker_id: list(held) for worker_id, held in self._lists.items()},
+            workers={worker_id: replace(lease) for worker_id, lease in self._workers.items()},
+            gateways=dict(self._gateways),
+            bound={name: replace(bound) for name, bound in self._bound.items()},
+            pulse_at=self._pulse_at,
+            amnesty_until=self._amnesty_until,
+        )
+
+    def load(self, state: Snapshot) -> None:
+        """Hold this from now on, as a Redis does that comes back with an older state, or empty."""
+        for job_id, entry in self._jobs.items():
+            if job_id not in state.jobs:
+                self._books.unbook(entry.job)
+        for job_id, entry in state.jobs.items():
+            if job_id not in self._jobs:
+                size = REQUEST_BYTES + len(encode_json(entry.job))
+                self._books.book(entry.job, size, most_answer_bytes(entry.job))
+        self._jobs = {job_id: entry.copy() for job_id, entry in state.jobs.items()}
+        self._queue = deque(state.queue)
+        self._lists = {worker_id: list(held) for worker_id, held in state.lists.items()}
+        self._workers = {worker_id: replace(lease) for worker_id, lease in state.workers.items()}
+        self._gateways = dict(state.gateways)
+        self._bound = {name: replace(bound) for name, bound in state.bound.items()}
+        self._pulse_at, self._amnesty_until = state.pulse_at, state.amnesty_until
+        self._expiry = sorted((entry.expires_at, job_id) for job_id, entry in self._jobs.items())
 
     # ── a gateway's verbs ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -202,7 +189,7 @@ class MemoryTransport(Transport):
             return False
         if entry is None:
             created_at = now - outcome.created_ago_s
-            entry = _Entry(job, owner, created_at, created_at + job.timeout_s, now + outcome.keep_s)
+            entry = Entry(job, owner, created_at, created_at + job.timeout_s, now + outcome.keep_s)
             entry.num_claims = 1
             self._jobs[job.id] = entry
         self._raise_attempt(entry, outcome.attempt)
@@ -335,7 +322,7 @@ class MemoryTransport(Transport):
             return Bound(job_id=bound.job_id, body_hash=bound.body_hash, age_s=now - bound.bound_at)
         bound_at = bound.bound_at if bound is not None and bound.job_id == job.id else now
         self._bound = {name: kept for name, kept in self._bound.items() if kept.expires_at > now}
-        self._bound[job.caller, key] = _Bound(job.id, body_hash, bound_at, now + keep_s)
+        self._bound[job.caller, key] = BoundKey(job.id, body_hash, bound_at, now + keep_s)
         return None
 
     async def unbind_key(self, job: Job) -> None:
@@ -411,13 +398,13 @@ class MemoryTransport(Transport):
                     f"Worker {wid} of this pool serves {others} and this one would serve {own}: workers of one pool "
                     "must agree on their models, or have pools of their own (PENSTOCK_POOL)."
                 )
-        self._workers[info.id] = _Lease(info, self._now() + self._lease_s)
+        self._workers[info.id] = Lease(info, self._now() + self._lease_s)
 
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
         now = self._beat()
         if not self._is_live(info.id) and now > self._amnesty_until:
             return Renewal(is_lost=True)
-        self._workers[info.id] = _Lease(info, now + self._lease_s)
+        self._workers[info.id] = Lease(info, now + self._lease_s)
         for wid, lease in list(self._workers.items()):
             if now - lease.lapses_at > _FORGET_WORKER_S and not self._lists.get(wid):
                 del self._workers[wid]
@@ -504,7 +491,7 @@ class MemoryTransport(Transport):
     async def leave(self, worker_id: str) -> None:
         self._hints.pop(worker_id, None)
         if worker_id in self._workers:
-            self._workers[worker_id] = _Lease(None, self._now())
+            self._workers[worker_id] = Lease(None, self._now())
         self._give_back_list(worker_id)
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -558,18 +545,18 @@ class MemoryTransport(Transport):
                 retry_after_s=1.0,
             )
 
-    def _make(self, job: Job, owner: str, now: float, size: int) -> _Entry:
+    def _make(self, job: Job, owner: str, now: float, size: int) -> Entry:
         deadline, retention_s = now + job.timeout_s, self._retention_s if job.retention_s is None else job.retention_s
-        entry = _Entry(job, owner, now, deadline, deadline + retention_s, retention_s=retention_s)
+        entry = Entry(job, owner, now, deadline, deadline + retention_s, retention_s=retention_s)
         self._jobs[job.id] = entry
         self._books.book(job, size, most_answer_bytes(job))
         heapq.heappush(self._expiry, (entry.expires_at, job.id))
         return entry
 
-    def _raise_attempt(self, entry: _Entry, floor: int = 0) -> None:
+    def _raise_attempt(self, entry: Entry, floor: int = 0) -> None:
         entry.attempt = max(entry.attempt + 1, floor + 1, int(self._now() * 1000))
 
-    def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
+    def _append(self, entry: Entry, event: Event, publish: bool = True) -> None:
         entry.log.append(event)
         if event.end and not entry.num_tokens:
             entry.first_token_at = entry.first_token_at or self._now()
@@ -580,12 +567,12 @@ class MemoryTransport(Transport):
                 if (listener := self._listeners.get(gateway)) is not None:
                     listener(event)
 
-    def _finish(self, entry: _Entry, event: Terminal) -> None:
+    def _finish(self, entry: Entry, event: Terminal) -> None:
         entry.state, entry.ended_at = "done", self._now()
         self._append(entry, event)
         self._expire_at(entry, entry.ended_at + entry.retention_s)
 
-    def _end(self, entry: _Entry, reason: EndReason) -> None:
+    def _end(self, entry: Entry, reason: EndReason) -> None:
         """End a job that no worker runs, fenced first so that none can write behind the end."""
         self._raise_attempt(entry)
         error: PenstockError | None = None
@@ -598,7 +585,7 @@ class MemoryTransport(Transport):
         else:
             self._finish(entry, Done(entry.job.id, entry.attempt, entry.num_tokens, finish_reason="cancelled"))
 
-    def _poison(self, entry: _Entry) -> None:
+    def _poison(self, entry: Entry) -> None:
         self._raise_attempt(entry)
         error = RequestPoisoned(f"The request ended {entry.num_deaths} workers and will not be tried again.")
         self._finish(entry, Failed.of(entry.job.id, entry.attempt, entry.num_tokens, error))
@@ -667,7 +654,7 @@ class MemoryTransport(Transport):
         self._pulse_at = now
         return now
 
-    def _expire_at(self, entry: _Entry, at: float) -> None:
+    def _expire_at(self, entry: Entry, at: float) -> None:
         entry.expires_at = at
         heapq.heappush(self._expiry, (at, entry.job.id))
 

@@ -106,7 +106,7 @@ RULES = (
         rules.a_new_subscription_believes_nothing_at_first,
         python(Relay, "invalidate_all", lambda self: None),
     ),
-    Rule(4, rules.only_started_begins_an_attempt, python(Repairer, "see", _believe_it)),
+    Rule(4, rules.only_started_begins_an_attempt, python(Repairer, "on_event", _believe_it)),
     Rule(5, rules.a_short_log_is_restored, python(Repairer, "_restore", _nothing)),
     Rule(
         6,

@@ -181,7 +181,7 @@ async def test_a_request_that_a_client_cancels_is_not_kept_long(store: Store) ->
             left = [client.pttl(keys.job(job.id)) for job in (running, waiting, late)]
         assert [int(ms) > 7_000_000 for ms in left] == [False, False, True]
     elif isinstance(transport, MemoryTransport):
-        entries = [transport._jobs[job.id] for job in (running, waiting, late)]
+        entries = [transport.snapshot().jobs[job.id] for job in (running, waiting, late)]
         assert [entry.expires_at - entry.ended_at for entry in entries] == [60.0, 60.0, 7200.0]
 
 

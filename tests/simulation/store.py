@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from penstock.event import Done, Event, Failed, Started, fold
@@ -17,8 +16,8 @@ from penstock.fleet import Pool
 from penstock.job import Claim, Job
 from penstock.rich_token import Token
 from penstock.transports.base import LEASE_S, CancelOutcome, EndReason, Outcome, State
-from penstock.transports.memory import MemoryTransport, _Entry
-from penstock.transports.quota import Books
+from penstock.transports.memory import MemoryTransport
+from penstock.transports.memory_state import Entry, Snapshot
 from tests.simulation.tokens import fault_of
 
 Publish = Callable[[Event], None]
@@ -111,35 +110,8 @@ class ModelStore(MemoryTransport):
 
     # ── data that is lost ────────────────────────────────────────────────────────────────────────────────────────
 
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "_jobs": {id: replace(e, log=list(e.log), readers=list(e.readers)) for id, e in self._jobs.items()},
-            "_queue": deque(self._queue),
-            "_lists": {worker: list(held) for worker, held in self._lists.items()},
-            "_workers": dict(self._workers),
-            "_gateways": dict(self._gateways),
-            "_pulse_at": self._pulse_at,
-            "_amnesty_until": self._amnesty_until,
-            "_bound": {name: replace(bound) for name, bound in self._bound.items()},
-        }
-
-    def load(self, snapshot: dict[str, Any] | None) -> None:
-        """Go back to a snapshot; None: everything is forgotten."""
-        empty: dict[str, Any] = {
-            "_jobs": {},
-            "_queue": deque(),
-            "_lists": {},
-            "_workers": {},
-            "_gateways": {},
-            "_bound": {},
-        }
-        for name, value in (snapshot or {**empty, "_pulse_at": 0.0, "_amnesty_until": 0.0}).items():
-            setattr(self, name, value)
-        self._expiry = [(entry.expires_at, job_id) for job_id, entry in self._jobs.items()]
-        self._expiry.sort()
-        self._books = Books()
-        for entry in self._jobs.values():
-            self._books.book(entry.job, 0, 0)
+    def load(self, state: Snapshot) -> None:
+        super().load(state)
         self._said.clear()
 
     def lose_an_id(self) -> str | None:
@@ -148,14 +120,14 @@ class ModelStore(MemoryTransport):
 
     # ── what is checked ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _append(self, entry: _Entry, event: Event, publish: bool = True) -> None:
+    def _append(self, entry: Entry, event: Event, publish: bool = True) -> None:
         self._check(entry, event)
         super()._append(entry, event, publish)  # to listeners of its own: the contract suite has some, a run has wires
         if publish:
             for hear in self.listeners.values():
                 hear(event)
 
-    def _check(self, entry: _Entry, event: Event) -> None:
+    def _check(self, entry: Entry, event: Event) -> None:
         last = entry.log[-1] if entry.log else None
         if isinstance(last, Done | Failed):
             self._on_violation(f"{event} was written behind the end {last}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from penstock.transports.base import LEASE_S
+from penstock.transports.memory_state import Snapshot
 from tests.simulation.loop import START, Process
 from tests.simulation.people import Gateway, Worker
 from tests.simulation.plan import BUSY_S, Fault
@@ -22,7 +23,7 @@ class Trouble:
         self.run = run
         self.num_deaths = 0
         self.is_data_lost = self.went_back = False
-        self.snapshots: list[dict[str, Any]] = []
+        self.snapshots: list[Snapshot] = []
 
     def strike(self, event: Fault) -> None:
         if event not in self.run.plan.events:
@@ -98,7 +99,7 @@ class Trouble:
         snapshot = recent[which % len(recent)] if kind == "roll_back" and recent else None
         self.snapshots.clear()
         self.run.note("plan", kind if snapshot is not None else "flush")
-        self.run.store.load(snapshot)
+        self.run.store.load(snapshot if snapshot is not None else Snapshot())
         self.went_back = self.went_back or snapshot is not None
         if snapshot is not None:  # a restart: nobody's connection outlives it
             self.run.epoch += 1

@@ -34,6 +34,7 @@ from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Summary, worst_first
 from penstock.transports.memory import MemoryTransport
+from tests.support.memory import changing
 from tests.support.waiting import wait_until
 
 SECRET = "the prompt that nobody may read"
@@ -231,7 +232,8 @@ async def test_a_dead_request_that_cannot_run_again_stays_on_the_list(site: Site
     site.gateway.admission.is_draining = True
     assert (await site.ask("POST", f"/dead/{job_id}/redrive", 503))["error"]["code"] == "draining"
     site.gateway.admission.is_draining = False
-    del site.store._jobs[job_id]
+    with changing(site.store) as state:
+        del state.jobs[job_id]
     refused = await site.ask("POST", f"/dead/{job_id}/redrive", 404)
     assert "no longer has" in refused["error"]["message"]
     assert (await site.get(f"/dead/{job_id}"))["can_redrive"] is False

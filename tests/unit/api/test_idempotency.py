@@ -21,7 +21,9 @@ from penstock.http.edge import Call
 from penstock.job import Job
 from penstock.metrics import Metrics
 from penstock.settings import Settings
-from penstock.transports.memory import MemoryTransport, _Bound
+from penstock.transports.memory import MemoryTransport
+from penstock.transports.memory_state import BoundKey
+from tests.support.memory import changing, forget
 from tests.support.waiting import wait_until
 
 NAME = "me", hashlib.sha256(b"k").hexdigest()[:32]
@@ -48,12 +50,12 @@ class Rig:
 
         monkeypatch.setattr(self.store, "submit", late)
         first = asyncio.create_task(self.post(gateway))
-        await wait_until(lambda: NAME in self.store._bound, "the key is bound")
+        await wait_until(lambda: NAME in self.store.snapshot().bound, "the key is bound")
         monkeypatch.setattr(self.store, "submit", submit)
         return first, may_go
 
     def bound_to(self) -> str:
-        return self.store._bound[NAME].job_id
+        return self.store.snapshot().bound[NAME].job_id
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ async def test_a_second_post_waits_while_the_first_is_submitted(rig: Rig, monkey
     await asked.wait()
     may_go.set()
     ids = {(await reader).stream.job.id for reader in (first, second)}
-    assert ids == {rig.bound_to()} == set(rig.store._queue)
+    assert ids == {rig.bound_to()} == set(rig.store.snapshot().queue)
 
 
 async def test_a_late_post_joins_the_request_that_got_its_key(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ async def test_a_late_post_joins_the_request_that_got_its_key(rig: Rig, monkeypa
     may_go.set()
     assert (await first).stream.job.id == second.stream.job.id == rig.bound_to()
     await rig.here.relay.drain()
-    assert list(rig.store._queue) == [rig.bound_to()], "its own is not left to run beside it"
+    assert rig.store.snapshot().queue == [rig.bound_to()], "its own is not left to run beside it"
 
 
 async def test_a_submission_that_is_refused_frees_its_key(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,20 +107,21 @@ async def test_a_submission_that_is_refused_frees_its_key(rig: Rig, monkeypatch:
         patch.setattr(rig.store, "submit", refuse)
         with pytest.raises(QueueFull):
             await rig.post(rig.here)
-    assert NAME not in rig.store._bound
+    assert NAME not in rig.store.snapshot().bound
     assert (await rig.post(rig.there, "another")).stream.job.id == rig.bound_to()
 
 
 @pytest.mark.parametrize("body_hash", ["hash", "another"])
 async def test_a_key_whose_request_has_expired_goes_to_one_of_the_clients_that_ask(rig: Rig, body_hash: str) -> None:
-    rig.store._bound[NAME] = _Bound("gdead.01M83VPADE20A49QZ0BF9JCV43", "hash", 0.0, time.time() + 600.0)
+    with changing(rig.store) as state:
+        state.bound[NAME] = BoundKey("gdead.01M83VPADE20A49QZ0BF9JCV43", "hash", 0.0, time.time() + 600.0)
     readers = await asyncio.gather(*(rig.post(gateway, body_hash) for gateway in (rig.here, rig.there) * 2))
-    assert {reader.stream.job.id for reader in readers} == {rig.bound_to()} == set(rig.store._queue)
+    assert {reader.stream.job.id for reader in readers} == {rig.bound_to()} == set(rig.store.snapshot().queue)
 
 
 async def test_the_gateway_that_holds_a_request_knows_its_key(rig: Rig) -> None:
     first = await rig.post(rig.here)
-    rig.store._bound.clear()
+    forget(rig.store, "bound")
     assert (await rig.post(rig.here)).stream is first.stream
     with pytest.raises(IdempotencyConflict):
         await rig.post(rig.here, "another")
@@ -136,8 +139,8 @@ async def test_a_store_that_knows_this_gateway_no_more_leaves_no_client_waiting(
     monkeypatch.setattr(idempotency, "MAX_WAIT_S", 0.2)
     with pytest.raises(StoreUnavailable, match="not known to it"):
         await rig.post(rig.here)
-    assert NAME not in rig.store._bound
-    assert not rig.store._queue
+    assert NAME not in rig.store.snapshot().bound
+    assert not rig.store.snapshot().queue
 
 
 async def test_a_free_key_is_given_to_none_while_the_store_may_have_lost_its_last_moments(
@@ -145,7 +148,7 @@ async def test_a_free_key_is_given_to_none_while_the_store_may_have_lost_its_las
 ) -> None:
     """The gateway of the key's request gives both back when its own subscription breaks, which is about now."""
     first = await rig.post(rig.here)
-    rig.store._bound.clear()
+    forget(rig.store, "bound")
     monkeypatch.setattr(keeper, "SETTLED_S", 0.2)
     rig.there.relay.invalidate_all()
     second = asyncio.create_task(rig.post(rig.there))
@@ -160,4 +163,4 @@ async def test_a_key_lives_as_long_as_the_answer(rig: Rig) -> None:
     (claim,) = await rig.store.claim("w1", await rig.store.take("w1", 1))
     await rig.store.emit("w1", [Done(claim.job.id, claim.attempt, 0, finish_reason="stop")])
     await rig.here.relay.drain()
-    assert 100.0 < rig.store._bound[NAME].expires_at - rig.store._now() < 200.0
+    assert 100.0 < rig.store.snapshot().bound[NAME].expires_at - rig.store._now() < 200.0

@@ -22,6 +22,7 @@ from penstock.metrics import Metrics
 from penstock.processes import gateway as server
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
+from tests.support.memory import forget
 from tests.support.waiting import wait_until
 
 
@@ -105,14 +106,14 @@ async def test_a_tick_shows_that_the_store_has_lost_data(gateway: Gateway, store
     gateway.relay.leave(await gateway.submit(job, "/v1/generate"), is_delivered=False)
     (claim,) = await store.claim("w1", await store.take("w1", 1))
     await store.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="stop")])
-    store._jobs.clear()
+    forget(store, "jobs")
     if is_new:
-        store._gateways.clear()
+        forget(store, "gateways")
     else:
         store.error = StoreUnavailable("it starts again")
         await wait_until(lambda: gateway._is_away, "a tick fails")
         store.error = None
-    await wait_until(lambda: job.id in store._jobs, "what has ended is given back")
+    await wait_until(lambda: job.id in store.snapshot().jobs, "what has ended is given back")
 
 
 async def test_without_a_lease_a_gateway_cancels_nothing(

@@ -24,6 +24,7 @@ from penstock.worker import tenure
 from penstock.worker.crash_points import POINTS, fault_from, no_fault
 from penstock.worker.lease import EngineProgress
 from penstock.worker.worker import Worker
+from tests.support.memory import changing
 from tests.support.waiting import wait_until
 
 
@@ -68,14 +69,15 @@ class Store(MemoryTransport):
         return refused
 
     def expire(self, worker_id: str) -> None:
-        self._workers[worker_id].lapses_at = 0.0
+        with changing(self) as state:
+            state.workers[worker_id].lapses_at = 0.0
 
     def held(self) -> dict[str, list[str]]:
-        return {worker: list(ids) for worker, ids in self._lists.items() if ids}
+        return {worker: list(ids) for worker, ids in self.snapshot().lists.items() if ids}
 
     @property
     def depth(self) -> int:
-        return len(self._queue)
+        return len(self.snapshot().queue)
 
 
 class Rig:
@@ -95,7 +97,7 @@ class Rig:
         return job
 
     def log(self, job: Job) -> list[Event]:
-        return list(self.store._jobs[job.id].log)
+        return list(self.store.snapshot().jobs[job.id].log)
 
     def answer(self, job: Job) -> Completion:
         return fold(self.log(job))
@@ -160,7 +162,7 @@ class TestIntake:
 
     @staticmethod
     def _is_claimed(r: Rig, job: Job) -> bool:
-        return r.store._jobs[job.id].state != "queued"
+        return r.store.snapshot().jobs[job.id].state != "queued"
 
     @pytest.mark.parametrize("is_known", [True, False])
     async def test_the_list_says_it_too(self, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +323,7 @@ class TestCancel:
     async def test_a_job_that_waits_in_the_batcher_is_cancelled_too(self) -> None:
         async with rig(window_s=30.0) as r:
             job = await r.submit("a")
-            await wait_until(lambda: r.store._jobs[job.id].state == "running", "it is claimed")
+            await wait_until(lambda: r.store.snapshot().jobs[job.id].state == "running", "it is claimed")
             await r.store.cancel(job.id, "client")
             (done,) = await r.end(job)
             assert isinstance(done.end, Done)
@@ -486,9 +488,10 @@ class TestStore:
             await r.begun(fenced)
             models = {"mock": MockBackend.capabilities}
             await r.store.enlist(WorkerInfo(id="thief", models=models, num_slots=1, num_free=1))
-            r.store._lists["thief"] = [fenced.id]
-            r.store._jobs[fenced.id].attempt += 10
-            r.store._jobs[fenced.id].worker = "thief"
+            with changing(r.store) as state:
+                state.lists["thief"] = [fenced.id]
+                state.jobs[fenced.id].attempt += 10
+                state.jobs[fenced.id].worker = "thief"
             await r.end(other)
             await wait_until(lambda: r.store.held() == {"thief": [fenced.id]}, "it lets go of the fenced one")
             assert r.answer(fenced).end is None
@@ -558,8 +561,9 @@ class TestStore:
             await r.end(job)
             stray = Job(id="g1.stray", model="mock", prompt="p", sampling=Sampling(max_tokens=2))
             await r.store.submit(stray, "g1", 0)
-            r.store._unqueue(stray.id)
-            r.store._lists.setdefault(r.worker.id, []).append(stray.id)
+            with changing(r.store) as state:
+                state.queue.remove(stray.id)
+                state.lists.setdefault(r.worker.id, []).append(stray.id)
             await r.end(stray, timeout_s=2)
 
 
@@ -590,7 +594,7 @@ class TestLease:
             (done,) = await r.end(job)
             assert verify_chain(done.tokens) is None
             assert len(done.tokens) == 300
-            assert old not in r.store._lists
+            assert old not in r.store.snapshot().lists
 
     async def test_a_worker_whose_lease_may_have_lapsed_claims_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Deaf(Store):
@@ -642,10 +646,10 @@ class TestLease:
             await r.begun(job)
             worker = r.worker.id
             await wait_until(lambda: stalls, "the stall is noticed", 3)
-            lapses_at = r.store._workers[worker].lapses_at
+            lapses_at = r.store.snapshot().workers[worker].lapses_at
             assert stalls[0] >= 0.6
             await wait_until(lambda: lapses_at + 0.7 < time.time() + LEASE_S, "two renewals are due", 3)
-            assert r.store._workers[worker].lapses_at == lapses_at
+            assert r.store.snapshot().workers[worker].lapses_at == lapses_at
             assert len(stalls) == 1
 
     async def test_loading_an_engine_is_no_stall(self) -> None:
@@ -660,7 +664,9 @@ class TestLease:
             {"mock": Slow()}, store, engine_stall_s=0.2, on_stall=stalls.append, on_enlist=enlisted.append
         ) as r:
             job = await r.submit("a")
-            assert (store._workers, enlisted) == ({}, []), "no lease, and so nothing to wait for, before it is loaded"
+            assert (store.snapshot().workers, enlisted) == ({}, []), (
+                "no lease, and so nothing to wait for, before it is loaded"
+            )
             assert r.worker.why_not_ready() != []
             (answer,) = await r.end(job)
             assert isinstance(answer.end, Done)
@@ -728,7 +734,7 @@ class TestLeaving:
             await r.end(running)
             assert r.running is not None
             await asyncio.wait_for(r.running, 3)
-            assert r.store._jobs[waiting.id].state == "queued"
+            assert r.store.snapshot().jobs[waiting.id].state == "queued"
             assert r.store.held() == {}
             assert (await r.store.overview()).workers == ()
 
@@ -741,15 +747,15 @@ class TestLeaving:
             r.worker.stop()
             assert r.running is not None
             await asyncio.wait_for(r.running, 3)
-            assert list(store._queue) == [job.id for job in jobs]
-            assert all(store._jobs[job.id].num_deaths == 0 for job in jobs)
-            assert all(store._jobs[job.id].state == "queued" for job in jobs)
+            assert store.snapshot().queue == [job.id for job in jobs]
+            assert all(store.snapshot().jobs[job.id].num_deaths == 0 for job in jobs)
+            assert all(store.snapshot().jobs[job.id].state == "queued" for job in jobs)
             assert len(r.answer(jobs[0]).tokens) > 3
         async with rig({"mock": MockBackend(chain=True)}, store) as r:
             for done in await r.end(*jobs):
                 assert verify_chain(done.tokens) is None
                 assert len(done.tokens) == 100
-        assert all(store._jobs[job.id].num_deaths == 0 for job in jobs)
+        assert all(store.snapshot().jobs[job.id].num_deaths == 0 for job in jobs)
 
     async def test_a_second_signal_hands_back_at_once(self) -> None:
         async with rig({"mock": MockBackend(step_ms=5)}, drain_s=60) as r:
@@ -759,7 +765,7 @@ class TestLeaving:
             r.worker.stop()
             assert r.running is not None
             await asyncio.wait_for(r.running, 2)
-            assert list(r.store._queue) == [job.id]
+            assert r.store.snapshot().queue == [job.id]
 
     async def test_two_workers_share_and_one_leaves_without_a_loss(self) -> None:
         store = Store()

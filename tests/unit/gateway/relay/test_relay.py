@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +21,9 @@ from penstock.metrics import Metrics
 from penstock.rich_token import text_of
 from penstock.transports import memory
 from penstock.transports.base import EndReason
-from penstock.transports.memory import MemoryTransport, _Entry
+from penstock.transports.memory import MemoryTransport
+from penstock.transports.memory_state import Entry
+from tests.support.memory import changing, forget
 from tests.support.waiting import wait_until, wait_until_async
 
 WORKER = WorkerInfo(id="w1", models={"mock": Capabilities()}, num_slots=8, num_free=8)
@@ -191,9 +192,8 @@ async def test_a_lost_request_is_submitted_again(rig: Rig, monkeypatch: pytest.M
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a", "b")
-    rig.transport._jobs.clear()  # what FLUSHALL does
-    rig.transport._lists.clear()
-    await wait_until(lambda: len(rig.transport._queue) == 1, "it was pushed again")
+    forget(rig.transport, "jobs", "lists")  # what FLUSHALL does
+    await wait_until(lambda: len(rig.transport.snapshot().queue) == 1, "it was pushed again")
     again = await rig.claim()
     assert again.tokens == ("a", "b")
     assert again.attempt > claim.attempt
@@ -207,13 +207,16 @@ async def test_a_log_behind_the_client_is_restored(rig: Rig) -> None:
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a", "b")
-    entry = rig.transport._jobs[claim.job.id]  # a restart from an older snapshot
-    entry.log[-1] = Tokens(claim.job.id, claim.attempt, 0, tokens=("a",))
-    entry.num_tokens = 1
-    entry.state = "queued"
+    with changing(rig.transport) as state:  # a restart from an older snapshot
+        entry = state.jobs[claim.job.id]
+        entry.log[-1] = Tokens(claim.job.id, claim.attempt, 0, tokens=("a",))
+        entry.num_tokens = 1
+        entry.state = "queued"
     (short,) = await rig.transport.claim("w1", [claim.job.id])
     assert short.tokens == ("a",)
-    await wait_until(lambda: entry.num_tokens == 2, "the missing token was given back")
+    await wait_until(
+        lambda: rig.transport.snapshot().jobs[claim.job.id].num_tokens == 2, "the missing token was given back"
+    )
     await rig.tokens(short, 1, "other", "tokens", "here")
     assert stream.tokens == ["a", "b"]
     again = await rig.claim()
@@ -234,9 +237,10 @@ async def test_frames_of_an_attempt_that_the_store_has_lost_are_not_believed_aft
     lost_attempt = claim.attempt + 1
     await wait_until(lambda: time.time() * 1000 > lost_attempt, "the store's clock has passed its number")
     rig.pool.look(await rig.transport.tick("g1"))
-    del rig.transport._jobs[claim.job.id]
+    with changing(rig.transport) as state:
+        del state.jobs[claim.job.id]
     rig.relay.invalidate_all()
-    await wait_until(lambda: claim.job.id in rig.transport._queue, "it is in the queue again")
+    await wait_until(lambda: claim.job.id in rig.transport.snapshot().queue, "it is in the queue again")
     await rig.relay.drain()
     rig.deliver(Started(claim.job.id, lost_attempt, len(relayed)))
     rig.deliver(Tokens(claim.job.id, lost_attempt, len(relayed), tokens=("of", "a", "lost", "attempt")))
@@ -255,14 +259,14 @@ async def test_a_poll_requeues_a_request_in_no_list_whose_gateway_is_gone(
 ) -> None:
     rig.on_disconnect, rig.retention_s = "continue", 60.0
     job_id = (await rig.open()).job.id
-    rig.transport._queue.clear()  # a worker popped it for a connection that was gone
+    forget(rig.transport, "queue")  # a worker popped it for a connection that was gone
     other = Relay("g2", rig.transport, max_depth=2)
     assert await other.look_up(job_id) is not None
-    assert not rig.transport._queue, "it may be on its way to a worker just now"
+    assert not rig.transport.snapshot().queue, "it may be on its way to a worker just now"
     monkeypatch.setattr(patience, "STRANDED_S", 0.0)
     assert await other.look_up(job_id) is not None
     assert await other.look_up(job_id) is not None
-    assert list(rig.transport._queue) == [job_id]
+    assert rig.transport.snapshot().queue == [job_id]
 
 
 async def test_an_ended_request_is_not_cancelled_when_the_store_was_rolled_back(rig: Rig) -> None:
@@ -273,9 +277,10 @@ async def test_an_ended_request_is_not_cancelled_when_the_store_was_rolled_back(
     await rig.done(claim, 1)
     assert isinstance(stream.end, Done)
     assert stream.readers, "as while its POST is still being answered"
-    entry = rig.transport._jobs[claim.job.id]
-    entry.state, entry.num_tokens = "queued", 0
-    entry.log.clear()
+    with changing(rig.transport) as state:
+        entry = state.jobs[claim.job.id]
+        entry.state, entry.num_tokens = "queued", 0
+        entry.log.clear()
     rig.relay.invalidate_all()
     await rig.relay.drain()
     record = await rig.transport.read(claim.job.id)
@@ -290,7 +295,7 @@ async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
     await wait_until(lambda: stream.end is not None, "the deadline ends it")
     assert isinstance(stream.end, Failed)
     assert stream.end.code == "deadline_exceeded"
-    assert not rig.transport._queue
+    assert not rig.transport.snapshot().queue
 
 
 async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> None:
@@ -304,7 +309,7 @@ async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> N
 async def test_a_reader_that_leaves_cancels(rig: Rig) -> None:
     stream = await rig.open()
     rig.relay.leave(rig.reader, is_delivered=False)
-    await wait_until(lambda: not rig.transport._queue, "the id left the queue")
+    await wait_until(lambda: not rig.transport.snapshot().queue, "the id left the queue")
     record = await rig.transport.read(stream.job.id)
     assert record is not None
     assert record.state == "done"
@@ -317,7 +322,7 @@ async def test_a_full_queue_leaves_nothing_behind(rig: Rig) -> None:
     with pytest.raises(QueueFull):
         await rig.open()
     assert len(rig.relay) == 2
-    assert len(rig.transport._jobs) == 2
+    assert len(rig.transport.snapshot().jobs) == 2
 
 
 async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
@@ -429,7 +434,7 @@ async def test_of_several_readers_only_the_last_ones_leaving_counts(rig: Rig) ->
     await rig.relay.drain()
     assert await rig.relay.find(stream.job.id) is stream
     rig.relay.leave(second, is_delivered=False)
-    await wait_until(lambda: not rig.transport._queue, "it was cancelled")
+    await wait_until(lambda: not rig.transport.snapshot().queue, "it was cancelled")
 
 
 async def test_a_stream_to_resume_waits_for_a_while(rig: Rig) -> None:
@@ -537,7 +542,8 @@ async def test_a_frame_of_a_cancelled_request_cancels_it_again(rig: Rig, monkeyp
     claim = await rig.claim()
     rig.relay.leave(rig.reader, is_delivered=False)
     await rig.relay.drain()
-    rig.transport._jobs[stream.job.id].cancel = None  # the store has gone back to before its client left
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id].cancel = None  # the store has gone back to before its client left
     await rig.tokens(claim, 0, "a")
 
     async def is_marked() -> bool:
@@ -555,20 +561,17 @@ async def test_a_frame_of_an_unknown_request_cancels_nothing(rig: Rig) -> None:
     assert (await rig.transport.renew(WORKER, [stream.job.id])).cancelled == {}
 
 
-async def ended(
-    rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = ""
-) -> tuple[RelayStream, Claim, _Entry]:
+async def ended(rig: Rig, on_disconnect: OnDisconnect = "continue", once: str = "") -> tuple[RelayStream, Claim, Entry]:
     """A request that has ended, and an older state of it: running, without its last token and its end."""
     rig.on_disconnect, rig.once = on_disconnect, once
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
-    entry = rig.transport._jobs[stream.job.id]
-    older = replace(entry, log=list(entry.log))
+    older = rig.transport.snapshot().jobs[stream.job.id]
     await rig.tokens(claim, 1, "b")
     await rig.done(claim, 2)
     rig.relay.leave(rig.reader, is_delivered=True)
-    assert entry.state == "done"
+    assert rig.transport.snapshot().jobs[stream.job.id].state == "done"
     return stream, claim, older
 
 
@@ -584,7 +587,8 @@ async def test_an_ended_request_is_given_back_when_a_worker_runs_it_again(
     rig: Rig, on_disconnect: OnDisconnect
 ) -> None:
     stream, claim, older = await ended(rig, on_disconnect)
-    rig.transport._jobs[stream.job.id] = older  # a restart from an older state, in which a worker goes on with it
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id] = older  # a restart from an older state, in which a worker goes on with it
     await rig.tokens(claim, 1, "other")
 
     async def is_done() -> bool:
@@ -599,8 +603,7 @@ async def test_an_ended_request_is_given_back_when_a_worker_runs_it_again(
 async def test_a_result_that_the_store_has_lost_is_given_back(rig: Rig, on_disconnect: OnDisconnect) -> None:
     rig.retention_s = 300.0
     stream, _, older = await ended(rig, on_disconnect)
-    rig.transport._jobs.clear()
-    rig.transport._gateways.clear()
+    forget(rig.transport, "jobs", "gateways")
     rig.relay.invalidate_all()
 
     async def is_there() -> bool:
@@ -612,13 +615,13 @@ async def test_a_result_that_the_store_has_lost_is_given_back(rig: Rig, on_disco
     assert record is not None
     assert abs(record.created_at - older.created_at) < 5.0
     assert record.started_at
-    left_s = rig.transport._jobs[stream.job.id].expires_at - record.now
+    left_s = rig.transport.snapshot().jobs[stream.job.id].expires_at - record.now
     assert 290.0 < left_s <= 300.0
 
 
 async def test_a_delivered_answer_is_not_given_back_to_a_store_that_lost_it(rig: Rig) -> None:
     stream, _, _ = await ended(rig, "cancel")
-    rig.transport._jobs.clear()
+    forget(rig.transport, "jobs")
     await rig.relay.keeper.check()
     assert await rig.transport.read(stream.job.id) is None
 
@@ -628,21 +631,21 @@ async def test_the_gateway_that_holds_a_request_answers_for_it(rig: Rig, monkeyp
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
-    rig.transport._jobs.clear()
-    rig.transport._lists.clear()
+    forget(rig.transport, "jobs", "lists")
     record = await rig.relay.look_up(stream.job.id)
     assert record is not None
     assert (record.state, fold(record.events).tokens) == ("running", ("a",))
-    await wait_until(lambda: list(rig.transport._queue) == [stream.job.id], "it was submitted again at once")
+    await wait_until(lambda: rig.transport.snapshot().queue == [stream.job.id], "it was submitted again at once")
 
 
 async def test_a_request_that_ended_here_is_never_unknown_or_running_again(rig: Rig) -> None:
     rig.retention_s = 60.0
     stream, _, older = await ended(rig)
     for entry in (None, older):
-        rig.transport._jobs.clear()
+        forget(rig.transport, "jobs")
         if entry is not None:
-            rig.transport._jobs[stream.job.id] = entry
+            with changing(rig.transport) as state:
+                state.jobs[stream.job.id] = entry
         record = await rig.relay.look_up(stream.job.id)
         assert record is not None
         assert (record.state, fold(record.events).tokens) == ("done", ("a", "b"))
@@ -654,7 +657,7 @@ async def test_another_gateway_is_unsure_of_an_unknown_request_after_a_loss_of_d
     other = Relay("g2", rig.transport, max_depth=2)
     await rig.transport.tick("g2")
     assert await other.look_up("g1.nothing") is None
-    rig.transport._gateways.clear()
+    forget(rig.transport, "gateways")
     with pytest.raises(StoreUnavailable):
         await other.look_up("g1.nothing")
 
@@ -675,7 +678,7 @@ async def test_nor_of_a_position_in_it(rig: Rig) -> None:
     stream = await rig.open()
     record = await rig.transport.read(stream.job.id)
     assert record is not None
-    rig.transport._gateways.clear()
+    forget(rig.transport, "gateways")
     with pytest.raises(StoreUnavailable):
         await rig.relay.attach(stream.job.id, record, 2)
 
@@ -688,7 +691,7 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
     await rig.tokens(claim, 0, "a")
     for name in ("_jobs", "_lists", "_bound"):
         getattr(rig.transport, name).clear()  # what FLUSHALL does
-    await wait_until(lambda: len(rig.transport._queue) == 1, "it was pushed again")
+    await wait_until(lambda: len(rig.transport.snapshot().queue) == 1, "it was pushed again")
     bound = await rig.transport.bind_key(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
     assert bound.job_id == stream.job.id
@@ -697,7 +700,7 @@ async def test_a_key_is_given_back_with_its_request(rig: Rig, monkeypatch: pytes
 async def test_a_failed_read_is_repeated(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.retention_s = 300.0
     stream, _, _ = await ended(rig)
-    rig.transport._jobs.clear()
+    forget(rig.transport, "jobs")
     states, num_asked = rig.transport.states, 0
 
     async def refuse(job_ids: Any) -> Any:
@@ -710,7 +713,7 @@ async def test_a_failed_read_is_repeated(rig: Rig, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rig.transport, "states", refuse)
     monkeypatch.setattr(keeper, "_AGAIN_S", 0.0)
     await rig.relay.keeper.check()
-    assert stream.job.id in rig.transport._jobs
+    assert stream.job.id in rig.transport.snapshot().jobs
 
 
 async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
@@ -720,7 +723,7 @@ async def test_a_key_is_given_back_with_its_answer(rig: Rig) -> None:
     for name in ("_jobs", "_bound", "_gateways"):
         getattr(rig.transport, name).clear()
     rig.relay.invalidate_all()
-    await wait_until(lambda: stream.job.id in rig.transport._jobs, "it is there again")
+    await wait_until(lambda: stream.job.id in rig.transport.snapshot().jobs, "it is there again")
     bound = await rig.transport.bind_key(replace_job(stream.job, id="g2.1"), 60.0)
     assert bound is not None
     assert bound.job_id == stream.job.id
@@ -739,7 +742,7 @@ async def test_a_gateway_remembers_the_result_that_it_gave_to_a_poller(rig: Rig)
         assert record is not None
         assert record.state == "done"
     assert isinstance(stream.end, Done)
-    rig.transport._jobs.clear()  # and its own gateway, say, is gone by now
+    forget(rig.transport, "jobs")  # and its own gateway, say, is gone by now
     record = await other.look_up(stream.job.id)
     assert record is not None
     assert fold(record.events).tokens == ("a",)
@@ -749,14 +752,15 @@ async def test_an_attempt_restored_by_a_rollback_does_not_run_unseen(rig: Rig) -
     stream = await rig.open()
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
-    entry = rig.transport._jobs[stream.job.id]
-    older = replace(entry, log=list(entry.log))
-    entry.state = "queued"
+    older = rig.transport.snapshot().jobs[stream.job.id]
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id].state = "queued"
     (newer,) = await rig.transport.claim("w1", [stream.job.id])
     await rig.tokens(newer, 1, "b")
-    rig.transport._jobs[stream.job.id] = older
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id] = older
     rig.relay.request_log(stream, "silence")
-    await wait_until(lambda: older.state == "queued", "it is to run again")
+    await wait_until(lambda: rig.transport.snapshot().jobs[stream.job.id].state == "queued", "it is to run again")
     again = await rig.claim()
     assert again.tokens == ("a", "b")
     assert again.attempt > newer.attempt
@@ -775,8 +779,7 @@ async def _cancelled_elsewhere(rig: Rig, reason: EndReason) -> RelayStream:
 
 async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Rig) -> None:
     stream = await _cancelled_elsewhere(rig, "client")
-    rig.transport._jobs.clear()
-    rig.transport._lists.clear()
+    forget(rig.transport, "jobs", "lists")
     submitted: list[Job] = []
 
     async def note(job: Job, *args: Any, **kwargs: Any) -> int:
@@ -794,18 +797,17 @@ async def test_a_cancel_through_another_gateway_outlives_the_stores_data(rig: Ri
 async def test_a_cancel_that_alone_was_lost_is_repeated(rig: Rig) -> None:
     """It went back to a moment at which the request ran."""
     stream = await _cancelled_elsewhere(rig, "operator")
-    entry = rig.transport._jobs[stream.job.id]
-    entry.cancel = None
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id].cancel = None
     rig.relay.invalidate_all()
-    await wait_until(lambda: entry.cancel == "operator", "it is to end again")
+    await wait_until(lambda: rig.transport.snapshot().jobs[stream.job.id].cancel == "operator", "it is to end again")
 
 
 async def test_a_cancel_of_a_request_that_was_just_lost_is_accepted(rig: Rig) -> None:
     """The gateway that holds it knows it: it is not unknown, and it is not left to run."""
     stream = await rig.open()
     await rig.claim()
-    rig.transport._jobs.clear()
-    rig.transport._lists.clear()
+    forget(rig.transport, "jobs", "lists")
     num_reads = len(rig.reads)
     assert await rig.relay.cancel(stream.job.id, "client") == "marked"
     assert rig.reads[num_reads:] == ["cancel"]
@@ -912,7 +914,7 @@ async def test_a_gateway_without_its_lease_ends_no_request_for_want_of_workers(r
     rig.relay.look(stream.submitted_at + 1.0)
     await rig.relay.drain()
     assert stream.verdict is None
-    assert list(rig.transport._queue) == [stream.job.id]
+    assert rig.transport.snapshot().queue == [stream.job.id]
     rig.has_lease = True
     rig.relay.look(stream.submitted_at + 2.0)
     await wait_until(lambda: stream.end is not None, "the grace is over")
@@ -924,7 +926,8 @@ async def test_a_gateway_without_its_lease_cancels_nothing_again(rig: Rig, monke
     claim = await rig.claim()
     rig.relay.leave(rig.reader, is_delivered=False)
     await rig.relay.drain()
-    rig.transport._jobs[stream.job.id].cancel = None
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id].cancel = None
     rig.has_lease = False
     await rig.tokens(claim, 0, "a")
     await rig.relay.drain()
@@ -948,5 +951,5 @@ async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: py
     monkeypatch.setattr(patience, "STRANDED_S", 0.1)
     stream = await rig.open()
     await rig.transport.take("w1", 1)
-    rig.transport._lists.clear()  # what a bare BLPOP leaves behind
-    await wait_until(lambda: list(rig.transport._queue) == [stream.job.id], "it was pushed again")
+    forget(rig.transport, "lists")  # what a bare BLPOP leaves behind
+    await wait_until(lambda: rig.transport.snapshot().queue == [stream.job.id], "it was pushed again")
