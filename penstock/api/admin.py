@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.admin_answers import DeadList, DoctorReport, GatewayRow, PoolOverview, RunningRow, WorkerRow
+from penstock.api.admin_answers import PATH, DeadList, DoctorReport, GatewayRow, PoolOverview, RunningRow, WorkerRow
 from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
 from penstock.errors import Forbidden, RequestNotFound
@@ -25,7 +25,6 @@ from penstock.http.openapi import answer_of, error_responses
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Holding, Overview, Summary, worst_first
 
-PATH = "/v1/admin"
 MAX_SHOWN = 200
 _OUTCOMES = {
     "ended": "cancelled",

@@ -9,6 +9,8 @@ from msgspec import Struct
 
 from penstock.transports.base import DeadJob, Finding, Level, State
 
+PATH = "/v1/admin"  # of these routes
+
 
 class GatewayRow(Struct, frozen=True, kw_only=True):
     """`lease_s`: what is left of its lease; negative where it has expired."""
@@ -35,7 +37,7 @@ class RunningRow(Struct, frozen=True, kw_only=True):
 
     id: str
     model: str
-    caller: str
+    caller: str = ""
     state: State
     worker: str
     attempts: int

@@ -24,7 +24,7 @@ class AnswerLog:
 
     Opening it repairs it: a last line that was cut off by a crash goes, and so do lines with an error, which are to be
     asked again. So at the end there is one line for each prompt. Raises `ConfigError` for a file that is something
-    else, or that another run has open.
+    else, or that another run has open. A new file that nothing was appended to is removed again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,8 +34,10 @@ class AnswerLog:
         self._writing = asyncio.Lock()
         self._disk = threading.Lock()  # a cancelled `append` leaves a thread behind that may still be writing
         self._file: IO[bytes]
+        self._is_new = False
 
     def __enter__(self) -> Self:
+        self._is_new = not self._path.exists()
         try:
             self._file = self._lock(self._path.open("a+b"))
         except OSError as error:
@@ -51,6 +53,8 @@ class AnswerLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._write()
+        if self._is_new and not self._file.tell():  # there was nothing to write: leave no empty file behind
+            self._path.unlink(missing_ok=True)
         self._file.close()
 
     def has(self, prompt_id: str, digest: str) -> bool:

@@ -11,6 +11,7 @@ import httpx2
 import msgspec
 
 from penstock.client import Answer, AsyncClient
+from penstock.client.core import OnRetry
 from penstock.errors import PenstockError
 from penstock.event import Usage
 
@@ -51,6 +52,7 @@ class Asker:
         *,
         max_connections: int = 1,
         max_retries: int = MAX_RETRIES,
+        on_retry: OnRetry | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._client = AsyncClient(
@@ -58,6 +60,7 @@ class Asker:
             api_key=api_key,
             max_retries=max_retries,
             max_connections=max_connections + 1,  # one to cancel with
+            on_retry=on_retry,
             transport=transport,
         )
 
@@ -68,6 +71,10 @@ class Asker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.close()
+
+    async def reach(self) -> None:
+        """Raises the error of a server that is not there, or that rejects the key."""
+        await self._client.models()
 
     async def ask(self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None) -> AskOutcome:
         """Ask until there is an answer or an error that retries cannot help; `on_text` gets each token once."""

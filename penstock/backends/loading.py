@@ -57,6 +57,7 @@ def _load(spec: str) -> Any:
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"backend {spec}: {error}") from error
     place, _, name = target.rpartition(":")
+    _make_working_directory_importable()
     module = _import_file(spec, Path(place)) if place.endswith(".py") else _import_module(spec, place)
     try:
         return getattr(module, name)
@@ -64,10 +65,14 @@ def _load(spec: str) -> Any:
         raise ConfigError(f"backend {spec}: there is no {name} in {place}") from None
 
 
-def _import_module(spec: str, name: str) -> types.ModuleType:
+def _make_working_directory_importable() -> None:
+    """For a module named in a spec, and for what such a module or file imports itself."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # at the end: a file here must not hide an installed package
+
+
+def _import_module(spec: str, name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except (ImportError, ValueError, SyntaxError) as error:

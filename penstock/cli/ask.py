@@ -9,22 +9,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from penstock.ask import Asker, AskOutcome, Prompt, Summary, ask_file
-from penstock.cli.flags import exit_with, print_error
+from penstock.cli.asides import Asides
+from penstock.cli.flags import FAILED, INTERRUPTED, exit_with, explain, print_error
 from penstock.cli.options import DEFAULT_URL, ApiKey, MaxTokens, Model, Seed, Stop, Temperature, Timeout, TopP, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
-
-INTERRUPTED = 130
 
 _FILE = "A file of prompts"
 
 
 @exit_with
 def ask(
-    prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from stdin.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes; `-` reads it from stdin.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     model: Model = None,
@@ -67,18 +78,27 @@ def ask(
         "timeout_s": timeout,
     }
     body = {name: value for name, value in sampling.items() if value is not None}
-    if file is not None and prompt is not None:
+    if file is not None and words:
         raise ConfigError("either a question or --file, not both")
     if file is not None:
         asker = Asker(url, api_key, max_connections=concurrency)
         return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command continues from {out}")
-    if prompt is None and sys.stdin.isatty():
+    # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.
+    question = {"prompt": _question(words or []), "queue_events": True, **body}
+    return _run(_ask_one(url, api_key, question), "stopped")
+
+
+def _question(words: list[str]) -> str:
+    """Raises `ConfigError` where there is none, or several words that the shell has taken apart."""
+    if len(words) > 1:
+        raise ConfigError(f'put the question in quotes: penstock ask "{" ".join(words)}"')
+    is_given = words not in ([], ["-"])
+    text = words[0] if is_given else "" if not words and sys.stdin.isatty() else sys.stdin.read()
+    if not text.strip():
         raise ConfigError(
             'no prompt given; usage: penstock ask "…", or `-` to read from stdin, or --file prompts.jsonl'
         )
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
-    # Events of the queue make the server answer at once, so that Ctrl-C knows from the start what to cancel.
-    return _run(_ask_one(Asker(url, api_key), {"prompt": text, "queue_events": True, **body}), "stopped")
+    return text
 
 
 def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:
@@ -89,16 +109,22 @@ def _run(task: Coroutine[Any, Any, int], stopped: str) -> int:
         return INTERRUPTED
 
 
-async def _ask_one(asker: Asker, body: dict[str, Any]) -> int:
-    async with asker:
-        outcome = await asker.ask(body, _show)
+async def _ask_one(url: str, api_key: str | None, body: dict[str, Any]) -> int:
+    asides = Asides()
+
+    def show(text: str) -> None:
+        asides.on_token()
+        _show(text)
+
+    on_retry = asides.on_retry if sys.stderr.isatty() else None
+    async with Asker(url, api_key, on_retry=on_retry) as asker:
+        with asides.warnings():
+            outcome = await asker.ask(body, show)
     if outcome.text:
         echo("")
     if outcome.error is not None:
-        again = outcome.error.retry_after_s
-        hint = f" (come back in {again:g} s)" if again else ""
-        print_error(f"{outcome.error.message}{hint}")
-        return 1
+        print_error(explain(outcome.error))
+        return FAILED
     if sys.stderr.isatty():
         console(stderr=True).print(_tally(outcome), style="dim")
     return 0
@@ -117,35 +143,51 @@ def _tally(outcome: AskOutcome) -> str:
     return f"{whole.usage.completion_tokens} tokens{took} ({whole.finish_reason})"
 
 
+class _TokensColumn(ProgressColumn):
+    """All tokens so far, of answers that still run, too. Rendered as often as the bar is, not for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num = 0
+
+    def on_text(self, text: str) -> None:
+        self.num += 1
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['num_failed']} failed · {self.num} tokens")
+
+
 async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defaults: dict[str, Any]) -> int:
+    tokens = _TokensColumn()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[num_failed]} failed · {task.fields[num_tokens]} tokens"),
+        tokens,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(stderr=True)) as progress:
-        bar = progress.add_task("asking", total=None, num_failed=0, num_tokens=0)
-        num_failed = num_tokens = 0
-        last_error = ""
+    async with asker:
+        await asker.reach()
+        with Progress(*columns, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("asking", total=None, num_failed=0)
+            num_failed = 0
+            last_error = ""
 
-        def on_start(total: int, before: int) -> None:
-            progress.update(bar, total=total, completed=before)
+            def on_start(total: int, before: int) -> None:
+                progress.update(bar, total=total, completed=before)
 
-        def on_outcome(prompt: Prompt, outcome: AskOutcome) -> None:
-            nonlocal num_failed, num_tokens, last_error
-            num_tokens += outcome.usage.completion_tokens
-            if outcome.error is not None:
-                num_failed += 1
-                last_error = f"{prompt.id}: {outcome.error.message}"
-            progress.update(bar, advance=1, num_failed=num_failed, num_tokens=num_tokens)
+            def on_outcome(prompt: Prompt, outcome: AskOutcome) -> None:
+                nonlocal num_failed, last_error
+                if outcome.error is not None:
+                    num_failed += 1
+                    last_error = f"{prompt.id}: {explain(outcome.error)}"
+                progress.update(bar, advance=1, num_failed=num_failed)
 
-        async with asker:
             summary = await ask_file(
-                asker, file, out, concurrency=concurrency, defaults=defaults, on_start=on_start, on_outcome=on_outcome
-            )
+                asker, file, out, concurrency=concurrency, defaults=defaults,
+                on_start=on_start, on_text=tokens.on_text, on_outcome=on_outcome,
+            )  # fmt: skip
     return _report(summary, out, last_error)
 
 
@@ -154,4 +196,4 @@ def _report(summary: Summary, out: Path, last_error: str) -> int:
     print_error(f"{summary.num_answered} answered{before}, {summary.num_failed} failed; answers in {out}")
     if summary.num_failed:
         print_error(f"the same command retries the failed ones; the last error: {last_error}")
-    return 1 if summary.num_failed else 0
+    return FAILED if summary.num_failed else 0

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from penstock.cli.flags import exit_with, print_error
 from penstock.cli.options import DEFAULT_URL, ApiKey, OneUrl, json_option
 from penstock.cli.terminal import console, echo
+from penstock.client.route import read_urls
 from penstock.errors import ConfigError, InternalError
 from penstock.loadgen import LoadProgress, Plan, Result, from_file, parse_slo, run, synthetic
 from penstock.loadgen.html import render_html
@@ -104,7 +105,7 @@ def bench(
     _check_span(requests, duration, rate, warmup, ramp, preconnect)
     more = _extra(extra, model)
     plan = Plan(
-        url=url,
+        url=read_urls([url])[0],
         api=api,
         api_key=_key(api_key),
         prepared=_prepared(api, prompts, input_tokens, output_tokens, stream, seed, more),

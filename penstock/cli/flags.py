@@ -12,7 +12,7 @@ import typer
 
 from penstock import stdio
 from penstock.cli.help import Group
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, PenstockError, Unauthorized
 from penstock.log_format import printable
 from penstock.processes.child import is_child
 from penstock.settings import About, Command, Settings, load_settings
@@ -21,6 +21,7 @@ from penstock.settings.declaration import sections
 
 P = ParamSpec("P")
 
+FAILED, INVALID, INTERRUPTED = 1, 2, 130  # exit statuses of commands, see docs/operations.md
 CONFIGURATION = "docs/configuration.md"
 _METAVARS = {"s": "SECONDS", "ms": "MILLISECONDS", "requests/min": "RPM"}
 
@@ -42,16 +43,30 @@ def print_error(text: str) -> None:
     stdio.write(sys.stderr, f"penstock: {printable(text) if sys.stderr.isatty() else text}\n")
 
 
+def explain(error: PenstockError) -> str:
+    """The sentence for people: what the server sent, and which option or variable may help."""
+    if isinstance(error, Unauthorized):
+        return f"{error.message} (--api-key, PENSTOCK_API_KEY)"
+    return f"{error.message} (retry in {error.retry_after_s:g} s)" if error.retry_after_s else error.message
+
+
 def exit_with(run: Callable[P, int]) -> Callable[P, None]:
-    """The command `run`: its return value is the exit status, and 2 means that its input was invalid."""
+    """The command `run`: its return value is the exit status.
+
+    An error is one sentence on stderr, and the status is `INVALID` if a flag, a setting or a file is to blame, else
+    `FAILED`; Ctrl-C is `INTERRUPTED`.
+    """
 
     @functools.wraps(run)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             status = run(*args, **kwargs)
-        except ConfigError as error:
-            print_error(error.message)
-            status = 2
+        except PenstockError as error:
+            print_error(explain(error))
+            status = INVALID if isinstance(error, ConfigError) else FAILED
+        except KeyboardInterrupt:
+            print_error("stopped")
+            status = INTERRUPTED
         raise typer.Exit(status)
 
     return command

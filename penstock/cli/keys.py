@@ -14,7 +14,7 @@ from rich.table import Table
 from penstock.callers import keys as store
 from penstock.cli.flags import exit_with, print_error
 from penstock.cli.help import Command, new_group
-from penstock.cli.operators import answers, call_gateway
+from penstock.cli.operators import call_gateway
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError, Unavailable
@@ -117,7 +117,7 @@ def rotate(
 
 
 @keys.command(cls=Command)
-@answers
+@exit_with
 def revoke(
     key_id: Id,
     file: File = None,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from penstock.cli.flags import new_app, with_settings
 from penstock.cli.help import Command
 from penstock.errors import ConfigError
@@ -17,7 +14,6 @@ def serve(settings: Settings) -> int:
     """Gateway and worker in one process: in memory, or on Redis with --redis-url."""
     from penstock.processes.serve import run_serve
 
-    _import_from_here()
     return run_serve(settings)
 
 
@@ -40,7 +36,6 @@ def worker(settings: Settings) -> int:
         return run_supervised(settings)
     from penstock.processes.worker import run_worker
 
-    _import_from_here()
     return run_worker(settings)
 
 
@@ -56,10 +51,3 @@ def _need_redis(settings: Settings, command: str) -> None:
             f"({flag_name('redis_url')} redis://HOST:6379). "
             "For everything in one process, without Redis: penstock serve"
         )
-
-
-def _import_from_here() -> None:
-    """A backend may be `module:Class` with the module in the working directory. Last, so that it shadows nothing."""
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -74,6 +74,10 @@ class Calls:
             yield from core.ask(self._policy, "DELETE", _path(request_id), limit_s=CANCEL_LIMIT_S)
         except PenstockError as error:
             logger.warning("could not cancel %s: %s", request_id, error.message)
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Steps[dict[str, Any]]:
+        """Any other call: the JSON object that the server answers."""
+        return core.ask(self._policy, method, path, body)
 
     def requests(self, limit: int) -> Steps[list[Status]]:
         return _read_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from penstock.sse import Decoder, SSEError
 GENERATE = "/v1/generate"
 _GATEWAYS_OWN = ("draining", "store_unavailable")  # it ends its streams so when it goes away or is cut off
 SLACK_S = 30.0  # how much longer than the request's own deadline a call keeps trying
+OnRetry = Callable[[PenstockError, float], None]
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Policy:
     silence_s: float = 45.0  # a stream sends something every 15 s: this long without a byte is a dead connection
     patience_s: float = 600.0  # of calls that have no deadline of their own
     reach_s: float = 1.0  # how long to try where no server was ever reached: most likely there is none
+    on_retry: OnRetry | None = None
 
     def budget(self, now: float, limit_s: float | None) -> RetryBudget:
         """What one call may spend that begins `now`."""
@@ -169,6 +171,8 @@ def _wait(policy: Policy, budget: RetryBudget, error: PenstockError, url: str) -
     pause_s = budget.pause_s(error, (yield Now()), is_unreached=not policy.route.was_reached)
     if error.status >= 500:
         policy.route.advance(url)
+    if policy.on_retry is not None and policy.route.was_reached:
+        policy.on_retry(error, pause_s)
     if pause_s > 0:
         yield Pause(pause_s)
     now: float = yield Now()

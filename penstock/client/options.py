@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from penstock.client.core import SLACK_S, Policy
+from penstock.client.core import SLACK_S, OnRetry, Policy
 from penstock.client.route import DEFAULT_URL, Route
 from penstock.errors import ConfigError, InvalidRequest
 from penstock.job import OnDisconnect
@@ -80,10 +80,17 @@ def cancels_on_close(options: Options) -> bool:
     return options.get("on_disconnect") in (None, "cancel")
 
 
-def policy_of(urls: Sequence[str], max_retries: int, silence_s: float, patience_s: float, reach_s: float) -> Policy:
+def policy_of(
+    urls: Sequence[str],
+    max_retries: int,
+    silence_s: float,
+    patience_s: float,
+    reach_s: float,
+    on_retry: OnRetry | None = None,
+) -> Policy:
     """With the URLs of PENSTOCK_URL (separated by commas) where none is given. Raises `ConfigError`."""
     named = urls or [url for url in os.environ.get("PENSTOCK_URL", "").split(",") if url.strip()] or [DEFAULT_URL]
-    return Policy(Route(named), max_retries, silence_s, patience_s, reach_s)
+    return Policy(Route(named), max_retries, silence_s, patience_s, reach_s, on_retry)
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:

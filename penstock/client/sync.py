@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from penstock.client.calls import Calls, StreamCall
+from penstock.client.core import OnRetry
 from penstock.client.options import MessageLike, Options, headers_of, policy_of
 from penstock.client.sockets import CONNECT_S, limits, socket_options
 from penstock.client.state import StreamBase
@@ -163,7 +164,8 @@ class Client:
     `urls`: gateways of one pool, any of which answers for any request; default PENSTOCK_URL. `max_retries`: failures
     in a row, without progress, before a call gives up. `silence_s`: a stream without a byte for so long is
     resumed. `patience_s`: how long calls without a deadline of their own go on. `reach_s`: how long a client that has
-    never reached a server tries to connect.
+    never reached a server tries to connect. `on_retry`: called with the error and the pause, in seconds, when a call
+    that failed is tried again.
     """
 
     def __init__(
@@ -175,9 +177,10 @@ class Client:
         patience_s: float = 600.0,
         reach_s: float = 1.0,
         max_connections: int = 100,
+        on_retry: OnRetry | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s, reach_s))
+        self._calls = Calls(policy_of(urls, max_retries, silence_s, patience_s, reach_s, on_retry))
         if transport is None:
             transport = httpx2.HTTPTransport(limits=limits(max_connections), socket_options=socket_options())
         self._http = httpx2.Client(headers=headers_of(api_key), transport=transport)

@@ -108,7 +108,9 @@ def check_bodiless(request: Request) -> None:
 def _check_kind(kinds: list[bytes]) -> None:
     kind, *parameters = (kinds[0] if len(kinds) == 1 else b"").split(b";")
     if kind.strip(_BLANK).lower() != b"application/json":
-        raise UnsupportedMediaType("The content type must be application/json.")
+        raise UnsupportedMediaType(
+            "The content type must be application/json; curl sends it with -H 'content-type: application/json'."
+        )
     for parameter in parameters:
         name, _, value = parameter.partition(b"=")
         is_charset = name.strip(_BLANK).lower() == b"charset"

@@ -62,12 +62,15 @@ _PAGE = """<!doctype html>
 
 
 def docs_routes(openapi_url: str, title: str = "Penstock") -> APIRouter:
-    """`/docs` and the files it needs. `openapi_url` is the path of the document, from the root of the app.
+    """`/docs`, the files it needs, and `/`, which leads there. `openapi_url` is the document's path, from the root.
 
     Every address on the page is relative to it, so that it also works behind a proxy that adds a prefix.
     """
     page = _PAGE.format(title=escape(title), openapi=escape(openapi_url.removeprefix("/"))).encode()
     kept: dict[str, tuple[bytes, str]] = {}
+
+    async def root(request: Request) -> Response:
+        return Response(status_code=307, headers={"location": "docs", "cache-control": "no-cache"})
 
     async def docs(request: Request) -> Response:
         return Response(page, headers=_SAFE | {"cache-control": "no-cache"}, media_type="text/html")
@@ -88,6 +91,7 @@ def docs_routes(openapi_url: str, title: str = "Penstock") -> APIRouter:
         return Response(data, headers=headers)
 
     router = APIRouter()
+    router.add_route("/", root, methods=["GET"], include_in_schema=False)
     router.add_route("/docs", docs, methods=["GET"], include_in_schema=False)
     router.add_route("/docs/{name}", docs_file, methods=["GET"], include_in_schema=False)
     return router

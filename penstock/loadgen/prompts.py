@@ -40,10 +40,10 @@ def synthetic(
 
 def from_file(api: API, path: Path, *, output_tokens: int, is_stream: bool, extra: Mapping[str, Any]) -> list[Prepared]:
     """The prompts of a JSONL file, as `penstock ask --file` reads it. Raises `ConfigError` that names the line."""
-    from penstock.ask.file import read_prompts  # with an HTTP client, which a process of load does without
+    from penstock.ask.file import PromptFile  # with an HTTP client, which a process of load does without
 
     defaults = {"max_tokens": output_tokens, **extra}
-    found = [_prepare(api, prompt.body, is_stream) for prompt in read_prompts(path, defaults)]
+    found = [_prepare(api, prompt.body, is_stream) for prompt in PromptFile(path, defaults)]
     if not found:
         raise ConfigError(f"{path}: it contains no prompts")
     return found

@@ -120,7 +120,7 @@ TABLE: dict[str, Spec] = {spec.name.removeprefix("penstock_"): spec for spec in 
 
 
 def render_markdown() -> str:
-    """`docs/metrics.md`, whole: `python -m penstock.metrics > docs/metrics.md`."""
+    """`docs/metrics.md`, whole; `make docs` writes it."""
     lines = [
         "# Metrics",
         "",

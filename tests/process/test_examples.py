@@ -99,8 +99,8 @@ def test_a_chat_from_a_pipe_remembers_and_forgets(server: Site) -> None:
 
 def test_a_chat_prints_an_error_and_continues(server: Site) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "penstock", "chat", "--url", server.gateways[0], "--max-tokens", "3"],
-        input="/model none\nhello\n/model mock\nhello\n",
+        [sys.executable, "-m", "penstock", "chat", "--url", server.gateways[0], "--model", "none"],
+        input="hello\n/model mock\nhello\n",
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,7 @@ import httpx2
 import pytest
 
 from penstock.ask import Asker, AskOutcome, ask_file
-from penstock.ask.file import read_prompts
+from penstock.ask.file import PromptFile
 from penstock.errors import BackendError, ConfigError, QueueFull, Unavailable
 from penstock.sse import frame
 from tests.support.waiting import wait_until
@@ -272,8 +273,8 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["nonsense"], "line 1"),
-        (['{"prompt": "a"}', "", "[]"], "line 3: a JSON object"),
+        (["nonsense"], "line 1: each line must be a JSON object .* this one is not JSON"),
+        (['{"prompt": "a"}', "", "[]"], "line 3: each line must be a JSON object"),
         ([{"prompt": "a", "messages": []}], "either"),
         ([{}], "either"),
         ([{"prompt": "a", "max_token": 1}], "unknown field max_token"),
@@ -283,9 +284,33 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 )
 async def test_a_bad_line_is_named_before_anything_is_asked(tmp_path: Path, lines: list[object], words: str) -> None:
     server = Server()
+    out = tmp_path / "out.jsonl"
     with pytest.raises(ConfigError, match=words):
-        await run_file(server, prompts(tmp_path, *lines), tmp_path / "out.jsonl")
+        await run_file(server, prompts(tmp_path, *lines), out)
     assert server.bodies == []
+    assert not out.exists(), "no empty file of answers is left behind"
+
+
+async def test_a_byte_order_mark_is_not_part_of_the_first_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n')
+    server = Server()
+    assert await run_file(server, path, tmp_path / "out.jsonl") == (0, 1, 0)
+    assert server.bodies[0]["prompt"] == "a"
+
+
+async def test_prompts_may_come_from_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = io.BytesIO(b'{"prompt": "a"}\n{"prompt": "b"}\n')
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given, encoding="utf-8"))
+    server = Server()
+    assert await run_file(server, Path("-"), tmp_path / "out.jsonl") == (0, 2, 0)
+    assert sorted(body["prompt"] for body in server.bodies) == ["a", "b"]
+
+
+async def test_tokens_are_counted_while_answers_run(tmp_path: Path) -> None:
+    texts: list[str] = []
+    await run_file(Server(), prompts(tmp_path, {"prompt": "a b"}), tmp_path / "out.jsonl", on_text=texts.append)
+    assert texts == ["A ", "B "]
 
 
 async def test_a_line_may_set_every_option_and_an_answers_calls_are_in_its_line(tmp_path: Path) -> None:
@@ -306,14 +331,14 @@ async def test_a_line_may_set_every_option_and_an_answers_calls_are_in_its_line(
 
 async def test_the_same_prompt_twice_is_two_questions(tmp_path: Path) -> None:
     path = prompts(tmp_path, {"prompt": "a"}, {"prompt": "a"}, {"prompt": "a"})
-    ids = [prompt.id for prompt in read_prompts(path, {})]
+    ids = [prompt.id for prompt in PromptFile(path, {})]
     assert len(set(ids)) == 3
-    assert ids == [prompt.id for prompt in read_prompts(path, {})]
+    assert ids == [prompt.id for prompt in PromptFile(path, {})]
     assert await run_file(Server(), path, tmp_path / "out.jsonl") == (0, 3, 0)
     assert await run_file(Server(), path, tmp_path / "out.jsonl") == (3, 0, 0)
 
 
 def test_the_example_holds_a_hundred_questions() -> None:
-    found = list(read_prompts(ROOT / "examples" / "prompts.jsonl", {}))
+    found = list(PromptFile(ROOT / "examples" / "prompts.jsonl", {}))
     assert [prompt.id for prompt in found] == [f"q{i:03}" for i in range(1, 101)]
     assert len({prompt.body["prompt"] for prompt in found}) == 100

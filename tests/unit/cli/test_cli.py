@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 from penstock import __version__
 from penstock.callers.keys import KeyRing, read_keys
 from penstock.cli.app import app
+from penstock.cli.flags import exit_with, explain
+from penstock.errors import Unauthorized
 from penstock.settings import About, Command, Settings
 from penstock.settings.about import env_name, flag_name
 from penstock.settings.declaration import sections
@@ -274,3 +277,77 @@ def test_a_password_in_a_flag_is_seen_by_every_user(
         assert ("--redis-url holds a password" in said) == is_said, said
         assert "secret" not in said
     assert "every user of this machine can read flags" in " ".join(run("gateway", "--help").output.split())
+
+
+# ── what a user meets first ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ask_without_a_question_shows_how_and_ends_with_2() -> None:
+    for arguments in ((), ("-",), ("",)):
+        asked = run("ask", *arguments)
+        assert (asked.exit_code, asked.stdout) == (2, "")
+        assert 'usage: penstock ask "…"' in asked.stderr
+
+
+def test_a_question_without_quotes_is_shown_with_them() -> None:
+    asked = run("ask", "what", "is", "this")
+    assert asked.exit_code == 2
+    assert 'put the question in quotes: penstock ask "what is this"' in asked.stderr
+
+
+@pytest.mark.parametrize("command", ["ask x", "ps", "doctor", "dead list", "cancel x"])
+def test_a_server_that_is_not_there_is_status_1_and_a_hint(command: str) -> None:
+    asked = run(*command.split(), "--url", "http://127.0.0.1:9")
+    assert (asked.exit_code, asked.stdout) == (1, "")
+    assert asked.stderr.startswith("penstock: Cannot connect to http://127.0.0.1:9: ")
+    assert "penstock serve" in asked.stderr
+
+
+@pytest.mark.parametrize("command", ["ask x", "chat", "ps", "doctor", "dead list", "cancel x", "bench"])
+def test_a_url_without_http_is_shown_as_typed_and_status_2(command: str) -> None:
+    asked = run(*command.split(), "--url", "localhost:8000")
+    assert (asked.exit_code, asked.stdout) == (2, "")
+    assert "'localhost:8000' is not an http:// or https:// URL" in asked.stderr
+    assert "write http://localhost:8000" in asked.stderr
+
+
+def test_a_file_of_questions_needs_a_server_and_leaves_no_file_without_one(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    asked = run("ask", "--file", str(prompts), "--out", str(out), "--url", "http://127.0.0.1:9")
+    assert asked.exit_code == 1
+    assert asked.stderr.count("Cannot connect") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("error", [Unauthorized("No such key."), Unauthorized("An API key is needed.")])
+def test_a_rejected_key_names_its_variable(error: Unauthorized) -> None:
+    assert explain(error) == f"{error.message} (--api-key, PENSTOCK_API_KEY)"
+
+
+def test_ctrl_c_in_a_command_is_one_line_and_130() -> None:
+    command = typer.Typer()
+
+    @command.command()
+    @exit_with
+    def wait() -> int:
+        raise KeyboardInterrupt
+
+    stopped = CliRunner().invoke(command, [])
+    assert (stopped.exit_code, stopped.stderr) == (130, "penstock: stopped\n")
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'penstock.cli.app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['penstock', 'ask', 'x']\n"
+        "from penstock.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.cli import ask, chat, keys
+from penstock.cli.asides import Asides
 from penstock.cli.flags import print_error
 from penstock.cli.tables import dead_table, findings_table
 from penstock.cli.terminal import console, echo
@@ -64,6 +65,7 @@ class Said:
 
     text = COMMANDS
     num_resumed = 0
+    answer = None
 
     def __iter__(self) -> Iterator[str]:
         yield COMMANDS
@@ -73,7 +75,7 @@ def test_text_of_a_model_is_escaped_on_a_terminal(out: Stream) -> None:
     said: Any = Said()
     with redirect_stdout(out):
         ask._show(COMMANDS)
-        chat._Chat._show(said, said)
+        chat.Conversation(said, {}, "", Asides())._show(said)
     shown = out.getvalue()
     assert shown == (printable(COMMANDS) if out.isatty() else COMMANDS) * 2 + "\n"
     assert bool(UNSAFE.search(shown)) != out.isatty()

@@ -345,8 +345,13 @@ async def test_a_client_that_leaves_is_noticed() -> None:
     ],
 )
 async def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(UnsupportedMediaType):
+    with pytest.raises(UnsupportedMediaType, match="application/json|charset"):
         await read_body(request_of([part(b"{}", False)], headers), 100, 1.0)
+
+
+async def test_a_missing_content_type_is_answered_with_the_header_to_add() -> None:
+    with pytest.raises(UnsupportedMediaType, match="-H 'content-type: application/json'"):
+        await read_body(request_of([part(b"{}", False)], {}), 100, 1.0)
 
 
 def with_headers(*headers: tuple[str, str]) -> Request:

@@ -224,6 +224,12 @@ async def docs() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_root_leads_to_the_docs_page_also_behind_a_prefix(docs: httpx2.AsyncClient, method: str) -> None:
+    answer = await docs.request(method, "/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
 async def test_the_docs_page_needs_no_other_host(docs: httpx2.AsyncClient) -> None:
     page = await docs.get("/docs")
     links = Links()
