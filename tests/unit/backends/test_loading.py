@@ -91,6 +91,15 @@ def test_by_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.
     assert type(build_backend("a_backend_of_mine:Echo", {})).__name__ == "Echo"
 
 
+def test_a_file_may_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_helper_of_mine.py").write_text(SOURCE)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text("from a_helper_of_mine import Echo")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(Path(loading.__file__).parents[2])])
+    assert type(build_backend("sub/mine.py:Echo", {})).__module__ == "a_helper_of_mine"
+
+
 def test_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("other", "penstock.backends.mock.engine:MockBackend", "penstock.backends")
     monkeypatch.setattr(loading, "entry_points", lambda group: [point])

@@ -345,7 +345,7 @@ async def test_a_client_that_leaves_is_noticed() -> None:
     ],
 )
 async def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(UnsupportedMediaType, match="application/json|charset"):
+    with pytest.raises(UnsupportedMediaType):
         await read_body(request_of([part(b"{}", False)], headers), 100, 1.0)
 
 
