@@ -92,13 +92,13 @@ class Conversation:
         note = self._asides.note
         if name == "/reset":
             self._turns.clear()
-            note("the conversation is forgotten")
+            note("the conversation is cleared")
         elif name == "/undo":
-            note("the last question is forgotten" if self._turns else "there is nothing to forget")
+            note("removed the last question" if self._turns else "nothing to undo")
             del self._turns[-2:]
         elif name == "/system":
             self._system = rest.strip()
-            note("the system prompt is set" if self._system else "there is no system prompt")
+            note("with this system prompt" if self._system else "without a system prompt")
         elif name == "/model":
             self._choose(rest.strip())
         elif name == "/help":

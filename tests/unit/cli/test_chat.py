@@ -55,10 +55,10 @@ def say(monkeypatch: pytest.MonkeyPatch, talk: Conversation, *lines: str) -> int
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("/system be brief", "the system prompt is set"),
-        ("/system", "there is no system prompt"),
-        ("/undo", "there is nothing to forget"),
-        ("/reset", "the conversation is forgotten"),
+        ("/system be brief", "with this system prompt"),
+        ("/system", "without a system prompt"),
+        ("/undo", "nothing to undo"),
+        ("/reset", "the conversation is cleared"),
         ("/model large", "model large"),
         ("/model", "the server's first model"),
         ("/model fst", "the server does not serve fst; it serves small, large"),
