@@ -143,52 +143,50 @@ def _tally(outcome: AskOutcome) -> str:
     return f"{whole.usage.completion_tokens} tokens{took} ({whole.finish_reason})"
 
 
-class _TokensColumn(ProgressColumn):
-    """All tokens so far, of answers that still run, too. Rendered as often as the bar is, not for each token."""
+class _Counts(ProgressColumn):
+    """Failed answers, and all tokens so far, of answers that still run, too. Rendered as often as the bar is."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.num = 0
+        self.num_failed = self.num_tokens = 0
+        self.last_error = ""
 
     def on_text(self, text: str) -> None:
-        self.num += 1
+        self.num_tokens += 1
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['num_failed']} failed · {self.num} tokens")
+        return Text(f"{self.num_failed} failed · {self.num_tokens} tokens")
 
 
 async def _ask_file(asker: Asker, file: Path, out: Path, concurrency: int, defaults: dict[str, Any]) -> int:
-    tokens = _TokensColumn()
+    counts = _Counts()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        tokens,
+        counts,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     async with asker:
         await asker.reach()
         with Progress(*columns, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            bar = progress.add_task("asking", total=None, num_failed=0)
-            num_failed = 0
-            last_error = ""
+            bar = progress.add_task("asking", total=None)
 
             def on_start(total: int, before: int) -> None:
                 progress.update(bar, total=total, completed=before)
 
             def on_outcome(prompt: Prompt, outcome: AskOutcome) -> None:
-                nonlocal num_failed, last_error
                 if outcome.error is not None:
-                    num_failed += 1
-                    last_error = f"{prompt.id}: {explain(outcome.error)}"
-                progress.update(bar, advance=1, num_failed=num_failed)
+                    counts.num_failed += 1
+                    counts.last_error = f"{prompt.id}: {explain(outcome.error)}"
+                progress.update(bar, advance=1)
 
             summary = await ask_file(
                 asker, file, out, concurrency=concurrency, defaults=defaults,
-                on_start=on_start, on_text=tokens.on_text, on_outcome=on_outcome,
+                on_start=on_start, on_text=counts.on_text, on_outcome=on_outcome,
             )  # fmt: skip
-    return _report(summary, out, last_error)
+    return _report(summary, out, counts.last_error)
 
 
 def _report(summary: Summary, out: Path, last_error: str) -> int:
