@@ -15,11 +15,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
+from penstock.api.answer import Opened
 from penstock.api.callers import authenticate
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
-from penstock.gateway.admission import INPUTS_PER_UNIT, Caller, Permit
+from penstock.gateway.admission import INPUTS_PER_UNIT, Caller
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import read_body
@@ -101,9 +102,7 @@ async def receive(
     return Received(parsed, caller, key, body_hash, large)
 
 
-async def admit_and_submit(
-    gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]
-) -> tuple[list[Reader], Permit]:
+async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]) -> Opened:
     """Admit and submit all drafts, or none of them. The first job has the call's id.
 
     The rate limit counts them all; `receive` has counted one.
@@ -134,7 +133,7 @@ async def admit_and_submit(
             gateway.relay.leave(reader, is_delivered=False)
         permit.release()
         raise
-    return readers, permit
+    return Opened(gateway, call, readers, permit)
 
 
 def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_key: bool = False) -> Job:

@@ -6,6 +6,7 @@ page is made from it. Knows no transport and no limits: those are `relay` and `a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from penstock.api.intake import Draft, admit_and_submit, receive
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.event import Done, Failed, FinishReason, Terminal
 from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
 from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.job import Job
@@ -115,8 +117,8 @@ def generate_body(settings: Settings) -> type[GenerateBody]:
 class NativeResponse(AnswerResponse):
     """The answer in Penstock's own form: one JSON object, or `token`… then `done` or `error` events."""
 
-    def whole(self, end: Done) -> bytes:
-        stream = self.stream
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        stream, (end,) = self.stream, ends
         whole = with_call_ids(join(stream.tokens), stream.job.id)
         return msgspec.json.encode(
             {
@@ -130,9 +132,10 @@ class NativeResponse(AnswerResponse):
             }
         )
 
-    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
-        job_id = self.stream.job.id
-        head = f"id: {job_id}/{self.stream.attempt}-".encode()
+    def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
+        stream = reader.stream
+        job_id = stream.job.id
+        head = f"id: {job_id}/{stream.attempt}-".encode()
         data = b'\nevent: token\ndata: {"request_id":"%s","index":' % job_id.encode()
         encode = msgspec.json.encode
         # Per token; the slow form is `frame("token", …)` with the data as a dict, which `RichToken`s need in part.
@@ -150,7 +153,7 @@ class NativeResponse(AnswerResponse):
         data = {"request_id": self.stream.job.id, "position": position, "estimated_wait_s": estimate}
         return frame("queued", msgspec.json.encode(data))
 
-    def end_frame(self, end: Terminal) -> bytes:
+    def end_frame(self, reader: Reader, end: Terminal) -> bytes:
         stream = self.stream
         position = f"{stream.job.id}/{stream.attempt}-{len(stream.tokens)}"
         if isinstance(end, Failed):
@@ -222,14 +225,11 @@ class NativeAPI:
         call.endpoint = ENDPOINT
         received = await receive(gateway, request, call, self.body, without_several)
         body = received.body
-        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
+        opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         if body.background:
-            permit.release()
-            gateway.relay.leave(reader, is_delivered=False)
-            return accepted(reader.stream.job)
-        return NativeResponse(
-            gateway, call, reader, permit, is_stream=bool(body.stream), queue_events=body.queue_events
-        )
+            opened.leave_running()
+            return accepted(opened.reader.stream.job)
+        return NativeResponse(opened, is_stream=bool(body.stream), queue_events=body.queue_events)
 
 
 def without_several(data: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import extra_fields, usage
+from penstock.api.answer import Opened, extra_fields, usage
 from penstock.api.callers import authenticate, identify
 from penstock.api.native import NativeResponse, TextAnswer, TimingsAnswer, UsageAnswer
 from penstock.errors import InvalidRequest, RequestNotFound
@@ -124,7 +124,7 @@ class RequestsAPI:
             permit.release()
             raise
         call.fields["model"] = record.job.model
-        return NativeResponse(self.gateway, call, reader, permit, is_stream=True, queue_events=None)
+        return NativeResponse(Opened(self.gateway, call, [reader], permit), is_stream=True, queue_events=None)
 
     async def take_up(self, request: Request) -> Response:
         """`events`, called by the request's path alone."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from penstock.api.idempotency import submit_once
 from penstock.errors import InvalidRequest, PenstockError, QueueFull, StoreUnavailable
 from penstock.event import Done, Failed, Terminal, fold
-from penstock.gateway.relay import Reader
+from penstock.gateway.relay import Reader, wait_changed
 from penstock.http.edge import Call
 from penstock.rich_token import Token
 from tests.simulation.plan import Ask
@@ -273,7 +273,7 @@ async def _read(client: Client, gateway: Gateway, reader: Reader) -> None:
     try:
         while True:
             while not reader.has_news:
-                await reader.changed()
+                await wait_changed([reader])
             first, tokens = reader.fresh()
             if tokens:
                 client.receive(first, tokens)

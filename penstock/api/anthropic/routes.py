@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from penstock.api.answer import AnswerResponse
+from penstock.api.answer import AnswerResponse, Opened
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
@@ -17,10 +18,9 @@ from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
-from penstock.gateway.admission import Permit
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
-from penstock.http.edge import Call, call_of
+from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.rich_token import Token
 
@@ -72,18 +72,19 @@ class AnthropicAPI:
         call.endpoint = MESSAGES
         call.dialect = ANTHROPIC
         received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
-        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
-        return MessageResponse(gateway, call, reader, permit, is_stream=bool(received.body.stream))
+        opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
+        return MessageResponse(opened, is_stream=bool(received.body.stream))
 
 
 class MessageResponse(AnswerResponse):
     """A message, whole or event by event."""
 
-    def __init__(self, gateway: Gateway, call: Call, reader: Reader, permit: Permit, *, is_stream: bool) -> None:
-        super().__init__(gateway, call, reader, permit, is_stream=is_stream)
-        self.events = MessageEvents(reader.stream.job)
+    def __init__(self, opened: Opened, *, is_stream: bool) -> None:
+        super().__init__(opened, is_stream=is_stream)
+        self.events = MessageEvents(self.stream.job)
 
-    def whole(self, end: Done) -> bytes:
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        (end,) = ends
         return msgspec.json.encode(events_of(self.stream.job, self.stream.tokens).message(end))
 
     def failure(self, end: Terminal) -> PenstockError | None:
@@ -92,8 +93,8 @@ class MessageResponse(AnswerResponse):
     def idle_news(self) -> bytes:
         return b"".join(self.events.opening())
 
-    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
+    def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
         return self.events.all_of(tokens)
 
-    def end_frame(self, end: Terminal) -> bytes:
+    def end_frame(self, reader: Reader, end: Terminal) -> bytes:
         return b"".join(self.events.end(end))

@@ -5,6 +5,7 @@ Form: https://platform.openai.com/docs/api-reference/embeddings. One request is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -50,7 +51,8 @@ class EmbeddingResponse(AnswerResponse):
 
     is_base64 = False
 
-    def whole(self, end: Done) -> bytes:
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        (end,) = ends
         vectors = [token.embedding for token in self.stream.tokens if isinstance(token, RichToken)]
         data: list[dict[str, Any]] = [
             {"object": "embedding", "index": index, "embedding": text if self.is_base64 else decode_vector(text)}

@@ -15,13 +15,11 @@ from penstock.api.callers import authenticate
 from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
-from penstock.api.openai.answer import ChoiceResponse, ChoicesResponse
+from penstock.api.openai.choices import ChoicesResponse
 from penstock.api.openai.embeddings import EmbeddingBody, EmbeddingResponse, draft_of
-from penstock.api.openai.form import Form
 from penstock.errors import ModelNotFound
-from penstock.gateway.admission import Caller, Permit
+from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
-from penstock.gateway.relay import Reader
 from penstock.http.edge import Call, Dialect, call_of
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 
@@ -89,9 +87,10 @@ class OpenAIAPI:
             self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
         )
         body = received.body
-        readers, permit = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
-        form = chat.ChatForm(call.id, readers[0].stream.job.model, int(time.time()), includes_usage=body.includes_usage)
-        return self._answer(call, readers, permit, form, is_stream=bool(body.stream))
+        opened = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
+        model = opened.reader.stream.job.model
+        form = chat.ChatForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
+        return ChoicesResponse(opened, form, is_stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:
         """Go on from a text: OpenAI's older completions."""
@@ -101,34 +100,20 @@ class OpenAIAPI:
             self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
         )
         body = received.body
-        readers, permit = await admit_and_submit(
-            self.gateway, call, received, await received.into(completions.drafts_of)
-        )
-        model = readers[0].stream.job.model
+        opened = await admit_and_submit(self.gateway, call, received, await received.into(completions.drafts_of))
+        model = opened.reader.stream.job.model
         form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
         num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
-        return self._answer(call, readers, permit, form, is_stream=bool(body.stream), num_prompts=num_prompts)
+        return ChoicesResponse(opened, form, is_stream=bool(body.stream), num_prompts=num_prompts)
 
     async def embeddings(self, request: Request) -> Response:
         """Vectors of texts."""
         call = begin(request, EMBEDDINGS)
         received = await receive(self.gateway, request, call, EmbeddingBody)
-        (reader,), permit = await admit_and_submit(self.gateway, call, received, [await received.into(draft_of)])
-        answer = EmbeddingResponse(self.gateway, call, reader, permit, is_stream=False)
+        opened = await admit_and_submit(self.gateway, call, received, [await received.into(draft_of)])
+        answer = EmbeddingResponse(opened, is_stream=False)
         answer.is_base64 = received.body.encoding_format == "base64"
         return answer
-
-    def _answer(
-        self, call: Call, readers: list[Reader], permit: Permit, form: Form, *, is_stream: bool, num_prompts: int = 1
-    ) -> Response:
-        is_alone = len(readers) == 1
-        choices = [
-            ChoiceResponse(
-                self.gateway, call, reader, permit, form, is_stream=is_stream, index=index, is_alone=is_alone
-            )
-            for index, reader in enumerate(readers)
-        ]
-        return choices[0] if is_alone else ChoicesResponse(choices, num_prompts)
 
     async def models(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""

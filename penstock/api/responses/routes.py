@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import AnswerResponse
+from penstock.api.answer import AnswerResponse, Opened
 from penstock.api.callers import authenticate
 from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
@@ -21,11 +22,11 @@ from penstock.api.responses.chain import PARAM, conversation, keep
 from penstock.api.responses.events import ResponseEvents, num_events, response_of
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
-from penstock.gateway.admission import Caller, Permit
+from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
-from penstock.http.edge import Call, refuse_head
+from penstock.http.edge import refuse_head
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 from penstock.rich_token import Token
 from penstock.transports.base import Record
@@ -103,15 +104,14 @@ class ResponsesAPI:
         received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
         body = received.body
         before, links = await self._before(received.caller, body.previous_response_id)
-        (reader,), permit = await admit_and_submit(gateway, call, received, [await received.into(draft_of, before)])
-        keep(gateway, links, reader.stream.job)
+        opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of, before)])
+        stream = opened.reader.stream
+        keep(gateway, links, stream.job)
         if body.background and not body.stream:
-            permit.release()
-            gateway.relay.leave(reader, is_delivered=False)
-            stream = reader.stream
+            opened.leave_running()
             is_queued = not stream.tokens
             return _json(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
-        return ResponsesApiResponse(gateway, call, reader, permit, is_stream=bool(body.stream))
+        return ResponsesApiResponse(opened, is_stream=bool(body.stream))
 
     async def retrieve(
         self,
@@ -150,7 +150,8 @@ class ResponsesAPI:
             permit.release()
             raise
         call.fields["model"] = record.job.model
-        return ResponsesApiResponse(self.gateway, call, reader, permit, is_stream=True, is_replay=True, after=after)
+        opened = Opened(self.gateway, call, [reader], permit)
+        return ResponsesApiResponse(opened, is_stream=True, is_replay=True, after=after)
 
     async def cancel(self, request: Request, response_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
@@ -183,23 +184,14 @@ class ResponsesAPI:
 class ResponsesApiResponse(AnswerResponse):
     """A response, whole or event by event; of the events, those after the number `after`."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        call: Call,
-        reader: Reader,
-        permit: Permit,
-        *,
-        is_stream: bool,
-        is_replay: bool = False,
-        after: int = -1,
-    ) -> None:
-        super().__init__(gateway, call, reader, permit, is_stream=is_stream)
+    def __init__(self, opened: Opened, *, is_stream: bool, is_replay: bool = False, after: int = -1) -> None:
+        super().__init__(opened, is_stream=is_stream)
         self.is_replay = is_replay
-        self.events = ResponseEvents(reader.stream.job)
+        self.events = ResponseEvents(self.stream.job)
         self.after = after
 
-    def whole(self, end: Done) -> bytes:
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        (end,) = ends
         return msgspec.json.encode(response_of(self.stream.job, self.stream.tokens, end))
 
     def failure(self, end: Terminal) -> PenstockError | None:
@@ -208,12 +200,12 @@ class ResponsesApiResponse(AnswerResponse):
     def idle_news(self) -> bytes:
         return self._after(0, self.events.opening()) if not self.events.num else b""
 
-    def token_frames(self, first: int, tokens: list[Token]) -> list[bytes]:
+    def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
         number = self.events.num
         frames = self.events.all_of(tokens)
         return frames if number > self.after else [self._after(number, frames)]
 
-    def end_frame(self, end: Terminal) -> bytes:
+    def end_frame(self, reader: Reader, end: Terminal) -> bytes:
         number = self.events.num
         if self.stream.is_ended:
             return self._after(number, self.events.end(end))

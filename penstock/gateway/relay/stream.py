@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -158,20 +158,22 @@ class Turn:
 
 
 class Reader:
-    """One client's place in a stream: what is new with `fresh()`, waited for with `changed()`, or had by `served()`.
+    """One client's place in a stream: `fresh()` returns what is new, `wait_changed` and `run_push` wait for it.
 
-    `is_for_end`: it waits for the whole answer, and need not be woken for a part of it.
+    `is_for_end`: it waits for the whole answer, and need not be woken for a part of it. `index`: its number among the
+    readers of one answer.
     """
 
-    __slots__ = ("_push", "_turn", "_waiter", "is_for_end", "num_sent", "stream")
+    __slots__ = ("_push", "_turn", "_waiter", "index", "is_for_end", "num_sent", "stream")
 
     def __init__(self, stream: RelayStream, turn: Turn, num_sent: int = 0) -> None:
         self.stream = stream
         self.num_sent = num_sent
+        self.index = 0
         self.is_for_end = False
         self._turn = turn
         self._waiter: asyncio.Future[None] | None = None
-        self._push: Callable[[], bool] | None = None
+        self._push: Callable[[Reader], bool] | None = None
 
     @property
     def has_news(self) -> bool:
@@ -184,36 +186,12 @@ class Reader:
         self.num_sent = first + len(tokens)
         return first, tokens
 
-    async def changed(self, timeout_s: float | None = None) -> None:
-        """Wait until something happens (tokens, the end, a `wake`) or the time has run out."""
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = None if timeout_s is None else loop.call_later(timeout_s, self.wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
-    async def served(self, push: Callable[[], bool]) -> None:
-        """Have `push()` called whenever something happens, at most once a turn of the loop, until it returns False.
-
-        Nothing is woken meanwhile. What `push` raises is raised here.
-        """
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._push = push
-        try:
-            await self._waiter
-        finally:
-            self._waiter = self._push = None
-
     def serve(self) -> None:
         """Call `push`, if nothing has ended that in the meantime."""
         if self._push is None or self._waiter is None or self._waiter.done():
             return
         try:
-            if self._push():
+            if self._push(self):
                 return
             self._waiter.set_result(None)
         except Exception as error:
@@ -221,7 +199,7 @@ class Reader:
         self._push = None  # what comes before the task runs waits for it
 
     def wake(self) -> None:
-        """Let the reader look again."""
+        """Let the task that waits for this reader look again."""
         if self._push is not None:
             ready = self._turn.ready
             if not ready:
@@ -229,3 +207,34 @@ class Reader:
             ready[self] = None
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+async def wait_changed(readers: Sequence[Reader], timeout_s: float | None = None) -> None:
+    """Wait until something happens to one of them (tokens, the end, a `wake`) or the time has run out."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    for reader in readers:
+        reader._waiter = waiter
+    timer = None if timeout_s is None else loop.call_later(timeout_s, readers[0].wake)
+    try:
+        await waiter
+    finally:
+        for reader in readers:
+            reader._waiter = None
+        if timer is not None:
+            timer.cancel()
+
+
+async def run_push(readers: Sequence[Reader], push: Callable[[Reader], bool]) -> None:
+    """Have `push(reader)` called for each whenever something happens to it, until one of these calls returns False.
+
+    At most once a turn of the loop for each reader. Nothing is woken meanwhile. What `push` raises is raised here.
+    """
+    waiter = asyncio.get_running_loop().create_future()
+    for reader in readers:
+        reader._waiter, reader._push = waiter, push
+    try:
+        await waiter
+    finally:
+        for reader in readers:
+            reader._waiter = reader._push = None

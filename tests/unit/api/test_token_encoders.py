@@ -16,7 +16,7 @@ from penstock.api.openai.completions import CompletionForm
 from penstock.api.parts import Part
 from penstock.api.responses import events as responses
 from penstock.api.responses.events import ResponseEvents
-from penstock.gateway.relay.stream import RelayStream
+from penstock.gateway.relay import Reader, RelayStream, Turn
 from penstock.job import Job, Message
 from penstock.rich_token import Logprob, RichToken
 from penstock.sse import Decoder, frame
@@ -33,12 +33,12 @@ INDICES = st.integers(0, 10**6)
 @given(TEXTS, INDICES)
 def test_native_events(text: str, first: int) -> None:
     answer = object.__new__(NativeResponse)
-    answer.stream = RelayStream(JOB, None, 0.0)
-    answer.stream.attempt = 7
+    reader = Reader(RelayStream(JOB, None, 0.0), Turn())
+    reader.stream.attempt = 7
     data = {"request_id": JOB_ID, "index": first, "text": text}
     slow = frame("token", msgspec.json.encode(data), f"{JOB_ID}/7-{first + 1}")
-    assert answer.token_frames(first, [text]) == [slow]
-    assert answer.token_frames(first, [RichToken(text=text)]) == [slow]
+    assert answer.token_frames(reader, first, [text]) == [slow]
+    assert answer.token_frames(reader, first, [RichToken(text=text)]) == [slow]
 
 
 @given(TEXTS, st.integers(0, 9), st.booleans())

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.api.answer import Opened
 from penstock.api.fields import without_refused
 from penstock.api.intake import Draft
 from penstock.api.responses.body import (
@@ -303,10 +304,7 @@ def test_any_number_is_followed_by_exactly_the_later_events(
     frames = _frames(job, tokens, end)
     after = data.draw(st.integers(-1, len(frames)))
     stream = RelayStream(job, None, 0.0)
-    no = cast("Any", None)
-    answer = ResponsesApiResponse(
-        cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True, after=after
-    )
+    answer = ResponsesApiResponse(_opened(stream), is_stream=True, after=after)
     sent = b""
     position = 0
     while position < len(tokens):
@@ -317,17 +315,20 @@ def test_any_number_is_followed_by_exactly_the_later_events(
         position += size
         sent += answer.news()[0]
     stream.accept(end, 1.0)
-    body, last = answer.news()
-    assert last is end
+    body, is_over = answer.news()
+    assert is_over
     assert sent + body == b"".join(frames[after + 1 :])
+
+
+def _opened(stream: RelayStream) -> Opened:
+    """A reader of this stream at no gateway, for what asks none."""
+    no = cast("Any", None)
+    return Opened(cast(Gateway, no), Call(JOB_ID), [Reader(stream, Turn())], cast(Permit, no))
 
 
 def test_a_gateway_that_goes_away_does_not_end_the_response() -> None:
     stream = RelayStream(_job(_draft()), None, 0.0)
-    no = cast("Any", None)
-    answer = ResponsesApiResponse(
-        cast(Gateway, no), Call(JOB_ID), Reader(stream, Turn()), cast(Permit, no), is_stream=True
-    )
+    answer = ResponsesApiResponse(_opened(stream), is_stream=True)
     stream.accept(Tokens(JOB_ID, 1, 0, tokens=("a",)), 1.0)
     stream.fail(Draining("It goes away."), 2.0)
     events = told(answer.news()[0])

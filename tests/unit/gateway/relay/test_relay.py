@@ -15,7 +15,7 @@ from penstock.event import Done, Event, Failed, Started, Tokens, fold
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.pool import PoolView
 from penstock.gateway.relay import Reader, Relay, RelayStream, keeper, patience, unwanted
-from penstock.gateway.relay.stream import MAX_SERVED
+from penstock.gateway.relay.stream import MAX_SERVED, run_push, wait_changed
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.rich_token import text_of
@@ -328,9 +328,9 @@ async def test_a_full_queue_leaves_nothing_behind(rig: Rig) -> None:
 async def test_a_reader_waits_for_news_or_time(rig: Rig) -> None:
     await rig.open()
     reader = rig.reader
-    await reader.changed(0.01)
+    await wait_changed([reader], 0.01)
     assert not reader.has_news
-    reading = asyncio.create_task(reader.changed())
+    reading = asyncio.create_task(wait_changed([reader]))
     await asyncio.sleep(0)
     claim = await rig.claim()
     await rig.tokens(claim, 0, "a")
@@ -344,14 +344,14 @@ def serving(rig: Rig, stream: RelayStream, reader: Reader | None = None) -> tupl
     reader = rig.relay.read(stream) if reader is None else reader
     turns: list[list[str]] = []
 
-    def push() -> bool:
+    def push(reader: Reader) -> bool:
         _, tokens = reader.fresh()
         turns.append([str(token) for token in tokens])
         if "fail" in tokens:
             raise ValueError("a bug in an API")
         return "stop" not in tokens
 
-    return asyncio.create_task(reader.served(push)), turns
+    return asyncio.create_task(run_push([reader], push)), turns
 
 
 async def test_events_of_one_turn_are_served_at_once_and_wake_no_task(rig: Rig) -> None:
