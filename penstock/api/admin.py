@@ -21,6 +21,7 @@ from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import call_of
+from penstock.http.json_response import json_response
 from penstock.http.openapi import answer_of, error_responses
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Holding, Overview, Summary, worst_first
@@ -72,7 +73,7 @@ class AdminAPI:
         held = ((holding.worker, job_id) for holding in seen.workers for job_id in holding.held)
         shown = list(islice(held, MAX_SHOWN))
         summaries = await operators.read_summary([job_id for _, job_id in shown])
-        return _json(
+        return json_response(
             PoolOverview(
                 queue_depth=seen.depth,
                 drain_rate_per_s=round(self.gateway.pool.drain_rate.per_s, 2),
@@ -89,12 +90,12 @@ class AdminAPI:
     async def doctor(self, request: Request) -> Response:
         """Every finding, the worst first; `level` of the whole is that of the worst."""
         await self._admit(request)
-        return _json(await examine(self.gateway))
+        return json_response(await examine(self.gateway))
 
     async def dead(self, request: Request) -> Response:
         """Poison requests, newest first."""
         await self._admit(request)
-        return _json(DeadList(data=await self.gateway.operators.dead()))
+        return json_response(DeadList(data=await self.gateway.operators.dead()))
 
     async def show_dead(self, request: Request, request_id: str) -> Response:
         """What is known of one: never its prompt."""
@@ -102,7 +103,7 @@ class AdminAPI:
         job = await self._find_dead(request_id)
         (seen,) = await self.gateway.operators.read_summary([request_id])
         known = {} if seen is None else {"attempts": seen.num_claims, "created_at": seen.created_at}
-        return _json({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
+        return json_response({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
 
     async def redrive(self, request: Request, request_id: str) -> Response:
         """Run it once more, under a new id, in the background; it leaves the list."""
@@ -124,14 +125,14 @@ class AdminAPI:
         finally:
             permit.release()
         await self.gateway.operators.remove_dead(request_id)
-        return _json({"request_id": job.id, "redriven": request_id})
+        return json_response({"request_id": job.id, "redriven": request_id})
 
     async def drop_dead(self, request: Request, request_id: str) -> Response:
         """Take it off the list."""
         await self._admit(request)
         if not await self.gateway.operators.remove_dead(request_id):
             raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
-        return _json({"dropped": request_id})
+        return json_response({"dropped": request_id})
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel a request of any caller."""
@@ -140,7 +141,7 @@ class AdminAPI:
         outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
             raise RequestNotFound("Request not found; it may have expired.", param="request_id")
-        return _json({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
+        return json_response({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
 
     async def cancel_all(self, request: Request, caller: Annotated[str, Path(max_length=64)]) -> Response:
         """Cancel everything that a caller, an API key by its id, has waiting or running.
@@ -153,7 +154,9 @@ class AdminAPI:
         if keys is not None:
             keys.refresh()
         is_live = keys is not None and keys.is_live(caller)
-        return _json({"caller": caller, "cancelled": done.ended, "being_cancelled": done.marked, "is_live": is_live})
+        return json_response(
+            {"caller": caller, "cancelled": done.ended, "being_cancelled": done.marked, "is_live": is_live}
+        )
 
     async def _admit(self, request: Request) -> Caller:
         caller = await authenticate(self.gateway, request, call_of(request))
@@ -243,7 +246,3 @@ def _running_row(worker: str, job: Summary) -> RunningRow:
         tokens=job.num_tokens,
         age_s=round(job.now - job.created_at, 1),
     )
-
-
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

@@ -14,20 +14,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.errors import Cancelled, PenstockError
+from penstock.api.answer_fields import failure_of, timings
+from penstock.api.opened import Opened
+from penstock.errors import PenstockError
 from penstock.event import Done, Failed, Terminal
-from penstock.gateway.admission import Permit
-from penstock.gateway.gateway import Gateway
 from penstock.gateway.keepalive import StreamHealth
-from penstock.gateway.relay import Reader, RelayStream, run_push, wait_changed
+from penstock.gateway.relay import Reader, run_push, wait_changed
 from penstock.http.connection import CLIENT, ClientChannel, Disconnect
-from penstock.http.edge import Call, error_response
-from penstock.rich_token import RichToken, Token, Whole
+from penstock.http.edge import error_response
+from penstock.rich_token import Token
 from penstock.sse import KEEPALIVE, unbroken
 
 logger = logging.getLogger(__name__)
@@ -39,59 +37,6 @@ SSE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-def usage(end: Done) -> dict[str, int]:
-    return {
-        "prompt_tokens": end.usage.prompt_tokens,
-        "completion_tokens": end.usage.completion_tokens,
-        "total_tokens": end.usage.total_tokens,
-    }
-
-
-def timings(stream: RelayStream) -> dict[str, float | None]:
-    """Milliseconds from the submission; None for what did not happen."""
-
-    def since(at: float) -> float | None:
-        return round((at - stream.submitted_at) * 1000, 3) if at else None
-
-    return {
-        "queue_ms": since(stream.started_at),
-        "ttft_ms": since(stream.first_token_at),
-        "total_ms": since(stream.ended_at),
-    }
-
-
-def extra_fields(text: Whole | RichToken) -> dict[str, Any]:
-    """The fields next to the text that are not empty, by name: `{}` for plain text."""
-    fields: dict[str, Any] = {"reasoning": text.reasoning, "tool_calls": text.tool_calls, "logprobs": text.logprobs}
-    if isinstance(text, RichToken):
-        fields["embedding"] = text.embedding
-    return {name: value for name, value in fields.items() if value}
-
-
-def error_data(error: PenstockError, request_id: str) -> bytes:
-    return msgspec.json.encode({"request_id": request_id, **error.envelope()})
-
-
-class Opened(Struct, frozen=True):
-    """What an answer is made of: readers of the requests that are open at this gateway, and the one permit for all."""
-
-    gateway: Gateway
-    call: Call
-    readers: list[Reader]
-    permit: Permit
-
-    @property
-    def reader(self) -> Reader:
-        """The first one; of most answers the only one."""
-        return self.readers[0]
-
-    def leave_running(self) -> None:
-        """Let go of requests that run in the background: another request asks for their answers."""
-        self.permit.release()
-        for reader in self.readers:
-            self.gateway.relay.leave(reader, is_delivered=False)
 
 
 class AnswerResponse(Response):
@@ -146,9 +91,7 @@ class AnswerResponse(Response):
 
     def failure(self, end: Terminal) -> PenstockError | None:
         """The error that an end is instead of a whole answer; None where it is one."""
-        if isinstance(end, Failed):
-            return end.error()
-        return Cancelled("The request was cancelled.") if end.finish_reason == "cancelled" else None
+        return failure_of(end)
 
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
 

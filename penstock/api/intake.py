@@ -15,9 +15,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from penstock.api.answer import Opened
 from penstock.api.callers import authenticate
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
+from penstock.api.opened import Opened
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
 from penstock.gateway.admission import INPUTS_PER_UNIT, Caller

@@ -14,15 +14,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, create_model
 from starlette.responses import Response
 
-from penstock.api.answer import AnswerResponse, error_data, extra_fields, timings, usage
+from penstock.api.answer import AnswerResponse
+from penstock.api.answer_fields import error_data, extra_fields, timings, usage
 from penstock.api.conversation import ConversationFields, NativeMessage, message_of
+from penstock.api.dialects import begin
 from penstock.api.fields import MAX_MESSAGES, PAUSE
 from penstock.api.intake import Draft, admit_and_submit, receive
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.event import Done, Failed, FinishReason, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
-from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.job import Job
 from penstock.rich_token import Token, join, with_call_ids
@@ -221,8 +222,7 @@ class NativeAPI:
         return router
 
     async def generate(self, request: Request) -> Response:
-        gateway, call = self.gateway, call_of(request)
-        call.endpoint = ENDPOINT
+        gateway, call = self.gateway, begin(request, ENDPOINT)
         received = await receive(gateway, request, call, self.body, without_several)
         body = received.body
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])

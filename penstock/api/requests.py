@@ -9,20 +9,21 @@ import asyncio
 import re
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import Opened, extra_fields, usage
+from penstock.api.answer_fields import extra_fields, usage
 from penstock.api.callers import authenticate, identify
 from penstock.api.native import NativeResponse, TextAnswer, TimingsAnswer, UsageAnswer
+from penstock.api.opened import Opened
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Call, call_of, refuse_head
+from penstock.http.json_response import json_response
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
 from penstock.rich_token import join, with_call_ids
@@ -96,18 +97,18 @@ class RequestsAPI:
             ids = await self.gateway.operators.requests_of(caller.id, limit)
             seen = [one for one in await self.gateway.operators.read_summary(ids) if one is not None]
             places = await self.gateway.places.look() if any(one.state == "queued" for one in seen) else {}
-        return _json({"data": [self._shown(one, places) for one in seen]})
+        return json_response({"data": [self._shown(one, places) for one in seen]})
 
     async def show(self, request: Request, request_id: str) -> Response:
         """State, place in the queue, timings, and the answer when it is there."""
         record = await self._find(request, call_of(request), request_id)
-        return _json(self._whole(record, await self.gateway.places.look() if record.state == "queued" else {}))
+        return json_response(self._whole(record, await self.gateway.places.look() if record.state == "queued" else {}))
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
         record = await self._find(request, call_of(request), request_id)
         record = await cancelled(self.gateway, identify(self.gateway, request), record)
-        return _json(self._whole(record, {}))
+        return json_response(self._whole(record, {}))
 
     async def events(self, request: Request, request_id: str) -> Response:
         """The stream, from its start or after `Last-Event-ID`, from any gateway, also while it runs."""
@@ -221,7 +222,3 @@ def _position(last_event_id: str | None, request_id: str) -> int:
     if match is None or match[1] != request_id:
         raise InvalidRequest("Last-Event-ID does not belong to this request.", param="Last-Event-ID")
     return int(match[3])
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 
 from penstock.errors import ConfigError, NotFound, Unavailable
 from penstock.http.http1 import Http1Connection
+from penstock.http.json_response import NO_STORE, json_response
 from penstock.http.listener import ConnectionLimit
 from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S = 1.0
 MAX_CONNECTIONS = 256  # of a worker's small server
-_NO_STORE = {"cache-control": "no-store"}
 
 Ready = Callable[[], list[str]]
 Info = Callable[[], dict[str, Any]]
@@ -55,20 +54,20 @@ class Ops:
 
     async def livez(self, request: Request) -> Response:
         """The process runs and its event loop turns."""
-        return _json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     async def readyz(self, request: Request) -> Response:
         """Whether the process can serve: 200, or 503 with the reasons."""
         reasons = self._ready()
         if not reasons:
-            return _json({"status": "ready"})
+            return json_response({"status": "ready"})
         error = Unavailable(f"Not ready: {'; '.join(reasons)}.", retry_after_s=RETRY_AFTER_S)
-        return _json(error.envelope(), error.status, {"retry-after": str(math.ceil(RETRY_AFTER_S))})
+        return json_response(error.envelope(), error.status, {"retry-after": str(math.ceil(RETRY_AFTER_S))})
 
     async def healthz(self, request: Request) -> Response:
         """A summary for people: always 200 while the process lives."""
         reasons = self._ready()
-        return _json({"status": "degraded" if reasons else "ok", "reasons": reasons} | self._info())
+        return json_response({"status": "degraded" if reasons else "ok", "reasons": reasons} | self._info())
 
     async def metrics(self, request: Request) -> Response:
         """Every metric, in Prometheus' text form."""
@@ -76,7 +75,7 @@ class Ops:
         self._metrics.flush()
         # Writing them out takes milliseconds: off the loop, so that no token waits for it.
         body, content_type = await asyncio.to_thread(self._metrics.render, request.headers.get("accept", ""))
-        return Response(body, headers=_NO_STORE | {"content-type": content_type})
+        return Response(body, headers=NO_STORE | {"content-type": content_type})
 
 
 def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> APIRouter:
@@ -113,7 +112,7 @@ def build_app(metrics: Metrics, ready: Ready, info: Info) -> ASGIApp:
 
     async def not_found(request: Request, error: Exception) -> Response:
         missing = NotFound("There is nothing here but /livez, /readyz, /healthz and /metrics.")
-        return _json(missing.envelope(), missing.status)
+        return json_response(missing.envelope(), missing.status)
 
     return Starlette(
         routes=[
@@ -124,10 +123,6 @@ def build_app(metrics: Metrics, ready: Ready, info: Info) -> ASGIApp:
         ],
         exception_handlers={404: not_found},
     )
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, _NO_STORE | (headers or {}), "application/json")
 
 
 # ── a small server in a loop that also runs other things ─────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
 from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
-from penstock.transports.base import LEASE_S, Renewal, WorkerStore
+from penstock.transports.base import LATE, LEASE_S, Renewal, WorkerStore
 from penstock.worker.batcher import Batcher
 from penstock.worker.batches import Runs, cancel_all
 from penstock.worker.crash_points import Fault, no_fault
@@ -36,7 +36,6 @@ logger = logging.getLogger("penstock.worker")
 WAIT_S = 1.0
 RETRY_S = 0.1
 GIVE_BACK_S = 5.0
-LATE = "The request did not finish within its timeout_s."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from penstock.api.answer_fields import failure_of
 from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.parts import Part, Parts
-from penstock.errors import BackendError, Cancelled, PenstockError
-from penstock.event import Done, Failed, Terminal
+from penstock.errors import BackendError, PenstockError
+from penstock.event import Done, Terminal
 from penstock.job import Job
 from penstock.rich_token import Logprob, Token
 from penstock.sse import frame
@@ -60,12 +61,13 @@ class MessageEvents(Parts):
 
     def failure(self, end: Terminal) -> PenstockError | None:
         """The error that an end is here: a tool's input must be an object, and no earlier step checks the model."""
-        if isinstance(end, Failed):
-            return end.error()
-        if end.finish_reason == "cancelled":
-            return Cancelled("The request was cancelled.")
-        if end.finish_reason != "length" and any(
-            part.kind == "call" and part.arguments() is None for part in self.parts
+        error = failure_of(end)
+        if error is not None:
+            return error
+        if (
+            isinstance(end, Done)
+            and end.finish_reason != "length"
+            and any(part.kind == "call" and part.arguments() is None for part in self.parts)
         ):
             return BackendError("The model called a tool with an input that is not a JSON object.")
         return None

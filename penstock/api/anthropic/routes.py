@@ -10,17 +10,18 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from penstock.api.answer import AnswerResponse, Opened
+from penstock.api.answer import AnswerResponse
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
+from penstock.api.dialects import begin
 from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
+from penstock.api.opened import Opened
 from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
-from penstock.http.edge import call_of
 from penstock.http.openapi import SUBMIT_ERRORS
 from penstock.rich_token import Token
 
@@ -68,9 +69,7 @@ class AnthropicAPI:
 
     async def messages(self, request: Request) -> Response:
         """Answer a conversation: Anthropic's Messages."""
-        gateway, call = self.gateway, call_of(request)
-        call.endpoint = MESSAGES
-        call.dialect = ANTHROPIC
+        gateway, call = self.gateway, begin(request, MESSAGES, ANTHROPIC)
         received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         return MessageResponse(opened, is_stream=bool(received.body.stream))

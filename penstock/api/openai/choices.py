@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.api.answer import AnswerResponse, Opened, usage
+from penstock.api.answer import AnswerResponse
+from penstock.api.answer_fields import usage
 from penstock.api.openai.form import Form
+from penstock.api.opened import Opened
 from penstock.event import Done, Terminal
 from penstock.gateway.relay import Reader
 from penstock.rich_token import Token, join

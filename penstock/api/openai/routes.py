@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
 from penstock.api.callers import authenticate
+from penstock.api.dialects import OPENAI, begin
 from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
@@ -20,14 +20,13 @@ from penstock.api.openai.embeddings import EmbeddingBody, EmbeddingResponse, dra
 from penstock.errors import ModelNotFound
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
-from penstock.http.edge import Call, Dialect, call_of
+from penstock.http.json_response import json_response
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
-OPENAI = Dialect()
 
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -82,7 +81,7 @@ class OpenAIAPI:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation: OpenAI's chat completions."""
-        call = begin(request, CHAT)
+        call = begin(request, CHAT, OPENAI)
         received = await receive(
             self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
         )
@@ -94,7 +93,7 @@ class OpenAIAPI:
 
     async def completions(self, request: Request) -> Response:
         """Go on from a text: OpenAI's older completions."""
-        call = begin(request, COMPLETIONS)
+        call = begin(request, COMPLETIONS, OPENAI)
         kind = completions.CompletionBody
         received = await receive(
             self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
@@ -108,7 +107,7 @@ class OpenAIAPI:
 
     async def embeddings(self, request: Request) -> Response:
         """Vectors of texts."""
-        call = begin(request, EMBEDDINGS)
+        call = begin(request, EMBEDDINGS, OPENAI)
         received = await receive(self.gateway, request, call, EmbeddingBody)
         opened = await admit_and_submit(self.gateway, call, received, [await received.into(draft_of)])
         answer = EmbeddingResponse(opened, is_stream=False)
@@ -117,18 +116,20 @@ class OpenAIAPI:
 
     async def models(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""
-        caller = await authenticate(self.gateway, request, begin(request, MODELS))
+        caller = await authenticate(self.gateway, request, begin(request, MODELS, OPENAI))
         names = [name for name in sorted(self.gateway.pool.models) if _may_use(caller, name)]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
-        return _json({"object": "list", "data": [self._shown(name) for name in names], "has_more": False, **ends})
+        return json_response(
+            {"object": "list", "data": [self._shown(name) for name in names], "has_more": False, **ends}
+        )
 
     async def model(self, request: Request, model: str) -> Response:
         """One of them."""
-        caller = await authenticate(self.gateway, request, begin(request, MODELS))
+        caller = await authenticate(self.gateway, request, begin(request, MODELS, OPENAI))
         if not self.gateway.pool.models:
             raise ModelNotFound("No model is being served.", param="model")
         name, _ = self.gateway.admission.choose_model(model, caller)
-        return _json(self._shown(name))
+        return json_response(self._shown(name))
 
     def _shown(self, name: str) -> dict[str, Any]:
         """`created` is when this gateway started: the date of the model is not known."""
@@ -137,17 +138,5 @@ class OpenAIAPI:
         return openai | {"type": "model", "display_name": name, "created_at": at}
 
 
-def begin(request: Request, endpoint: str, dialect: Dialect = OPENAI) -> Call:
-    """The call, which from here on answers in another API's words."""
-    call = call_of(request)
-    call.endpoint = endpoint
-    call.dialect = dialect
-    return call
-
-
 def _may_use(caller: Caller, model: str) -> bool:
     return caller.key is None or caller.key.may_use(model)
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})

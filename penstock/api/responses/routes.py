@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import AnswerResponse, Opened
+from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
+from penstock.api.dialects import OPENAI, begin
 from penstock.api.fields import without_refused
 from penstock.api.intake import admit_and_submit, receive
-from penstock.api.openai.routes import begin
+from penstock.api.opened import Opened
 from penstock.api.requests import cancelled, find
 from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of
 from penstock.api.responses.chain import PARAM, conversation, keep
@@ -27,6 +28,7 @@ from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import refuse_head
+from penstock.http.json_response import json_response
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 from penstock.rich_token import Token
 from penstock.transports.base import Record
@@ -100,7 +102,7 @@ class ResponsesAPI:
 
     async def create(self, request: Request) -> Response:
         """Answer an input: OpenAI's Responses."""
-        gateway, call = self.gateway, begin(request, RESPONSES)
+        gateway, call = self.gateway, begin(request, RESPONSES, OPENAI)
         received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
         body = received.body
         before, links = await self._before(received.caller, body.previous_response_id)
@@ -110,7 +112,7 @@ class ResponsesAPI:
         if body.background and not body.stream:
             opened.leave_running()
             is_queued = not stream.tokens
-            return _json(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
+            return json_response(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
         return ResponsesApiResponse(opened, is_stream=bool(body.stream))
 
     async def retrieve(
@@ -122,7 +124,7 @@ class ResponsesAPI:
         include_obfuscation: bool = False,
     ) -> Response:
         """A stored response in its present state; with `stream`, its events, all or those after a number."""
-        call = begin(request, ONE)
+        call = begin(request, ONE, OPENAI)
         if stream:
             refuse_head(request)
         caller = await authenticate(self.gateway, request, call)
@@ -155,7 +157,7 @@ class ResponsesAPI:
 
     async def cancel(self, request: Request, response_id: str) -> Response:
         """Cancel it, waiting or running. Answers with what it became; one that has ended stays as it is."""
-        call = begin(request, CANCEL)
+        call = begin(request, CANCEL, OPENAI)
         caller = await authenticate(self.gateway, request, call)
         check_bodiless(request)
         record = await self._find(caller, response_id, "response_id")
@@ -221,8 +223,4 @@ class ResponsesApiResponse(AnswerResponse):
 def _shown(record: Record) -> Response:
     folded = fold(record.events)
     is_queued = record.state == "queued" and not folded.tokens
-    return _json(response_of(record.job, folded.tokens, folded.end, is_queued=is_queued))
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
+    return json_response(response_of(record.job, folded.tokens, folded.end, is_queued=is_queued))

@@ -11,9 +11,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from penstock.api.answer import Opened
 from penstock.api.openai.chat import ChatForm
 from penstock.api.openai.choices import ChoicesResponse
+from penstock.api.opened import Opened
 from penstock.errors import BackendError
 from penstock.event import Done, Failed, Started, Tokens, Usage
 from penstock.gateway.admission import Permit

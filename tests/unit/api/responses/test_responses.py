@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.answer import Opened
 from penstock.api.fields import without_refused
 from penstock.api.intake import Draft
+from penstock.api.opened import Opened
 from penstock.api.responses.body import (
     NOTHING,
     REFUSED,
