@@ -24,18 +24,18 @@ VARIABLE = "PENSTOCK_TEST_CRASH"
 POINTS = ("after_pop", "after_claim", "mid_step", "after_emit", "before_final", "after_final")
 ACTIONS = ("kill", "stop", "hang")
 
-Fault = Callable[[str], None]
+CrashPoints = Callable[[str], None]
 
 
-def no_fault(_point: str) -> None:
+def no_crash_points(_point: str) -> None:
     """Does nothing: for every worker that is not under test."""
 
 
-def fault_from(text: str | None = None) -> Fault:
+def crash_points_from(text: str | None = None) -> CrashPoints:
     """The function to call at each point, from `text` (default: the variable). `ConfigError` if it is invalid."""
     text = os.environ.get(VARIABLE, "") if text is None else text
     if not text:
-        return no_fault
+        return no_crash_points
     plan: dict[tuple[str, int], str] = {}
     for item in text.split(","):
         point, _, rest = item.strip().partition(":")

@@ -18,7 +18,7 @@ from penstock.errors import StoreUnavailable
 from penstock.event import Done, Event, Failed, Terminal, Tokens
 from penstock.rich_token import Token
 from penstock.transports.base import WorkerStore
-from penstock.worker.crash_points import Fault, no_fault
+from penstock.worker.crash_points import CrashPoints, no_crash_points
 from penstock.worker.running_job import RunningJob
 
 logger = logging.getLogger("penstock.worker")
@@ -40,13 +40,13 @@ class Outbox:
         worker_id: str,
         on_written: Callable[[RunningJob], None],
         on_refused: Callable[[RunningJob], None],
-        fault: Fault = no_fault,
+        crash_points: CrashPoints = no_crash_points,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._on_written = on_written
         self._on_refused = on_refused
-        self._fault = fault
+        self._crash_point = crash_points
         self._num_pending = 0
         self._marked: list[RunningJob] = []
         self._held: set[RunningJob] = set()
@@ -150,12 +150,12 @@ class Outbox:
     async def _write(self, jobs: list[RunningJob], events: list[Event]) -> None:
         has_end = any(job.end is not None for job in jobs)
         if has_end:
-            self._fault("before_final")
-        self._fault("mid_step")
+            self._crash_point("before_final")
+        self._crash_point("mid_step")
         refused = await self._emit(jobs, events)
-        self._fault("after_emit")
+        self._crash_point("after_emit")
         if has_end:
-            self._fault("after_final")
+            self._crash_point("after_final")
         if not (refused or has_end):
             return
         for job, event in zip(jobs, events, strict=True):

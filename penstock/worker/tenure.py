@@ -25,7 +25,7 @@ from penstock.metrics import Metrics
 from penstock.transports.base import LATE, LEASE_S, Renewal, WorkerStore
 from penstock.worker.batcher import Batcher
 from penstock.worker.batches import Runs, cancel_all
-from penstock.worker.crash_points import Fault, no_fault
+from penstock.worker.crash_points import CrashPoints, no_crash_points
 from penstock.worker.outbox import Outbox
 from penstock.worker.report import report
 from penstock.worker.running_job import RunningJob
@@ -63,7 +63,7 @@ class Tenure:
         info: WorkerInfo,
         limits: Limits,
         metrics: Metrics | None = None,
-        fault: Fault = no_fault,
+        crash_points: CrashPoints = no_crash_points,
     ) -> None:
         self.id = info.id
         self._store = store
@@ -73,13 +73,13 @@ class Tenure:
         self._metrics = metrics
         if metrics is not None:
             metrics.know(backends)
-        self._fault = fault
+        self._crash_point = crash_points
         continuous = [model for model, backend in backends.items() if backend.capabilities.continuous]
         num_batch_slots = limits.max_batches if limits.closes_early else 0
         self._batcher = Batcher(
             limits.max_batch_size, limits.window_s, continuous=continuous, num_batch_slots=num_batch_slots
         )
-        self._outbox = Outbox(store, info.id, self._written, self._refused, fault)
+        self._outbox = Outbox(store, info.id, self._written, self._refused, crash_points)
         self._jobs: dict[str, RunningJob] = {}  # every job in this worker's list that it has claimed, oldest first
         self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
         self._suspects = Suspects(limits.max_batch_size)
@@ -192,9 +192,9 @@ class Tenure:
         if self._may_be_lost():
             self._has_strays = True
             return
-        self._fault("after_pop")
+        self._crash_point("after_pop")
         claims = await self._store.claim(self.id, fresh)
-        self._fault("after_claim")
+        self._crash_point("after_claim")
         if not self._is_stopping:
             claims, others = self._suspects.part(claims)
             await self._give_back(others)

@@ -20,7 +20,7 @@ from penstock.fleet import WorkerInfo
 from penstock.metrics import Metrics
 from penstock.transports.base import WorkerStore
 from penstock.version import __version__
-from penstock.worker.crash_points import fault_from
+from penstock.worker.crash_points import crash_points_from
 from penstock.worker.lease import Lease
 from penstock.worker.tenure import Limits, Tenure
 
@@ -69,7 +69,7 @@ class Worker:
         self._id = worker_id
         self._on_stall = on_stall
         self._on_enlist = on_enlist
-        self._fault = fault_from()
+        self._crash_points = crash_points_from()
         self._tenure: Tenure | None = None
         self._is_enlisted = False
         self._stopping = asyncio.Event()
@@ -116,7 +116,7 @@ class Worker:
     async def _work(self) -> None:
         """One tenure: take a lease, work under it, and give it up or find it lost."""
         info = self._info()
-        tenure = Tenure(self._store, self._backends, info, self._limits, self._metrics, self._fault)
+        tenure = Tenure(self._store, self._backends, info, self._limits, self._metrics, self._crash_points)
         if not await self._enlist(info, tenure):
             return
         lease = Lease(self._store, tenure, self._engine_stall_s, self._stalled, self._fail)

@@ -126,7 +126,7 @@ class Worker:
             worker_id=process.name,
             on_stall=lambda seconds: site.stalled(process),
         )
-        self.worker._fault = lambda point: self._reach(site, point)
+        self.worker._crash_points = lambda point: self._reach(site, point)
         self.task = process.spawn(self.worker.run())
 
     @property

@@ -21,7 +21,7 @@ from penstock.job import Batch, Claim, Job, Sampling
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import tenure
-from penstock.worker.crash_points import POINTS, fault_from, no_fault
+from penstock.worker.crash_points import POINTS, crash_points_from, no_crash_points
 from penstock.worker.lease import EngineProgress
 from penstock.worker.worker import Worker
 from tests.support.memory import changing
@@ -782,13 +782,13 @@ class TestLeaving:
 class TestFaults:
     def test_nothing_happens_unless_it_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("PENSTOCK_TEST_CRASH", raising=False)
-        assert fault_from() is no_fault
+        assert crash_points_from() is no_crash_points
 
     def test_the_named_passage_of_the_named_point_kills(self, monkeypatch: pytest.MonkeyPatch) -> None:
         killed: list[int] = []
         monkeypatch.setattr("os.kill", lambda pid, number: killed.append(number))
         monkeypatch.setenv("PENSTOCK_TEST_CRASH", "after_claim:2,mid_step:1:stop")
-        reach = fault_from()
+        reach = crash_points_from()
         reach("after_claim")
         assert killed == []
         reach("after_claim")
@@ -800,11 +800,11 @@ class TestFaults:
     @pytest.mark.parametrize("text", ["nowhere", "mid_step:x", "mid_step:1:explode"])
     def test_nonsense_stops_the_start(self, text: str) -> None:
         with pytest.raises(ConfigError, match="PENSTOCK_TEST_CRASH"):
-            fault_from(text)
+            crash_points_from(text)
 
     async def test_every_point_is_passed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         passed: list[str] = []
-        monkeypatch.setattr("penstock.worker.worker.fault_from", lambda: passed.append)
+        monkeypatch.setattr("penstock.worker.worker.crash_points_from", lambda: passed.append)
         async with rig() as r:
             await r.end(await r.submit("a", max_tokens=3))
             await wait_until(lambda: "after_final" in passed, "the last point")
