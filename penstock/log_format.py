@@ -1,4 +1,4 @@
-"""What a log line contains and what it hides: JSON for machines, short text for people. Pure.
+"""The text of a log line, without prompts and secrets: JSON for machines, short text for people. Pure.
 
 Text from a client can neither break a line nor forge one, and fields that hold prompts or secrets are hidden. Knows
 nothing of where lines go.
@@ -145,7 +145,7 @@ def _given(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> Any:
-    """What a line shows of a field: neither prompts nor secrets."""
+    """The value of a field as a line shows it: without prompts and secrets."""
     return HIDDEN if _is_secret(name) else _redact(value) if isinstance(value, str) else value
 
 

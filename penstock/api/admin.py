@@ -1,4 +1,4 @@
-"""What operators see and do: who is there, who runs what, the dead, a doctor's findings, cancelling anything.
+"""The operators' routes: processes and their jobs, the dead-letter list, the doctor's findings, cancelling.
 
 With API keys on, only keys with `admin` get in; without keys only the programs of the same machine. Never a prompt.
 """
@@ -98,7 +98,7 @@ class AdminAPI:
         return json_response(DeadList(data=await self.gateway.operators.dead()))
 
     async def show_dead(self, request: Request, request_id: str) -> Response:
-        """What is known of one: never its prompt."""
+        """One dead-letter entry, without its prompt."""
         await self._admit(request)
         job = await self._find_dead(request_id)
         (seen,) = await self.gateway.operators.read_summary([request_id])
@@ -178,7 +178,7 @@ class AdminAPI:
 
 
 async def examine(gateway: Gateway) -> DoctorReport:
-    """What the store's own doctor finds, and what a gateway knows besides."""
+    """The findings of the store's doctor, and those of the gateway."""
     findings = await gateway.operators.inspect()
     reasons = gateway.why_not_ready()
     findings.append(

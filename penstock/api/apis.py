@@ -42,7 +42,7 @@ class ApiTable:
     take_up: Handler
 
     def handler(self, method: str, path: str) -> Handler | None:
-        """What `Edge` calls without the framework's routing; None for all else."""
+        """The handler that `Edge` calls without the framework's routing; None for other routes."""
         if method == "POST":
             return self.hot.get(path)
         if method == "GET" and path.endswith(EVENTS_END) and path.startswith(REQUESTS):

@@ -1,4 +1,4 @@
-"""Who sent an HTTP request, and whether they may send one now."""
+"""Authenticates the caller of an HTTP request, and charges its rate limit."""
 
 from __future__ import annotations
 

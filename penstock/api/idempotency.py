@@ -43,7 +43,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def hash_of(endpoint: str, body: dict[str, Any]) -> str:
-    """What makes two POSTs the same: the route and the JSON, in any order of its keys."""
+    """A hash that is equal for equal POSTs: of the route and the JSON, in any order of its keys."""
     return hashlib.sha256(json.dumps([endpoint, body], sort_keys=True).encode()).hexdigest()
 
 

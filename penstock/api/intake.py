@@ -1,4 +1,4 @@
-"""What every API that submits goes through: read, judge, turn a `Draft` into a `Job`, submit. Knows no API's form.
+"""The steps of every API that submits: read, check, turn a `Draft` into a `Job`, submit. Knows no API's form.
 
 An API translates its body into a `Draft` by a pure function; what is the same for all of them (defaults, limits, the
 model and what it can do, idempotency, all or none of several jobs) is here, once.
@@ -71,7 +71,7 @@ class Received(Generic[Body]):
     _large: LargeBodies | None
 
     async def into(self, translate: Callable[Concatenate[Body, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `translate` makes of the body; of a large one in the thread, as it takes as long as to parse it."""
+        """The result of `translate`; for a large body in the thread, because it takes as long as parsing."""
         if self._large is None:
             return translate(self.body, *args, **kwargs)
         return await self._large.run(self.caller.rate_key, partial(translate, self.body, *args, **kwargs))

@@ -81,7 +81,7 @@ class LogprobAnswer(BaseModel):
 
 
 class TextAnswer(BaseModel):
-    """What a model answers next to the text; absent where there is none of it."""
+    """The parts of an answer other than its text; absent if the model returned none."""
 
     reasoning: str = ""
     tool_calls: list[ToolCallAnswer] = []

@@ -41,7 +41,7 @@ RequestState = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
 class RequestAnswer(TextAnswer):
-    """What is known of a request. Instants are seconds since 1970 on the store's clock."""
+    """The request object. Instants are seconds since 1970 on the store's clock."""
 
     request_id: str
     model: str
@@ -215,7 +215,7 @@ def _ms(start: float, end: float) -> float | None:
 
 
 def _position(last_event_id: str | None, request_id: str) -> int:
-    """How many tokens the client has, from the `id:` of the last event it saw."""
+    """Number of tokens that the client has, from the `id:` of its last event."""
     if not last_event_id:
         return 0
     match = _POSITION.fullmatch(last_event_id)

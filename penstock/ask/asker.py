@@ -22,7 +22,7 @@ _SELDOM = ("reasoning", "tool_calls", "logprobs")  # left out of a line where a 
 
 @dataclass(frozen=True, kw_only=True)
 class AskOutcome:
-    """What came of one prompt: the server's answer, or an error and the text before it."""
+    """The result of one prompt: the server's answer, or an error and the text before it."""
 
     text: str = ""
     answer: Answer | None = None

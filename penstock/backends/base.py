@@ -144,7 +144,7 @@ class Backend:
         raise NotImplementedError
 
     def count_prompt_tokens(self, job: Job) -> int:
-        """How many tokens the prompt has, for `usage`. The default counts words between white space."""
+        """Number of tokens of the prompt, for `usage`. The default counts words between white space."""
         return len(job.text.split())
 
     def observe(self, metric: str, labels: Mapping[str, str], value: float = 1.0) -> None:
@@ -170,7 +170,7 @@ class Backend:
 
 
 def _with_stop(cls: type[Backend]) -> Capabilities:
-    """What a backend with `stream` alone can do: the base class cuts at stop strings for it."""
+    """The abilities of a backend with `stream` alone: the base class applies stop strings for it."""
     can = cls.capabilities
     if can is Backend.capabilities:
         return Capabilities(accepts=("stop",), continuous=True)

@@ -29,7 +29,7 @@ class Finish:
 
 
 def failure(error: Exception, claim: Claim) -> PenstockError:
-    """What the client may read of an exception in a backend; the log names its source, never the prompt."""
+    """The error that a client gets for an exception in a backend; the log names its source, never the prompt."""
     if isinstance(error, PenstockError):
         return error
     where = traceback.extract_tb(error.__traceback__)[-1:]

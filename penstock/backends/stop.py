@@ -41,7 +41,7 @@ class StopMatcher:
         return held
 
     def _match(self) -> int | None:
-        """Where the first complete stop string begins."""
+        """Index of the first complete stop string."""
         best: tuple[int, int] | None = None
         for stop in self._stops:
             start = self._text.find(stop)

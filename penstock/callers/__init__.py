@@ -1,1 +1,1 @@
-"""Who sends requests: API keys, and the caller of a request."""
+"""API keys, and the caller of a request."""

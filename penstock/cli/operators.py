@@ -153,7 +153,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
 @dead.command("show", cls=Command)
 @exit_with
 def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
-    """What is known of one; never its prompt."""
+    """Print one dead-letter entry, without its prompt."""
     _print_json(call_gateway("GET", url, f"/dead/{_quoted(request_id)}", api_key, dict[str, Any]))
     return 0
 

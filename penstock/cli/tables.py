@@ -1,4 +1,4 @@
-"""What an operator's commands print: the answers of the admin routes as tables. Pure; knows no server."""
+"""The answers of the admin routes as tables, for the operators' commands. Pure; knows no server."""
 
 from __future__ import annotations
 

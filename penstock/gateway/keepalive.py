@@ -14,7 +14,7 @@ HEALTH_CHECK_S = 0.5
 
 
 class StreamHealth:
-    """What `Keepalive` knows of one stream: when something was last written, and since when a write is stuck."""
+    """The state of one stream for `Keepalive`: the time of the last write, and since when a write is stuck."""
 
     __slots__ = ("_seen", "_stuck_since", "abort", "is_due", "is_sending", "num_sent", "wake", "was_cut", "written_at")
 

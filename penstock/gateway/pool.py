@@ -64,7 +64,7 @@ class PoolView:
 
     @property
     def depth(self) -> int:
-        """How many requests wait in the queue."""
+        """Number of requests in the queue."""
         return self.seen.depth
 
     @property

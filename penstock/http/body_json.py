@@ -182,7 +182,7 @@ def _fault(path: Path, problem: str) -> InvalidRequest:
 
 
 def _find_fault(value: Any, path: Path) -> tuple[Path, str] | None:
-    """Where the first value is that may not be; an empty problem means the one that stopped the parser."""
+    """The place of the first invalid value; an empty problem means the value that stopped the parser."""
     if isinstance(value, str):
         problem = _text_problem(value)
         return (path, problem) if problem else None

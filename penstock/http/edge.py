@@ -1,4 +1,4 @@
-"""What every HTTP request goes through: its id, the one error envelope, the headers, and its one log line.
+"""The common frame of every HTTP request: its id, the one error envelope, the headers, and its one log line.
 
 A plain ASGI middleware. It knows nothing of what the routes do; they report it in the `Call` in the scope.
 """

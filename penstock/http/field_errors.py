@@ -1,4 +1,4 @@
-"""What is wrong with a field, in plain words: pydantic's errors become one sentence that states what is allowed.
+"""The fault of a field in plain words: pydantic's errors become one sentence with the allowed values.
 
 Knows nothing of where the data came from; never quotes a value, as it may be a prompt.
 """

@@ -38,7 +38,7 @@ class LargeBodies:
         self._is_busy = False
 
     async def run(self, caller: str, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, in the thread, when it is the caller's turn. Raises `Overloaded`."""
+        """Run `work` in the thread when it is the caller's turn, and return its result. Raises `Overloaded`."""
         if self._is_busy:
             await self._wait(caller)
         self._is_busy = True

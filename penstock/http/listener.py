@@ -31,13 +31,13 @@ Kind = TypeVar("Kind", bound=asyncio.Protocol)
 
 
 class Connected(Protocol):
-    """What this file uses of a connection."""
+    """The part of a connection that this file uses."""
 
     transport: asyncio.Transport
 
 
 class OpenConnections(ServerState):
-    """What all connections of one server share.
+    """The state that all connections of one server share.
 
     `idle`: connections without a request, the longest idle first, each with the time since when (the loop's clock,
     seconds). `is_closing`: new connections are refused.

@@ -1,4 +1,4 @@
-"""What a run is to do, in the form that the processes of load receive: one frozen, serialisable `Plan`."""
+"""The plan of a run, in the form that the processes of load receive: one frozen, serialisable `Plan`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where requests go."""
+    """The address of the server."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""What is asked: prompts from a file, or made up with a given length. Knows the body of each API, and no network."""
+"""Prompts from a file, or invented ones of a given length. Knows the body of each API, and no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process of load counts while it runs; plain numbers and histograms, added up by `result`."""
+"""The counts of one process of load while it runs: plain numbers and histograms, which `result` adds up."""
 
 from __future__ import annotations
 

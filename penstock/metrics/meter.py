@@ -19,7 +19,7 @@ OTHER = "other"
 
 
 class Family(Protocol):
-    """Where a model's series come from: `Metrics`."""
+    """The source of a model's series: `Metrics`."""
 
     def counter(self, short: str) -> Counter: ...
     def gauge(self, short: str) -> Gauge: ...

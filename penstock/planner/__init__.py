@@ -1,1 +1,1 @@
-"""How many processes a load needs: measured costs, and the capacity computed from them."""
+"""Computes the number of processes for a load from measured costs."""

@@ -62,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a load takes, and what to do about it."""
+    """The processes, memory and network for a load, with advice."""
 
     demand: Demand
     figures: tuple[Figure, ...]

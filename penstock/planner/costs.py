@@ -1,4 +1,4 @@
-"""What Penstock's processes cost by measurement: the types of `costs.json`, and reading it.
+"""The measured costs of Penstock's processes: the types of `costs.json`, and reading it.
 
 `python -m bench.scale` writes the file; `capacity` computes with it. A cost that was not measured is None, never a
 guess. Knows no arithmetic.
@@ -53,7 +53,7 @@ class RedisCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ClientCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes to a client: bytes of the body of a stream, without the headers below it."""
+    """The bytes of a stream's body that go to a client, without the headers of lower layers."""
 
     bytes_per_token: Cost = None
 

@@ -1,4 +1,4 @@
-"""What runs, and how it starts and ends.
+"""The processes of Penstock: how they start, run and end.
 
 `gateway.py`, `worker.py` and `serve.py` (both in one) are the processes; `listen.py` binds their sockets, `announce.py`
 prints their first lines, `signals.py` handles the signals that stop them. `supervisor.py` is a parent that restarts

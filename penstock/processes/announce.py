@@ -53,7 +53,7 @@ def models_of(settings: Settings) -> str:
 
 
 def _freeze() -> None:
-    """What start-up made stays: the collector need not walk it again for every request."""
+    """Freeze the objects of start-up, so that the collector does not walk them again for every request."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What a supervised process does towards its parent: it ends with the parent, and sends it lines.
+"""A supervised process' side of its parent: it ends with the parent, and sends it lines.
 
 Two pipes come from the parent in the environment, as numbers of descriptors. Knows nothing of what either process does.
 """

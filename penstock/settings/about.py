@@ -19,7 +19,7 @@ EVERY: tuple[Command, ...] = ("serve", "gateway", "worker")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What people read about a setting. `allowed` and `default` are in words, where type and value are not enough.
+    """The description of a setting. `allowed` and `default` are in words, where type and value are not enough.
     `details` is in the pages, and not in `--help`.
 
     `guards`: it restricts access or limits. An empty variable, which is most likely a mistake, is an error then.
@@ -61,7 +61,7 @@ def default_text(info: FieldInfo) -> str:
 
 
 def allowed(info: FieldInfo) -> str:
-    """What a value may be, in words: from the declaration if it has them, else from the type and its range."""
+    """The allowed values in words: from the declaration if it has them, else from the type and its range."""
     if words := About.of(info).allowed:
         return words
     if get_origin(info.annotation) is Literal:

@@ -460,7 +460,7 @@ class Settings(BaseModel):
         return Settings.model_fields[name] is not None and name in self.model_fields_set
 
     def origin(self, name: str) -> str:
-        """Where the value came from: `default`, `code`, or as `load_settings` found it."""
+        """The source of the value: `default`, `code`, or the place where `load_settings` found it."""
         return self._origins.get(name, "code") if self.is_set(name) else "default"
 
     @property

@@ -1,4 +1,4 @@
-"""What one caller may hold in a store, and how it is counted. Pure, time is an argument.
+"""The storage quota of one caller, and how it is counted. Pure, time is an argument.
 
 A request is booked when it is submitted: its own bytes, and the most that its answer may take. Once it has ended its
 answer counts at its size, until the request expires. `lua/book.lua` and `lua/weigh.lua` are the same in Lua.
@@ -72,7 +72,7 @@ def most_answer_bytes(job: Job) -> int:
 
 
 def answer_bytes(job: Job, tokens: Sequence[Token]) -> int:
-    """What an answer of these tokens takes."""
+    """The bytes that an answer of these tokens takes."""
     if not job.inputs:
         return _token_bytes(job) * len(tokens)
     return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, RichToken))
@@ -84,7 +84,7 @@ def _token_bytes(job: Job) -> int:
 
 
 class Books:
-    """What each caller has stored in one process."""
+    """The stored requests of each caller in one process."""
 
     def __init__(self) -> None:
         self._of: dict[str, dict[str, tuple[int, int]]] = {}

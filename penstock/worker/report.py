@@ -1,4 +1,4 @@
-"""What a worker reports of a finished job: one log line, and its tokens in the metrics. Never the prompt."""
+"""A worker's report of a finished job: one log line, and its tokens in the metrics. Never the prompt."""
 
 from __future__ import annotations
 

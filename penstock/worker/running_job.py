@@ -69,7 +69,7 @@ class RunningJob:
         return False
 
     def fault_of(self, event: Tokens | Terminal) -> str | None:
-        """Why `event`, fresh from the engine, must not enter the log; None if it may."""
+        """The reason why `event`, new from the engine, must not enter the log; None if it may."""
         if event.attempt != self.attempt:
             return f"yielded attempt {event.attempt} instead of {self.attempt}"
         if event.seq != self.num:

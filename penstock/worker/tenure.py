@@ -220,7 +220,7 @@ class Tenure:
         return [id for id in await self._store.take(self.id, max(0, want)) if id not in self._jobs]
 
     def _room(self) -> int:
-        """How many ids to take: at most the free sequence slots, and at most one batch ahead of the batch slots."""
+        """Number of ids to take: at most the free sequence slots, and at most one batch ahead of the batch slots."""
         if self._suspects.is_trying:
             return 0
         free_slots = self._limits.num_slots - len(self._jobs)

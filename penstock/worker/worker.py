@@ -85,7 +85,7 @@ class Worker:
         return self._stopping.is_set()
 
     def why_not_ready(self) -> list[str]:
-        """Why this worker takes no work right now; empty when it does."""
+        """The reasons why this worker takes no work now; empty if it does."""
         if self._stopping.is_set():
             return ["draining"]
         return [] if self._is_enlisted else ["there is no lease from the store"]

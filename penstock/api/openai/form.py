@@ -1,4 +1,4 @@
-"""What chat completions and completions have in common on the way back: the frame around choices. Pure.
+"""The frame around choices, common to the answers of chat completions and completions. Pure.
 
 A `Form` is made for one answer. Its `token` runs once a token, so what does not change is encoded once.
 """
@@ -33,7 +33,7 @@ class Form:
     # ── what an API fills in ─────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, index: int) -> list[bytes]:
-        """What comes before the first token of a choice."""
+        """The bytes in front of the first token of a choice."""
         return []
 
     def token(self, index: int, token: Token) -> bytes:
@@ -54,7 +54,7 @@ class Form:
         return b"%s%s%s" % (self.head, msgspec.json.encode(choice), self.tail)
 
     def close(self, usage: dict[str, int]) -> bytes:
-        """What comes behind all choices."""
+        """The bytes behind all choices."""
         if not self.includes_usage:
             return DONE
         last = {**self._same, "object": self.chunk_object, "choices": [], "usage": usage}

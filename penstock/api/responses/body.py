@@ -115,7 +115,7 @@ class ResponseBody(SamplingFields):
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="responses", tag_field="api"):
-    """What `Job.notes` holds for a response.
+    """The content of `Job.notes` for a response.
 
     `has_instructions`: the first message is its instructions. `base`: the request that holds what precedes the
     messages which are kept with this one.
@@ -276,6 +276,6 @@ def described(job: Job) -> dict[str, Any]:
 
 
 def own_messages(job: Job) -> tuple[Message, ...]:
-    """What a response's job adds to the conversation of its base; its instructions do not carry over."""
+    """The messages that a response's job adds to the conversation of its base, without its instructions."""
     notes = notes_of(job)
     return (job.kept().messages or ())[1 if notes and notes.has_instructions else 0 :]

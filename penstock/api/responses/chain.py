@@ -49,7 +49,7 @@ async def conversation(gateway: Gateway, caller: Caller, record: Record) -> tupl
 
 
 def keep(gateway: Gateway, links: list[Record], job: Job) -> None:
-    """What holds a part of this job's conversation lives as long as the job may."""
+    """Keep the requests that have a part of this job's conversation as long as the job may live."""
     life_s = job.timeout_s + (gateway.settings.retention_s if job.retention_s is None else job.retention_s)
     for link in links:
         num_bytes = answer_bytes(link.job, fold(link.events).tokens)
@@ -62,7 +62,7 @@ def _base_of(job: Job) -> str | None:
 
 
 def _said(record: Record) -> tuple[Message, ...]:
-    """What a response adds to its base: its own messages, and its answer. `InvalidRequest` if it has none."""
+    """The messages that a response adds to its base, and its answer. Raises `InvalidRequest` if it has none."""
     folded = fold(record.events)
     if not isinstance(folded.end, Done) or folded.end.finish_reason == "cancelled":
         raise InvalidRequest("The response has no answer to go on from: it must have ended, and well.", param=PARAM)

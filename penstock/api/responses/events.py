@@ -164,7 +164,7 @@ class ResponseEvents(Parts):
 
 
 def num_events(job: Job, tokens: Sequence[Token], end: Terminal | None) -> int:
-    """How many events there are so far."""
+    """Number of events so far."""
     events = ResponseEvents(job)
     events.all_of(list(tokens))
     if end is not None:

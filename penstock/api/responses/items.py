@@ -70,7 +70,7 @@ class FunctionCallItem(Strict):
 
 
 class FunctionCallOutput(Strict):
-    """What the call gave."""
+    """The result of the call."""
 
     type: Literal["function_call_output"]
     call_id: Id

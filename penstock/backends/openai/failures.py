@@ -1,4 +1,4 @@
-"""What a failed request at an upstream means: for its job, for the next try, for the replica. Pure.
+"""The meaning of a failed request at an upstream: for its job, for the next try, for the replica. Pure.
 
     upstream answers                   the job's error         next try              the replica's fault
     400 413 414 415 422                InvalidRequest          none                  no
@@ -65,7 +65,7 @@ class UpstreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What the body of an error contains, as far as it can be read."""
+    """The content of an error's body, as far as it can be read."""
 
     message: str = ""
     code: str = ""
@@ -163,7 +163,7 @@ def _read_fields(error: Any, key: str) -> ErrorBody:
 
 
 def _clean(text: str, key: str) -> str:
-    """What a client may read: no key, no control characters, of limited length."""
+    """Text that a client may read: without keys and control characters, of limited length."""
     if key:
         text = text.replace(key, "***")
     text = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_MESSAGE])

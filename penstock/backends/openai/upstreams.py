@@ -85,7 +85,7 @@ class Upstreams:
         self.ring()
 
     def checked(self, replica: Replica, *, is_well: bool) -> None:
-        """What a health check found."""
+        """The result of a health check."""
         breaker = replica.breaker
         if is_well:
             self._judge(replica, breaker.check_passed, "check passed")

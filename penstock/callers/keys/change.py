@@ -1,4 +1,4 @@
-"""What `penstock keys` does to the file: create, rotate, retire, revoke. A lock keeps two commands apart."""
+"""The changes of `penstock keys` to the file: create, rotate, retire, revoke. A lock separates two commands."""
 
 from __future__ import annotations
 

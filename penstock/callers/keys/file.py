@@ -119,7 +119,7 @@ def _keep_owner_and_mode(target: Path, temporary: str) -> None:
 
 
 def exposure(path: Path) -> str:
-    """Who else can write or read the file, in one sentence; empty if its owner, and its group by reading, alone."""
+    """One sentence on who else can write or read the file; empty if only its owner can, and its group can read."""
     try:
         mode, folder = os.stat(path).st_mode, os.stat(real(path).parent).st_mode
     except OSError:

@@ -118,7 +118,7 @@ class KeyRing:
 
 
 def _signature(path: Path) -> tuple[Signature, int]:
-    """What changes when the file does, and the number of names that it has."""
+    """A signature that changes with the file, and the number of its names."""
     try:
         stat = os.stat(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a gateway remembers of requests that have ended here: whole answers, bounded in number, bytes and time.
+"""A gateway's memory of requests that have ended at it: whole answers, bounded in number, bytes and time.
 
 A store may come back without its last moments; then a request that has ended is unknown to it, or runs once more. Its
 gateway gives the end back (`keeper.py`). Pure: no store, no clock.
@@ -95,7 +95,7 @@ class Ended:
 
 
 def _num_bytes(stream: RelayStream) -> int:
-    """What it takes in memory, roughly."""
+    """Its approximate size in memory, in bytes."""
     return 1024 + _size_of(stream.job) + _weight_of(stream.tokens)
 
 

@@ -1,4 +1,4 @@
-"""What has ended stays ended: this gateway remembers it, and gives it back to a store that has lost it.
+"""Remembers the requests that have ended at this gateway, and gives them back to a store that has lost them.
 
 The same for idempotency keys: a key is bound again with the request that it names. Knows which data may be missing
 from the store just now, because it has come back or does not know this gateway any more.

@@ -67,7 +67,7 @@ class LookUp:
         return record
 
     async def known(self, job_id: str) -> Record | None:
-        """What this gateway itself knows of a request that it holds, or that has ended here."""
+        """The record of a request that this gateway holds, or that has ended at it."""
         stream = await self._table.find(job_id) or self._keeper.get(job_id)
         is_own_word = stream is not None and stream.end is not None and not stream.is_ended  # not its real end
         if stream is None or is_own_word:

@@ -1,4 +1,4 @@
-"""What time brings to a stream: silence, a deadline, a client that does not come back, a job that is in no list.
+"""Watches streams over time: silence, deadlines, clients that do not return, jobs that are in no list.
 
 Knows when; what is to be done about it is the relay's. Rule numbers are those of `docs/protocol.md`.
 """
@@ -22,7 +22,7 @@ DEADLINE_SLACK_S = LATE_SLACK_S + 1.0
 
 
 class Acts(Protocol):
-    """What a relay does about it."""
+    """The actions that a relay offers to `Patience`."""
 
     def abandon(self, stream: RelayStream) -> None: ...
 

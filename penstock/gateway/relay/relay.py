@@ -1,4 +1,4 @@
-"""What comes back: the streams that a gateway holds open, fed by the channel and repaired from the log.
+"""The streams that a gateway holds open, fed by the channel and repaired from the log.
 
 Pub/sub is the fast path and the log is the truth: `repair.py` decides which of its frames count. Whole answers and
 streams are the same `RelayStream`, and it may have any number of readers, now or later: what happens when the last one

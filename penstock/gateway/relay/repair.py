@@ -174,7 +174,7 @@ class Repairer:
                 raise
 
     async def _give_back(self, stream: RelayStream) -> None:
-        """What was relayed becomes the whole log."""
+        """Make the relayed tokens the whole log."""
         before, tokens = stream.attempt, list(stream.tokens)
         highest = self._highest_attempt(stream)
         stream.attempt = highest + 1

@@ -19,7 +19,7 @@ MAX_SERVED = 32
 
 
 class StreamMeter(Protocol):
-    """What measures one request: a fold over the same events (`metrics.Meter`)."""
+    """Measures one request: a fold over the same events (`metrics.Meter`)."""
 
     def observe(self, event: Event, now: float) -> None: ...
 

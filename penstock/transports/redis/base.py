@@ -1,4 +1,4 @@
-"""What the three stores on Redis have in common: one client, its opening and closing, the checks, and the hints."""
+"""The common part of the three stores on Redis: one client, its opening and closing, the checks, and the hints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each caller has stored in Redis: booked with a submit, weighed at the end.
+"""The stored requests of each caller in Redis: booked with a submit, weighed at the end.
 
 All of it is in the caller's own slot and is written by `book` and `weigh`. The counts are exact over any number of
 gateways, and begin at 0 after a FLUSHALL, as the requests do.

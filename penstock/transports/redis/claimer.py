@@ -187,7 +187,7 @@ def is_text(name: bytes) -> bool:
 
 
 def _end_of(frame: bytes) -> int:
-    """How many tokens there are after a frame; 0 for one that cannot be read."""
+    """Number of tokens after a frame; 0 for a frame that cannot be read."""
     try:
         return decode_event(frame).end
     except WireError:

@@ -10,7 +10,7 @@ from penstock.transports.base import LEASE_S
 
 @dataclass(slots=True, frozen=True)
 class Lifetimes:
-    """What one process' settings give. A lease other than that in the scripts is for tests."""
+    """The lifetimes from one process' settings. A lease other than that in the scripts is for tests."""
 
     lease_ms: int
     retention_ms: int

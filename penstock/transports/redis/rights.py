@@ -1,4 +1,4 @@
-"""What a Redis user must be allowed to do: every command of the protocol, on keys and channels of ours.
+"""The rights that a Redis user needs: every command of the protocol, on Penstock's keys and channels.
 
 Commands that scripts run are among them, because an ACL is asked about those too. Pure; `examiner.py` asks.
 """

@@ -125,14 +125,14 @@ class Submitter:
 
 
 def birth_of(job: Job, owner: str, lifetimes: Lifetimes) -> Birth:
-    """What create and restore write into a new hash."""
+    """The fields that create and restore write into a new hash."""
     lives = ms(job.timeout_s), lifetimes.retention_of(job)
     return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job))
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class _Asked:
-    """What a submit asks for."""
+    """A submit with its arguments."""
 
     job: Job
     birth: Birth

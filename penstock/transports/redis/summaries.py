@@ -1,4 +1,4 @@
-"""What lists show of a request, as it is in Redis: the field that has it, and a reply of `read_summary` read. Pure."""
+"""The part of a request that lists show, in Redis: the field that has it, and replies of `read_summary`. Pure."""
 
 from __future__ import annotations
 

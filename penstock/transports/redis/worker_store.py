@@ -156,5 +156,5 @@ class RedisWorkerStore(RedisBase, WorkerStore):
 
 
 def _look(job_id: str) -> Command:
-    """What a worker asks of each job that it runs, whenever it renews its lease."""
+    """The fields that a worker reads of each job that it runs, at each renewal of its lease."""
     return command("HMGET", keys.job(job_id), "state", "worker", "cancel", "owner", "disconnect")

@@ -1,4 +1,4 @@
-"""Where the store is and how to be let in: a Redis URL, parsed. Knows nothing of sockets that are already open.
+"""The address and the credentials of the store: a Redis URL, parsed. Knows nothing of sockets that are already open.
 
     redis://[[user]:password@]host[:port][/db]                           one server; unix:///path for a socket
     redis+sentinel://[[user]:password@]host[:port],…/service[/db]        the master that the sentinels name (26379)

@@ -34,7 +34,7 @@ NOT_YET = object()
 
 
 class StoreMetrics(Protocol):
-    """What the transport reports. `metrics.Metrics` is one."""
+    """Receives what the transport counts. `metrics.Metrics` is one."""
 
     def round_trip(self, verb: str, seconds: float) -> None: ...
 
