@@ -24,7 +24,7 @@ from penstock.http.edge import call_of
 from penstock.http.json_response import json_response
 from penstock.http.openapi import answer_of, error_responses
 from penstock.job import JOB_ID
-from penstock.transports.base import DeadJob, Finding, Holding, Overview, Summary, worst_first
+from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, Overview, worst_first
 
 MAX_SHOWN = 200
 _OUTCOMES = {
@@ -235,7 +235,7 @@ def _worker_row(holding: Holding) -> WorkerRow:
     )
 
 
-def _running_row(worker: str, job: Summary) -> RunningRow:
+def _running_row(worker: str, job: JobSummary) -> RunningRow:
     return RunningRow(
         id=job.id,
         model=job.model,

@@ -27,7 +27,7 @@ from penstock.http.json_response import json_response
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
 from penstock.rich_token import join, with_call_ids
-from penstock.transports.base import Record, Summary
+from penstock.transports.base import JobSummary, Record
 
 PATH = "/v1/requests"
 ONE = PATH + "/{request_id}"
@@ -138,7 +138,7 @@ class RequestsAPI:
         call.fields["subject"] = request_id
         return record
 
-    def _shown(self, seen: Summary, places: dict[str, int]) -> dict[str, Any]:
+    def _shown(self, seen: JobSummary, places: dict[str, int]) -> dict[str, Any]:
         """`places`: of the requests that wait. The answer's text is not in it."""
         end = seen.end
         position = places.get(seen.id) if seen.state == "queued" else None
@@ -167,7 +167,7 @@ class RequestsAPI:
 
     def _whole(self, record: Record, places: dict[str, int]) -> dict[str, Any]:
         """With the answer, where it is complete."""
-        shown, folded = self._shown(Summary.of(record), places), fold(record.events)
+        shown, folded = self._shown(JobSummary.of(record), places), fold(record.events)
         if isinstance(folded.end, Done) and folded.end.finish_reason != "cancelled":
             whole = with_call_ids(join(folded.tokens), record.job.id)
             shown |= {"text": whole.text, **extra_fields(whole)}
@@ -195,14 +195,14 @@ async def cancelled(gateway: Gateway, caller: Caller, record: Record) -> Record:
     await gateway.relay.cancel(request_id, "client")
     loop = asyncio.get_running_loop()
     until = loop.time() + CANCEL_WAIT_S
-    seen = Summary.of(record)
+    seen = JobSummary.of(record)
     while seen.state != "done" and loop.time() < until:
         await asyncio.sleep(0.02)
         seen = (await gateway.operators.read_summary([request_id]))[0] or seen
     return await find(gateway, caller, request_id) or record
 
 
-def _state(seen: Summary) -> RequestState:
+def _state(seen: JobSummary) -> RequestState:
     if isinstance(seen.end, Failed):
         return "failed"
     if isinstance(seen.end, Done):

@@ -71,7 +71,7 @@ class Record(Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
 
 
-class Summary(Struct, frozen=True, kw_only=True):
+class JobSummary(Struct, frozen=True, kw_only=True):
     """What a list shows of one job: small fields only, never its prompt, its messages or its answer.
 
     `num_tokens`: how many tokens the log has; 0 where `end` has the number. `end`: the terminal event without tokens.
@@ -96,7 +96,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     end: Terminal | None = None
 
     @classmethod
-    def of(cls, record: Record) -> Summary:
+    def of(cls, record: Record) -> JobSummary:
         """The same, from a record that was read whole."""
         job, last = record.job, record.events[-1] if record.events else None
         end = msgspec.structs.replace(last, tokens=()) if isinstance(last, Done | Failed) else None
@@ -458,8 +458,8 @@ class OperatorStore(Store):
         """Ids of the caller's newest requests, newest first; some may have expired. At most 1,000 are kept."""
 
     @abstractmethod
-    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
-        """What a list shows of each job, None for one that the store does not have. `Summary.of` makes one of a record.
+    async def read_summary(self, job_ids: Sequence[str]) -> list[JobSummary | None]:
+        """What a list shows of each job, None for one that the store does not have. Made of a record: `JobSummary.of`.
 
         The cost does not grow with a job or its answer, except in a store that cannot read parts.
         """

@@ -45,18 +45,18 @@ from penstock.transports.base import (
     EndReason,
     Finding,
     Holding,
+    JobSummary,
     Outcome,
     Overview,
     RateLimit,
     Record,
     Renewal,
     State,
-    Summary,
     Transport,
     Verdict,
 )
 from penstock.transports.gcra import gcra
-from penstock.transports.memory_state import BoundKey, Entry, Lease, Snapshot
+from penstock.transports.memory_state import BoundKey, Entry, Snapshot, WorkerLease
 from penstock.transports.quota import REQUEST_BYTES, Books, Share, most_answer_bytes
 from penstock.wire import encode_json
 
@@ -92,7 +92,7 @@ class MemoryTransport(Transport):
         self._jobs: dict[str, Entry] = {}
         self._queue: deque[str] = deque()
         self._lists: dict[str, list[str]] = {}
-        self._workers: dict[str, Lease] = {}
+        self._workers: dict[str, WorkerLease] = {}
         self._gateways: dict[str, float] = {}
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._hints: dict[str, Callable[[str, CancelReason], None]] = {}
@@ -339,9 +339,9 @@ class MemoryTransport(Transport):
         )
         return [entry.job.id for entry in newest[: min(limit, _MAX_LISTED)]]
 
-    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
+    async def read_summary(self, job_ids: Sequence[str]) -> list[JobSummary | None]:
         records = [await self.read(job_id) for job_id in job_ids]
-        return [None if record is None else Summary.of(record) for record in records]
+        return [None if record is None else JobSummary.of(record) for record in records]
 
     async def waiting(self, limit: int = 10_000) -> list[str]:
         return list(islice(self._queue, limit))
@@ -398,13 +398,13 @@ class MemoryTransport(Transport):
                     f"Worker {wid} of this pool serves {others} and this one would serve {own}: workers of one pool "
                     "must agree on their models, or have pools of their own (PENSTOCK_POOL)."
                 )
-        self._workers[info.id] = Lease(info, self._now() + self._lease_s)
+        self._workers[info.id] = WorkerLease(info, self._now() + self._lease_s)
 
     async def renew(self, info: WorkerInfo, running: Sequence[str]) -> Renewal:
         now = self._beat()
         if not self._is_live(info.id) and now > self._amnesty_until:
             return Renewal(is_lost=True)
-        self._workers[info.id] = Lease(info, now + self._lease_s)
+        self._workers[info.id] = WorkerLease(info, now + self._lease_s)
         for wid, lease in list(self._workers.items()):
             if now - lease.lapses_at > _FORGET_WORKER_S and not self._lists.get(wid):
                 del self._workers[wid]
@@ -491,7 +491,7 @@ class MemoryTransport(Transport):
     async def leave(self, worker_id: str) -> None:
         self._hints.pop(worker_id, None)
         if worker_id in self._workers:
-            self._workers[worker_id] = Lease(None, self._now())
+            self._workers[worker_id] = WorkerLease(None, self._now())
         self._give_back_list(worker_id)
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────

@@ -51,7 +51,7 @@ class BoundKey:
 
 
 @dataclass(slots=True, eq=False)
-class Lease:
+class WorkerLease:
     """`info` is None once the worker has left: others still reap, for a while, what a late wait may move to it."""
 
     info: WorkerInfo | None
@@ -68,7 +68,7 @@ class Snapshot:
     jobs: dict[str, Entry] = field(default_factory=dict)
     queue: list[str] = field(default_factory=list)
     lists: dict[str, list[str]] = field(default_factory=dict)
-    workers: dict[str, Lease] = field(default_factory=dict)
+    workers: dict[str, WorkerLease] = field(default_factory=dict)
     gateways: dict[str, float] = field(default_factory=dict)
     bound: dict[tuple[str, str], BoundKey] = field(default_factory=dict)
     pulse_at: float = 0.0

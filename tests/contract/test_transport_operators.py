@@ -15,7 +15,7 @@ import redis
 from penstock.errors import BackendError, ConfigError, StoreUnavailable
 from penstock.event import Done, Failed, Tokens, Usage
 from penstock.transports import Transport
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, Summary
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, JobSummary
 from penstock.transports.redis import RedisTransport, keys, rights
 from penstock.transports.redis.driver.endpoint import parse
 from penstock.transports.redis.keys import PoolKeys
@@ -62,7 +62,7 @@ async def test_an_overview_has_dead_workers_and_not_those_that_have_left(store: 
     assert (await doomed.overview()).num_taken == 1
 
 
-async def _summaries(transport: Transport, *job_ids: str) -> list[Summary]:
+async def _summaries(transport: Transport, *job_ids: str) -> list[JobSummary]:
     found = [one for one in await transport.read_summary(job_ids) if one is not None]
     assert len(found) == len(job_ids)
     return found

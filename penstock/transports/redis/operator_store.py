@@ -9,7 +9,7 @@ from hiredis import ReplyError
 
 from penstock.errors import StoreUnavailable
 from penstock.fleet import WorkerInfo
-from penstock.transports.base import DeadJob, Finding, Holding, OperatorStore, Overview, Summary
+from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, OperatorStore, Overview
 from penstock.transports.redis import doctor as findings
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.base import RedisBase
@@ -71,7 +71,7 @@ class RedisOperatorStore(RedisBase, OperatorStore):
         newest = dict.fromkeys(map(shown, ids))
         return list(newest)[: max(0, limit)]
 
-    async def read_summary(self, job_ids: Sequence[str]) -> list[Summary | None]:
+    async def read_summary(self, job_ids: Sequence[str]) -> list[JobSummary | None]:
         looks = [(keys.job(job_id), scripts.read_summary(job_id)) for job_id in job_ids]
         replies = await self._redis.run_each("read_summary", looks, is_bulk=True)
         for reply in replies:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from penstock.errors import InternalError
 from penstock.event import Done, Failed, Terminal
 from penstock.job import Job
-from penstock.transports.base import Summary
+from penstock.transports.base import JobSummary
 from penstock.transports.redis.records import missing_end
 from penstock.wire import WireError, decode_event, decode_json, encode_json
 
@@ -30,7 +30,7 @@ def about(job: Job) -> bytes:
     return encode_json(About(job.caller, job.user, job.metadata))
 
 
-def summary_of(job_id: str, reply: list[Any]) -> Summary | None:
+def summary_of(job_id: str, reply: list[Any]) -> JobSummary | None:
     try:
         return _read(job_id, reply)
     except ValueError as error:  # one broken request must not fail the list
@@ -38,12 +38,12 @@ def summary_of(job_id: str, reply: list[Any]) -> Summary | None:
         return None
 
 
-def _read(job_id: str, reply: list[Any]) -> Summary:
+def _read(job_id: str, reply: list[Any]) -> JobSummary:
     *words, end = reply
     model, about, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
     known_state: Any = state.decode()
     known = decode_json(about or b"{}", About)
-    return Summary(
+    return JobSummary(
         id=job_id,
         model=(model or b"").decode(),
         caller=known.caller,

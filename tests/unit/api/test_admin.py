@@ -32,7 +32,7 @@ from penstock.http.door import Door
 from penstock.job import JOB_ID, Job, created_at_of, new_ulid
 from penstock.metrics import Metrics
 from penstock.settings import Settings
-from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, Summary, worst_first
+from penstock.transports.base import MAX_DEATHS_IN_A_ROW, Finding, JobSummary, worst_first
 from penstock.transports.memory import MemoryTransport
 from tests.support.memory import changing
 from tests.support.waiting import wait_until
@@ -157,9 +157,9 @@ async def test_no_list_reads_a_whole_request(site: Site, monkeypatch: pytest.Mon
     await site.submit()
     read = site.store.read
 
-    async def read_summary(job_ids: Sequence[str]) -> list[Summary | None]:
+    async def read_summary(job_ids: Sequence[str]) -> list[JobSummary | None]:
         records = [await read(job_id) for job_id in job_ids]
-        return [None if record is None else Summary.of(record) for record in records]
+        return [None if record is None else JobSummary.of(record) for record in records]
 
     async def no_read(*_: object, **__: object) -> None:
         raise AssertionError("a whole request was read")
