@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 from penstock import Client
 
+PENSTOCK = (sys.executable, "-P", "-m", "penstock")
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -25,7 +27,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-P", "-m", "penstock", *args], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*PENSTOCK, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -34,6 +36,8 @@ def running(*args: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def main(redis_url: str) -> None:
+    if subprocess.run([*PENSTOCK, "doctor", "--redis-url", redis_url], stdout=subprocess.DEVNULL).returncode != 0:
+        sys.exit(f"No usable Redis at {redis_url}: start one with redis-server, or name another with --redis-url.")
     ports = [str(free_port()), str(free_port())]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     store = ("--redis-url", redis_url)

@@ -49,7 +49,9 @@ def announce_worker(settings: Settings, host: str, port: int) -> None:
 
 
 def models_of(settings: Settings) -> str:
-    return ", ".join(f"{spec.name} ({spec.backend})" for spec in settings.models)
+    """The models and their backends; a first user must know that `mock` is not a language model."""
+    shown = {"mock": "mock: a simulator, its words mean nothing"}
+    return ", ".join(f"{spec.name} ({shown.get(spec.backend, spec.backend)})" for spec in settings.models)
 
 
 def _freeze() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import Site, site
+from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -60,6 +61,16 @@ def test_curl(server: Site) -> None:
 
 def test_fan_out(server: Site) -> None:
     assert "100 answers" in _python("fan_out.py", "--url", server.gateways[0])
+
+
+def test_resume_without_redis_ends_with_one_sentence() -> None:
+    url = f"redis://127.0.0.1:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "examples/resume.py", "--redis-url", url], capture_output=True, text=True, cwd=ROOT, timeout=90
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"No usable Redis at {url}: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_background(server: Site) -> None:
