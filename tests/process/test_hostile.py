@@ -21,7 +21,7 @@ from schemathesis.core.result import Ok
 from tests.support import reading
 from tests.support.hostile import CORPUS, Case
 from tests.support.programs import Site, site
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -155,17 +155,23 @@ async def test_ids_of_clients_never_become_ours(url: str) -> None:
             assert answer.headers["x-request-id"].startswith("g")
 
 
-def test_prompts_are_never_logged(fleet: Site, url: str) -> None:
+async def test_prompts_are_never_logged(fleet: Site, url: str) -> None:
     secret = "the-prompt-that-nobody-logs"
-    assert httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 2}).status_code == 200
+    answer = httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 2})
+    assert answer.status_code == 200
     assert httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 0}).status_code == 400
-    output = fleet.programs[0].output()
-    assert secret not in output
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    finished = [line for line in lines if line["logger"] == "penstock.access" and line["outcome"] == "ok"]
-    worked = [line for line in lines if line["logger"] == "penstock.worker" and "completion_tokens" in line]
-    assert finished[-1]["request_id"] == worked[-1]["request_id"]
-    assert finished[-1]["completion_tokens"] == worked[-1]["completion_tokens"] == 2
+
+    def lines() -> dict[str, Any]:
+        """What gateway and worker logged of the request, by logger."""
+        found = [json.loads(line) for line in fleet.programs[0].output().splitlines() if line.startswith("{")]
+        ours = [line for line in found if line.get("request_id") == answer.headers["x-request-id"]]
+        return {line["logger"]: line for line in ours if "completion_tokens" in line}
+
+    both = {"penstock.access", "penstock.worker"}
+    await wait_until(lambda: both <= lines().keys(), "the thread that writes the log has written both lines")
+    assert [lines()[name]["completion_tokens"] for name in sorted(both)] == [2, 2]
+    assert lines()["penstock.access"]["outcome"] == "ok"
+    assert secret not in fleet.programs[0].output()
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
