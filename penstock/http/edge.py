@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.errors import (
@@ -242,6 +243,20 @@ async def on_bad_query(request: Request, error: Exception) -> Response:
     return refusal(call_of(request), InvalidRequest(f"'{name}': {first['msg']}.", param=name))
 
 
+def _allowed(request: Request) -> list[str]:
+    """The methods that have a route at this path, of all routers: the framework's own Allow names those of one route.
+
+    HEAD is answered where GET is; a stream refuses it in an answer of its own.
+    """
+    routes, scope = request.app.routes, dict(request.scope)
+    found = []
+    for method in ("GET", "POST", "DELETE"):
+        scope["method"] = method
+        if any(route.matches(scope)[0] is Match.FULL for route in routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return found
+
+
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, wrong method) as ours."""
     if not isinstance(error, HTTPException):
@@ -252,5 +267,5 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         ours = NotFound(f"There is nothing at {path!r}.")
     elif error.status_code == 405:
         ours = MethodNotAllowed(f"{request.method} is not allowed at {path!r}.")
-        ours.headers = dict(error.headers or {})
+        ours.headers = {"allow": ", ".join(_allowed(request))}
     return refusal(call_of(request), ours)

@@ -12,8 +12,9 @@ _ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<rest>[/?#].*)?", r
 def judge_head(target: bytes, headers: list[tuple[bytes, bytes]], version: str) -> bytes:
     """The target without scheme and authority. An authority replaces the value of Host in `headers` (RFC 9112, 3.2.2).
 
-    Raises `InvalidRequest` for hosts or targets that are unclear, and `UnsupportedMediaType` for a transfer coding
-    that is not decoded here: a proxy must not read another request in these bytes than this server does.
+    Raises `InvalidRequest` for hosts or targets that are unclear and for a transfer coding in HTTP/1.0, which has none
+    (RFC 9112, 6.1), and `UnsupportedMediaType` for a transfer coding that is not decoded here: a proxy must not read
+    another request in these bytes than this server does.
     """
     num_hosts = num_codings = 0
     for name, value in headers:
@@ -23,6 +24,8 @@ def judge_head(target: bytes, headers: list[tuple[bytes, bytes]], version: str) 
             num_codings += 1
             if num_codings > 1 or value.strip(b" \t").lower() != b"chunked":
                 raise UnsupportedMediaType("The only transfer coding that is decoded here is chunked, given once.")
+    if num_codings and version == "1.0":
+        raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding; send a Content-Length, or HTTP/1.1.")
     if num_hosts != 1 and (num_hosts > 1 or version != "1.0"):
         raise InvalidRequest(f"A request must have exactly one Host header; this one has {num_hosts}.")
     return target if target.startswith(b"/") or target == b"*" else _take_host(target, headers)

@@ -282,6 +282,17 @@ async def test_versions_and_hosts(peer: Peer, head: bytes, status: int) -> None:
     assert (status == 400) == peer.wire.has_ended
 
 
+@pytest.mark.parametrize("length", [b"", b"content-length: 5\r\n"])
+async def test_http_1_0_with_a_transfer_coding_is_refused_and_closed(peer: Peer, length: bytes) -> None:
+    """RFC 9112, 6.1: its framing is faulty, even with a length, as a proxy of that version does not know the coding."""
+    chunks = b"transfer-encoding: chunked\r\n" + length + b"\r\n0\r\n\r\n"
+    await peer.send([b"POST / HTTP/1.0\r\nhost: x\r\n" + chunks + NEXT])
+    await peer.rest()
+    assert peer.requests == []
+    assert peer.statuses == [400]
+    assert peer.wire.has_ended
+
+
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx", b"GET /", b"\r\n"])
 async def test_a_head_without_an_end_is_refused_before_it_is_large(peer: Peer, start: bytes) -> None:
     fill = b"\r\n" if start in (b"", b"\r\n") else b"a"

@@ -160,6 +160,21 @@ async def test_a_gateway_refuses_head_of_a_stream_and_of_a_route_without_get() -
         assert (await heads(port, "/v1/generate", "HEAD"))[0] == 405
 
 
+async def test_a_wrong_method_is_answered_with_every_method_of_the_path() -> None:
+    known = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    async with serving() as port:
+        for path, method, allowed in (
+            ("/livez", "POST", "GET, HEAD"),
+            ("/v1/models", "DELETE", "GET, HEAD"),
+            ("/openapi.json", "POST", "GET, HEAD"),
+            ("/v1/generate", "GET", "POST"),
+            (f"/v1/requests/{known}", "POST", "GET, HEAD, DELETE"),
+            (f"/v1/admin/dead/{known}", "PUT", "GET, HEAD, DELETE"),
+        ):
+            status, headers, _ = await heads(port, path, method)
+            assert (status, headers["allow"]) == (405, allowed), path
+
+
 async def test_a_worker_answers_head_like_get_without_a_body() -> None:
     server = await serve_ops(build_app(Metrics(), list, dict), _listener())
     for path in ("/livez", "/readyz", "/healthz", "/metrics"):
