@@ -16,13 +16,13 @@ import pytest
 from hypothesis import settings
 
 from tests.support.servers import Servers
+from tests.support.waiting import PATIENCE
 
 settings.register_profile("penstock", deadline=None)  # how long an example takes says nothing on a busy machine
 settings.register_profile("fixed", deadline=None, derandomize=True)  # CI judges a change, not the luck of the draw
 settings.register_profile("deep", deadline=None, max_examples=3000)  # for -m hypothesis --hypothesis-profile=deep
 settings.load_profile("penstock")
 
-PATIENCE = float(os.environ.get("PENSTOCK_TEST_PATIENCE", "1"))  # by which every time limit of a test is multiplied
 LOCKS = pytest.StashKey[tuple[int, int]]()
 FOLDER = "penstock_locks"
 # Longest first, so that no process is left with one of them at the end; the many short tests fill the gaps.

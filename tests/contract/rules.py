@@ -21,7 +21,9 @@ from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW
 from penstock.transports.redis import RedisTransport, keys
 from tests.support.stores import SHORT_LEASE_S, RedisStore, new_job, new_worker, run_one, tokens
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import LONG_S, wait_until, wait_until_async
+
+WITHIN_S = LONG_S  # shorter where the rule is taken out, and it is waited for in vain
 
 Case = Callable[[RedisStore, redis.Redis], Awaitable[None]]
 
@@ -81,7 +83,7 @@ class Gateway:
         return job, (await self.relay.open(job)).stream
 
     async def has(self, stream: RelayStream, *texts: str) -> None:
-        await wait_until(lambda: stream.tokens == list(texts), f"the client has {texts}, not {stream.tokens}", 2.0)
+        await wait_until(lambda: stream.tokens == list(texts), f"the client has {texts}, not {stream.tokens}", WITHIN_S)
 
 
 async def gateway_of(store: RedisStore) -> Gateway:
@@ -255,12 +257,12 @@ async def _goes_on_from_what_was_relayed(stream: RelayStream, workers: Transport
     async def is_back() -> bool:
         return stream.job.id in await workers.waiting()
 
-    await wait_until_async(is_back, "the restored job waits", 2.0)
+    await wait_until_async(is_back, "the restored job waits", WITHIN_S)
     await workers.enlist(new_worker("w3"))
     claim = await run_one(workers, "w3", stream.job.id)
     assert claim.tokens == ("a", "b")
     await workers.emit("w3", [Done(stream.job.id, claim.attempt, 2, tokens=("c",), finish_reason="stop")])
-    await wait_until(lambda: stream.end is not None, "the end", 2.0)
+    await wait_until(lambda: stream.end is not None, "the end", WITHIN_S)
     assert stream.tokens == ["a", "b", "c"]
     assert fold(await frames(workers, stream.job.id)).tokens == ("a", "b", "c")
 
@@ -332,7 +334,7 @@ async def what_is_in_no_list_is_pushed_again(store: RedisStore, client: redis.Re
             gateway.relay.look(time.monotonic())
             return client.lpos(QUEUE, job.id) is not None
 
-        await wait_until(is_back, "the id is in the queue again", 2.0)
+        await wait_until(is_back, "the id is in the queue again", WITHIN_S)
 
 
 async def at_most_ten_are_pushed_again_in_a_second(store: RedisStore, client: redis.Redis) -> None:

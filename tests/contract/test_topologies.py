@@ -42,7 +42,7 @@ from tests.support.topologies import (
     start_tls,
     until,
 )
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import LONG_S, wait_until, wait_until_async
 
 QUEUE = "inference:queue"
 
@@ -192,7 +192,7 @@ async def test_a_wait_is_woken_when_its_master_is_none_any_more(real: RedisStore
     client.slaveof("127.0.0.1", 1)
     try:
         with pytest.raises(StoreUnavailable, match="UNBLOCKED"):
-            await asyncio.wait_for(waiting, 2.0)
+            await asyncio.wait_for(waiting, 4.0)  # earlier than the 5 s of the pop
     finally:
         client.slaveof()
 
@@ -229,7 +229,7 @@ async def test_a_failover_by_sentinel(is_killed: bool) -> None:
             is_there = promoted.zscore(transport._redis.pool.gateways, "g1") is not None
             return is_there and listener.num_resets >= 1 and transport.is_listening
 
-        await wait_until_async(is_back, "the new master to be found", timeout_s=5.0)
+        await wait_until_async(is_back, "the new master to be found")
         promoted.close()
         claim = await run_one(transport, "w1", first.id)
         await transport.emit("w1", [Done(first.id, claim.attempt, 0, finish_reason="stop")])
@@ -342,7 +342,7 @@ async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, transport: Re
     assert await transport.emit("w1", [Done(job.id, claim.attempt, 1, finish_reason="stop")]) == set()
     next_ = new_job()
     assert await transport.submit(next_, "g1", 1) == 1
-    await asyncio.wait_for(waiting, 3.0)  # it has followed the queue
+    await asyncio.wait_for(waiting, LONG_S)  # it has followed the queue
     await wait_until_async(lambda: _holds(transport, [next_.id]), "the first job to be off the list")
     assert cluster.masters[to_queue].exists(pool.worker("w1"))
 
@@ -418,7 +418,6 @@ async def test_the_death_of_one_node_is_not_the_death_of_the_others() -> None:
         await wait_until(
             lambda: transport.is_listening and all(other.is_listening for other in others),
             "every listener to be at a node that lives",
-            timeout_s=10.0,
         )
         ends = [Done(claim.job.id, claim.attempt, 1, finish_reason="stop") for claim in alive]
         assert await transport.emit("w1", ends) == set()
@@ -474,7 +473,7 @@ async def test_the_rights_listed_suffice_behind_sentinels() -> None:
                 return False
             return True
 
-        await wait_until_async(answers, "the new master is used", 20.0)
+        await wait_until_async(answers, "the new master is used")
     finally:
         await transport.close()
         site.stop()

@@ -14,7 +14,7 @@ from penstock.rich_token import Logprob, RichToken, ToolCall, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import RateLimit
 from tests.support.stores import Listener, Store, new_job, new_worker, run_one, tokens
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, wait_until
 
 
 def done(job_id: str, attempt: int, seq: int, *texts: str) -> Done:
@@ -166,7 +166,7 @@ async def test_wait_wakes_up_for_work_and_gives_up_in_time(transport: Transport)
     await asyncio.sleep(0)
     job = new_job()
     await transport.submit(job, "g1", 0)
-    assert await asyncio.wait_for(waiting, 2.0) == job.id
+    assert await asyncio.wait_for(waiting, LONG_S) == job.id
     assert await transport.take("w1", 1) == [job.id]
     assert (await transport.tick("g1")).num_taken == 1
 

@@ -189,7 +189,7 @@ async def test_a_full_redis_takes_no_new_work_and_finishes_the_old(real: RedisSt
     try:
         with pytest.raises(StoreUnavailable, match="OOM"):
             await transport.submit(new_job(), "g1", 0)
-        await asyncio.wait_for(transport.wait("w1", 5.0), 2.0)  # refused, so the worker polls
+        await asyncio.wait_for(transport.wait("w1", 5.0), 4.0)  # earlier than the 5 s of the pop: refused, so it polls
         assert await transport.take("w1", 2) == [job.id for job in jobs]
         (second,) = await transport.claim("w1", [jobs[1].id])
         step: list[Event] = [tokens(claim, 0, "a", "b"), tokens(second, 0, "c")]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import reading
-from tests.support.programs import Site, site
+from tests.support.programs import Command, Site, site
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until_async
 
@@ -27,20 +25,12 @@ Handler = Callable[[dict[str, Any], int], Awaitable[list[bytes]]]
 
 async def bench(url: str, *flags: str) -> tuple[int, dict[str, Any], str]:
     """Status, the JSON, and what was said on stderr."""
-    process = await _start(url, *flags)
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, json.loads(output) if output else {}, errors.decode()
+    done = await asyncio.to_thread(_start(url, *flags).done)
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
-async def _start(url: str, *flags: str) -> asyncio.subprocess.Process:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "penstock", "bench", "--json", "--url", url, *flags),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean,
-    )
+def _start(url: str, *flags: str) -> Command:
+    return Command("bench", "--json", "--url", url, *flags)
 
 
 @pytest.fixture
@@ -123,7 +113,7 @@ async def test_refusals_are_counted_by_kind_and_are_not_wrong(served: Site) -> N
 
 
 async def test_an_interrupt_ends_it_early_with_its_figures(served: Site) -> None:
-    process = await _start(served.gateways[0], "--duration=60", "--concurrency=2", "--output-tokens=4", "--warmup=0")
+    command = _start(served.gateways[0], "--duration=60", "--concurrency=2", "--output-tokens=4", "--warmup=0")
 
     async def has_begun() -> bool:
         async with reading.client() as http:
@@ -131,10 +121,10 @@ async def test_an_interrupt_ends_it_early_with_its_figures(served: Site) -> None
         return reading.metric(page, "penstock_requests_total") > 20
 
     await wait_until_async(has_begun, "it asks", 60.0)
-    process.send_signal(signal.SIGINT)
-    output, errors = await process.communicate()
-    found = json.loads(output)
-    assert process.returncode == 0, errors
+    command.process.send_signal(signal.SIGINT)
+    done = await asyncio.to_thread(command.done)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
     assert 0 < found["window_s"] < 60
     assert found["ok"] == found["requests"] > 0
 

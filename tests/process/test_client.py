@@ -281,7 +281,7 @@ async def test_a_rolling_restart_is_not_noticed(redis_url: str) -> None:
                 outcome.append(stream.num_resumed)
 
         following = asyncio.create_task(asyncio.to_thread(follow))
-        await wait_until(lambda: tokens, "it has begun", 30)
+        await wait_until(lambda: tokens, "it has begun")
         await asyncio.to_thread(programs[0].stop)
         await following
         assert outcome == [1]

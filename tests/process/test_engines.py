@@ -86,7 +86,7 @@ async def under_load(
     async def is_busy() -> bool:
         return await metric(http, url, "first_token_seconds_count", upstream=victim.name) >= num / 4
 
-    await wait_until_async(is_busy, "the victim to have work", 20)
+    await wait_until_async(is_busy, "the victim to have work")
     victim.signal(number)
     return await asyncio.gather(*tasks)
 
@@ -98,7 +98,7 @@ async def until_it_works(http: httpx2.AsyncClient, url: str, engine: Engine) -> 
         await reading.whole(http, url, model="m", prompt="p", max_tokens=2)
         return await metric(http, url, "requests_total", upstream=engine.name, outcome="ok") > before
 
-    await wait_until_async(is_back, "the new engine to get work", 30)
+    await wait_until_async(is_back, "the new engine to get work")
 
 
 def is_whole(answer: reading.Answer, number: int) -> bool:

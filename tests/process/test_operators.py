@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx2
@@ -14,7 +12,7 @@ import pytest
 
 from penstock.callers.keys import create_key, revoke_key
 from tests.support import reading
-from tests.support.programs import site
+from tests.support.programs import Command, site
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -22,15 +20,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def _command(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-    return subprocess.run(
-        [sys.executable, "-m", "penstock", *args],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env={**clean, "COLUMNS": "200", **env},
-        check=False,
-    )
+    return Command(*args, env={"COLUMNS": "200", **env}).done()
 
 
 def test_a_doctor_finds_a_healthy_site(redis_url: str) -> None:
@@ -183,14 +173,13 @@ async def test_a_revoked_keys_requests_end_where_that_is_asked_for(tmp_path: Pat
             for key in (adas, bobs, *(adas,) * 12)
         ]
         revoke_key(path, ada.id)
-        await wait_until(lambda: set(states()) == {"queued", "running"}, "a plain revocation ends no request", 20.0)
+        await wait_until(lambda: set(states()) == {"queued", "running"}, "a plain revocation ends no request")
         done = _command("keys", "revoke", ada.id, "--file", str(path), "--cancel", "--url", url, PENSTOCK_API_KEY=admin)
         assert done.returncode == 0, done.stderr
         assert "was revoked before" in done.stderr
         await wait_until(
             lambda: [ids[at] for at, state in enumerate(states()) if state != "cancelled"] == [ids[1]],
             "all of its requests end, and only these",
-            20.0,
         )
         elsewhere = tmp_path / "other.toml"
         elsewhere.write_bytes(path.read_bytes().replace(b"revoked = true\n", b""))

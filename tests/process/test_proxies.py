@@ -133,7 +133,7 @@ async def _in_front(kind: str, upstream: int, directory: Path) -> AsyncIterator[
     port = free_port()
     proxy = Proxy(port, [program, *CONFIGS[kind](directory, upstream, port, cert, key)])
     try:
-        await wait_until(proxy.is_up, f"{kind} listens", timeout_s=20.0)
+        await wait_until(proxy.is_up, f"{kind} listens")
         yield proxy
     finally:
         proxy.process.terminate()

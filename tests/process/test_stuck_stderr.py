@@ -84,8 +84,8 @@ async def test_a_full_stderr_stops_nothing(redis_url: str, http: httpx2.AsyncCli
                 children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
                 before = children.read_text().split()
                 os.kill(int(before[0]), signal.SIGKILL)
-                await wait_until(lambda: len(set(children.read_text().split()) - set(before)) == 1, "a new child", 30)  # noqa: B023
-            await wait_until_async(lambda: _is_ready(http, url), "it is ready again", 30)
+                await wait_until(lambda: len(set(children.read_text().split()) - set(before)) == 1, "a new child")  # noqa: B023
+            await wait_until_async(lambda: _is_ready(http, url), "it is ready again")
         await asyncio.gather(*(_answer(http, url) for _ in range(20)))
         assert await _end_by_sigterm(gateway) == 0
         assert await _end_by_sigterm(worker) == 0
@@ -113,7 +113,7 @@ async def test_dropped_lines_are_counted_and_reported(http: httpx2.AsyncClient, 
             num_lost = reading.metric((await http.get(f"{url}/metrics")).text, "penstock_log_lines_dropped_total")
             return num_lost >= 20
 
-        await wait_until_async(are_lost, "a line of each request is lost", 30)
+        await wait_until_async(are_lost, "a line of each request is lost")
         read_end = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
         await _answer(http, url)
         heard = b""
@@ -124,7 +124,7 @@ async def test_dropped_lines_are_counted_and_reported(http: httpx2.AsyncClient, 
                 heard += os.read(read_end, 65536)
             return b"dropped" in heard and heard.endswith(b"\n")
 
-        await wait_until(is_said, "it is said", 30)
+        await wait_until(is_said, "it is said")
         lines = [json.loads(line) for line in heard.splitlines()]
         (said,) = [line for line in lines if line["message"] == "log lines were dropped, as stderr took none"]
         assert said["level"] == "warning"
@@ -148,7 +148,7 @@ async def test_the_child_dies_with_its_parent_although_stderr_is_full(redis_url:
             except (FileNotFoundError, ProcessLookupError):
                 return True
 
-        await wait_until(is_gone, "the child is gone", 20)
+        await wait_until(is_gone, "the child is gone")
 
 
 async def test_a_refusal_and_a_crash_end_the_process_although_stderr_is_full(pipe: Pipe) -> None:
@@ -184,7 +184,7 @@ async def test_closed_standard_streams(redis_url: str, http: httpx2.AsyncClient,
                     return await _is_ready(http, url)
                 return False
 
-            await wait_until_async(is_ready, "it is ready", 30)
+            await wait_until_async(is_ready, "it is ready")
             if command != "worker":
                 await _answer(http, url)
             process.terminate()

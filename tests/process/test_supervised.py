@@ -21,7 +21,7 @@ from penstock.backends.mock.text import verify_chain
 from tests.support import reading
 from tests.support.programs import Program, Site, site
 from tests.support.servers import free_port, start_server
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import PATIENCE, wait_until, wait_until_async
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -76,10 +76,11 @@ async def _load(http: httpx2.AsyncClient, fleet: Site) -> list[asyncio.Task[tupl
         page = (await http.get(f"{url}/metrics")).text
         return reading.metric(page, "penstock_time_to_first_token_seconds_count") == NUM
 
-    await wait_until_async(all_flow, "all streams have begun", timeout_s=15)
+    await wait_until_async(all_flow, "all streams have begun")
     return tasks
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("num_others", [0, 1])
 async def test_the_streams_of_a_killed_worker_continue_at_once(
     redis_url: str, http: httpx2.AsyncClient, num_others: int
@@ -99,7 +100,7 @@ async def test_the_streams_of_a_killed_worker_continue_at_once(
         )
         print(said)  # noqa: T201
         # Alone, what counts is how long a worker takes to start, on whatever machine this is.
-        assert worst < (2.0 if num_others else 6.0), said
+        assert worst < (2.0 if num_others else 6.0) * PATIENCE, said
         assert "its death was reported" in program.output()
         await wait_until(lambda: _children(program.pid) not in ([], [child]), "another child was started")
         program.wait_for(f"{fleet.workers[0]}/readyz")  # on the same port: it is the child's
@@ -116,7 +117,7 @@ async def test_without_the_store_the_child_is_started_again_all_the_same(http: h
             server.stop()
             os.kill(child, signal.SIGKILL)
             await wait_until(lambda: _children(program.pid) not in ([], [child]), "another child was started")
-            await wait_until(lambda: "its lease will lapse" in program.output(), "the parent says so", timeout_s=8)
+            await wait_until(lambda: "its lease will lapse" in program.output(), "the parent says so")
             program.wait_for(f"{fleet.workers[0]}/livez")
     finally:
         server.stop()

@@ -24,10 +24,19 @@ OWN = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?=\n)")  # styles; and a terminal's
 class Hostile(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         leased = {"id": BAD, "lease_s": 1.0, "held": 1, "free": 1, "slots": 1, "host": BAD, "pid": 1, "models": [BAD]}
-        held = {"id": BAD, "model": BAD, "state": "running", "worker": BAD, "attempts": 1, "tokens": 1, "age_s": 1.0}
+        held = {
+            "id": BAD,
+            "model": BAD,
+            "caller": BAD,
+            "state": "running",
+            "worker": BAD,
+            "attempts": 1,
+            "tokens": 1,
+            "age_s": 1.0,
+        }
         counts = {"queue_depth": 1, "drain_rate_per_s": 1.0, "num_taken": 1, "num_dead": 1, "num_held": 1}
         site = {"oldest_waiting_s": None, "gateways": [leased], "workers": [leased], "running": [held], **counts}
-        finding = {"level": "error", "name": BAD, "value": BAD, "advice": BAD}
+        finding = {"level": "warning", "name": BAD, "value": BAD, "advice": BAD}
         dead = {"id": BAD, "model": BAD, "deaths": 1, "error": BAD, "reason": BAD}
         answers = {
             "overview": site,
@@ -82,7 +91,7 @@ async def test_no_text_of_a_server_reaches_the_terminal_as_a_command(url: str, c
             return process.poll() is not None
         return False
 
-    await wait_until(has_ended, "it ends", 30)
+    await wait_until(has_ended, "it ends")
     os.close(master)
     text = said.decode()
     assert "\\u001b]5" in text, "it was shown"

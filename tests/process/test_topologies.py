@@ -51,7 +51,7 @@ async def _under_load(
     async def all_flow() -> bool:
         return await _num_begun(http, url) >= before + NUM
 
-    await wait_until_async(all_flow, "all streams have begun", timeout_s=15.0)
+    await wait_until_async(all_flow, "all streams have begun")
     await strike()
     answers = await asyncio.gather(*load)
     for answer in answers:

@@ -108,6 +108,33 @@ class Program:
         raise AssertionError(f"{url} gave {last} and not {status} within {timeout_s} s:\n{self.output()}")
 
 
+class Command:
+    """One `penstock` command that ends by itself, such as `ps`. `args` and `env` as of a `Program`."""
+
+    def __init__(self, *args: str, env: Mapping[str, str] | None = None, input: str = "") -> None:
+        self.args = args
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+        self._files = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115 - closed in `done`
+        self._files[0].write(input.encode())
+        self._files[0].seek(0)
+        self.process = fork(args, {**clean, **(env or {})}, *(file.fileno() for file in self._files))
+
+    def done(self, timeout_s: float = READY_S) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; what it has printed."""
+        try:
+            status = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        printed = []
+        for file in self._files:
+            file.seek(0)
+            printed.append(file.read().decode())
+            file.close()
+        return subprocess.CompletedProcess(self.args, status, printed[1], printed[2])
+
+
 class Site:
     """A set of programs that belong together, over one store or none."""
 

@@ -38,7 +38,7 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
         listener.bind(("127.0.0.1", 0))
         working = asyncio.create_task(worker.run())
         running = asyncio.create_task(server._serve([listener]))
-        await wait_until(lambda: server.started and not gateway.why_not_ready(), "the gateway is ready", 20.0)
+        await wait_until(lambda: server.started and not gateway.why_not_ready(), "the gateway is ready")
         yield listener.getsockname()[1]
         server.should_exit = True
         await running

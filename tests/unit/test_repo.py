@@ -181,6 +181,31 @@ def test_the_unit_tests_mirror_the_package() -> None:
     assert folders, "nothing was looked at"
 
 
+def test_a_wait_of_a_test_ends_what_hangs_and_not_what_is_slow() -> None:
+    """A busy machine alone breaks a limit of seconds. A line that means one has a comment with the reason."""
+    places = {"wait_until": 2, "wait_until_async": 2, "asyncio.wait_for": 1, "asyncio.timeout": 0}
+    short = []
+    for path in _files():
+        name = path.relative_to(ROOT).as_posix()
+        if (
+            path.suffix != ".py"
+            or not name.startswith("tests/")
+            or name.startswith(("tests/chaos/", "tests/simulation/"))
+        ):
+            continue
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(_parsed(text)):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) not in places:
+                continue
+            place = places[ast.unparse(node.func)]
+            limits = [*node.args[place : place + 1], *(word.value for word in node.keywords if word.arg == "timeout_s")]
+            values = [one.value for one in limits if isinstance(one, ast.Constant)]
+            is_short = any(isinstance(value, int | float) and value < 30 for value in values)
+            if is_short and "  # " not in text.splitlines()[node.lineno - 1]:
+                short.append(f"{name}:{node.lineno}")
+    assert short == []
+
+
 def test_shared_test_code_is_in_support() -> None:
     """The rings below are programs of their own, with modules of their own; elsewhere a file is a test or a fixture."""
     programs = ("tests/chaos/", "tests/conformance/", "tests/simulation/")

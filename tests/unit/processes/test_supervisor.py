@@ -50,11 +50,11 @@ class Parent:
 
     async def children(self, num: int) -> list[int]:
         """The pids of the children so far, once there have been `num`."""
-        await wait_until(lambda: len(self.lines("up")) >= num, f"{num} children are up", timeout_s=8)
+        await wait_until(lambda: len(self.lines("up")) >= num, f"{num} children are up")
         return [int(line.split()[1]) for line in self.lines("up")]
 
     async def end(self) -> int:
-        await wait_until(lambda: self.process.poll() is not None, "the parent ends", timeout_s=8)
+        await wait_until(lambda: self.process.poll() is not None, "the parent ends")
         return self.process.returncode
 
     def stop(self) -> None:
@@ -150,7 +150,7 @@ async def test_whatever_else_a_child_ends_with_it_is_started_again(
     parents: list[Parent], end: str, status: int
 ) -> None:
     parents.append(parent := Parent(end, num=2))
-    await wait_until(lambda: len(parent.lines("death")) >= 3, "both, and one of them again", timeout_s=8)
+    await wait_until(lambda: len(parent.lines("death")) >= 3, "both, and one of them again")
     assert {line.split()[1] for line in parent.lines("death")} == {str(status)}
     parent.process.terminate()
     await parent.end()
@@ -187,7 +187,7 @@ async def test_a_status_of_2_ends_no_others_that_have_run_for_a_while(parents: l
     first = f"try: os.mkdir({str(tmp_path / 'first')!r})\nexcept FileExistsError: sys.exit(2)"
     parents.append(parent := Parent(first + WAIT, num=2, program=program))
     (child,) = await parent.children(1)
-    await wait_until(lambda: len(parent.lines("death")) >= 2, "the other one is tried again", timeout_s=8)
+    await wait_until(lambda: len(parent.lines("death")) >= 2, "the other one is tried again")
     assert set(parent.lines("death")) == {"death 2 "}
     assert parent.process.poll() is None
     assert _is_alive(child)
@@ -208,7 +208,7 @@ command = [sys.executable, "-c", "pass"]
 sys.exit(supervisor.Supervisor(command, on_death=lambda death: print("start of", death.pid, flush=True)).run())
 """
     parents.append(parent := Parent("", program=code))
-    await wait_until(lambda: len(parent.lines("start")) >= 5, "two have died", timeout_s=8)
+    await wait_until(lambda: len(parent.lines("start")) >= 5, "two have died")
     assert ["of" in line for line in parent.lines("start")[:5]] == [False, True, False, True, False]
 
 
@@ -294,7 +294,7 @@ command = [sys.executable, "-c", "pass"]
 sys.exit(supervisor.Supervisor(command, on_death=on_death).run())
 """
     parents.append(parent := Parent("", program=code))
-    await wait_until(lambda: len(parent.lines("try")) >= 4, "it goes on", timeout_s=8)
+    await wait_until(lambda: len(parent.lines("try")) >= 4, "it goes on")
     parent.process.terminate()
     assert await parent.end() == 0
 

@@ -25,7 +25,7 @@ from penstock.worker.crash_points import POINTS, crash_points_from, no_crash_poi
 from penstock.worker.lease import EngineProgress
 from penstock.worker.worker import Worker
 from tests.support.memory import changing
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_S, PATIENCE, wait_until
 
 
 class Store(MemoryTransport):
@@ -126,7 +126,7 @@ async def rig(
     finally:
         worker.stop()
         worker.stop()
-        await asyncio.wait({made.running}, timeout=5)
+        await asyncio.wait({made.running}, timeout=LONG_S)
         assert made.running.done(), "the worker ends"
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
         await asyncio.sleep(0)
@@ -209,6 +209,7 @@ class TestAnswers:
             assert len(frames) < 20, "1 + 32 + 32 + the end, unless the machine is slow and time releases more"
             assert len(getattr(frames[0], "tokens", ())) <= 5, "the first token does not wait for others"
 
+    @pytest.mark.alone
     @pytest.mark.parametrize(("closes_early", "waits_s"), [(False, 0.4), (True, 0.1)])
     async def test_a_lone_request_waits_for_its_window_and_not_much_longer(
         self, closes_early: bool, waits_s: float
@@ -218,7 +219,7 @@ class TestAnswers:
             began = time.monotonic()
             job = await r.submit("a", max_tokens=1)
             await wait_until(lambda: r.answer(job).end, "its end")
-            assert waits_s - 0.002 <= time.monotonic() - began < waits_s + 0.25
+            assert waits_s - 0.002 <= time.monotonic() - began < waits_s + 0.25 * PATIENCE
 
     async def test_one_bad_request_in_a_batch_fails_alone(self) -> None:
         async with rig({"mock": MockBackend(scripted=True)}) as r:
@@ -590,7 +591,7 @@ class TestLease:
             await r.begun(job)
             old = r.worker.id
             r.store.expire(old)
-            await wait_until(lambda: r.worker.id not in ("", old), "a new tenure", 3)
+            await wait_until(lambda: r.worker.id not in ("", old), "a new tenure")
             (done,) = await r.end(job)
             assert verify_chain(done.tokens) is None
             assert len(done.tokens) == 300
@@ -612,9 +613,9 @@ class TestLease:
         async with rig({"mock": MockBackend()}, store) as r:
             await r.end(await r.submit("before"))
             store.is_deaf = True
-            await wait_until(lambda: store.num_refused > 1, "the lease has not been renewed for so long", 5)
+            await wait_until(lambda: store.num_refused > 1, "the lease has not been renewed for so long")
             job = await r.submit("after")
-            await wait_until(lambda: store.num_refused > 3, "there was time to take it", 5)
+            await wait_until(lambda: store.num_refused > 3, "there was time to take it")
             assert r.log(job) == []
             store.is_deaf = False
             await r.end(job)
@@ -645,10 +646,10 @@ class TestLease:
             job = await r.submit("a", "[[hang_after=1]]")
             await r.begun(job)
             worker = r.worker.id
-            await wait_until(lambda: stalls, "the stall is noticed", 3)
+            await wait_until(lambda: stalls, "the stall is noticed")
             lapses_at = r.store.snapshot().workers[worker].lapses_at
             assert stalls[0] >= 0.6
-            await wait_until(lambda: lapses_at + 0.7 < time.time() + LEASE_S, "two renewals are due", 3)
+            await wait_until(lambda: lapses_at + 0.7 < time.time() + LEASE_S, "two renewals are due")
             assert r.store.snapshot().workers[worker].lapses_at == lapses_at
             assert len(stalls) == 1
 
@@ -678,7 +679,7 @@ class TestLease:
             await r.submit("a", "[[hang]]")
             assert r.running is not None
             with pytest.raises(BackendError, match="no progress"):
-                await asyncio.wait_for(r.running, 5)
+                await asyncio.wait_for(r.running, LONG_S)
 
     async def test_the_lease_lives_in_a_thread_where_the_transport_has_a_second_connection(self) -> None:
         class TwoLoops(Store):
@@ -733,7 +734,7 @@ class TestLeaving:
             assert r.worker.why_not_ready() == ["draining"]
             await r.end(running)
             assert r.running is not None
-            await asyncio.wait_for(r.running, 3)
+            await asyncio.wait_for(r.running, LONG_S)
             assert r.store.snapshot().jobs[waiting.id].state == "queued"
             assert r.store.held() == {}
             assert (await r.store.overview()).workers == ()
@@ -746,7 +747,7 @@ class TestLeaving:
             await r.begun(jobs[-1], 3)
             r.worker.stop()
             assert r.running is not None
-            await asyncio.wait_for(r.running, 3)
+            await asyncio.wait_for(r.running, LONG_S)
             assert store.snapshot().queue == [job.id for job in jobs]
             assert all(store.snapshot().jobs[job.id].num_deaths == 0 for job in jobs)
             assert all(store.snapshot().jobs[job.id].state == "queued" for job in jobs)
@@ -764,7 +765,7 @@ class TestLeaving:
             r.worker.stop()
             r.worker.stop()
             assert r.running is not None
-            await asyncio.wait_for(r.running, 2)
+            await asyncio.wait_for(r.running, LONG_S)
             assert r.store.snapshot().queue == [job.id]
 
     async def test_two_workers_share_and_one_leaves_without_a_loss(self) -> None:
