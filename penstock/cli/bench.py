@@ -50,7 +50,7 @@ Requests = Annotated[int | None, _option(_LOAD, "N", "Stop after this number of 
 Warmup = Annotated[float, _option(_LOAD, "SECONDS", "Load before measuring.", min=0.0)]
 Ramp = Annotated[
     float | None,
-    _option(_LOAD, "SECONDS", "Connections begin over this time (default: the warm-up).", min=0.0),
+    _option(_LOAD, "SECONDS", "Time over which connections begin (default: the warm-up). 0: at once.", min=0.0),
 ]
 Preconnect = Annotated[
     bool,

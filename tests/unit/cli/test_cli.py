@@ -44,7 +44,9 @@ def test_version() -> None:
 
 
 def test_the_shell_can_complete_commands() -> None:
-    assert "_PENSTOCK_COMPLETE" in run("--show-completion", "bash").output
+    assert "--install-completion" in run("--help").output
+    script = CliRunner().invoke(app, [], env={"_PENSTOCK_COMPLETE": "source_bash"}, prog_name="penstock").output
+    assert "complete_bash" in script
     typed = {"_PENSTOCK_COMPLETE": "complete_bash", "COMP_WORDS": "penstock ga", "COMP_CWORD": "1"}
     assert CliRunner().invoke(app, [], env=typed, prog_name="penstock").output.split() == ["gateway"]
 
