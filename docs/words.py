@@ -46,7 +46,7 @@ ALLOWED = {
     "gets on": (0, 0),
     "getting on": (0, 0),
     "hears": (2, 0),
-    "heard": (4, 0),
+    "heard": (3, 0),
     "believed": (1, 0),
     "tells": (0, 0),
     "what comes": (5, 0),

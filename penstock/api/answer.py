@@ -86,7 +86,7 @@ class AnswerResponse(Response):
         return b""
 
     def idle_news(self) -> bytes:
-        """What to write when there is neither a token nor an end; empty for nothing."""
+        """The bytes to write when there is neither a token nor an end; may be empty."""
         return self._queue_news()
 
     def failure(self, end: Terminal) -> PenstockError | None:
@@ -177,7 +177,7 @@ class AnswerResponse(Response):
         return False
 
     def _push(self, health: StreamHealth, client: ClientChannel, reader: Reader) -> bool:
-        """What runs per token: the usual news, written from where they are heard. False where `_relay` must look."""
+        """Runs per token: writes the usual news from the callback that receives them. False if `_relay` must look."""
         stream = reader.stream
         tokens = stream.tokens
         first, num = reader.num_sent, len(tokens)
@@ -215,7 +215,7 @@ class AnswerResponse(Response):
         return next((end for end in ends if isinstance(end, Failed)), None)
 
     def error(self) -> PenstockError | None:
-        """What the first of the streams has ended in that has failed."""
+        """The error of the first stream that has failed."""
         for reader in self.readers:
             end = reader.stream.end
             if end is not None and (error := self.failure(end)) is not None:

@@ -1,4 +1,4 @@
-"""What answers of several APIs show of a stream: usage, times, fields next to the text, and what an end means. Pure."""
+"""Parts of a stream that answers of several APIs show: usage, times, fields next to the text, its end. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an image of a conversation may be: in the request itself, or on the web. Nothing here fetches any."""
+"""The places of a conversation's images: in the request itself, or on the web. Nothing here fetches any."""
 
 from __future__ import annotations
 

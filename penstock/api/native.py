@@ -241,7 +241,7 @@ def without_several(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def draft_of(body: GenerateBody) -> Draft:
-    """What `body` asks for. Raises `InvalidRequest` for fields that contradict each other."""
+    """The request in `body`. Raises `InvalidRequest` for fields that contradict each other."""
     body.check()
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")

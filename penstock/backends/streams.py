@@ -51,7 +51,7 @@ def _stop(task: asyncio.Task[None]) -> None:
 
 
 class _Funnel:
-    """Where the events of many tasks meet. Holds at most `MAX_WAITING`, and one more for each task."""
+    """A bounded queue for the events of many tasks. Holds at most `MAX_WAITING`, and one more for each task."""
 
     def __init__(self, num_sources: int) -> None:
         self._num_sources = num_sources

@@ -1,4 +1,4 @@
-"""What `ask` and `chat` print next to an answer: one line on stderr, in brackets, so that it is not part of it."""
+"""Notes of `ask` and `chat` about an answer: one line on stderr, in brackets, so that it is not part of the answer."""
 
 from __future__ import annotations
 

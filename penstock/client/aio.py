@@ -145,7 +145,7 @@ class AsyncHandle:
         self.request_id = request_id
 
     async def status(self) -> Status:
-        """What the server knows of it now."""
+        """The present state of the request at the server."""
         return await self._client._run(self._client._calls.status(self.request_id))
 
     async def cancel(self) -> Status:

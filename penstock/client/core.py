@@ -33,7 +33,7 @@ OnRetry = Callable[[PenstockError, float], None]
 
 @dataclass(slots=True)
 class Policy:
-    """What all calls of a client have in common. Seconds."""
+    """The limits that all calls of a client share. Seconds."""
 
     route: Route
     max_retries: int = 8
@@ -43,7 +43,7 @@ class Policy:
     on_retry: OnRetry | None = None
 
     def budget(self, now: float, limit_s: float | None) -> RetryBudget:
-        """What one call may spend that begins `now`."""
+        """The limits of one call that begins `now`."""
         give_up_at = now + (self.patience_s if limit_s is None else limit_s)
         return RetryBudget(self.max_retries, give_up_at, len(self.route.urls), now + self.reach_s)
 

@@ -1,4 +1,4 @@
-"""Where to send the next try, and when: the URLs, the one that works, back-off and patience. Pure: time is an argument.
+"""Chooses the URL and the time of the next try: back-off and patience. Pure: time is an argument.
 
 The server decides what a failure means by its headers (`x-should-retry`, `retry-after-ms`, `retry-after`); without
 them the error's class does.

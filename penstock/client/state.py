@@ -1,4 +1,4 @@
-"""What is known of one stream while it runs, and what a user may ask of it. Does no I/O."""
+"""The state of one stream while it runs, and the properties that a user may read. Does no I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = {"request_id", "index", "text"}  # the fields of a token that is text a
 
 @dataclass(slots=True)
 class StreamState:
-    """What is known of one stream while it runs."""
+    """The state of one stream while it runs."""
 
     request_id: str = ""
     model: str = ""
@@ -71,7 +71,7 @@ class StreamState:
 
 
 class StreamBase:
-    """What a user may ask of a stream, in either shell."""
+    """The properties of a stream for its user, in either shell."""
 
     def __init__(self, state: StreamState) -> None:
         self._state = state
@@ -88,7 +88,7 @@ class StreamBase:
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The answer so far."""
         return join_text(self._state.tokens)
 
     @property

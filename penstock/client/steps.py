@@ -1,4 +1,4 @@
-"""What the core asks of a shell.
+"""The steps that the core asks a shell to carry out.
 
 A call is a generator of steps. A shell carries each out and sends its result back:
 

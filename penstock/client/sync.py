@@ -141,7 +141,7 @@ class Handle:
         self.request_id = request_id
 
     def status(self) -> Status:
-        """What the server knows of it now."""
+        """The present state of the request at the server."""
         return self._client._run(self._client._calls.status(self.request_id))
 
     def cancel(self) -> Status:

@@ -1,4 +1,4 @@
-"""What the client gives back. Times are as the server sends them: durations in milliseconds, instants in seconds."""
+"""The results of the client. Times are as the server sends them: durations in milliseconds, instants in seconds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """What a gateway knows of a request. `state`: `queued`, `running`, `completed`, `failed` or `cancelled`.
+    """The state of a request at a gateway. `state`: `queued`, `running`, `completed`, `failed` or `cancelled`.
 
     `position` (1 is next) and `estimated_wait_s` are there while it waits, `text` (and what an `Answer` has next to it)
     when it has completed, `error` (the `error` object of every error) when it has failed.

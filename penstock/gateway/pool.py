@@ -1,4 +1,4 @@
-"""What a gateway last saw of its pool: the workers, their models, the queue, and how fast it drains.
+"""A gateway's last view of its pool: the workers, their models, the queue, and its drain rate.
 
 Everything that judges by the pool reads it here. Knows neither the store that was asked nor who judges.
 """

@@ -34,7 +34,7 @@ class Owner(Protocol):
 
 
 class _Sink:
-    """What the parser calls. `on_body` is a list's own `append`, so that no Python runs for a chunk."""
+    """The parser's callbacks. `on_body` is a list's own `append`, so that no Python runs for a chunk."""
 
     __slots__ = ("is_complete", "is_reusable", "on_body", "parser", "parts", "request_id", "status")
 

@@ -19,7 +19,7 @@ Cost = Annotated[float, msgspec.Meta(ge=0)] | None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the figures come from. `streams`: open at once while the cost of a token was measured, in each cell."""
+    """The source of the figures. `streams`: open at once while the cost of a token was measured, in each cell."""
 
     date: str
     command: str

@@ -40,7 +40,7 @@ def preload(settings: Settings) -> None:
 
 
 def queue_name(settings: Settings) -> str:
-    """What the queue of the pool is called in Redis, for people."""
+    """The name of the pool's queue in Redis, for people."""
     from penstock.transports.redis.keys import PoolKeys
 
     return PoolKeys(settings.pool).queue

@@ -148,7 +148,7 @@ class Bound(Struct, frozen=True, kw_only=True):
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
-    """What a worker learns when it renews its lease.
+    """The result of a renewal of a worker's lease.
 
     `is_lost`: the lease had lapsed; drop everything and start again under a new id. `held`: the worker's whole list.
     `dead`: workers to reap. `cancelled`: running jobs that this worker is to end. `gone`: running jobs that the store
@@ -226,7 +226,7 @@ class Verdict(Struct, frozen=True):
 
 
 class Store(ABC):
-    """What each process does with its store, whatever its part. One instance serves one process.
+    """The verbs of every process, whatever its part. One instance serves one process.
 
     Every coroutine of a store raises `StoreUnavailable` when it cannot be reached or refuses for memory.
     """
@@ -251,7 +251,7 @@ class Store(ABC):
 
 
 class GatewayStore(Store):
-    """What a gateway asks of the store: requests go in, events come out, and what the store has lost is given back."""
+    """The verbs of a gateway: requests go in, events come out, and lost requests are given back."""
 
     @abstractmethod
     async def listen(self, gateway_id: str, on_event: Callable[[Event], None], on_reset: Callable[[], None]) -> None:
@@ -380,7 +380,7 @@ class GatewayStore(Store):
 
 
 class WorkerStore(Store):
-    """What a worker asks of the store: a lease, work from the queue, and a place for its events."""
+    """The verbs of a worker: its lease, work from the queue, and a place for its events."""
 
     @abstractmethod
     async def enlist(self, info: WorkerInfo) -> None:

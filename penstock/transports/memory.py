@@ -113,7 +113,7 @@ class MemoryTransport(Transport):
         self._hints.clear()
 
     def snapshot(self) -> Snapshot:
-        """What it holds now, as a copy."""
+        """A copy of its present content."""
         return Snapshot(
             jobs={job_id: entry.copy() for job_id, entry in self._jobs.items()},
             queue=list(self._queue),

@@ -1,4 +1,4 @@
-"""What the memory transport holds: the data model of Redis in plain objects. Knows no verb."""
+"""The data of the memory transport: the data model of Redis in plain objects. Knows no verb."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class MessagesBody(RequestFields):
 
 
 def draft_of(body: MessagesBody) -> Draft:
-    """What `body` asks for. Raises `InvalidRequest` for fields that contradict each other."""
+    """The request in `body`. Raises `InvalidRequest` for fields that contradict each other."""
     chosen = _choice(body)
     is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
     return Draft(

@@ -101,7 +101,7 @@ class MockBackend(Backend):
                 live = [sequence for sequence in live if not sequence.is_over]
 
     def trigger(self, job: Job) -> tuple[str, int] | None:
-        """What the prompt asks for and after how many tokens, in a scripted mock."""
+        """The action that the prompt asks for and the number of tokens before it, in a scripted mock."""
         match = _TRIGGER.search(job.text) if self._scripted else None
         return None if match is None else (match[1], int(match[2] or 0))
 

@@ -91,7 +91,7 @@ def read_accepts(
 
 
 def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:
-    """What an answer may go on from, as the operator declares; `ValueError` if a tier's engine cannot do it."""
+    """The forms in which an answer may continue, as declared. Raises `ValueError` if a tier's engine cannot do it."""
     known = get_args(Resume)
     names = [] if text in ("", "no") else text.split("+")
     if not set(names) <= set(known):

@@ -63,7 +63,7 @@ class RetryPlan:
         self._last: UpstreamError | None = None
 
     def next(self, now: float) -> PickedReplica | Wait:
-        """Where to go now, or how long to wait. Raises the job's `PenstockError` when nothing is left to try."""
+        """The next replica, or the time to wait. Raises the job's `PenstockError` when nothing is left to try."""
         if self._last is not None and self._last.again == "never":
             raise self._last.error
         is_late = self._last is not None and now > self._give_up_at

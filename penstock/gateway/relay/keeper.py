@@ -60,7 +60,7 @@ class Keeper:
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
     def weigh(self, stream: RelayStream, keep_s: float | None) -> None:
-        """What it takes of its caller's share is known now. A dead one stays as it is, so that it can run again."""
+        """Book the final size of a request for its caller. A dead one keeps its size, so that it can run again."""
         if not is_dead(stream):
             self._store.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
 

@@ -72,7 +72,7 @@ class CallerBooks:
         return scripts.book(job, REQUEST_BYTES + size, most_answer_bytes(job), life_ms, share)
 
     def verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
-        """What a booking's reply means. A booking that fails does not fail the request."""
+        """Interpret a booking's reply. A booking that fails does not fail the request."""
         if isinstance(reply, ReplyError):
             self._redis.refusal("book", reply)  # counts and logs it
             return None

@@ -65,7 +65,7 @@ class PoolKeys:
         return f"{{{self.queue}}}:worker:{worker_id}"
 
     def waiting(self, caller_id: str) -> str:
-        """What a caller has pushed, as far as its share of the queue has to know."""
+        """The list of ids that a caller has pushed and that may count for its share of the queue."""
         return f"{{{self.queue}}}:waiting:{caller_id}"
 
 
@@ -82,7 +82,7 @@ def channel(job_id: str) -> str:
 
 
 def pattern(gateway_id: str) -> str:
-    """What a gateway subscribes to: the channels of all ids that it makes. Its id has no glob characters."""
+    """A gateway's pattern of subscription: the channels of all ids that it makes. Its id has no glob characters."""
     return f"{RESPONSE}{gateway_id}.*"
 
 

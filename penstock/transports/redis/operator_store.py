@@ -1,4 +1,4 @@
-"""What people look at, on Redis: the queue, the processes, lists of requests, the dead-letter list, the servers."""
+"""The operators' verbs on Redis: the queue, the processes, lists of requests, the dead-letter list, the servers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class About(Struct, frozen=True, omit_defaults=True):
-    """What lists show of a job besides its state: a small field of its own, so that no list reads a whole job."""
+    """The part of a job that lists show, except its state: a small field, so that no list reads a whole job."""
 
     caller: str = ""
     user: str = ""

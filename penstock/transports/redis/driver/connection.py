@@ -19,7 +19,7 @@ MAX_BACKOFF_S = 0.5
 
 
 class Connection(Protocol):
-    """Where commands go. Two keys with the same `Connection` are at one server, as far as is known."""
+    """The target of commands. Two keys with the same `Connection` are at one server, as far as is known."""
 
     async def execute(self, data: bytes, count: int, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Reply]:
         """Send packed commands, return their `count` replies in order. An error reply is a reply, not raised."""
