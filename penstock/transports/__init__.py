@@ -1,6 +1,6 @@
 """The family of transports: how jobs go down and events come up. `base.py` is the promise.
 
-What the settings say of the store is understood here; the rest of the program asks for a transport, and names none.
+Only this package interprets the settings of the store: the rest of the program asks for a transport and names none.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ RATE = "inference:rate:"
 ONCE = "inference:once:"
 CALLER = "inference:caller:"
 
-POOL_TTL_MS = 604_800_000
+POOL_TTL_MS = 604_800_000  # 7 days. The scripts have the number themselves: a program of any language loads those files
 MAX_LISTED = 1_000
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
