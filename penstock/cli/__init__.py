@@ -6,18 +6,18 @@ import signal
 import sys
 from collections.abc import Callable
 
-from penstock import stdio
-
 PROCESSES = ("serve", "gateway", "worker")
 
 
 def main() -> None:
     """The entry point of the console script."""
-    stdio.open_missing()
     # Ctrl-C during the imports, which take a good part of a second, ends the process without a traceback.
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_usual:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from penstock import stdio
+
+    stdio.open_missing()
     app = _commands()
     if is_usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -342,6 +342,7 @@ def test_ctrl_c_in_a_command_is_one_line_and_130() -> None:
 def test_ctrl_c_during_the_imports_leaves_no_traceback() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # it may be ignored where the tests run
         "class Interrupting:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'penstock.cli.app':\n"
