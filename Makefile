@@ -31,7 +31,7 @@ test: $(READY)  ## all tests, in five minutes; ARGS goes to pytest
 	$(PYTEST) $(ARGS)
 
 test-fast: $(READY)  ## those that start no server and no process, in one minute
-	$(PYTEST) -m 'not real' tests/unit tests/contract tests/simulation $(ARGS)
+	$(PYTEST) -m 'not real and not long' tests/unit tests/contract tests/simulation $(ARGS)
 
 MODELS = $(MAKE) VENV=.venv-models EXTRAS=dev,transformers
 

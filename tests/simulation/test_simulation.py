@@ -15,6 +15,7 @@ from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.plan import KINDS, draw
 from tests.simulation.run import simulate
 
+NUM_FIRST = 20
 NUM_FIXED = 160
 NUM_RANDOM = 80
 MAX_SEEDS = 800
@@ -29,12 +30,18 @@ def _check(seeds: range) -> None:
         )
 
 
-@pytest.mark.timeout(60)
+def test_the_first_seeds() -> None:
+    _check(range(NUM_FIRST))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
 def test_the_usual_seeds() -> None:
-    _check(range(NUM_FIXED))
+    _check(range(NUM_FIRST, NUM_FIXED))
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.long
+@pytest.mark.timeout(120)
 def test_fresh_seeds() -> None:
     """Drawn by `random`, which pytest-randomly seeds: `--randomly-seed` draws the same again."""
     first = random.randrange(1_000_000, 1_000_000_000)

@@ -33,6 +33,7 @@ MODULES = (
     "penstock.processes.stand_in",
     "penstock.processes.worker",
     "penstock.processes.worker_parent",
+    "penstock.transports.memory",
     "penstock.transports.redis",
     "pydantic.v1",  # of FastAPI, at the first route
 )
@@ -128,7 +129,9 @@ def _serve(sock: socket.socket) -> list[str] | None:
         if sock.fileno() not in readable:
             continue
         _, fds, _, _ = socket.recv_fds(sock, 1, 5)
-        if not fds:
+        if not fds:  # the tests have ended, or were broken off: what they left running ends, too
+            for left in reports:
+                os.kill(left, signal.SIGTERM)
             return None
         request, report, *streams = fds
         pid = os.fork()

@@ -71,6 +71,7 @@ def quiet_collector() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quiet_collector")
 @pytest.mark.parametrize("api", SHAPES)
 async def test_no_body_holds_the_event_loop(api: str) -> None:
