@@ -86,7 +86,7 @@ async def receive(
 ) -> Received[Body]:
     """Authenticate, rate-limit, read and validate the body. `prepare` changes the JSON before `body` validates it.
 
-    Raises what `read_body`, `parse_json`, `LargeBodies.run` and `Gateway.welcome` raise.
+    Raises what `read_body`, `parse_json`, `LargeBodies.run` and `authenticate` raise.
     """
     caller = await authenticate(gateway, request, call)
     settings = gateway.settings

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
 }
 
-Id = Annotated[str, Field(min_length=1, max_length=200)]
+BlockId = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -70,7 +70,7 @@ class ImageBlock(Strict):
 
 class ToolUseBlock(Strict):
     type: Literal["tool_use"]
-    id: Id
+    id: BlockId
     name: Name
     input: dict[str, Any]
     cache_control: CacheControl | None = None
@@ -79,7 +79,7 @@ class ToolUseBlock(Strict):
 
 class ToolResultBlock(Strict):
     type: Literal["tool_result"]
-    tool_use_id: Id
+    tool_use_id: BlockId
     content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
     is_error: bool | None = Field(None, description="The model reads `Error: ` before the content.")
     cache_control: CacheControl | None = None

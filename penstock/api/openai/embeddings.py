@@ -19,15 +19,15 @@ from penstock.rich_token import RichToken, decode_vector
 
 MAX_INPUTS = 256
 
-Input = Annotated[str, Field(min_length=1)]
+EmbeddingInput = Annotated[str, Field(min_length=1)]
 
 
 class EmbeddingBody(Strict):
     """Texts to embed. Form: https://platform.openai.com/docs/api-reference/embeddings/create."""
 
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)] = Field(
-        description=f"A text, or up to {MAX_INPUTS}. Token ids are not taken."
-    )
+    input: (
+        EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+    ) = Field(description=f"A text, or up to {MAX_INPUTS}. Token ids are not taken.")
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="Of each vector; by model.")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="Default: float.")

@@ -21,7 +21,7 @@ from penstock.rich_token import ToolCall
 MAX_ITEMS = 1000
 MAX_PARTS = 100
 
-Id = Annotated[str, Field(min_length=1, max_length=200)]
+ItemId = Annotated[str, Field(min_length=1, max_length=200)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -53,7 +53,7 @@ class MessageItem(Strict):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
-    id: Id | None = None
+    id: ItemId | None = None
     status: Status | None = None
     phase: None = None
 
@@ -62,10 +62,10 @@ class FunctionCallItem(Strict):
     """A call that an answer asked for."""
 
     type: Literal["function_call"]
-    call_id: Id
+    call_id: ItemId
     name: str = Field(min_length=1, max_length=200)
     arguments: str
-    id: Id | None = None
+    id: ItemId | None = None
     status: Status | None = None
 
 
@@ -73,9 +73,9 @@ class FunctionCallOutput(Strict):
     """The result of the call."""
 
     type: Literal["function_call_output"]
-    call_id: Id
+    call_id: ItemId
     output: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
-    id: Id | None = None
+    id: ItemId | None = None
     status: Status | None = None
 
 
@@ -83,7 +83,7 @@ class ReasoningItem(Strict):
     """An answer's reasoning, given back: it is not shown to the model again."""
 
     type: Literal["reasoning"]
-    id: Id | None = None
+    id: ItemId | None = None
     summary: list[Any]
     content: list[Any] | None = None
     encrypted_content: None = None
