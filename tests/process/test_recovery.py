@@ -166,11 +166,18 @@ async def test_redis_dies_and_restarts_empty(
 
 
 async def test_redis_freezes(fleet: Site, http: httpx2.AsyncClient, server: Server) -> None:
+    thawed = asyncio.Event()
+
+    def thaw() -> None:
+        os.kill(server.pid, signal.SIGCONT)
+        thawed.set()
+
     async def freeze() -> None:
         os.kill(server.pid, signal.SIGSTOP)
-        asyncio.get_running_loop().call_later(3.0, os.kill, server.pid, signal.SIGCONT)
+        asyncio.get_running_loop().call_later(3.0, thaw)
 
     await _under_load(http, fleet.gateways[0], freeze)
+    await thawed.wait()  # what follows blocks the loop, and with it the end of the freeze
     await _balanced(server)
 
 

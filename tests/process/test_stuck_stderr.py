@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tests.support import reading
-from tests.support.programs import Program, Site, site
+from tests.support.programs import READY_S, Program, Site, site
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -184,7 +184,7 @@ async def test_closed_standard_streams(redis_url: str, http: httpx2.AsyncClient,
                     return await _is_ready(http, url)
                 return False
 
-            await wait_until_async(is_ready, "it is ready")
+            await wait_until_async(is_ready, "it is ready", READY_S)
             if command != "worker":
                 await _answer(http, url)
             process.terminate()
