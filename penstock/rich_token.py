@@ -12,6 +12,7 @@ import math
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -30,11 +31,27 @@ class ToolCall(Struct, frozen=True, omit_defaults=True):
 
 
 class Logprob(Struct, frozen=True, omit_defaults=True):
-    """One token of the engine's vocabulary with its natural log probability, and the likeliest ones at its place."""
+    """One token of the engine's vocabulary with its natural log probability, and the likeliest ones at its place.
+
+    `raw`: the token's bytes where `token` does not have them in UTF-8, such as half of a character. `top_raw`: the same
+    for each of `top`, or () where none needs it.
+    """
 
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    raw: bytes | None = None
+    top_raw: tuple[bytes | None, ...] = ()
+
+    def as_openai(self) -> dict[str, Any]:
+        """In the form of OpenAI's APIs."""
+        raws = self.top_raw or (None,) * len(self.top)
+        tops = [_as_openai(*named, raw) for named, raw in zip(self.top, raws, strict=True)]
+        return _as_openai(self.token, self.logprob, self.raw) | {"top_logprobs": tops}
+
+
+def _as_openai(token: str, logprob: float, raw: bytes | None) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode() if raw is None else raw)}
 
 
 class RichToken(Struct, frozen=True, omit_defaults=True):

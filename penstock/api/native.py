@@ -73,11 +73,17 @@ class ToolCallAnswer(BaseModel):
 
 
 class LogprobAnswer(BaseModel):
-    """`top`: the likeliest tokens at this place, each with its log probability; absent where none were asked for."""
+    """`top`: the likeliest tokens at this place, each with its log probability; absent where none were asked for.
+
+    `raw`: the token's bytes in base64, where its text does not have them, such as half of a character; `top_raw`: the
+    same for each of `top`.
+    """
 
     token: str
     logprob: float
     top: list[tuple[str, float]] = []
+    raw: str | None = None
+    top_raw: list[str | None] = []
 
 
 class TextAnswer(BaseModel):

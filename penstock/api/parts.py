@@ -37,12 +37,12 @@ class Part:
         return "".join(self.texts)
 
     def arguments(self) -> dict[str, object] | None:
-        """The arguments of a call, none being `{}`; None where the model has written no JSON object."""
+        """The arguments of a call; blank or null are `{}`. None where the model has written no JSON object."""
         try:
-            value = json.loads(self.text or "{}")
+            value = json.loads(self.text.strip() or "null")
         except ValueError:
             return None
-        return value if isinstance(value, dict) else None
+        return {} if value is None else value if isinstance(value, dict) else None
 
 
 class Parts(ABC):
@@ -164,7 +164,7 @@ class Parts(ABC):
         part = self._current
         if part is None or not part.is_open:
             return []
-        if part.kind == "call" and (not part.texts or part.arguments() is None):
+        if part.kind == "call" and (not part.text.strip() or part.arguments() is None):
             return []
         return self._close(part, is_complete=True)
 

@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+from msgspec.structs import replace
+
 from penstock.backends.finish import Finish, failure
 from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError, WorkerLost
-from penstock.event import Done, Event, Failed, Tokens, Usage
+from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.job import Batch, Claim, Job
-from penstock.rich_token import RichToken, Token
+from penstock.rich_token import RichToken, Token, ToolCall, call_id_of
 
 MAX_WAITING = 256
 _NOTHING = RichToken()
@@ -120,28 +122,46 @@ async def _relay(
     if num and not resumes and not job.inputs:
         raise WorkerLost("The request's worker died, and this model's backend cannot continue a begun answer.")
     matcher = StopMatcher(() if handles_stop else job.sampling.stop)
+    stop: FinishReason = "stop"  # its name here: a client runs a tool only at `tool_calls`
+    called = {call.index for each in claim.tokens if isinstance(each, RichToken) for call in each.tool_calls}
     stream = open_stream(claim)
     try:
         async for token in stream:
             if isinstance(token, Finish):
-                return token
-            if not isinstance(token, str | RichToken):
-                raise TypeError(f"a backend's stream yields str or RichToken, not {type(token).__name__}")
+                return token if token.reason != "stop" or stop == "stop" else Finish(stop, token.usage)
+            if not isinstance(token, str):
+                if not isinstance(token, RichToken):
+                    raise TypeError(f"a backend's stream yields str or RichToken, not {type(token).__name__}")
+                if token.tool_calls:
+                    stop = "tool_calls"
+                    token = _with_ids(token, job.id, called)
             if not token or token == _NOTHING:
                 continue
             num += 1
             released, is_stopped = matcher.push(token)
             if is_stopped or (num >= job.sampling.max_tokens and not handles_stop):
                 sent.last = (*released, *matcher.flush())
-                return Finish("stop" if is_stopped else "length")
+                return Finish(stop if is_stopped else "length")
             if released:
                 await funnel.put(Tokens(job.id, claim.attempt, sent.seq, tokens=tuple(released)))
                 sent.seq += len(released)
         if handles_stop:
             raise BackendError("The model's backend ended its stream without a finish reason.")
         sent.last = tuple(matcher.flush())
-        return Finish("stop")
+        return Finish(stop)
     finally:
         aclose = getattr(stream, "aclose", None)
         if aclose is not None:
             await aclose()
+
+
+def _with_ids(token: RichToken, request_id: str, called: set[int]) -> RichToken:
+    """The first part of each call gets an id where the backend gives none, so that the log has it. `called`: the calls
+    that have begun.
+    """
+    calls: list[ToolCall] = []
+    for call in token.tool_calls:
+        is_first = call.index not in called
+        called.add(call.index)
+        calls.append(replace(call, id=call_id_of(request_id, call.index)) if is_first and not call.id else call)
+    return replace(token, tool_calls=tuple(calls))

@@ -32,7 +32,8 @@ Kind = Literal[
     "error_after",  # =N tokens, then an error event
     "wrong_json_after",  # =N tokens, then a chunk that is no JSON
     "html",  # a page, with status 200
-    "json",  # a whole answer, though a stream was asked for
+    "json",  # an object that is not an answer
+    "whole",  # a whole answer, though a stream was asked for
     "endless_line",
     "endless_event",
     "gzip",  # says that its stream is compressed
@@ -181,9 +182,11 @@ class Upstream:
             return False
         if seen.path.endswith("/embeddings"):
             return await self._embed(writer, seen, mood)
-        if mood.kind in ("html", "json"):
-            kind = {"html": "text/html", "json": "application/json"}[mood.kind]
-            page = b"<html>Sign in</html>" if mood.kind == "html" else b'{"choices": [{"message": {"content": "x"}}]}'
+        if mood.kind in ("html", "json", "whole"):
+            kind = "text/html" if mood.kind == "html" else "application/json"
+            page = b"<html>Sign in</html>" if mood.kind == "html" else b'{"status": "ok"}'
+            if mood.kind == "whole":
+                page = json.dumps(_whole("".join(_Script(seen, mood).tokens))).encode()
             writer.write(_head(200, kind, length=len(page)) + page)
             await writer.drain()
             return True
@@ -378,6 +381,12 @@ class _Sayer:
 
 def _delta(delta: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}]}
+
+
+def _whole(text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    return {"choices": [{"index": 0, "message": message, "text": text, "finish_reason": "stop"}], "usage": usage}
 
 
 def _head(status: int, kind: str, length: int | None = None, extra: str = "") -> bytes:

@@ -101,8 +101,11 @@ class MessageEvents(Parts):
     def _reason(self, end: Done) -> str:
         """Which of the two a `stop` was is not recorded: with stop sequences it may have been one of them.
 
-        `stop_sequence` stays null, which shows that it is not known.
+        `stop_sequence` stays null, which shows that it is not known. With a call it is `tool_use`: clients run a tool
+        at nothing else.
         """
+        if end.finish_reason == "stop" and any(part.kind == "call" for part in self.parts):
+            return "tool_use"
         return _REASONS.get(end.finish_reason) or ("stop_sequence" if self.job.sampling.stop else "end_turn")
 
     def message(self, end: Done) -> dict[str, Any]:

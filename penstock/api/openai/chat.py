@@ -132,11 +132,4 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 def _logprobs(logprobs: tuple[Logprob, ...]) -> dict[str, Any] | None:
     if not logprobs:
         return None
-    content = [
-        {**_logprob(one.token, one.logprob), "top_logprobs": [_logprob(*each) for each in one.top]} for one in logprobs
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _logprob(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    return {"content": [one.as_openai() for one in logprobs], "refusal": None}

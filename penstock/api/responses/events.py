@@ -90,7 +90,7 @@ class ResponseEvents(Parts):
             number = self.num
             self.num += 1
             encode = msgspec.json.encode
-            probs = encode([_logprob(one) for one in logprobs]) if logprobs else b"[]"
+            probs = encode([one.as_openai() for one in logprobs]) if logprobs else b"[]"
             return [
                 b'%s,"sequence_number":%d,"delta":%s,"logprobs":%s}\n\n' % (self._head, number, encode(text), probs)
             ]
@@ -105,7 +105,7 @@ class ResponseEvents(Parts):
             frames = [done("response.function_call_arguments.done", place | {"name": part.name, "arguments": text})]
         else:
             name = "output_text" if part.kind == "text" else "reasoning_text"
-            logprobs = {"logprobs": [_logprob(one) for one in part.logprobs]} if part.kind == "text" else {}
+            logprobs = {"logprobs": [one.as_openai() for one in part.logprobs]} if part.kind == "text" else {}
             frames = [
                 done(f"response.{name}.done", place | {"text": text} | logprobs),
                 done("response.content_part.done", place | {"part": _content(part)}),
@@ -202,16 +202,8 @@ def _content(part: Part, *, is_new: bool = False) -> dict[str, Any]:
     text = "" if is_new else part.text
     if part.kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    logprobs = [] if is_new else [_logprob(one) for one in part.logprobs]
+    logprobs = [] if is_new else [one.as_openai() for one in part.logprobs]
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
-def _logprob(one: Logprob) -> dict[str, Any]:
-    return _token(one.token, one.logprob) | {"top_logprobs": [_token(*each) for each in one.top]}
-
-
-def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _usage(end: Done) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class OpenAIBackend(Backend):
         tier = ticket.tier
         model = tier.model or self.name or job.model
         path, body = build(job, so_far, model, tier.engine, self._shape)
-        async with aclosing(self._http.ask(tier, ticket.replica, model, path, body)) as answer:
+        async with aclosing(self._http.ask(tier, ticket.replica, model, path, body, job.id)) as answer:
             async for token in answer:
                 yield token
 

@@ -96,7 +96,7 @@ class UpstreamHttp:
         )
 
     async def ask(
-        self, tier: Tier, replica: Replica, model: str, path: str, body: bytes
+        self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, request_id: str = ""
     ) -> AsyncGenerator[Token | Finish, None]:
         """Yield the answer's tokens, and a `Finish` at last."""
         until = time.monotonic() + self._times.first_token_s
@@ -105,8 +105,14 @@ class UpstreamHttp:
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
-                _check_form(response)
-                async with aclosing(self._answer(response, Chunks(model, tier.key), until)) as answer:
+                chunks = Chunks(model, tier.key, request_id)
+                if _is_whole(response):
+                    whole = chunks.feed_whole((await self._body(response, until)).decode("utf-8", "replace"))
+                    if whole is not None:
+                        yield whole
+                    yield chunks.finish()
+                    return
+                async with aclosing(self._answer(response, chunks, until)) as answer:
                     async for token in answer:
                         yield token
             except SSEError as error:
@@ -122,19 +128,23 @@ class UpstreamHttp:
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
-                data = bytearray()
-                async with asyncio.timeout(until - time.monotonic()):
-                    async for part in response.aiter_raw():
-                        data += part
-                        if len(data) > MAX_WHOLE_BYTES:
-                            raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
-                return bytes(data)
-            except TimeoutError:
-                raise timeout(f"sent no complete answer within {self._times.first_token_s:g} s") from None
-            except httpx2.HTTPError as error:
-                raise cut(type(error).__name__) from None
+                return await self._body(response, until)
             finally:
                 await response.aclose()
+
+    async def _body(self, response: httpx2.Response, until: float) -> bytes:
+        data = bytearray()
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                async for part in response.aiter_raw():
+                    data += part
+                    if len(data) > MAX_WHOLE_BYTES:
+                        raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
+        except TimeoutError:
+            raise timeout(f"sent no complete answer within {self._times.first_token_s:g} s") from None
+        except httpx2.HTTPError as error:
+            raise cut(type(error).__name__) from None
+        return bytes(data)
 
     async def is_well(self, tier: Tier, replica: Replica, path: str) -> bool:
         """Whether a health check at the server's root answers 2xx in time."""
@@ -228,12 +238,18 @@ def _url(base: str, path: str) -> httpx2.URL:
     return url.copy_with(path=url.path.rstrip("/") + path)
 
 
-def _check_form(response: httpx2.Response) -> None:
-    kind = response.headers.get("content-type", "")
-    if not kind.lower().startswith("text/event-stream"):
-        raise malformed(f"{kind[:80]!r} instead of an event stream")
+def _is_whole(response: httpx2.Response) -> bool:
+    """Whether it is a whole answer though a stream was asked for: some servers do not stream tool calls. Raises
+    `UpstreamError` for what is neither.
+    """
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise malformed("a compressed stream, which was not requested")
+        raise malformed("a compressed answer, which was not requested")
+    kind = response.headers.get("content-type", "")
+    if kind.lower().startswith("text/event-stream"):
+        return False
+    if kind.lower().startswith("application/json"):
+        return True
+    raise malformed(f"{kind[:80]!r} instead of an event stream")
 
 
 async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: float) -> UpstreamError:

@@ -255,7 +255,7 @@ def test_a_call_without_an_id_gets_the_same_one_at_every_reader() -> None:
 
 def test_the_page_of_an_answer_shows_what_is_encoded() -> None:
     """`TextAnswer` is what OpenAPI shows; what is sent is encoded from `Whole`."""
-    whole = Whole("x", "why", (ToolCall(1, "c1", "a", "{}"),), (Logprob("a", -1.0, (("b", -2.0),)),))
+    whole = Whole("x", "why", (ToolCall(1, "c1", "a", "{}"),), (Logprob("a", -1.0, (("b", -2.0),), b"\xf0", (None,)),))
     encoded = msgspec.json.decode(msgspec.json.encode(whole))
     shown = TextAnswer.model_validate({name: value for name, value in encoded.items() if name != "text"})
     assert shown.model_dump(mode="json") == {name: value for name, value in encoded.items() if name != "text"}

@@ -14,7 +14,6 @@ from penstock.api.openai import completions
 from penstock.api.openai.chat import ChatForm
 from penstock.api.openai.completions import CompletionForm
 from penstock.api.parts import Part
-from penstock.api.responses import events as responses
 from penstock.api.responses.events import ResponseEvents
 from penstock.gateway.relay import Reader, RelayStream, Turn
 from penstock.job import Job, Message
@@ -69,7 +68,7 @@ def test_deltas_of_openais_responses(text: str, index: int, logprobs: tuple[Logp
     for events in (fast, slow):
         events.opened(part)
     (written,) = fast.grown(part, text, logprobs)
-    data = slow._place(part) | {"delta": text, "logprobs": [responses._logprob(one) for one in logprobs]}
+    data = slow._place(part) | {"delta": text, "logprobs": [one.as_openai() for one in logprobs]}
     expected = slow._event("response.output_text.delta", data)
     (got,), (wanted,) = Decoder().feed(written), Decoder().feed(expected)
     assert (got.event, json.loads(got.data)) == (wanted.event, json.loads(wanted.data))

@@ -14,6 +14,7 @@ from penstock.errors import Overloaded
 from penstock.event import Completion, Done, Event, Failed, fold
 from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job, Sampling
+from penstock.rich_token import RichToken, ToolCall, call_id_of, join
 from tests.support.waiting import wait_until
 
 
@@ -44,6 +45,19 @@ async def test_ten_lines_are_a_backend() -> None:
     assert done.end.finish_reason == "stop"
     assert (done.end.usage.prompt_tokens, done.end.usage.completion_tokens) == (4, 4)
     assert done.attempt == 3
+
+
+async def test_a_call_has_an_id_in_the_log_and_ends_with_tool_calls() -> None:
+    class Calling(Backend):
+        async def stream(self, job: Job) -> AsyncIterator[RichToken]:
+            yield RichToken(tool_calls=(ToolCall(0, "", "f", "{"), ToolCall(1, "own", "g", "{}")))
+            yield RichToken(tool_calls=(ToolCall(0, arguments="}"),))
+
+    done = (await run(Calling(), claim("p")))["j"]
+    assert join(done.tokens).tool_calls == (ToolCall(0, call_id_of("j", 0), "f", "{}"), ToolCall(1, "own", "g", "{}"))
+    assert done.tokens[1] == RichToken(tool_calls=(ToolCall(0, arguments="}"),))
+    assert isinstance(done.end, Done)
+    assert done.end.finish_reason == "tool_calls"
 
 
 async def test_max_tokens_closes_the_stream_and_the_last_token_carries_the_end() -> None:

@@ -172,6 +172,24 @@ def test_the_stop_reason_is_reported_as_far_as_it_is_known() -> None:
     assert reason(done("content_filter")) == ("refusal", None)
 
 
+@pytest.mark.parametrize("stop", [(), (".",)])
+@pytest.mark.parametrize("ended", ["stop", "tool_calls"])
+def test_a_call_is_tool_use_however_the_engine_ends_it(ended: Any, stop: tuple[str, ...]) -> None:
+    call = RichToken(tool_calls=(ToolCall(0, "t1", "f", "{}"),))
+    assert events_of(_job(*stop), ["a", call]).message(done(ended))["stop_reason"] == "tool_use"
+    ending = cast("list[dict[str, Any]]", told(b"".join(events_of(_job(*stop), [call]).end(done(ended)))))
+    assert ending[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "\n", "null", " null "])
+def test_a_call_without_arguments_has_an_empty_input(arguments: str) -> None:
+    call = RichToken(tool_calls=(ToolCall(0, "t1", "f", arguments),))
+    assert events_of(_job(), [call]).message(done("tool_calls"))["content"] == [
+        {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
+    ]
+    assert events_of(_job(), [call]).failure(done("tool_calls")) is None
+
+
 def test_a_tool_input_that_is_not_an_object_is_an_error_unless_it_was_cut_off() -> None:
     bad = RichToken(tool_calls=(ToolCall(0, "t1", "f", "{oops"),))
     assert isinstance(events_of(_job(), [bad]).failure(done("tool_calls")), errors.BackendError)

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.event import Event, Usage, fold
-from penstock.job import Batch, Claim
+from penstock.job import Batch, Claim, Message
 from penstock.metrics import Metrics
 from penstock.rich_token import Logprob, RichToken, ToolCall, join
 from tests.support.asking import PROMPT, TALK, Watch, ask, claim, done_of, failed_of, is_whole, running
@@ -46,6 +46,15 @@ async def test_reasoning_is_passed_on(mood: str) -> None:
     async with Upstream(mood) as up, running(up.url) as backend:
         said = join((await ask(backend, claim(messages=TALK))).tokens)
     assert (len(said.reasoning.split()), len(said.text.split())) == (2, 3)
+
+
+@pytest.mark.parametrize("messages", [TALK, None])
+async def test_a_whole_answer_to_a_streamed_request_is_read(messages: tuple[Message, ...] | None) -> None:
+    async with Upstream("whole") as up, running(up.url) as backend:
+        said = await ask(backend, claim(messages=messages))
+    assert len(said.tokens) == len(up.seen) == 1
+    assert said.text.count(".") == 5
+    assert (done_of(said).finish_reason, done_of(said).usage) == ("stop", Usage(3, 2))
 
 
 async def test_tool_calls_come_through() -> None:

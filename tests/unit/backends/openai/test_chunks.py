@@ -113,7 +113,9 @@ def test_tool_calls_without_an_index_or_with_an_object() -> None:
 def test_logprobs_of_both_routes() -> None:
     top = [{"token": "Hi", "logprob": -0.5}, {"token": "Ho", "logprob": -2}]
     chat = delta("stop", content="Hi")
-    chat["choices"][0]["logprobs"] = {"content": [{"token": "Hi", "logprob": -0.5, "bytes": [72], "top_logprobs": top}]}
+    chat["choices"][0]["logprobs"] = {
+        "content": [{"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": top}]
+    }
     expected = RichToken("Hi", logprobs=(Logprob("Hi", -0.5, (("Hi", -0.5), ("Ho", -2.0))),))
     assert read(chat)[0] == [expected]
     logprobs = {"tokens": ["Hi"], "token_logprobs": [-0.5], "top_logprobs": [{"Hi": -0.5, "Ho": -2}]}
