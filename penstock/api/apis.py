@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from penstock.api.admin import AdminAPI
 from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.api.anthropic.body import MessagesBody
+from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.openai.chat import ChatBody
@@ -23,7 +24,7 @@ from penstock.api.requests import PATH as REQUESTS
 from penstock.api.responses.body import ResponseBody
 from penstock.api.responses.routes import RESPONSES, ResponsesAPI
 from penstock.gateway.gateway import Gateway
-from penstock.http.edge import Handler
+from penstock.http.edge import Dialect, Handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class ApiTable:
         if method == "GET" and path.endswith(EVENTS_END) and path.startswith(REQUESTS):
             return self.take_up
         return None
+
+    def dialect(self, path: str) -> Dialect | None:
+        """In whose form `path` is answered, with or without a route: Anthropic's SDKs read no other error."""
+        return ANTHROPIC if path.startswith(MESSAGES) and path[len(MESSAGES) :][:1] in ("", "/") else None
 
 
 def apis_of(gateway: Gateway) -> ApiTable:

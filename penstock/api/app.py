@@ -73,7 +73,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         """A request that never became a stream is counted here; one that did, by its meter."""
         gateway.metrics.refused(str(call.fields.get("model", "")), call.endpoint, call.outcome)
 
-    edge = Edge(app, gateway.new_request_id, count_refusal, apis.handler, door)
+    edge = Edge(app, gateway.new_request_id, count_refusal, apis.handler, door, apis.dialect)
     origins = gateway.settings.cors_origins
     if not origins:
         return edge

@@ -112,7 +112,7 @@ class Edge:
     `on_refused` is called for each request that a route refused. `hot` finds the routes, by method and path, that are
     called from here, without the framework's routing in between (a third of the gateway's time for a short answer);
     the framework still knows and documents them. `door`: judges a request by its head before anything else; None where
-    all are answered.
+    all are answered. `dialect_of`: in whose form a path is answered where no route has begun.
 
     HEAD is routed as GET, and the server leaves the body out; a route that streams calls `refuse_head`.
     """
@@ -124,12 +124,14 @@ class Edge:
         on_refused: Callable[[Call], None],
         hot: Callable[[str, str], Handler | None] = lambda method, path: None,
         door: Door | None = None,
+        dialect_of: Callable[[str], Dialect | None] = lambda path: None,
     ) -> None:
         self.app = app
         self.new_request_id = new_request_id
         self.on_refused = on_refused
         self.hot = hot
         self.door = door
+        self.dialect_of = dialect_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,6 +139,7 @@ class Edge:
             return
         call = scope["penstock.call"] = Call(self.new_request_id())
         call.send = send
+        call.dialect = self.dialect_of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

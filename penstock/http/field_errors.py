@@ -6,10 +6,11 @@ Knows nothing of where the data came from; never quotes a value, as it may be a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Discriminator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -64,7 +65,7 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple
         path, error = _first_field(error, model, data)
         if error.error_count() > MAX_FAULTS:
             return path, f"{NAME} has more than {MAX_FAULTS} faults."
-    faults = [(_path(details, data), details) for details in error.errors(include_url=False, include_input=False)]
+    faults = [(_path(details, model, data), details) for details in error.errors(include_url=False, include_input=False)]
     first = faults[0][0][:1]
     faults = [fault for fault in faults if fault[0][:1] == first]
     path = max((fault[0] for fault in faults), key=len)
@@ -84,23 +85,54 @@ def _first_field(error: ValidationError, model: type[BaseModel], data: Any) -> t
     return (), error
 
 
-def _path(details: ErrorDetails, data: Any) -> Path:
+def _path(details: ErrorDetails, model: type[BaseModel], data: Any) -> Path:
     """The error's place in the data; pydantic's own also names the members of unions that it tried."""
     path: list[str | int] = []
     here = data
-    loc = details["loc"]
+    kinds: list[_Kind] = [(model, False)]
     is_tag = False
-    for place, part in enumerate(loc):
-        is_tag = not is_tag and isinstance(here, dict) and here.get("type") == part and place < len(loc) - 1
+    for part in details["loc"]:
+        # The part after a union by tag is the tag; a field in it may be called the same (image_url).
+        is_tag = not is_tag and isinstance(here, dict) and any(is_tagged for _, is_tagged in kinds)
         if is_tag:
-            continue  # a union's member; a field in it may be called the same (image_url)
+            continue
         is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_index or (isinstance(here, dict) and part in here):
             path.append(part)
             here = here[part]
+            kinds = [found for kind, _ in kinds for found in _kinds_in(kind, part)]
     if details["type"] == "missing":
-        path.append(loc[-1])
+        path.append(details["loc"][-1])
     return tuple(path)
+
+
+_Kind = tuple[Any, bool]  # a type that a value may have, and whether a tag in the value chooses it among others
+
+
+def _kinds(annotation: Any, *, is_tagged: bool = False) -> Iterator[_Kind]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *rules = get_args(annotation)
+        yield from _kinds(inner, is_tagged=is_tagged or any(map(_names_tag, rules)))
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _kinds(member, is_tagged=is_tagged)
+    else:
+        yield annotation, is_tagged
+
+
+def _names_tag(rule: object) -> bool:
+    return isinstance(rule, Discriminator) or (isinstance(rule, FieldInfo) and rule.discriminator is not None)
+
+
+def _kinds_in(kind: Any, part: str | int) -> Iterator[_Kind]:
+    """What a field, an item or a value of `kind` may be."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            if part in (name, field.alias):
+                yield from _kinds(field.annotation, is_tagged=any(map(_names_tag, (field, *field.metadata))))
+    elif get_origin(kind) in (list, tuple, dict):
+        yield from _kinds(get_args(kind)[-1])
 
 
 def _sentence(path: Path, here: list[ErrorDetails], model: type[BaseModel]) -> str:
