@@ -83,5 +83,6 @@ def create_app(gateway: Gateway) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
+        allow_private_network=True,  # a browser asks before a page of a public site may reach a private address
         expose_headers=EXPOSED,
     )

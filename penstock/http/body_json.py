@@ -37,7 +37,7 @@ class _Refused(ValueError):
 def parse_json(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """The JSON object in `data`. Anything but strict JSON in UTF-8 is an `InvalidRequest`.
 
-    Refused too: duplicate keys, numbers that are not finite, integers beyond 64 bits, strings with NUL or with
+    Refused too: duplicate keys, numbers that are not finite, integers beyond 64 bits, strings with
     unpaired surrogates, more than `MAX_KEYS` keys in one object, and more than `MAX_VALUES` values or
     `max_depth` levels (both counted before anything is parsed).
     """
@@ -66,7 +66,7 @@ def _decode(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not valid UTF-8 (at byte {error.start}).") from None
     if "\x00" in text:
-        raise InvalidRequest("The body contains a NUL character.")
+        raise InvalidRequest("The body contains a NUL character, which JSON writes as \\u0000.")
     if not text.strip(" \t\r\n"):
         raise InvalidRequest("The body is empty; it must be a JSON object.")
     return text
@@ -206,8 +206,6 @@ def _find_fault(value: Any, path: Path) -> tuple[Path, str] | None:
 
 
 def _text_problem(text: str) -> str:
-    if "\x00" in text:
-        return "contains a NUL character"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -6,7 +6,6 @@ A plain ASGI middleware. It knows nothing of what the routes do; they report it 
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -32,12 +31,13 @@ from penstock.errors import (
 from penstock.http.body_bytes import ClientGone
 from penstock.http.connection import CLIENT, header
 from penstock.http.door import Door
+from penstock.http.refusal import retry_headers
 from penstock.logs import bind_request, log_fields
 
 logger = logging.getLogger("penstock.access")
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET = ("/livez", "/readyz", "/healthz", "/metrics")
+_QUIET = ("/livez", "/readyz", "/healthz", "/health", "/ping", "/metrics")
 CLIENT_GONE = 499
 IS_HEAD = "penstock.is_head"  # in the scope that routes see, where the request's method is HEAD
 MAX_QUERY_BYTES = 4096  # a longer one may hold thousands of parameters, and routes know a handful
@@ -205,10 +205,7 @@ def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
 
 def error_response(error: PenstockError, call: Call) -> Response:
     """The answer for `error`: its status, its envelope, and when to retry."""
-    headers = dict(error.headers)
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    headers = error.headers | retry_headers(error)
     headers.setdefault("x-should-retry", "true" if error.retryable else "false")
     if isinstance(error, SlowBody | BodyTooLarge):
         headers["connection"] = "close"  # the rest of the body is unread

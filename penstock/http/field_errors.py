@@ -65,7 +65,8 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple
         path, error = _first_field(error, model, data)
         if error.error_count() > MAX_FAULTS:
             return path, f"{NAME} has more than {MAX_FAULTS} faults."
-    faults = [(_path(details, model, data), details) for details in error.errors(include_url=False, include_input=False)]
+    errors = error.errors(include_url=False, include_input=False)
+    faults = [(_path(details, model, data), details) for details in errors]
     first = faults[0][0][:1]
     faults = [fault for fault in faults if fault[0][:1] == first]
     path = max((fault[0] for fault in faults), key=len)

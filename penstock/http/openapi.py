@@ -36,7 +36,26 @@ def error_responses(*errors: type[PenstockError]) -> dict[int | str, dict[str, A
     codes: dict[int, list[str]] = {}
     for error in errors:
         codes.setdefault(error.status, []).append(f"`{error.code}`")
-    return {status: {"model": ErrorAnswer, "description": ", ".join(names)} for status, names in sorted(codes.items())}
+    return {
+        status: {"model": ErrorAnswer, "description": ", ".join(names)}
+        | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
+        for status, names in sorted(codes.items())
+    }
+
+
+def _header(description: str, kind: str) -> dict[str, Any]:
+    return {"description": description, "required": True, "schema": {"type": kind}}
+
+
+_RETRY = {
+    "Retry-After": _header("Seconds after which a retry makes sense.", "integer"),
+    "retry-after-ms": _header("The same in milliseconds.", "integer"),
+}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": _header('`Bearer realm="penstock"`', "string")},
+    429: _RETRY,
+    503: _RETRY,
+}
 
 
 # What a POST that submits a request may answer instead.

@@ -1,5 +1,7 @@
 """The routes for operators of every process: `/livez`, `/readyz`, `/healthz`, `/metrics`, and a small server for them.
 
+`/health`, `/ping` and `/version` are those of vLLM and SGLang, which benchmarks, load balancers and hosts ask for.
+
 The same handlers serve in a gateway's app and in a worker's own. What makes a process ready is known to its
 owner, which passes `ready`.
 """
@@ -7,7 +9,6 @@ owner, which passes `ready`.
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from penstock.errors import ConfigError, NotFound, Unavailable
+from penstock.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
 from penstock.http.http1 import Http1Connection
 from penstock.http.json_response import NO_STORE, json_response
 from penstock.http.listener import ConnectionLimit
+from penstock.http.refusal import retry_headers
 from penstock.http.server import HttpServer
 from penstock.metrics import Metrics
+from penstock.version import __version__
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from penstock.http.edge import Handler
 
 
-RETRY_AFTER_S = 1.0
 MAX_CONNECTIONS = 256  # of a worker's small server
 
 Ready = Callable[[], list[str]]
@@ -41,7 +43,7 @@ Guard = Callable[[Request], None]
 
 
 class Ops:
-    """The four handlers. `ready` gives the reasons why not; `info` a small JSON object about the process.
+    """The handlers. `ready` gives the reasons why not; `info` a small JSON object about the process.
 
     `guard` raises for a request that may not read the metrics.
     """
@@ -61,13 +63,17 @@ class Ops:
         reasons = self._ready()
         if not reasons:
             return json_response({"status": "ready"})
-        error = Unavailable(f"Not ready: {'; '.join(reasons)}.", retry_after_s=RETRY_AFTER_S)
-        return json_response(error.envelope(), error.status, {"retry-after": str(math.ceil(RETRY_AFTER_S))})
+        error = Unavailable(f"Not ready: {'; '.join(reasons)}.")
+        return json_response(error.envelope(), error.status, retry_headers(error))
 
     async def healthz(self, request: Request) -> Response:
         """A summary for people: always 200 while the process lives."""
         reasons = self._ready()
         return json_response({"status": "degraded" if reasons else "ok", "reasons": reasons} | self._info())
+
+    async def version(self, request: Request) -> Response:
+        """The version of Penstock that runs."""
+        return json_response({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
         """Every metric, in Prometheus' text form."""
@@ -82,16 +88,21 @@ def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda req
     """The routes for a FastAPI app, with their place in its OpenAPI page."""
     from fastapi import APIRouter  # a worker's small app does without it
 
+    from penstock.http.openapi import error_responses
+
     ops = Ops(metrics, ready, info, guard)
     router = APIRouter(tags=["operations"])
     json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-    not_ready: dict[str, Any] = json_answer | {"description": "It cannot serve; the message contains the reason."}
+    not_ready = error_responses(Unavailable)
     text_answer: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
     table: list[tuple[str, Handler, dict[int | str, dict[str, Any]]]] = [
         ("/livez", ops.livez, {200: json_answer}),
-        ("/readyz", ops.readyz, {200: json_answer, 503: not_ready}),
+        ("/readyz", ops.readyz, {200: json_answer, **not_ready}),
         ("/healthz", ops.healthz, {200: json_answer}),
-        ("/metrics", ops.metrics, {200: text_answer}),
+        ("/health", ops.readyz, {200: json_answer, **not_ready}),
+        ("/ping", ops.readyz, {200: json_answer, **not_ready}),
+        ("/version", ops.version, {200: json_answer}),
+        ("/metrics", ops.metrics, {200: text_answer, **error_responses(Unauthorized, Forbidden)}),
     ]
     for path, handler, answers in table:
         router.add_api_route(
@@ -119,6 +130,9 @@ def build_app(metrics: Metrics, ready: Ready, info: Info) -> ASGIApp:
             Route("/livez", ops.livez),
             Route("/readyz", ops.readyz),
             Route("/healthz", ops.healthz),
+            Route("/health", ops.readyz),
+            Route("/ping", ops.readyz),
+            Route("/version", ops.version),
             Route("/metrics", ops.metrics),
         ],
         exception_handlers={404: not_found},

@@ -189,7 +189,7 @@ class Settings(BaseModel):
             "Origins of web pages that may call this gateway from a browser. Empty: none. `*`: every web page, in the "
             "browser of anyone who can reach the gateway.",
             EDGE,
-            allowed="origins (https://app.example.org), separated by commas, or *",
+            allowed="origins (https://app.example.org, app://obsidian.md), separated by commas, or *",
         ),
     ] = ()
 
@@ -405,7 +405,8 @@ class Settings(BaseModel):
         items = [str(item).strip() for item in (value.split(",") if isinstance(value, str) else value)]
         for item in filter(None, items):
             split = urlsplit(item)
-            if item != "*" and (split.scheme not in ("http", "https") or item != f"{split.scheme}://{split.netloc}"):
+            # Any scheme: pages of desktop apps and of browser extensions have their own.
+            if item != "*" and not (split.netloc and item == f"{split.scheme}://{split.netloc}"):
                 raise ValueError(
                     f"{item!r} is not an origin: scheme, host and port only, as in https://app.example.org"
                 )

@@ -160,7 +160,7 @@ def _is_kubernetes(variable: str, text: str) -> bool:
 
 def _from_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with U+FEFF
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: the configuration file cannot be read: {error}") from error
     for key in sorted(set(table) - set(Settings.model_fields)):

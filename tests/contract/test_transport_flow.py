@@ -23,14 +23,14 @@ def done(job_id: str, attempt: int, seq: int, *texts: str) -> Done:
 
 async def test_a_job_goes_down_and_its_events_come_up(transport: Transport) -> None:
     listener = await Listener().listen(transport)
-    job = new_job(messages=None, prompt='a "quoted" é \n prompt', trace="t-1")
+    job = new_job(messages=None, prompt='a "quoted" é \n \0 prompt', trace="t-1", user="\0u", metadata={"k\0": "\0"})
     assert await transport.submit(job, "g1", 10) == 1
     await transport.enlist(new_worker("w1"))
     claim = await run_one(transport, "w1", job.id)
     assert claim.job == job
     assert (claim.tokens, claim.num_deaths, claim.cancelled) == ((), 0, None)
     assert 0 <= claim.queued_s < 5
-    first, end = tokens(claim, 0, "a", 'é "\\/'), done(job.id, claim.attempt, 2, " z")
+    first, end = tokens(claim, 0, "a", 'é "\\/\0'), done(job.id, claim.attempt, 2, " z")
     assert await transport.emit("w1", [first]) == set()
     assert await transport.emit("w1", [end]) == set()
     expected: list[Event] = [Started(job.id, claim.attempt, 0), first, end]

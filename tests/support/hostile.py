@@ -88,8 +88,6 @@ BAD_VALUES = [
     Case(
         "a lone surrogate deep down", b'{"messages":[{"role":"user","content":"\\udfff"}]}', param="messages.0.content"
     ),
-    Case("an escaped NUL", _prompt(b'"a\\u0000b"'), param="prompt"),
-    Case("an escaped NUL in a key", b'{"prompt":"a","x\\u0000":1}'),
     Case("a duplicate key", b'{"prompt":"a","prompt":"b"}', param="prompt"),
     Case("the same key, escaped", b'{"prompt":"a","pr\\u006fmpt":"b"}', param="prompt"),
     Case(
@@ -122,6 +120,7 @@ BAD_FIELDS = [
     Case("an unknown role", b'{"messages":[{"role":"root","content":"a"}]}', param="messages.0.role"),
     Case("an unknown field", _prompt(b'"a"', b',"foo":1'), param="foo"),
     Case("an unknown field of a message", b'{"messages":[{"role":"user","content":"a","x":1}]}', param="messages.0.x"),
+    Case("a field with NUL", b'{"prompt":"a","x\\u0000":1}'),
     Case("a field with CR LF", b'{"prompt":"a","x\\r\\nset-cookie: a":1}'),
     Case("a field of 100 kB", b'{"prompt":"a","' + b"x" * 100_000 + b'":1}'),
     Case("__proto__", b'{"prompt":"a","__proto__":{}}', param="__proto__"),
@@ -165,6 +164,8 @@ BAD_ENVELOPES = [
 ODD_BUT_RIGHT = [
     Case("white space around", b" \r\n" + _prompt(b'"a"') + b"\n", 200),
     Case("a surrogate pair", _prompt(b'"\\ud83d\\ude00"'), 200),
+    Case("an escaped NUL", _prompt(b'"a\\u0000b"'), 200),
+    Case("an escaped NUL in a key", _prompt(b'"a"', b',"metadata":{"a\\u0000":"\\u0000"}'), 200),
     Case("brackets in a string", _prompt(b'"' + b"[{" * 200 + b'"'), 200),
     Case("quotes and brackets in a string", _prompt(b'"' + b'\\"[' * 200 + b'"'), 200),
     Case("a backslash before the quote", _prompt(b'"[[[\\\\"'), 200),

@@ -57,7 +57,7 @@ def hash_secret(secret: str) -> str:
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Raises `ConfigError` that names the fault and its place in the file, never with a hash in it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin files with U+FEFF
         tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         keys = msgspec.convert(tables, _File, strict=True).keys
     except OSError as error:

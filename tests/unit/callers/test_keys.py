@@ -43,6 +43,12 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
+def test_the_file_may_begin_with_a_byte_order_mark(path: Path) -> None:
+    key, text = create_key(path, "Ada")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert KeyRing(path).verify(text) == key
+
+
 def test_a_created_key_is_verified_and_nothing_else_is(path: Path) -> None:
     key, text = create_key(path, "Ada", rpm=60, burst=5, models=["m"], admin=True)
     other, _ = create_key(path, "Bob")

@@ -20,6 +20,7 @@ from penstock.http.docs_page import docs_routes
 from penstock.http.ops import build_app, routes, serve_ops
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
+from penstock.version import __version__
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
@@ -61,6 +62,22 @@ async def test_ready_or_why_not(client: httpx2.AsyncClient, reasons: list[str]) 
         "code": "unavailable",
         "param": None,
     }
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+async def test_health_as_other_servers_have_it_is_readiness(
+    client: httpx2.AsyncClient, reasons: list[str], path: str
+) -> None:
+    answer = await client.get(path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    reasons.append("no worker is alive")
+    answer = await client.get(path)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["message"] == "Not ready: no worker is alive."
+
+
+async def test_the_version_is_an_object(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/version")).json() == {"version": __version__}
 
 
 async def test_health_is_a_summary(client: httpx2.AsyncClient, reasons: list[str]) -> None:
@@ -145,6 +162,8 @@ async def test_a_gateway_answers_head_like_get_without_a_body() -> None:
     async with serving() as port:
         for path in ("/livez", "/readyz", "/healthz", "/metrics", "/docs", "/openapi.json"):
             await check_head(port, path)
+        for path in ("/health", "/ping", "/version"):
+            await check_head(port, path)
         for path in ("/v1/models", "/v1/models/mock", "/v1/requests", "/v1/admin/overview", "/v1/admin/doctor"):
             await check_head(port, path)
         await check_head(port, "/nothing", 404)
@@ -177,7 +196,7 @@ async def test_a_wrong_method_is_answered_with_every_method_of_the_path() -> Non
 
 async def test_a_worker_answers_head_like_get_without_a_body() -> None:
     server = await serve_ops(build_app(Metrics(), list, dict), _listener())
-    for path in ("/livez", "/readyz", "/healthz", "/metrics"):
+    for path in ("/livez", "/readyz", "/healthz", "/metrics", "/health", "/ping", "/version"):
         await check_head(server.port, path)
     await check_head(server.port, "/nothing", 404)
     await server.close()

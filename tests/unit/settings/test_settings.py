@@ -44,6 +44,30 @@ def test_the_config_file_may_be_named_by_its_variable(tmp_path: Path) -> None:
     assert load(tmp_path, CONFIG=str(tmp_path / "c.toml")).port == 1234
 
 
+def test_the_config_file_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes("\ufeffport = 1234\r\n".encode())
+    assert load(tmp_path, CONFIG=str(tmp_path / "c.toml")).port == 1234
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.org:8443",
+        "app://obsidian.md",
+        "tauri://localhost",
+        "chrome-extension://abcdefghijklmnop",
+        "vscode-webview://1a2b",
+    ],
+)
+def test_an_origin_has_any_scheme(tmp_path: Path, origin: str) -> None:
+    assert load(tmp_path, CORS_ORIGINS=f"http://a, {origin}").cors_origins == ("http://a", origin)
+
+
+@pytest.mark.parametrize("value", ["obsidian.md", "app:obsidian.md", "app://", "://a", "app://a/b", "a b://c", "null"])
+def test_what_is_no_origin_is_refused(tmp_path: Path, value: str) -> None:
+    assert "is not an origin" in refusal(tmp_path, CORS_ORIGINS=value)
+
+
 def test_constructing_reads_no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PENSTOCK_PORT", "1")
     monkeypatch.chdir(tmp_path)
