@@ -28,6 +28,7 @@ from penstock.http.body_json import parse_json, validate
 from penstock.http.edge import Call
 from penstock.http.large_bodies import LargeBodies, is_large
 from penstock.job import Job, Message, OnDisconnect, Sampling
+from penstock.settings.about import env_name
 
 Body = TypeVar("Body", bound=BaseModel)
 P = ParamSpec("P")
@@ -147,9 +148,11 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
     if draft.max_tokens is not None and draft.max_tokens > settings.max_tokens_limit:
         name = draft.names.get("max_tokens", "max_tokens")
-        raise InvalidRequest(f"'{name}' must be at most {settings.max_tokens_limit}.", param=name)
+        limit = f"{settings.max_tokens_limit} ({env_name('max_tokens_limit')})"
+        raise InvalidRequest(f"'{name}' must be at most {limit}.", param=name)
     if draft.timeout_s is not None and draft.timeout_s > settings.max_timeout_s:
-        raise InvalidRequest(f"'timeout_s' must be at most {settings.max_timeout_s:g}.", param="timeout_s")
+        limit = f"{settings.max_timeout_s:g} ({env_name('max_timeout_s')})"
+        raise InvalidRequest(f"'timeout_s' must be at most {limit}.", param="timeout_s")
     sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling)
     has_images = any(message.parts for message in draft.messages or ())
     fetches = any(message.fetches for message in draft.messages or ())

@@ -104,12 +104,20 @@ class GenerateAnswer(TextAnswer):
 
 
 def generate_body(settings: Settings) -> type[GenerateBody]:
-    """`GenerateBody` with the limits that this gateway is set to."""
-    max_tokens = Field(None, ge=1, le=settings.max_tokens_limit, description=f"Default: {settings.default_max_tokens}.")
+    """`GenerateBody` with the limits that this gateway is set to.
+
+    The schema only shows them: `job_of` holds every API to them, and its error names the setting.
+    """
+    max_tokens = Field(
+        None,
+        ge=1,
+        json_schema_extra={"maximum": settings.max_tokens_limit},
+        description=f"Default: {settings.default_max_tokens}.",
+    )
     timeout_s = Field(
         None,
         ge=1,
-        le=settings.max_timeout_s,
+        json_schema_extra={"maximum": settings.max_timeout_s},
         description=f"Seconds until the request is given up. Default: {settings.default_timeout_s:g}.",
     )
     return create_model(

@@ -273,7 +273,7 @@ class Settings(BaseModel):
     # ── one request ──
     max_tokens_limit: Annotated[
         int, Field(ge=1, le=10_000_000), About("Highest `max_tokens` that a request may ask for.", EDGE, "tokens")
-    ] = 8192
+    ] = 131_072
     default_max_tokens: Annotated[
         int,
         Field(ge=1, le=10_000_000),

@@ -184,7 +184,7 @@ def test_embeddings(client: OpenAI) -> None:
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
-        ({"max_tokens": 100_000}, "max_tokens", "invalid_request"),
+        ({"max_tokens": 200_000}, "max_tokens", "invalid_request"),
         ({"max_completion_tokens": 100_000}, "max_completion_tokens", "invalid_request"),
         ({"temperature": 9}, "temperature", "invalid_request"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate", "invalid_request"),

@@ -170,10 +170,22 @@ def test_the_page_names_the_body_and_the_limits_of_this_gateway() -> None:
     schema = body.model_json_schema()
     assert (schema["title"], schema["description"]) == ("GenerateBody", GenerateBody.__doc__)
     assert schema["properties"].keys() == GenerateBody.model_fields.keys()
-    for name, limit in (("max_tokens", 100), ("timeout_s", 51)):
-        with pytest.raises(InvalidRequest) as refused:
-            validate(body, {"prompt": "x", name: limit})
-        assert refused.value.param == name
+    for name, limit in (("max_tokens", 99), ("timeout_s", 50)):
+        assert schema["properties"][name]["maximum"] == limit
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "timeout_s"])
+def test_the_error_of_a_limit_names_its_setting(name: str) -> None:
+    settings = Settings()
+    setting = {"max_tokens": "max_tokens_limit", "timeout_s": "max_timeout_s"}[name]
+    limit = getattr(settings, setting)
+    gateway = _gateway()
+    assert _job(_native({"prompt": "x", name: limit}), gateway)
+    with pytest.raises(
+        InvalidRequest, match=rf"'{name}' must be at most {limit:g} \(PENSTOCK_{setting.upper()}\)"
+    ) as refused:
+        _job(_native({"prompt": "x", name: limit + 1}), gateway)
+    assert refused.value.param == name
 
 
 # ── its own ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -137,7 +137,7 @@ def test_model_flags_repeat(tmp_path: Path) -> None:
         ("MODELS", "a=mock;a=mock", "model a is given twice"),
         ("MODELS", "a=mock:step_ms=1,chain", "option 'chain' has no value"),
         ("MODELS", ";", "NAME=BACKEND"),
-        ("DEFAULT_MAX_TOKENS", "9000", "must not be above PENSTOCK_MAX_TOKENS_LIMIT (8192)"),
+        ("DEFAULT_MAX_TOKENS", "131073", "must not be above PENSTOCK_MAX_TOKENS_LIMIT (131072)"),
         ("DEFAULT_TIMEOUT_S", "3601", "must not be above PENSTOCK_MAX_TIMEOUT_S (3600)"),
     ],
 )
