@@ -9,6 +9,8 @@ the other end of a wire.
     |  |  invalid_request        400    no    invalid_request_error   malformed, unknown field, out of range (`param`)
     |  +- UnsupportedParameter
     |  |  unsupported_parameter  400    no    invalid_request_error   the model's backend cannot honour it (`param`)
+    |  +- ContextLengthExceeded
+    |  |  context_length_exceeded 400   no    invalid_request_error   longer than the model's context
     |  +- SlowBody
     |  |  request_timeout        408    yes   invalid_request_error   the body did not arrive in time
     |  +- BodyTooLarge
@@ -102,6 +104,10 @@ class InvalidRequest(PenstockError):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
 
 
 class SlowBody(InvalidRequest):

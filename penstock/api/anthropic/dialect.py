@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from penstock.errors import PenstockError
+from penstock.errors import ContextLengthExceeded, PenstockError
 from penstock.http.edge import Call, Dialect
 from penstock.http.openapi import ErrorDetail
 
@@ -38,7 +38,10 @@ class AnthropicDialect(Dialect):
 
     def envelope(self, error: PenstockError, request_id: str) -> dict[str, Any]:
         kind = _TYPES.get(error.status, "api_error" if error.status >= 499 else "invalid_request_error")
-        said = {"type": kind, "message": error.message, "code": error.code, "param": error.param}
+        message = error.message
+        if isinstance(error, ContextLengthExceeded):  # the words by which Anthropic's clients know it
+            message = f"prompt is too long: {message}"
+        said = {"type": kind, "message": message, "code": error.code, "param": error.param}
         return {"type": "error", "error": said, "request_id": request_id}
 
 

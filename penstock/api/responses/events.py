@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.api.parts import Part, Parts
 from penstock.api.responses.body import described, notes_of
-from penstock.errors import PenstockError
+from penstock.errors import ContextLengthExceeded, PenstockError
 from penstock.event import Done, Terminal
 from penstock.job import Job
 from penstock.rich_token import Logprob, Token
@@ -223,4 +223,5 @@ def _error(end: Terminal) -> dict[str, Any] | None:
         return None
     error = end.error()
     code = {400: "invalid_prompt", 429: "rate_limit_exceeded"}.get(error.status, "server_error")
+    code = error.code if isinstance(error, ContextLengthExceeded) else code  # clients compact the conversation
     return {"code": code, "message": error.message, "param": error.param, "type": error.type, "penstock": error.code}

@@ -105,7 +105,7 @@ class OpenAIBackend(Backend):
             try:
                 data = await self._http.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body)
                 done = embeddings.read(data, len(inputs))
-                self._upstreams.began(ticket)
+                self._upstreams.began(ticket, plan)
                 self._upstreams.leave(ticket, "ok")
                 return done
             except UpstreamError as failure:
@@ -137,7 +137,7 @@ class OpenAIBackend(Backend):
                             yield Finish(token.reason, _whole_usage(token.usage, num_before))
                             return
                         if not ticket.has_begun:
-                            self._upstreams.began(ticket)
+                            self._upstreams.began(ticket, plan)
                         room -= _size(token)
                         if room < 0:
                             raise too_much(max_chars, job.sampling.max_tokens)
@@ -166,7 +166,8 @@ class OpenAIBackend(Backend):
                 yield token
 
     def _failed(self, job: Job, plan: RetryPlan, ticket: Ticket, failure: UpstreamError, num_tokens: int) -> None:
-        is_charged = plan.failed(ticket.replica, ticket.tier, failure, time.monotonic(), num_tokens)
+        now, is_trial = time.monotonic(), ticket.is_trial
+        is_charged = plan.failed(ticket.replica, ticket.tier, failure, now, num_tokens, is_trial=is_trial)
         self._upstreams.failed(ticket, failure, is_charged=is_charged)
         level = logging.ERROR if failure.reason in _LOUD else logging.INFO
         logger.log(

@@ -264,6 +264,8 @@ async def _refusal(response: httpx2.Response, model: str, key: str, max_rest_s: 
     except (httpx2.HTTPError, TimeoutError):
         body.clear()  # half an error cannot be read; the status alone counts
     retry_after = response.headers.get("retry-after")
+    if in_ms := response.headers.get("retry-after-ms"):  # OpenAI's and Azure's, more exact
+        retry_after = f"{in_ms}ms"
     return of_status(response.status_code, retry_after, bytes(body), model, key, max_rest_s)
 
 

@@ -61,6 +61,7 @@ class RetryPlan:
         self._reasons: dict[int, str] = {}
         self._num_costly: Counter[int] = Counter()  # by tier
         self._last: UpstreamError | None = None
+        self._suspects: dict[Replica, bool] = {}  # see `failed`
 
     def next(self, now: float) -> PickedReplica | Wait:
         """The next replica, or the time to wait. Raises the job's `PenstockError` when nothing is left to try."""
@@ -83,9 +84,21 @@ class RetryPlan:
             self._failed_now.clear()
         return picked
 
-    def failed(self, replica: Replica, tier: Tier, failure: UpstreamError, now: float, num_tokens: int = 0) -> bool:
+    def failed(
+        self,
+        replica: Replica,
+        tier: Tier,
+        failure: UpstreamError,
+        now: float,
+        num_tokens: int = 0,
+        *,
+        is_trial: bool = False,
+    ) -> bool:
         """A try failed after `num_tokens`. Returns whether it counts against the replica: once for each job, so that a
         request that breaks engines does not eject them by itself.
+
+        A 5xx that the engine answered may be the request's doing (an image for a model of text) or the replica's. It
+        counts only once the request has succeeded at another replica: see `convicted`. `is_trial`: of the breaker.
         """
         if num_tokens:  # there was progress: `retry_s` begins anew
             self._num_costly.clear()
@@ -103,7 +116,17 @@ class RetryPlan:
         self._reasons[tier.number] = failure.reason
         if failure.again == "elsewhere":
             self._hopeless.add(replica)
+        if failure.answer and not num_tokens:
+            self._suspects[replica] = is_trial or self._suspects.get(replica, False)
+            return False
         return failure.is_fault and num == 0
+
+    def convicted(self, replica: Replica) -> list[tuple[Replica, bool]]:
+        """Call it when an answer has begun at `replica`: the replicas that failed the same request by their own fault,
+        each with whether it was a trial.
+        """
+        suspects, self._suspects = self._suspects, {}
+        return [(one, is_trial) for one, is_trial in suspects.items() if one is not replica]
 
     def passed_over(self, picked: PickedReplica, now: float) -> list[tuple[Tier, str]]:
         """The tiers above the chosen one, each with the reason why it is not that one."""

@@ -55,8 +55,10 @@ class Upstreams:
                 return self._begin(step, now, plan.caller)
             await self.changed(None if step.until is None else step.until - now)
 
-    def began(self, ticket: Ticket) -> None:
+    def began(self, ticket: Ticket, plan: RetryPlan) -> None:
         """The request's first token has come."""
+        for replica, is_trial in plan.convicted(ticket.replica):
+            self._charge(replica, is_trial, "server_error")
         ticket.has_begun = True
         ticket.replica.rests.answered(ticket.caller)
         ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
@@ -65,11 +67,11 @@ class Upstreams:
         self._judge(ticket.replica, ticket.replica.breaker.succeeded, "ok")
 
     def failed(self, ticket: Ticket, failure: UpstreamError, *, is_charged: bool) -> None:
-        replica, now = ticket.replica, time.monotonic()
+        replica = ticket.replica
         if failure.rest_s:
-            replica.rests.refused(ticket.caller, now, failure.rest_s)
-        if is_charged or (ticket.is_trial and failure.is_fault):
-            self._judge(replica, lambda: replica.breaker.failed(now, ticket.is_trial), failure.reason)
+            replica.rests.refused(ticket.caller, time.monotonic(), failure.rest_s)
+        if is_charged or (ticket.is_trial and failure.is_fault and not failure.answer):
+            self._charge(replica, ticket.is_trial, failure.reason)
         self.leave(ticket, failure.reason)
 
     def leave(self, ticket: Ticket, outcome: str) -> None:
@@ -123,6 +125,10 @@ class Upstreams:
         replica.num_open += 1
         self._observe("upstream_open_streams", {"upstream": replica.name}, replica.num_open)
         return Ticket(picked.tier, replica, replica.breaker.begin(), now, caller)
+
+    def _charge(self, replica: Replica, is_trial: bool, reason: str) -> None:
+        now = time.monotonic()
+        self._judge(replica, lambda: replica.breaker.failed(now, is_trial), reason)
 
     def _judge(self, replica: Replica, verdict: Callable[[], None], reason: str) -> None:
         """Pass the verdict to the breaker; log and count a change of its state."""

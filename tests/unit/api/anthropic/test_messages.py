@@ -190,6 +190,12 @@ def test_a_call_without_arguments_has_an_empty_input(arguments: str) -> None:
     assert events_of(_job(), [call]).failure(done("tool_calls")) is None
 
 
+def test_a_context_that_is_too_long_has_the_words_and_the_code_that_clients_look_for() -> None:
+    error = ANTHROPIC.envelope(errors.ContextLengthExceeded("9 of 8 tokens"), "r")["error"]
+    assert error["message"] == "prompt is too long: 9 of 8 tokens"
+    assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
+
+
 def test_a_tool_input_that_is_not_an_object_is_an_error_unless_it_was_cut_off() -> None:
     bad = RichToken(tool_calls=(ToolCall(0, "t1", "f", "{oops"),))
     assert isinstance(events_of(_job(), [bad]).failure(done("tool_calls")), errors.BackendError)

@@ -102,6 +102,46 @@ async def test_a_lone_replica_is_tried_again(mood: str) -> None:
     assert len(up.seen) == 3
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2])
+async def test_requests_that_provoke_their_own_500_eject_no_replica(num_replicas: int) -> None:
+    watch = Watch()
+    async with AsyncExitStack() as stack:
+        ups = [await stack.enter_async_context(Upstream("status=500")) for _ in range(num_replicas)]
+        url = "+".join(up.url for up in ups)
+        backend = await stack.enter_async_context(running(url, watch, max_failures="1"))
+        for number in range(4):
+            error = failed_of(await ask(backend, claim(str(number))))
+            assert (error.code, error.message) == ("backend_error", "The model's upstream failed (HTTP 500): No:")
+        for up in ups:
+            up.mood = "ok"
+        num = sum(len(up.seen) for up in ups)
+        assert is_whole(await ask(backend, claim("innocent")))
+        assert sum(len(up.seen) for up in ups) == num + 1
+    assert set(watch.ups()) == {1.0}
+
+
+async def test_a_replica_that_fails_what_another_answers_is_ejected() -> None:
+    watch = Watch()
+    async with (
+        Upstream("status=500") as bad,
+        Upstream() as good,
+        running(f"{bad.url}+{good.url}", watch, max_failures="3", eject_s="60") as backend,
+    ):
+        for number in range(12):
+            assert is_whole(await ask(backend, claim(str(number))))
+        assert len(bad.seen) == 3
+    assert watch.ups() == [1.0, 1.0, 0.0]
+
+
+async def test_501_is_the_requests_own_fault() -> None:
+    watch = Watch()
+    async with Upstream("status=501") as up, running(up.url, watch, max_failures="1") as backend:
+        error = failed_of(await ask(backend))
+        assert (error.code, error.message) == ("invalid_request", "No:")
+    assert len(up.seen) == 1
+    assert watch.ups() == [1.0]
+
+
 async def test_a_storm_of_429_is_ridden_out() -> None:
     watch = Watch()
     async with Upstream(retry_after="0.05") as up, running(up.url, watch) as backend:

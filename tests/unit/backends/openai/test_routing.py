@@ -239,6 +239,27 @@ def test_one_job_charges_a_replica_once() -> None:
     assert not plan(site(1)).failed(picked.replica, picked.tier, of_status(403, None, b"", "m"), 0.0)
 
 
+def test_a_request_that_every_replica_fails_alike_charges_none() -> None:
+    one = plan(site(2), tries=4)
+    for now in range(4):
+        picked = go(one, float(now))
+        assert not one.failed(picked.replica, picked.tier, of_status(500, None, b'"no images"', "m"), float(now))
+    with pytest.raises(BackendError):
+        one.next(100.0)
+
+
+def test_a_replica_is_charged_once_another_answers_what_it_failed() -> None:
+    one = plan(site(2))
+    bad = go(one)
+    assert not one.failed(bad.replica, bad.tier, of_status(500, None, b"", "m"), 0.0)
+    good = go(one)
+    assert good.replica is not bad.replica
+    assert one.convicted(good.replica) == [(bad.replica, False)]
+    assert one.convicted(good.replica) == [], "once for each job"
+    assert not one.failed(bad.replica, bad.tier, of_status(500, None, b"", "m"), 1.0, is_trial=True)
+    assert one.convicted(bad.replica) == [], "it has answered the request itself"
+
+
 def test_tokens_renew_the_patience() -> None:
     one = plan(site(1), tries=1, retry_s=10.0)
     picked = go(one)
