@@ -319,8 +319,8 @@ class GatewayStore(Store):
         """Stop receiving this job's events."""
 
     @abstractmethod
-    async def requeue_if_missing(self, job_id: str) -> None:
-        """Push the id at the head unless the queue holds it: for an id that is in no list."""
+    async def requeue_if_missing(self, job_id: str) -> bool:
+        """Push the id at the head unless the queue holds it: for an id that is in no list. True if it was pushed."""
 
     @abstractmethod
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:

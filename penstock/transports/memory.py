@@ -271,9 +271,11 @@ class MemoryTransport(Transport):
             entry.owner = gateway_id
         return entry is not None
 
-    async def requeue_if_missing(self, job_id: str) -> None:
-        if job_id not in self._queue:
+    async def requeue_if_missing(self, job_id: str) -> bool:
+        is_missing = job_id not in self._queue
+        if is_missing:
             self._push(job_id, front=True)
+        return is_missing
 
     def retire(self, job_id: str, retention_s: float) -> None:
         entry = self._jobs.get(job_id)

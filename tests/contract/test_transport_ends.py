@@ -162,10 +162,10 @@ async def test_ensure_puts_a_lost_id_at_the_head(transport: Transport) -> None:
     jobs = [new_job() for _ in range(2)]
     for job in jobs:
         await transport.submit(job, "g1", 0)
-    await transport.requeue_if_missing(jobs[1].id)  # it is there: nothing happens
+    assert not await transport.requeue_if_missing(jobs[1].id)  # it is there: nothing happens
     assert (await transport.tick("g1")).depth == 2
     lost = "g1.lost"
-    await transport.requeue_if_missing(lost)
+    assert await transport.requeue_if_missing(lost)
     assert await transport.take("w1", 9) == [lost, jobs[0].id, jobs[1].id]
 
 

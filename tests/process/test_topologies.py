@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(60)
 
 CHAIN = "mock=mock:step_ms=20,chain=true"
 NUM, TOKENS = 30, 60
+LONG = 250  # five seconds: streams that still run when sentinels, which take a second or two, have agreed
 QUEUE = "inference:queue"
 
 
@@ -42,11 +43,13 @@ def _fleet(url: str) -> Iterator[Site]:
 
 
 async def _under_load(
-    http: httpx2.AsyncClient, url: str, strike: Callable[[], Awaitable[None]]
+    http: httpx2.AsyncClient, url: str, strike: Callable[[], Awaitable[None]], num_tokens: int = TOKENS
 ) -> list[reading.Answer]:
     """`NUM` streams, and `strike()` once all have begun. Each has its own tokens, each once, and one end."""
     before = await _num_begun(http, url)
-    load = [asyncio.create_task(reading.stream(http, url, prompt=f"load {i}", max_tokens=TOKENS)) for i in range(NUM)]
+    load = [
+        asyncio.create_task(reading.stream(http, url, prompt=f"load {i}", max_tokens=num_tokens)) for i in range(NUM)
+    ]
 
     async def all_flow() -> bool:
         return await _num_begun(http, url) >= before + NUM
@@ -63,8 +66,8 @@ async def _num_begun(http: httpx2.AsyncClient, url: str) -> float:
     return reading.metric((await http.get(f"{url}/metrics")).text, "penstock_time_to_first_token_seconds_count")
 
 
-def _whole(answers: list[reading.Answer]) -> list[reading.Answer]:
-    return [answer for answer in answers if (answer.end, len(answer.tokens)) == ("done", TOKENS)]
+def _whole(answers: list[reading.Answer], num_tokens: int = TOKENS) -> list[reading.Answer]:
+    return [answer for answer in answers if (answer.end, len(answer.tokens)) == ("done", num_tokens)]
 
 
 def _num_attempts(answers: list[reading.Answer]) -> int:
@@ -172,8 +175,8 @@ async def _failed_over(
     fleet: Site, http: httpx2.AsyncClient, guarded: Sentinel, strike: Callable[[], Awaitable[None]]
 ) -> None:
     before, url = guarded.master_port, fleet.gateways[0]
-    answers = await _under_load(http, url, strike)
-    assert len(_whole(answers)) == NUM, [answer.data for answer in answers if answer.end != "done"]
+    answers = await _under_load(http, url, strike, LONG)
+    assert len(_whole(answers, LONG)) == NUM, [answer.data for answer in answers if answer.end != "done"]
     assert guarded.master_port != before, "there was no failover: the test proves nothing"
     fleet.programs[-1].wait_for(f"{url}/readyz")
     await _serves(http, url)

@@ -141,8 +141,8 @@ class Repairer:
         elif record.attempt < stream.attempt:  # the store was rolled back: frames of the worker it names are ignored
             await self._give_back(stream)
         elif self._is_stranded(stream, record):
-            logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
-            await self._store.requeue_if_missing(stream.job.id)
+            if await self._store.requeue_if_missing(stream.job.id):
+                logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
 
     def _end(self, stream: RelayStream, error: PenstockError) -> None:
         """The rest of the answer cannot be known: end it in `error` now."""

@@ -166,10 +166,9 @@ class RedisGatewayStore(RedisBase, GatewayStore):
     async def adopt(self, job_id: str, gateway_id: str) -> bool:
         return bool(await self._redis.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
 
-    async def requeue_if_missing(self, job_id: str) -> None:
-        await self._redis.ask(
-            "requeue_if_missing", self._redis.pool.queue, scripts.requeue_if_missing(self._redis.pool, job_id)
-        )
+    async def requeue_if_missing(self, job_id: str) -> bool:
+        pool = self._redis.pool
+        return bool(await self._redis.ask("requeue_if_missing", pool.queue, scripts.requeue_if_missing(pool, job_id)))
 
     async def restore(self, job: Job, owner: str, tokens: Sequence[Token], attempt: int) -> bool:
         encoded = (encode_json(token) for token in tokens)
