@@ -62,7 +62,8 @@ class LookUp:
             await self._store.cancel(job_id, "deadline")  # its gateway and worker have not ended it
             return await self._store.read(job_id, job=record.job) or record
         elif job_id not in streams and self._patience.is_forsaken(record):
-            if await self._store.requeue_if_missing(job_id):
+            is_pushed = await self._store.requeue_if_missing(job_id)
+            if is_pushed:
                 logger.warning("pushed again: it was in no list, and its gateway is gone", extra={"request_id": job_id})
         return record
 

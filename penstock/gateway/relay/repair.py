@@ -140,9 +140,8 @@ class Repairer:
             await self._store.cancel(stream.job.id, stream.cancel)
         elif record.attempt < stream.attempt:  # the store was rolled back: frames of the worker it names are ignored
             await self._give_back(stream)
-        elif self._is_stranded(stream, record):
-            if await self._store.requeue_if_missing(stream.job.id):
-                logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
+        elif self._is_stranded(stream, record) and await self._store.requeue_if_missing(stream.job.id):
+            logger.warning("pushed again: it was in no list", extra={"request_id": stream.job.id})
 
     def _end(self, stream: RelayStream, error: PenstockError) -> None:
         """The rest of the answer cannot be known: end it in `error` now."""

@@ -255,7 +255,7 @@ async def test_frames_of_an_attempt_that_the_store_has_lost_are_not_believed_aft
 
 
 async def test_a_poll_requeues_a_request_in_no_list_whose_gateway_is_gone(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig.on_disconnect, rig.retention_s = "continue", 60.0
     job_id = (await rig.open()).job.id
@@ -267,6 +267,9 @@ async def test_a_poll_requeues_a_request_in_no_list_whose_gateway_is_gone(
     assert await other.look_up(job_id) is not None
     assert await other.look_up(job_id) is not None
     assert rig.transport.snapshot().queue == [job_id]
+    assert [record.getMessage() for record in caplog.records] == [
+        "pushed again: it was in no list, and its gateway is gone"
+    ], "the second poll found it in the queue, and logs nothing"
 
 
 async def test_an_ended_request_is_not_cancelled_when_the_store_was_rolled_back(rig: Rig) -> None:
