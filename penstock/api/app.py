@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -77,10 +78,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
     origins = gateway.settings.cors_origins
     if not origins:
         return edge
+    schemes = [f"{re.escape(origin[:-1])}.+" for origin in origins if origin.endswith("://*")]
     # Keys travel in headers of the page's own making, so there are no credentials to allow.
     return CORSMiddleware(
         edge,
         allow_origins=origins,
+        allow_origin_regex="|".join(schemes) or None,
         allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
         allow_private_network=True,  # a browser asks before a page of a public site may reach a private address

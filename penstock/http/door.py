@@ -77,9 +77,10 @@ class Door:
         if origin is None or not self._judges_origin:
             return
         named = origin.decode("latin-1").lower()
-        authority = named.partition("://")[2]
-        is_same = bool(authority) and host is not None and authority == host.decode("latin-1").lower()
-        if not is_same and named not in self._origins:
+        scheme, _, authority = named.partition("://")
+        is_web = scheme in ("http", "https")  # a page of an app may have this host as its authority, too
+        is_same = is_web and bool(authority) and host is not None and authority == host.decode("latin-1").lower()
+        if not is_same and named not in self._origins and f"{scheme}://*" not in self._origins:
             raise OriginNotAllowed(
                 f"Web pages of {named[:100]!r} may not call this gateway; to let them, add this origin to "
                 f"{env_name('cors_origins')}."

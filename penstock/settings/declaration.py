@@ -189,7 +189,7 @@ class Settings(BaseModel):
             "Origins of web pages that may call this gateway from a browser. Empty: none. `*`: every web page, in the "
             "browser of anyone who can reach the gateway.",
             EDGE,
-            allowed="origins (https://app.example.org, app://obsidian.md), separated by commas, or *",
+            allowed="origins (https://app.example.org, app://obsidian.md, tauri://*), separated by commas, or *",
         ),
     ] = ()
 
@@ -405,8 +405,11 @@ class Settings(BaseModel):
         items = [str(item).strip() for item in (value.split(",") if isinstance(value, str) else value)]
         for item in filter(None, items):
             split = urlsplit(item)
-            # Any scheme: pages of desktop apps and of browser extensions have their own.
-            if item != "*" and not (split.netloc and item == f"{split.scheme}://{split.netloc}"):
+            # Any scheme: pages of desktop apps and of browser extensions have their own; some make a new origin for
+            # each window, so all of such a scheme can be named at once.
+            is_origin = split.netloc and item == f"{split.scheme}://{split.netloc}"
+            is_plain = "*" not in split.netloc or (split.netloc == "*" and split.scheme not in ("http", "https"))
+            if item != "*" and not (is_origin and is_plain):
                 raise ValueError(
                     f"{item!r} is not an origin: scheme, host and port only, as in https://app.example.org"
                 )

@@ -90,6 +90,16 @@ async def test_a_named_app_may_call_and_no_other_may(origin: str) -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
+async def test_every_page_of_a_named_scheme_may_call() -> None:
+    for origin, may in (
+        ("vscode-webview://1a2b", True),
+        ("vscode-webviews://1a2b", False),
+        ("https://a.example", False),
+    ):
+        answer = await _ask("GET", "/livez", {"origin": origin}, cors_origins="vscode-webview://*")
+        assert answer.headers.get("access-control-allow-origin") == (origin if may else None)
+
+
 @pytest.mark.parametrize("origins", ["app://obsidian.md", "*"])
 async def test_a_page_may_reach_a_private_address_where_its_origin_may(origins: str) -> None:
     asked = {

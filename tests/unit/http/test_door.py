@@ -95,6 +95,8 @@ def test_on_another_address_names_count_only_where_they_are_configured() -> None
         (b"localhost:8000", b"null", "origin_not_allowed"),
         (b"localhost:8000", b"", "origin_not_allowed"),
         (b"localhost", b"localhost", "origin_not_allowed"),
+        (b"localhost", b"tauri://localhost", "origin_not_allowed"),
+        (b"localhost", b"vscode-webview://1a2b", "origin_not_allowed"),
         (None, b"http://localhost", "origin_not_allowed"),
         (b"", b"http://", "origin_not_allowed"),
         (b"localhost:8000", b"https://app.example.org", "ok"),
@@ -104,6 +106,20 @@ def test_on_another_address_names_count_only_where_they_are_configured() -> None
 def test_a_foreign_page_is_refused_unless_it_is_named(host: bytes | None, origin: bytes, code: str) -> None:
     door = at(cors_origins="https://app.example.org", allowed_hosts="gw.example.org")
     assert [judged(door, host, origin) for _ in range(2)] == [code] * 2
+
+
+@pytest.mark.parametrize(
+    ("origin", "code"),
+    [
+        (b"app://obsidian.md", "ok"),
+        (b"app://other", "origin_not_allowed"),
+        (b"vscode-webview://1a2b", "ok"),
+        (b"vscode-webviewx://1a2b", "origin_not_allowed"),
+        (b"http://vscode-webview", "origin_not_allowed"),
+    ],
+)
+def test_an_app_is_refused_unless_it_or_its_scheme_is_named(origin: bytes, code: str) -> None:
+    assert judged(at(cors_origins="app://obsidian.md,vscode-webview://*"), b"localhost", origin) == code
 
 
 def test_two_origins_are_refused_and_the_message_names_the_setting() -> None:

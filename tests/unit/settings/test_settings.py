@@ -57,13 +57,28 @@ def test_the_config_file_may_begin_with_a_byte_order_mark_and_end_lines_as_windo
         "tauri://localhost",
         "chrome-extension://abcdefghijklmnop",
         "vscode-webview://1a2b",
+        "vscode-webview://*",
     ],
 )
 def test_an_origin_has_any_scheme(tmp_path: Path, origin: str) -> None:
     assert load(tmp_path, CORS_ORIGINS=f"http://a, {origin}").cors_origins == ("http://a", origin)
 
 
-@pytest.mark.parametrize("value", ["obsidian.md", "app:obsidian.md", "app://", "://a", "app://a/b", "a b://c", "null"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "obsidian.md",
+        "app:obsidian.md",
+        "app://",
+        "://a",
+        "app://a/b",
+        "a b://c",
+        "null",
+        "https://*",
+        "https://*.a",
+        "app://a*",
+    ],
+)
 def test_what_is_no_origin_is_refused(tmp_path: Path, value: str) -> None:
     assert "is not an origin" in refusal(tmp_path, CORS_ORIGINS=value)
 
