@@ -29,7 +29,8 @@ class Message(Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation. Roles and fields are those of OpenAI's chat messages.
 
     `parts` replaces `content` if the content has more than text (images): content parts as the client gave them.
-    `tool_calls`: the assistant's calls; `tool_call_id`: the call that a `tool` message answers.
+    `tool_calls`: the assistant's calls; `tool_call_id`: the call that a `tool` message answers. `reasoning`: of an
+    assistant's answer, given back; only a backend whose engine asks for it shows it to the model.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -38,6 +39,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
+    reasoning: str = ""
 
     @property
     def fetches(self) -> bool:

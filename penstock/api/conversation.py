@@ -81,6 +81,8 @@ class MessageFields(Strict):
     content: str | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = Field(None, min_length=1, max_length=200)
     tool_call_id: str | None = Field(None, min_length=1, max_length=200)
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's and OpenRouter's name for the same
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -193,6 +195,7 @@ def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
         tool_calls=tuple([call.tool_call(number) for number, call in enumerate(message.tool_calls or ())]),
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
+        reasoning=(message.reasoning_content or message.reasoning or "") if message.role == "assistant" else "",
     )
 
 

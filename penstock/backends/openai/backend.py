@@ -15,7 +15,7 @@ from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_muc
 from penstock.backends.openai.health import Health
 from penstock.backends.openai.http import Times, UpstreamHttp
 from penstock.backends.openai.options import Images, Upstream, build_tiers, read_accepts, read_resumes
-from penstock.backends.openai.request import Api, RequestShape, build, can_continue
+from penstock.backends.openai.request import Api, ReasoningHistory, RequestShape, build, can_continue
 from penstock.backends.openai.retries import RetryLimits, RetryPlan
 from penstock.backends.openai.upstreams import Ticket, Upstreams
 from penstock.errors import PenstockError, WorkerLost
@@ -50,6 +50,7 @@ class OpenAIBackend(Backend):
         task: Literal["generate", "embed", "both"] = "generate",
         resumes: str = "no",
         usage: bool = True,
+        reasoning_history: ReasoningHistory = "engine",
         max_tokens: int | None = None,
         health: str = "",
         connect_s: float = 5.0,
@@ -67,7 +68,7 @@ class OpenAIBackend(Backend):
             raise ValueError("tries, max_failures and max_tokens must be at least 1")
         tiers = build_tiers(upstreams, health=health, max_failures=max_failures, eject_s=eject_s)
         taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
-        self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken)
+        self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken, reasoning_history)
         self._limits = RetryLimits(retry_s, tries)
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
         self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))

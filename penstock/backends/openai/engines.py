@@ -31,6 +31,8 @@ class Engine:
     """`accepts`: fields of `Sampling`, "images" (in the request itself) and "image_urls" (that the engine fetches: only
     for engines outside our network). `names`: the engine's own spelling of a field.
 
+    `reasoning`: what it calls the reasoning of an earlier answer in its messages; () where it has no field for it.
+
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
     `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what
     it can go on from in the middle of an answer. Ollama puts a prompt into the model's template too, so not that.
@@ -38,6 +40,7 @@ class Engine:
 
     accepts: tuple[str, ...] = _EVERY
     names: Mapping[str, str] = field(default_factory=dict)
+    reasoning: tuple[str, ...] = ()
     health: str = ""
     has_completions: bool = True
     continues: frozenset[Resume] = frozenset(("prompt", "messages"))
@@ -45,11 +48,12 @@ class Engine:
 
 ENGINES: dict[EngineName, Engine] = {
     "any": Engine(),
-    "vllm": Engine(_ALL, health="/health"),
-    "sglang": Engine(_ALL, health="/health"),
+    "vllm": Engine(_ALL, reasoning=("reasoning", "reasoning_content"), health="/health"),
+    "sglang": Engine(_ALL, reasoning=("reasoning_content",), health="/health"),
     "llamacpp": Engine(
         tuple(name for name in _ALL if name != "reasoning_effort"),
         {"repetition_penalty": "repeat_penalty"},
+        ("reasoning_content",),
         health="/health",
         continues=_PROMPT,
     ),

@@ -20,6 +20,8 @@ from penstock.rich_token import Token, join_text
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 Api = Literal["both", "chat", "completions"]
+# Whether an engine gets the reasoning of earlier answers: as it is known to want it, always, or never.
+ReasoningHistory = Literal["engine", "yes", "no"]
 
 _CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
 _PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "logprobs", "stop", "tools"))
@@ -33,6 +35,7 @@ class RequestShape:
     asks_usage: bool = True
     resumes: frozenset[Resume] = frozenset()
     fetches: bool = False  # images: whether the engine may be asked to
+    reasoning_history: ReasoningHistory = "engine"
 
 
 def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool:
@@ -56,7 +59,7 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
         raise UnsupportedParameter("This model's upstream does not fetch images.", param="messages")
     body: dict[str, Any] = {"model": model}
     if is_chat:
-        body["messages"] = _messages(job, tokens)
+        body["messages"] = _messages(job, tokens, _reasoning_names(engine, shape))
         if tokens:  # vLLM's and SGLang's: go on with the last message instead of answering it
             body |= {"add_generation_prompt": False, "continue_final_message": True}
     else:
@@ -94,14 +97,23 @@ def _sampling(sampling: Sampling, engine: Engine, is_chat: bool) -> dict[str, An
     return fields
 
 
-def _messages(job: Job, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-    turns = [{"role": "user", "content": job.prompt}] if job.messages is None else [_message(m) for m in job.messages]
+def _reasoning_names(engine: Engine, shape: RequestShape) -> tuple[str, ...]:
+    if shape.reasoning_history == "no":
+        return ()
+    return engine.reasoning or (("reasoning_content",) if shape.reasoning_history == "yes" else ())
+
+
+def _messages(job: Job, tokens: Sequence[Token], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    if job.messages is None:
+        turns = [{"role": "user", "content": job.prompt}]
+    else:
+        turns = [_message(message, names) for message in job.messages]
     if tokens:
         turns.append({"role": "assistant", "content": join_text(tokens)})
     return turns
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, names: tuple[str, ...]) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": list(message.parts) or message.content}
     if message.tool_calls:
         turn["tool_calls"] = [
@@ -113,4 +125,6 @@ def _message(message: Message) -> dict[str, Any]:
         turn["tool_call_id"] = message.tool_call_id
     if message.name:
         turn["name"] = message.name
+    if message.reasoning:
+        turn |= dict.fromkeys(names, message.reasoning)
     return turn

@@ -16,7 +16,7 @@ from penstock.api.openai.completions import CompletionBody, CompletionForm
 from penstock.errors import InvalidRequest, PenstockError, UnsupportedParameter
 from penstock.http.body_json import validate
 from penstock.job import Message, Sampling
-from penstock.rich_token import Logprob, RichToken, Token, ToolCall, join
+from penstock.rich_token import Logprob, RichToken, Token, ToolCall, Whole, join
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -106,6 +106,18 @@ def test_every_field_of_a_chat_arrives() -> None:
     assert (draft.max_tokens, draft.user, draft.metadata) == (9, "u", {"a": "b"})
     assert (draft.stream, draft.timeout_s, draft.on_disconnect) == (True, 5, "continue")
     assert set(draft.sampling) | {"max_tokens", "dimensions"} == set(Sampling.__struct_fields__)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_an_answer_with_reasoning_may_be_given_back(name: str) -> None:
+    whole = Whole("Yes", "hm", (ToolCall(0, "c1", "f", "{}"),))
+    message = ChatForm("r", "m", 5).choice(0, whole, "tool_calls")["message"]
+    message[name] = message.pop("reasoning_content")
+    (draft,) = _chat(messages=[{"role": "user", "content": "Hi", name: None}, message])
+    assert draft.messages == (
+        Message("user", "Hi"),
+        Message("assistant", "Yes", tool_calls=(ToolCall(0, "c1", "f", "{}"),), reasoning="hm"),
+    )
 
 
 def test_a_conversation_with_tools_and_images_arrives() -> None:

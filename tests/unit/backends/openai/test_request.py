@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.backends.openai.engines import ENGINES
-from penstock.backends.openai.request import RequestShape, build, can_continue
+from penstock.backends.openai.engines import ENGINES, EngineName
+from penstock.backends.openai.request import ReasoningHistory, RequestShape, build, can_continue
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall
@@ -25,6 +25,30 @@ def body_of(
 ) -> tuple[str, Any]:
     path, body = build(job, tokens, "up", ENGINES[engine], shape)  # type: ignore[index]
     return path, json.loads(body)
+
+
+THOUGHT = (Message("user", "Hi"), Message("assistant", "Yes", reasoning="hm"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "history", "names"),
+    [
+        ("vllm", "engine", {"reasoning", "reasoning_content"}),
+        ("sglang", "engine", {"reasoning_content"}),
+        ("llamacpp", "engine", {"reasoning_content"}),
+        ("any", "engine", set()), ("openai", "engine", set()), ("ollama", "engine", set()), ("tgi", "engine", set()),
+        ("any", "yes", {"reasoning_content"}),
+        ("vllm", "no", set()),
+    ],
+)  # fmt: skip
+def test_reasoning_in_the_history_goes_to_engines_that_want_it(
+    engine: EngineName, history: ReasoningHistory, names: set[str]
+) -> None:
+    shape = RequestShape(reasoning_history=history)
+    _, body = build(Job(id="j", model="m", messages=THOUGHT), (), "m", ENGINES[engine], shape)
+    first, second = json.loads(body)["messages"]
+    assert first == {"role": "user", "content": "Hi"}
+    assert second == {"role": "assistant", "content": "Yes"} | dict.fromkeys(names, "hm")
 
 
 def test_a_prompt_goes_to_completions_and_a_conversation_to_chat() -> None:
