@@ -91,6 +91,7 @@ class Upstream:
     key: str = ""
     token_s: float = 0.0
     health: int = 200
+    props: str = ""
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     num_open: int = 0
@@ -141,8 +142,9 @@ class Upstream:
         method, path, _ = first.split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
         if method == "GET":
-            self.num_checks += 1
-            writer.write(_head(self.health, "text/plain", length=0))
+            props = self.props.encode() if path.endswith("/props") else b""
+            self.num_checks += not path.endswith("/props")
+            writer.write(_head(self.health, "text/plain", length=len(props)) + props)
             await writer.drain()
             return b""
         body = json.loads(await reader.readexactly(int(headers["content-length"])))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Literal
+
+from msgspec.structs import replace
 
 from penstock.backends.base import Backend, Embedded, Finish
 from penstock.backends.openai import embeddings
@@ -73,6 +76,7 @@ class OpenAIBackend(Backend):
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
         self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))
         self._health = Health(self._upstreams, self._http, health)
+        self._is_declared = bool(accepts) or images != "engine"
         self.capabilities = Capabilities(
             accepts=taken,
             continuous=True,
@@ -83,9 +87,23 @@ class OpenAIBackend(Backend):
         )
 
     async def start(self) -> None:
-        """Does not wait for upstreams: they may start later, and the others serve while one of them is missing."""
+        """Does not wait for upstreams: they may start later, and the others serve while one of them is missing.
+
+        An engine whose images depend on its model is asked for them, for a moment.
+        """
+        if not self._is_declared and await self._have_vision():
+            accepts = (*self.capabilities.accepts, "images")
+            self.capabilities = replace(self.capabilities, accepts=accepts)
         self._upstreams.report_all()
         self._health.start()
+
+    async def _have_vision(self) -> bool:
+        """Whether images can be declared because those engines take them that have to be asked."""
+        tiers = self._upstreams.tiers
+        asked = [(tier, one) for tier, one in self._upstreams.replicas() if tier.engine.vision]
+        if not asked or any(not tier.engine.vision and "images" not in tier.engine.accepts for tier in tiers):
+            return False
+        return all(await asyncio.gather(*(self._http.has_vision(*one) for one in asked)))
 
     async def close(self) -> None:
         await self._health.stop()

@@ -31,6 +31,8 @@ class Engine:
     """`accepts`: fields of `Sampling`, "images" (in the request itself) and "image_urls" (that the engine fetches: only
     for engines outside our network). `names`: the engine's own spelling of a field.
 
+    `vision`: a path at the server's root whose JSON has `modalities.vision`, where images depend on the model loaded.
+
     `reasoning`: what it calls the reasoning of an earlier answer in its messages; () where it has no field for it.
 
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
@@ -41,6 +43,7 @@ class Engine:
     accepts: tuple[str, ...] = _EVERY
     names: Mapping[str, str] = field(default_factory=dict)
     reasoning: tuple[str, ...] = ()
+    vision: str = ""
     health: str = ""
     has_completions: bool = True
     continues: frozenset[Resume] = frozenset(("prompt", "messages"))
@@ -51,9 +54,10 @@ ENGINES: dict[EngineName, Engine] = {
     "vllm": Engine(_ALL, reasoning=("reasoning", "reasoning_content"), health="/health"),
     "sglang": Engine(_ALL, reasoning=("reasoning_content",), health="/health"),
     "llamacpp": Engine(
-        tuple(name for name in _ALL if name != "reasoning_effort"),
+        tuple(name for name in _ALL if name not in ("reasoning_effort", "images")),
         {"repetition_penalty": "repeat_penalty"},
         ("reasoning_content",),
+        vision="/props",
         health="/health",
         continues=_PROMPT,
     ),

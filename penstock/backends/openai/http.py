@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import httpx2
+import msgspec
 
 from penstock.backends.base import Finish
 from penstock.backends.openai.chunks import Chunks
@@ -31,6 +32,7 @@ MAX_WHOLE_BYTES = 32 * 1024 * 1024
 ERROR_S = 5.0  # for the body of an error
 LINGER_S = 0.5  # for usage, `[DONE]` and the end of the body, once the answer has ended
 CHECK_S = 5.0
+VISION_S = 2.0
 # Below uvicorn's 5 s, which most engines run under: else a request is sent on a connection that is just being closed.
 KEEPALIVE_S = 4.0
 # A pool looks at every connection whenever a request begins or ends (and polls the idle ones), so one pool for 256
@@ -48,6 +50,10 @@ class Times:
     first_token_s: float = 60.0
     idle_s: float = 30.0
     max_rest_s: float = MAX_REST_S
+
+
+class _Properties(msgspec.Struct):
+    modalities: dict[str, object]
 
 
 @dataclass(slots=True, eq=False)
@@ -155,6 +161,17 @@ class UpstreamHttp:
                     return response.is_success
         except (httpx2.HTTPError, TimeoutError):
             return False
+
+    async def has_vision(self, tier: Tier, replica: Replica) -> bool:
+        """Whether the engine reports that its model takes images; False if it does not answer in time."""
+        url = httpx2.URL(replica.url).join(tier.engine.vision)
+        try:
+            with self._client() as client:
+                async with asyncio.timeout(VISION_S):
+                    found = msgspec.json.decode((await client.get(url, headers=_key(tier))).content, type=_Properties)
+        except (httpx2.HTTPError, TimeoutError, msgspec.MsgspecError, UnicodeDecodeError):
+            return False
+        return found.modalities.get("vision") is True
 
     async def _send(
         self,

@@ -48,6 +48,25 @@ async def test_reasoning_is_passed_on(mood: str) -> None:
     assert (len(said.reasoning.split()), len(said.text.split())) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("props", "options", "takes"),
+    [
+        ('{"modalities": {"vision": true, "audio": false}}', {}, True),
+        ('{"modalities": {"vision": false}}', {}, False),
+        ('{"total_slots": 1}', {}, False),
+        ("<html>", {}, False),
+        ("", {}, False),
+        ("", {"images": "data"}, True),
+        ('{"modalities": {"vision": true}}', {"images": "none"}, False),
+    ],
+)
+async def test_llamacpp_takes_images_if_its_model_does(props: str, options: dict[str, str], takes: bool) -> None:
+    async with Upstream(props=props) as up, running(up.url, engine="llamacpp", **options) as backend:
+        assert ("images" in backend.capabilities.accepts) == takes
+    async with running(up.url, engine="llamacpp", **options) as backend:
+        assert ("images" in backend.capabilities.accepts) == ("images" in options and takes)
+
+
 @pytest.mark.parametrize("messages", [TALK, None])
 async def test_a_whole_answer_to_a_streamed_request_is_read(messages: tuple[Message, ...] | None) -> None:
     async with Upstream("whole") as up, running(up.url) as backend:
