@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock import errors, metrics
+from penstock.api.hints import ALL, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Row
 from penstock.event import Usage
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Job, Message, Sampling
@@ -40,13 +41,34 @@ def _filled(page: str, name: str, source: str, content: str) -> str:
 
 
 def render_api() -> str:
-    """`docs/api.md` with its table of errors written anew."""
+    """`docs/api.md` with its tables of errors and hints written anew."""
     page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     rows = "".join(
         f"| {status} | `{code}` | {kind} | {again} | {when} |\n" for code, status, again, kind, when in error_rows()
     )
     table = "| status | code | type | retryable | when |\n|---|---|---|---|---|\n" + rows
-    return _filled(page, "errors", "penstock/errors.py", table)
+    page = _filled(page, "errors", "penstock/errors.py", table)
+    return _filled(page, "hints", "penstock/api/hints.py", _hints())
+
+
+def _hints() -> str:
+    """Two tables: the hints, and the values that ask for nothing."""
+    hints = "".join(f"| `{row.path}` | {_apis(row)} |\n" for row in HINTS)
+    hints += "".join(f"| `{value}` in `include` | responses |\n" for value in INCLUDES)
+    nothing = "".join(
+        f"| `{row.path}` | {', '.join(f'`{msgspec.json.encode(value).decode()}`' for value in row.values or ())} "
+        f"| {_apis(row)} |\n"
+        for row in NOTHING
+    )
+    tools = ", ".join(f"`{kind}`" for kind in PROVIDER_TOOLS)
+    return (
+        f"| hint | APIs |\n|---|---|\n{hints}\n| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
+        f"Tools that are left out, by the beginning of their type: {tools}; and `custom`, except in messages.\n"
+    )
+
+
+def _apis(row: Row) -> str:
+    return "all" if row.apis == ALL else ", ".join(row.apis)
 
 
 SLOTS = {"request": "A request's slot", "queue": "A queue's slot", "own": "A slot of its own"}

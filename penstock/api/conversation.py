@@ -78,7 +78,7 @@ class MessageFields(Strict):
     """The null fields are those of an assistant's message as it was answered, given back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = Field(None, min_length=1, max_length=200)
     tool_call_id: str | None = Field(None, min_length=1, max_length=200)
     reasoning_content: str | None = None

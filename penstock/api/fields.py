@@ -101,11 +101,9 @@ class GenerationFields(SamplingFields):
 
 
 def check_tools(body: Any) -> None:
-    """Raises `InvalidRequest` for a choice of tools without tools."""
-    if not body.tools:
-        for name in ("tool_choice", "parallel_tool_calls"):
-            if getattr(body, name) is not None:
-                raise InvalidRequest(f"'{name}' needs 'tools'.", param=name)
+    """Raises `InvalidRequest` for a choice that demands a tool without tools."""
+    if not body.tools and body.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
 
 
 def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> dict[str, Any]:

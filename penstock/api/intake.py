@@ -40,7 +40,8 @@ class Draft:
     """A job as a client asks for it, in our words: None where the client gave no value.
 
     `is_kept`: a client may come back for it, so it is kept after its end. `names` gives the client's name for a field
-    of ours where it has another one, so that an error names what the client wrote.
+    of ours where it has another one, so that an error names what the client wrote. `hints`: more of the sampling, which
+    a model that does not have it goes without.
     """
 
     model: str | None = None
@@ -49,6 +50,7 @@ class Draft:
     inputs: tuple[str, ...] = ()
     max_tokens: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
     background: bool = False
     is_kept: bool = False
@@ -153,7 +155,8 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
     if draft.timeout_s is not None and draft.timeout_s > settings.max_timeout_s:
         limit = f"{settings.max_timeout_s:g} ({env_name('max_timeout_s')})"
         raise InvalidRequest(f"'timeout_s' must be at most {limit}.", param="timeout_s")
-    sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling)
+    hints = {name: value for name, value in draft.hints.items() if name in can.accepts}
+    sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling, **hints)
     has_images = any(message.parts for message in draft.messages or ())
     fetches = any(message.fetches for message in draft.messages or ())
     check_capabilities(sampling, model, can, has_images=has_images, fetches=fetches, names=draft.names)

@@ -19,6 +19,7 @@ from penstock.api.answer_fields import error_data, extra_fields, timings, usage
 from penstock.api.conversation import ConversationFields, NativeMessage, message_of
 from penstock.api.dialects import begin
 from penstock.api.fields import MAX_MESSAGES, PAUSE
+from penstock.api.hints import taken
 from penstock.api.intake import Draft, admit_and_submit, receive
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.event import Done, Failed, FinishReason, Terminal
@@ -247,11 +248,11 @@ class NativeAPI:
 
 
 def without_several(data: dict[str, Any]) -> dict[str, Any]:
-    """`data`, which asks for one answer. Raises `UnsupportedParameter` for `n` above 1."""
+    """`data`, which asks for one answer, without hints. Raises `UnsupportedParameter` for `n` above 1."""
     if isinstance(n := data.get("n"), int) and n > 1:
         why = "a request is one answer here, with one id and one stream; send several, or use /v1/chat/completions"
         raise UnsupportedParameter(f"'n' must be 1: {why}.", param="n")
-    return data
+    return taken(data, "native")
 
 
 def draft_of(body: GenerateBody) -> Draft:

@@ -91,7 +91,7 @@ def test_tools_are_called_and_answered(client: Anthropic) -> None:
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking", "unsupported_parameter"),
+        ({"extra_body": {"container": "c"}}, "container", "unsupported_parameter"),
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"extra_body": {"top_k": 3}}, "top_k", "unsupported_parameter"),
         ({"extra_body": {"temperature": 1.5}}, "temperature", "invalid_request"),

@@ -185,7 +185,7 @@ def test_embeddings(client: OpenAI) -> None:
         ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"max_tokens": 200_000}, "max_tokens", "invalid_request"),
-        ({"max_completion_tokens": 100_000}, "max_completion_tokens", "invalid_request"),
+        ({"max_completion_tokens": 200_000}, "max_completion_tokens", "invalid_request"),
         ({"temperature": 9}, "temperature", "invalid_request"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate", "invalid_request"),
         ({"messages": []}, "messages", "invalid_request"),

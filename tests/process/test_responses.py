@@ -217,7 +217,7 @@ def _image(url: str) -> dict[str, Any]:
         ({"text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_parameter"),
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
-        ({"max_output_tokens": 100_000}, "max_output_tokens", "invalid_request"),
+        ({"max_output_tokens": 200_000}, "max_output_tokens", "invalid_request"),
         (_image("data:image/png;base64,AAAA"), "input", None),
         (_image("file:///etc/passwd"), "input.0.content.0.image_url", "invalid_request"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate", "invalid_request"),

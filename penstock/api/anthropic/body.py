@@ -23,31 +23,19 @@ MAX_BLOCKS = 100
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": (),
     "diagnostics": (),
     "inference_geo": (),
     "mcp_servers": (),
-    "output_config": (),
-    "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
-    "thinking": ({"type": "disabled"},),
 }
 
 BlockId = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class CacheControl(Strict):
-    """Leave to cache a prefix. It changes no answer: engines cache as they see fit, and say nothing of it."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
 class TextBlock(Strict):
     type: Literal["text"]
     text: str = Field(min_length=1)
-    cache_control: CacheControl | None = None
     citations: None = None
 
 
@@ -65,7 +53,6 @@ class URLSource(Strict):
 class ImageBlock(Strict):
     type: Literal["image"]
     source: Annotated[Base64Source | URLSource, Field(discriminator="type")]
-    cache_control: CacheControl | None = None
 
 
 class ToolUseBlock(Strict):
@@ -73,7 +60,6 @@ class ToolUseBlock(Strict):
     id: BlockId
     name: Name
     input: dict[str, Any]
-    cache_control: CacheControl | None = None
     caller: None = None
 
 
@@ -82,7 +68,6 @@ class ToolResultBlock(Strict):
     tool_use_id: BlockId
     content: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
     is_error: bool | None = Field(None, description="The model reads `Error: ` before the content.")
-    cache_control: CacheControl | None = None
 
 
 class ThinkingBlock(Strict):
@@ -97,11 +82,8 @@ Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | Thin
 
 
 class MessageParam(Strict):
-    role: Literal["user", "assistant"]
-    content: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Block], Field(min_length=1, max_length=MAX_BLOCKS, fail_fast=True)]
-    )
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[str, Field(min_length=1)] | Annotated[list[Block], Field(max_length=MAX_BLOCKS, fail_fast=True)]
 
 
 class CustomTool(Strict):
@@ -110,7 +92,6 @@ class CustomTool(Strict):
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    cache_control: CacheControl | None = None
 
 
 class MessagesToolChoice(Strict):
@@ -123,12 +104,29 @@ class MessagesMetadata(Strict):
     user_id: str | None = Field(None, max_length=512)
 
 
+class Thinking(Strict):
+    """How much to think: a wish, which counts where the model has `reasoning_effort`."""
+
+    type: Literal["adaptive", "enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=1)
+    display: str | None = None
+
+
+class JsonFormat(Strict):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Strict):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: JsonFormat | None = None
+
+
 class MessagesBody(RequestFields):
     """A conversation to answer. Form: https://docs.anthropic.com/en/api/messages."""
 
     messages: list[Annotated[MessageParam, PAUSE]] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int = Field(ge=1)
-    cache_control: CacheControl | None = None
     system: str | Annotated[list[TextBlock], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     temperature: float | None = Field(None, ge=0, le=1)
@@ -136,12 +134,14 @@ class MessagesBody(RequestFields):
     tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: MessagesToolChoice | None = None
     metadata: MessagesMetadata | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 def draft_of(body: MessagesBody) -> Draft:
     """The request in `body`. Raises `InvalidRequest` for fields that contradict each other."""
     chosen = _choice(body)
-    is_single = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
+    is_single = body.tools and body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
     return Draft(
         model=body.model,
         messages=_messages(body),
@@ -154,13 +154,37 @@ def draft_of(body: MessagesBody) -> Draft:
             "tools": tuple(_tool(tool) for tool in body.tools or ()),
             "tool_choice": chosen,
             "parallel_tool_calls": False if is_single else None,
+            "response_format": _response_format(body.output_config),
         },
+        hints={"reasoning_effort": _effort(body)},
         stream=bool(body.stream),
         timeout_s=body.timeout_s,
         on_disconnect=body.on_disconnect,
         user=(body.metadata and body.metadata.user_id) or "",
-        names={"stop": "stop_sequences", "parallel_tool_calls": "tool_choice.disable_parallel_tool_use"},
+        names={
+            "stop": "stop_sequences",
+            "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+            "response_format": "output_config.format",
+        },
     )
+
+
+def _effort(body: MessagesBody) -> str | None:
+    """The effort that is asked for by name, or else by the tokens that thinking may take."""
+    if body.output_config is not None and body.output_config.effort is not None:
+        return "xhigh" if body.output_config.effort == "max" else body.output_config.effort
+    budget = body.thinking.budget_tokens if body.thinking is not None else None
+    if budget is None:
+        return None
+    return "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
+
+
+def _response_format(config: OutputConfig | None) -> dict[str, Any] | None:
+    """A `Sampling` has it in the form of OpenAI's chat completions."""
+    if config is None or config.format is None:
+        return None
+    schema = {"name": "answer", "schema": config.format.schema_, "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:
@@ -175,6 +199,8 @@ def _choice(body: MessagesBody) -> str | dict[str, Any] | None:
     if choice is None:
         return None
     if not body.tools:
+        if choice.type in ("auto", "none"):
+            return None
         raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
     if (choice.name is not None) != (choice.type == "tool"):
         raise InvalidRequest("'tool_choice.name' belongs to the type 'tool'.", param="tool_choice.name")
@@ -190,6 +216,8 @@ def _messages(body: MessagesBody) -> tuple[Message, ...]:
     for index, message in enumerate(body.messages):
         if isinstance(message.content, str):
             messages.append(Message(message.role, message.content))
+        elif message.role == "system" or not message.content:
+            messages.append(_of_text(index, message.role, message.content))
         elif message.role == "assistant":
             messages.append(_assistant(index, message.content))
             called |= {call.id for call in messages[-1].tool_calls}
@@ -198,6 +226,15 @@ def _messages(body: MessagesBody) -> tuple[Message, ...]:
     if body.messages[-1].role == "assistant":
         raise InvalidRequest("The last message must be the user's: answers cannot be prefilled.", param="messages")
     return tuple(messages)
+
+
+def _of_text(index: int, role: Literal["user", "assistant", "system"], blocks: list[Block]) -> Message:
+    texts = []
+    for number, block in enumerate(blocks):
+        if not isinstance(block, TextBlock):
+            raise _fault(index, number, "is of a type that a system message may not hold")
+        texts.append(block)
+    return Message(role, _text(texts))
 
 
 def _assistant(index: int, blocks: list[Block]) -> Message:

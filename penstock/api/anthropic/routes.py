@@ -15,7 +15,7 @@ from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
 from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
 from penstock.api.anthropic.events import MessageEvents, events_of
 from penstock.api.dialects import begin
-from penstock.api.fields import without_refused
+from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.opened import Opened
 from penstock.errors import PenstockError
@@ -70,7 +70,7 @@ class AnthropicAPI:
     async def messages(self, request: Request) -> Response:
         """Answer a conversation: Anthropic's Messages."""
         gateway, call = self.gateway, begin(request, MESSAGES, ANTHROPIC)
-        received = await receive(gateway, request, call, MessagesBody, lambda data: without_refused(data, REFUSED))
+        received = await receive(gateway, request, call, MessagesBody, lambda data: taken(data, "messages", REFUSED))
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         return MessageResponse(opened, is_stream=bool(received.body.stream))
 

@@ -25,12 +25,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": (),
     "modalities": (["text"],),
     "prediction": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "verbosity": (),
     "web_search_options": (),
 }
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
-from penstock.api.fields import without_refused
+from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
 from penstock.api.openai.choices import ChoicesResponse
@@ -83,7 +83,7 @@ class OpenAIAPI:
         """Answer a conversation: OpenAI's chat completions."""
         call = begin(request, CHAT, OPENAI)
         received = await receive(
-            self.gateway, request, call, chat.ChatBody, lambda data: without_refused(data, chat.REFUSED)
+            self.gateway, request, call, chat.ChatBody, lambda data: taken(data, "chat", chat.REFUSED)
         )
         body = received.body
         opened = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
@@ -96,7 +96,7 @@ class OpenAIAPI:
         call = begin(request, COMPLETIONS, OPENAI)
         kind = completions.CompletionBody
         received = await receive(
-            self.gateway, request, call, kind, lambda data: without_refused(data, completions.REFUSED)
+            self.gateway, request, call, kind, lambda data: taken(data, "completions", completions.REFUSED)
         )
         body = received.body
         opened = await admit_and_submit(self.gateway, call, received, await received.into(completions.drafts_of))

@@ -41,11 +41,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
-    "prompt_cache_retention": (),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
     "truncation": ("disabled",),
 }
 
@@ -77,13 +73,10 @@ class SchemaFormat(Strict):
 
 class TextFields(Strict):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
-    verbosity: None = None
 
 
 class ReasoningFields(Strict):
     effort: ReasoningEffort | None = None
-    summary: None = None
-    generate_summary: None = None
 
 
 class ResponseStreamOptions(Strict):
@@ -153,7 +146,7 @@ def request_id_of(response_id: str) -> str | None:
 def draft_of(body: ResponseBody, before: Before = NOTHING) -> Draft:
     """`before`: the conversation of `previous_response_id`. Raises `InvalidRequest` for fields that contradict."""
     _check(body)
-    chosen, reasoning = body.tool_choice, body.reasoning
+    chosen, reasoning = body.tool_choice if body.tools else None, body.reasoning
     messages = messages_of(body.input, before.messages)
     if body.instructions:
         messages = (Message("system", body.instructions), *messages)
@@ -169,7 +162,7 @@ def draft_of(body: ResponseBody, before: Before = NOTHING) -> Draft:
             "logprobs": body.top_logprobs or (0 if body.include else None),
             "tools": tuple(_chat_tool(tool) for tool in body.tools or ()),
             "tool_choice": _chat_choice(chosen) if isinstance(chosen, FunctionChoice) else chosen,
-            "parallel_tool_calls": body.parallel_tool_calls,
+            "parallel_tool_calls": body.parallel_tool_calls if body.tools else None,
             "response_format": _chat_format(body.text),
             "reasoning_effort": None if reasoning is None else reasoning.effort,
         },

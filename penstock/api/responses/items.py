@@ -52,7 +52,7 @@ class MessageItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    content: str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     id: ItemId | None = None
     status: Status | None = None
     phase: None = None
@@ -74,7 +74,7 @@ class FunctionCallOutput(Strict):
 
     type: Literal["function_call_output"]
     call_id: ItemId
-    output: str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    output: str | Annotated[list[InputText], Field(max_length=MAX_PARTS, fail_fast=True)]
     id: ItemId | None = None
     status: Status | None = None
 

@@ -14,7 +14,7 @@ from penstock import errors
 from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
-from penstock.api.fields import without_refused
+from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.opened import Opened
 from penstock.api.requests import cancelled, find
@@ -103,7 +103,7 @@ class ResponsesAPI:
     async def create(self, request: Request) -> Response:
         """Answer an input: OpenAI's Responses."""
         gateway, call = self.gateway, begin(request, RESPONSES, OPENAI)
-        received = await receive(gateway, request, call, ResponseBody, lambda data: without_refused(data, REFUSED))
+        received = await receive(gateway, request, call, ResponseBody, lambda data: taken(data, "responses", REFUSED))
         body = received.body
         before, links = await self._before(received.caller, body.previous_response_id)
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of, before)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.fields import without_refused
+from penstock.api.hints import taken
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody, ChatForm
 from penstock.api.openai.completions import CompletionBody, CompletionForm
@@ -34,12 +34,12 @@ answers = st.lists(st.lists(st.one_of(texts, rich_tokens), max_size=6), min_size
 
 def _chat(**body: Any) -> Any:
     data = {"messages": HELLO} | body
-    return chat.drafts_of(validate(ChatBody, without_refused(data, chat.REFUSED)))
+    return chat.drafts_of(validate(ChatBody, taken(data, "chat", chat.REFUSED)))
 
 
 def _completion(**body: Any) -> Any:
     data = {"prompt": "hello"} | body
-    return completions.drafts_of(validate(CompletionBody, without_refused(data, completions.REFUSED)))
+    return completions.drafts_of(validate(CompletionBody, taken(data, "completions", completions.REFUSED)))
 
 
 def _refusal(make: Any, **body: Any) -> PenstockError:
@@ -173,8 +173,7 @@ def test_an_image_is_on_the_web_or_in_the_request(url: str) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"n": 17}, "n"),

@@ -1,0 +1,171 @@
+"""What a client may send without changing the answer: one table for every API, from which docs/api.md is written. Pure.
+
+Three kinds of rows: *hints* (to a cache, a meter, a user's own books), values that ask for nothing (the default of
+their field), and tools that only the provider of an API could run. They are taken out of the body before it is
+validated, so a request with them makes the same `Job` as one without. Every other field is honoured or refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from penstock.api.fields import without_refused
+from penstock.errors import UnsupportedParameter
+
+Api = Literal["native", "chat", "completions", "responses", "messages"]
+
+NATIVE: tuple[Api, ...] = ("native",)
+CHAT: tuple[Api, ...] = ("chat",)
+RESPONSES: tuple[Api, ...] = ("responses",)
+MESSAGES: tuple[Api, ...] = ("messages",)
+PLAIN: tuple[Api, ...] = ("native", "chat", "completions")
+TALKS: tuple[Api, ...] = ("native", "chat", "messages")  # those whose conversation is `messages`
+ALL: tuple[Api, ...] = ("native", "chat", "completions", "responses", "messages")
+TOOLED: tuple[Api, ...] = ("native", "chat", "responses", "messages")
+
+
+class Row(NamedTuple):
+    """`path`: the field, with `*` for each item of a list. `values`: those that are taken; None: any value."""
+
+    path: str
+    apis: tuple[Api, ...]
+    values: tuple[Any, ...] | None = None
+
+
+HINTS = (
+    Row("prompt_cache_key", ALL),
+    Row("prompt_cache_retention", ALL),
+    Row("safety_identifier", ALL),
+    Row("client_metadata", ALL),
+    Row("service_tier", ALL),
+    Row("verbosity", ALL),
+    Row("store", ("native", "chat", "completions")),
+    Row("text.verbosity", RESPONSES),
+    Row("reasoning.summary", RESPONSES),
+    Row("reasoning.generate_summary", RESPONSES),
+    Row("context_management", MESSAGES),
+    Row("cache_control", ALL),
+    Row("system.*.cache_control", MESSAGES),
+    Row("messages.*.id", TALKS),
+    Row("messages.*.metadata", TALKS),
+    Row("messages.*.cache_control", TALKS),
+    Row("messages.*.content.*.cache_control", TALKS),
+    Row("messages.*.content.*.content.*.cache_control", MESSAGES),
+    Row("messages.*.tool_calls.*.cache_control", ("native", "chat")),
+    Row("input.*.metadata", RESPONSES),
+    Row("input.*.cache_control", RESPONSES),
+    Row("input.*.content.*.cache_control", RESPONSES),
+    Row("input.*.output.*.cache_control", RESPONSES),
+    Row("tools.*.cache_control", TOOLED),
+    Row("tools.*.function.cache_control", ("native", "chat")),
+    Row("tools.*.eager_input_streaming", TOOLED),
+)
+
+NOTHING = (
+    Row("tool_choice", TOOLED, ("auto", {"type": "auto"}, {"type": "auto", "disable_parallel_tool_use": False})),
+    Row("parallel_tool_calls", ("native", "chat", "responses"), (True,)),
+    Row("top_k", ("native", "chat", "completions", "messages"), (-1, 0)),
+    Row("top_logprobs", ("native", "chat", "responses"), (0,)),
+    Row("n", PLAIN, (1,)),
+    Row("max_tokens", PLAIN, (-1,)),
+    Row("max_completion_tokens", CHAT, (-1,)),
+    Row("max_output_tokens", RESPONSES, (-1,)),
+    Row("stop", PLAIN, ("", [])),
+    Row("stop_sequences", MESSAGES, ([],)),
+    Row("tools", TOOLED, ([],)),
+    Row("include", RESPONSES, ([],)),
+    Row("stream_options.include_obfuscation", ("chat", "completions", "responses"), (False,)),
+    Row("stream_options", ("chat", "completions", "responses"), ({},)),
+)
+
+# Beginnings of the types of tools that only the provider of an API can run, or that no engine knows. Not `mcp` and
+# `file_search`: they name the caller's own servers and files, without which the answer would be another one.
+PROVIDER_TOOLS = (
+    "web_search",
+    "web_fetch",
+    "code_interpreter",
+    "code_execution",
+    "image_generation",
+    "local_shell",
+    "namespace",
+    "tool_search",
+)
+INCLUDES = ("reasoning.encrypted_content",)  # values of `include` that are hints
+
+
+def taken(data: dict[str, Any], api: Api, refused: dict[str, tuple[Any, ...]] | None = None) -> dict[str, Any]:
+    """`data` without what changes no answer; it is changed in place, so that an idempotency key sees the same.
+
+    `refused`: as for `without_refused`. Raises `UnsupportedParameter`.
+    """
+    _leave_out_tools(data, api)
+    if api == "responses" and isinstance(include := data.get("include"), list):
+        data["include"] = [each for each in include if each not in INCLUDES]
+    _strip(_TREES[api], data)
+    return without_refused(data, refused) if refused else data
+
+
+class _Node:
+    """What is taken at one place of a body, and below it."""
+
+    __slots__ = ("below", "is_hint", "values")
+
+    def __init__(self) -> None:
+        self.is_hint = False
+        self.values: tuple[Any, ...] = ()
+        self.below: dict[str, _Node] = {}
+
+
+def _tree(api: Api) -> _Node:
+    root = _Node()
+    for row in HINTS + NOTHING:
+        if api in row.apis:
+            node = root
+            for name in row.path.split("."):
+                node = node.below.setdefault(name, _Node())
+            node.is_hint, node.values = row.values is None, row.values or ()
+    return root
+
+
+_TREES: dict[Api, _Node] = {api: _tree(api) for api in ALL}
+
+
+def _strip(node: _Node, here: Any) -> None:
+    if isinstance(here, list):
+        if each := node.below.get("*"):
+            for item in here:
+                _strip(each, item)
+    elif isinstance(here, dict):
+        for name, field in node.below.items():
+            if name in here:
+                if field.below:
+                    _strip(field, here[name])
+                if field.is_hint or _is_one_of(here[name], field.values):
+                    del here[name]
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    return any(type(value) is type(each) and value == each for each in values)  # true is not 1
+
+
+def _leave_out_tools(data: dict[str, Any], api: Api) -> None:
+    """Raises `UnsupportedParameter` where `tool_choice` demands one of those that are left out."""
+    tools = data.get("tools")
+    if not isinstance(tools, list):
+        return
+    left_out = [tool for tool in tools if _is_provider_tool(tool, api)]
+    if not left_out:
+        return
+    data["tools"] = [tool for tool in tools if not _is_provider_tool(tool, api)]
+    choice = data.get("tool_choice")
+    names = [tool.get("name", tool["type"]) for tool in left_out]
+    is_demanded = isinstance(choice, dict) and choice.get("type") != "auto" and choice.get("name") in names
+    if is_demanded or (not data["tools"] and choice in ("required", {"type": "any"})):
+        raise UnsupportedParameter("'tool_choice' demands a tool that Penstock does not run.", param="tool_choice")
+
+
+def _is_provider_tool(tool: Any, api: Api) -> bool:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if not isinstance(kind, str):
+        return False
+    return kind.startswith(PROVIDER_TOOLS) or (kind == "custom" and api != "messages")  # there it is a function
