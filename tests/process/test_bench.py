@@ -158,7 +158,7 @@ async def test_hang_ups_are_errors_and_the_load_continues() -> None:
         flags = ["--requests=10", "--concurrency=2", "--warmup=0", "--output-tokens=4"]
         status, found, _ = await bench(url, *flags)
     assert (status, found["ok"], found["errors"]) == (0, 8, {"connection closed": 2})
-    assert found["reconnects"] >= 2
+    assert found["reconnects"] >= 1, "after the second one at the latest; the other connection may take what is left"
     assert found["joined_share"] == 1.0, "the tokens of each answer came in one piece"
     assert found["itl_ms"]["max"] == 0
 
