@@ -95,7 +95,7 @@ def test_tools_are_called_and_answered(client: Anthropic) -> None:
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"extra_body": {"top_k": 3}}, "top_k", "unsupported_parameter"),
         ({"extra_body": {"temperature": 1.5}}, "temperature", "invalid_request"),
-        ({"max_tokens": 200_000}, "max_tokens", "invalid_request"),
+        ({"extra_body": {"max_tokens": 200_000}}, "max_tokens", "invalid_request"),
         ({"messages": []}, "messages", "invalid_request"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate", "invalid_request"),
     ],
