@@ -70,7 +70,7 @@ NOTHING = (
     Row("max_tokens", PLAIN, (-1,)),
     Row("max_completion_tokens", CHAT, (-1,)),
     Row("max_output_tokens", RESPONSES, (-1,)),
-    Row("stop", PLAIN, ("", [])),
+    Row("stop", PLAIN, ([],)),
     Row("stop_sequences", MESSAGES, ([],)),
     Row("tools", TOOLED, ([],)),
     Row("include", RESPONSES, ([],)),
