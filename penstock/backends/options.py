@@ -2,7 +2,8 @@
 
 `str`, `int`, `float`, `bool`, `Literal[…]`, or one of these with `| None`. A table is `tuple[Row, ...]` of a dataclass
 whose fields are of these types: the option `upstreams.2.url` is the field `url` in the second row of `upstreams`. A
-single row may be written without the name of its table: `url` is then `upstreams.1.url`. Nothing is evaluated.
+single row may be written without the name of its table: `url` is then `upstreams.1.url`. A row may check its values
+in `__post_init__`: its `ValueError` begins with the field's name, and the row's is put in front. Nothing is evaluated.
 
 Every mistake is a `ConfigError` that names the option and what is allowed.
 """
@@ -57,8 +58,7 @@ def read_options(spec: str, cls: type, options: Mapping[str, str]) -> dict[str, 
         plain, rows = _sort(options, known, tables)
         values = _values(plain, known)
         for name, by_number in rows.items():
-            table = tables[name]
-            values[name] = tuple(table.row(**_values(row, table.fields)) for _, row in sorted(by_number.items()))
+            values[name] = tuple(_build(row, tables[name]) for _, row in sorted(by_number.items()))
     except ValueError as error:
         raise ConfigError(f"backend {spec}: {error}") from None
     return values
@@ -126,9 +126,23 @@ def _sort(
 def _values(given: _Row, known: dict[str, _Parameter]) -> dict[str, Any]:
     missing = [name for name, it in known.items() if it.is_needed and name not in given and _table_of(it.kind) is None]
     if missing:
-        table = next(iter(given.values())).option.rpartition(".")[0] if given else ""
-        raise ValueError(f"option {table}{'.' if table else ''}{missing[0]} is missing")
+        raise ValueError(f"option {_prefix(given)}{missing[0]} is missing")
     return {name: _read(it.option, it.text, known[name].kind) for name, it in given.items()}
+
+
+def _build(given: _Row, table: _Table) -> Any:
+    """The row. What it raises about its values names the row as it was written."""
+    values = _values(given, table.fields)
+    try:
+        return table.row(**values)
+    except ValueError as error:
+        raise ValueError(f"{_prefix(given)}{error}") from None
+
+
+def _prefix(given: _Row) -> str:
+    """What is in front of a field's name: `upstreams.2.`, or nothing for a row without the name of its table."""
+    table, dot, _ = next(iter(given.values())).option.rpartition(".") if given else ("", "", "")
+    return table + dot
 
 
 def _nearest(option: str, known: dict[str, _Parameter], tables: dict[str, _Table]) -> str:

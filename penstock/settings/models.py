@@ -158,8 +158,11 @@ def read_models(value: Any) -> tuple[ModelSpec, ...]:
 
 
 def with_new_names(spec: ModelSpec) -> ModelSpec:
-    """The same model without options under old names; `spec` itself if it has none."""
-    options = new_names(spec.backend, spec.options)
+    """The same model without options under old names; `spec` itself if it has none. Raises `ValueError`."""
+    try:
+        options = new_names(spec.backend, spec.options)
+    except ValueError as error:
+        raise ValueError(f"model {spec.name}: {error}") from None
     return spec if options is None else ModelSpec(spec.name, spec.backend, options)
 
 

@@ -21,10 +21,11 @@ def old_names(backend: str, options: Mapping[str, str]) -> list[str]:
 
 
 def new_names(backend: str, options: Mapping[str, str]) -> dict[str, str] | None:
-    """All options under their new names; None if there is nothing to rename. Raises `ValueError` for a double one.
+    """All options under their new names; None if there is nothing to rename.
 
     With an old name in use, the fields without a number belong to the first upstream and get their place in the table,
-    too. An option keeps its place in the order.
+    too. An option keeps its place in the order. Raises `ValueError`, in the names as they were written, for an option
+    under both names and for one whose upstream, or one in front of it, has no URL.
     """
     if not old_names(backend, options):
         return None
@@ -35,4 +36,14 @@ def new_names(backend: str, options: Mapping[str, str]) -> dict[str, str] | None
         if new in renamed or (new != option and new in options):
             raise ValueError(f"{option} is the old name of {new}, which is given too")
         renamed[new] = value
+    _check_urls(options, renamed)
     return renamed
+
+
+def _check_urls(options: Mapping[str, str], renamed: Mapping[str, str]) -> None:
+    """Later checks see only the new names, which the user did not write."""
+    old = {option: int(match[2]) for option in options if (match := _OLD.fullmatch(option))}
+    for number in range(1, max(old.values()) + 1):
+        if f"{TABLE}.{number}.url" not in renamed:
+            option = next(option for option, its_number in old.items() if its_number >= number)
+            raise ValueError(f"{option} without url{number if number > 1 else ''}")

@@ -36,7 +36,7 @@ class Upstream:
     """A row of the table `upstreams`: one server, or replicas of it whose URLs are joined by `+`. It becomes a tier.
 
     `model`: the upstream's name for the model, "" for ours. `key_env`: the environment variable with the key. `slots`:
-    requests at one replica at once, None for any number.
+    requests at one replica at once, None for any number. Raises `ValueError` that begins with the field's name.
     """
 
     url: str
@@ -44,6 +44,14 @@ class Upstream:
     key_env: str = ""
     engine: EngineName = "any"
     slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("url is missing")
+        if self.slots is not None and self.slots < 1:
+            raise ValueError("slots must be at least 1")
+        _urls(self.url)
+        _read_key(self.key_env)
 
 
 def build_tiers(upstreams: Sequence[Upstream], *, health: str, max_failures: int, eject_s: float) -> list[Tier]:
@@ -55,19 +63,13 @@ def build_tiers(upstreams: Sequence[Upstream], *, health: str, max_failures: int
     tiers: list[Tier] = []
     seen: dict[str, int] = {}
     for number, upstream in enumerate(upstreams, 1):
-        row = f"upstreams.{number}." if len(upstreams) > 1 else ""
-        if not upstream.url:
-            raise ValueError(f"{row}url is missing")
-        if upstream.slots is not None and upstream.slots < 1:
-            raise ValueError(f"{row}slots must be at least 1")
         engine = ENGINES[upstream.engine]
         has_check = health != NO_CHECK and bool(health or engine.health)
         replicas = []
-        for url in _urls(upstream.url, f"{row}url"):
+        for url in _urls(upstream.url):
             breaker = Breaker(max_failures, eject_s, max(eject_s, 30.0), has_check=has_check)
             replicas.append(Replica(_name(url, seen), str(url), breaker, upstream.slots))
-        key = _read_key(upstream.key_env, f"{row}key_env")
-        tiers.append(Tier(number, replicas, engine, upstream.model, key))
+        tiers.append(Tier(number, replicas, engine, upstream.model, _read_key(upstream.key_env)))
     return tiers
 
 
@@ -103,20 +105,20 @@ def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:
     return frozenset(name for name in known if name in names)
 
 
-def _urls(text: str, option: str) -> list[httpx2.URL]:
+def _urls(text: str) -> list[httpx2.URL]:
     parts = _NEXT_URL.split(text)
     if len(parts) > MAX_REPLICAS:
-        raise ValueError(f"{option}: more than {MAX_REPLICAS} replicas")
+        raise ValueError(f"url: more than {MAX_REPLICAS} replicas")
     urls = []
     for part in parts:
         try:
             url = httpx2.URL(part.strip())
         except httpx2.InvalidURL:
-            raise ValueError(f"{option} is not a URL") from None
+            raise ValueError("url is not a URL") from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"{option} must be http:// or https:// URLs, joined by +")
+            raise ValueError("url must be http:// or https:// URLs, joined by +")
         if url.userinfo or url.fragment:
-            raise ValueError(f"{option}: no user, password or # in it; key_env names the variable that holds a key")
+            raise ValueError("url: no user, password or # in it; key_env names the variable that holds a key")
         # As in every engine, the API is at /v1 unless a path is given.
         urls.append(url.copy_with(path="/v1") if url.path in ("", "/") else url)
     return urls
@@ -129,15 +131,15 @@ def _name(url: httpx2.URL, seen: dict[str, int]) -> str:
     return name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
-def _read_key(variable: str, option: str) -> str:
+def _read_key(variable: str) -> str:
     """The key. No message repeats the option's value: it may be a key, given instead of its variable's name."""
     if not variable:
         return ""
     if not _VARIABLE.fullmatch(variable):
-        raise ValueError(f"{option} must be the name of an environment variable that holds the key")
+        raise ValueError("key_env must be the name of an environment variable that holds the key")
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ValueError(f"{option} names an environment variable that is not set")
+        raise ValueError("key_env names an environment variable that is not set")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{option}: what is in that variable cannot stand in a header")
+        raise ValueError("key_env: what is in that variable cannot stand in a header")
     return key

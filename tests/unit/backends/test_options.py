@@ -17,6 +17,10 @@ class Server:
     kind: Literal["fast", "slow"] = "slow"
     slots: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.slots == 0:
+            raise ValueError("slots must be at least 1")
+
 
 class Site:
     def __init__(self, servers: tuple[Server, ...], *, tries: int = 3, slots: float = 0.5) -> None: ...
@@ -95,6 +99,20 @@ def test_a_mistake_is_named_with_what_is_allowed(options: dict[str, str], says: 
     assert refused.value.message.startswith("backend site: ")
     assert says in refused.value.message
     assert "SECRET" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"servers.1.url": "a", "servers.1.slots": "0"}, "servers.1.slots must be at least 1"),
+        ({"servers.1.url": "a", "servers.2.url": "b", "servers.2.slots": "0"}, "servers.2.slots must be at least 1"),
+        ({"url": "a", "slots": "0"}, "slots must be at least 1"),
+    ],
+)
+def test_what_a_row_refuses_is_named_as_it_was_written(options: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(options, Alone)
+    assert refused.value.message == f"backend site: {says}"
 
 
 def test_the_value_of_an_unknown_option_is_not_shown() -> None:

@@ -110,7 +110,10 @@ def test_the_old_form_and_the_table_give_the_same_backend(options: dict[str, str
     (again,) = read_models(tomllib.loads(to_toml(new))["models"])
     assert text == old
     assert again == new
-    arguments = [read_options("openai", OpenAIBackend, spec.own_options) for spec in (old, new)]
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("A_KEY", "k")
+        environ.setenv("OPENAI_API_KEY", "k")
+        arguments = [read_options("openai", OpenAIBackend, spec.own_options) for spec in (old, new)]
     assert arguments[0] == arguments[1]
     assert old.names == new.names
 
@@ -165,6 +168,16 @@ def test_models_without_old_names_have_no_notice(tmp_path: Path) -> None:
     assert load(tmp_path, PENSTOCK_MODELS="chat=openai:url=http://a,slots=2")[1] == ()
 
 
-def test_a_gap_in_the_old_numbers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model chat: upstreams\.3 without upstreams\.2"):
-        load(tmp_path, PENSTOCK_MODELS="chat=openai:url=http://a,url3=http://b")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("url2=http://b", "url2 without url"),
+        ("model=m,url2=http://b", "url2 without url"),
+        ("url=http://a,url3=http://b", "url3 without url2"),
+        ("url=http://a,slots2=4", "slots2 without url2"),
+        ("upstreams.1.url=http://a,engine3=vllm", "engine3 without url2"),
+    ],
+)
+def test_a_gap_in_the_old_numbers_is_refused_in_the_old_names(tmp_path: Path, options: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model chat: {says};"):
+        load(tmp_path, PENSTOCK_MODELS=f"chat=openai:{options}")
