@@ -93,7 +93,7 @@ class AdminAPI:
         return json_response(await examine(self.gateway))
 
     async def dead(self, request: Request) -> Response:
-        """Poison requests, newest first."""
+        """The dead-letter list, newest first."""
         await self._admit(request)
         return json_response(DeadList(data=await self.gateway.operators.dead()))
 

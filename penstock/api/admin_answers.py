@@ -70,6 +70,6 @@ class DoctorReport(Struct, frozen=True, kw_only=True):
 
 
 class DeadList(Struct, frozen=True, kw_only=True):
-    """The requests that were set aside, the newest first."""
+    """The dead-letter list, newest first."""
 
     data: list[DeadJob]

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
-dead = new_group("dead", "Requests that were set aside: they ended several workers, or cannot be read.")
+dead = new_group("dead", "The dead-letter list: requests that ended several workers, or cannot be read.")
 
 
 def call_gateway(method: str, url: str, path: str, api_key: str | None, kind: type[T], *, retries: int = RETRIES) -> T:

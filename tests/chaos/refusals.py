@@ -141,7 +141,7 @@ async def _break_running(run: Run) -> None:
 
 
 async def _plant_ids(run: Run) -> None:
-    """Each is set aside by itself, and told of."""
+    """Each goes to the dead-letter list alone, and is reported."""
     job = json.dumps({"v": 1, "job": {"id": "evil.0", "model": "mock", "prompt": "x"}})
     fields = {"job": job, "model": "mock", "state": "queued", "attempt": "0", "created": "1", "deadline": "9" * 13}
     spoilt: dict[str, dict[str, Any]] = {
@@ -175,8 +175,8 @@ async def _plant_ids(run: Run) -> None:
         return expected <= {entry["id"] for entry in json.loads(body)["data"]}
 
     try:
-        took_s = await run.until(are_told_of, "all bad ids are on the list of the dead")
-        run.notes["bad ids set aside within"] = f"{took_s:.1f} s"
+        took_s = await run.until(are_told_of, "all bad ids are on the dead-letter list")
+        run.notes["bad ids on the dead-letter list within"] = f"{took_s:.1f} s"
     except AssertionError as error:
         _, body = await get(run.plant.gateways[0].url, "/v1/admin/dead")
         run.problems.append(

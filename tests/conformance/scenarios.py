@@ -219,7 +219,7 @@ def poison(kit: Kit) -> None:
 
 @scenario
 def three_deaths(kit: Kit) -> None:
-    """The worker that finds a request poisoned says so on the list of the dead, and goes on."""
+    """The worker that finds a request poisoned adds it to the dead-letter list, and goes on."""
     kit.start()
     job_id = kit.create(PROMPT, LONG)
     attempt = int(kit.redis.hget(job_key(job_id), "attempt")) + 1
@@ -230,11 +230,11 @@ def three_deaths(kit: Kit) -> None:
     kit.push(job_id)
     end: Any = kit.wait_end(job_id).end
     expect(end.get("code") == "request_poisoned", f"it has ended with {end}")
-    kit.until(lambda: kit.redis.llen(DEAD) == 1, "the dead entry")
+    kit.until(lambda: kit.redis.llen(DEAD) == 1, "the dead-letter entry")
     entry = json.loads(kit.redis.lindex(DEAD, 0))
-    expect((entry["id"], entry["model"], entry["deaths"]) == (job_id, "mock", 3), f"the dead entry says {entry}")
-    expect(PROMPT not in str(entry), "the dead entry holds the prompt")
-    expect(kit.redis.pttl(DEAD) > 0, "the list of the dead has no expiry")
+    expect((entry["id"], entry["model"], entry["deaths"]) == (job_id, "mock", 3), f"the dead-letter entry is {entry}")
+    expect(PROMPT not in str(entry), "the dead-letter entry holds the prompt")
+    expect(kit.redis.pttl(DEAD) > 0, "the dead-letter list has no expiry")
     kit.wait_finished(kit.submit(PROMPT, 5), 5)
     kit.wait_empty()
 

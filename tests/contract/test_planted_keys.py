@@ -1,7 +1,7 @@
 """Garbage in Redis: keys of every wrong type in every place of the protocol, ids and fields that are none.
 
 Each costs at most itself: what is not a request's own key is removed and written again, a request that cannot be read
-is set aside by itself, and the others run.
+goes to the dead-letter list alone, and the others run.
 """
 
 from __future__ import annotations

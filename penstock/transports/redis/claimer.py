@@ -162,13 +162,13 @@ class Claimer:
         )
 
     async def set_aside(self, worker_id: str, dead: Iterable[_Dead]) -> None:
-        """Move what ended its workers, or cannot be read, from this worker's list to the dead-letter list."""
+        """Move requests that end workers, or cannot be read, from this worker's list to the dead-letter list."""
         pool = self._redis.pool
         entries = []
         for job_id, model, deaths, why in dead:
             known = job_id if isinstance(job_id, str) else shown(job_id)
             if why:
-                log.error("request %s is set aside: %s", known, why)
+                log.error("request %s goes to the dead-letter list: %s", known, why)
                 self._redis.metrics.store_error("set_aside")
             entry = DeadJob(
                 id=known, model=model, deaths=deaths, error="unreadable" if why else RequestPoisoned.code, reason=why

@@ -113,7 +113,7 @@ class RedisOperatorStore(RedisBase, OperatorStore):
             try:
                 found.append((entry, decode_json(entry, DeadJob)))
             except WireError as error:
-                log.warning("an entry of the dead list cannot be read: %s", error)
+                log.warning("an entry of the dead-letter list cannot be read: %s", error)
         return found
 
 
