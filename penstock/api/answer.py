@@ -90,7 +90,7 @@ class AnswerResponse(Response):
         return self._queue_news()
 
     def failure(self, end: Terminal) -> PenstockError | None:
-        """The error that an end is instead of a whole answer; None where it is one."""
+        """The error of `end` in this API; None if `end` completes an answer."""
         return failure_of(end)
 
     # ── the one loop ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +150,7 @@ class AnswerResponse(Response):
                 logger.warning("cut: the client does not read", extra={"request_id": self.stream.job.id})
 
     async def _relay(self, disconnect: Disconnect, health: StreamHealth, client: ClientChannel, send: Send) -> bool:
-        """Whatever waits, in one write, until the end; `send` is the server's own."""
+        """Write the frames that wait, each time in one write, until the end; `send` is the server's own."""
         push = partial(self._push, health, client)
         while not disconnect.has_happened:
             is_over = False
@@ -229,7 +229,10 @@ class AnswerResponse(Response):
         return any(reader.has_news for reader in self._open)
 
     def news(self) -> tuple[bytes, bool]:
-        """What waits, as one body, and whether it is the last: never more than a slow client may cost us."""
+        """The frames that wait, as one body, and whether the answer ends with it.
+
+        At most `MAX_JOINED` tokens of each reader, so that a slow client costs a bounded amount of memory.
+        """
         frames: list[bytes] = []
         for reader in list(self._open):
             if not reader.has_news:

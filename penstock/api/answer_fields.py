@@ -46,7 +46,7 @@ def error_data(error: PenstockError, request_id: str) -> bytes:
 
 
 def failure_of(end: Terminal) -> PenstockError | None:
-    """The error that an end is where a cancelled answer is not one; None for an answer."""
+    """The error of a failed or a cancelled end; None for every other end."""
     if isinstance(end, Failed):
         return end.error()
     return Cancelled("The request was cancelled.") if end.finish_reason == "cancelled" else None

@@ -54,7 +54,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would lead to the host that the client named, and by http
+        redirect_slashes=False,  # a redirect would lead to the host that the client sent, over http
     )
     apis = apis_of(gateway)
     for router in apis.routers:
@@ -64,7 +64,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)
-    app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in words of its own
+    app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in its own format
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
     describe(app, apis.bodies, apis.answers)

@@ -1,7 +1,7 @@
-"""Cancel everything that one caller has waiting or running: what a revocation of its key does not end by itself.
+"""Cancel all waiting and running requests of one caller. The revocation of its key does not end them.
 
-It looks at the newest requests of the caller, at the queue and at what workers hold, by small fields only. Bounded by
-what these lists hold.
+It reads the summaries of the caller's newest requests, of the queue and of the requests that workers hold. The `MAX_`
+constants bound how many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CANCEL_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class CancelCounts:
-    """`ended`: were waiting, and have ended. `marked`: are running, and end as their workers hear of it."""
+    """`ended`: waiting requests, which have ended. `marked`: running ones; each ends when its worker learns of it."""
 
     ended: int
     marked: int
@@ -42,7 +42,7 @@ async def cancel_all(store: GatewayStore, operators: OperatorStore, caller_id: s
 
 
 async def _candidates(operators: OperatorStore, caller_id: str) -> list[str]:
-    """Ids that may be the caller's and may be alive. Its own list has the newest only, so the others are looked at."""
+    """Ids of unfinished requests that may be the caller's. Its own list has only the newest, so others are read too."""
     mine = await operators.requests_of(caller_id, MAX_LISTED)
     waiting = await operators.waiting(MAX_WAITING)
     workers = (await operators.overview()).workers

@@ -1,4 +1,4 @@
-"""What a client may send without changing the answer: one table for every API, from which docs/api.md is written. Pure.
+"""The fields that change no answer: one table for every API, from which docs/api.md is written. Pure.
 
 Three kinds of rows: *hints* (to a cache, a meter, a user's own books), values that ask for nothing (the default of
 their field), and tools that only the provider of an API could run. They are taken out of the body before it is
@@ -106,7 +106,7 @@ def taken(data: dict[str, Any], api: Api, refused: dict[str, tuple[Any, ...]] | 
 
 
 class _Node:
-    """What is taken at one place of a body, and below it."""
+    """The hints and values that are taken at one place of a body, and below it."""
 
     __slots__ = ("below", "is_hint", "values")
 

@@ -73,9 +73,10 @@ async def submit_once(
             reader = await _submit(gateway, job, endpoint)
             if time.monotonic() - asked_at < PENDING_S / 2 or await relay.keeper.bind(job, keep_s) is None:
                 return reader
-            relay.leave(reader, is_delivered=False)  # it took so long that another client was given the key
+            relay.leave(reader, is_delivered=False)  # this took so long that another client has the key now
             relay.abandon(reader.stream)
-            # Nor is this one what the key names, as this gateway has it, nor may its id be used again.
+            # In this gateway the key may still name the abandoned request: `instead_of` excludes it. The next try
+            # has a new id, as the store may know the old one.
             instead_of, job = job.id, replace(job, id=f"{gateway.id}.{new_ulid()}")
             continue
         record = await relay.known(named)
@@ -91,7 +92,7 @@ async def submit_once(
             call.headers["idempotent-replayed"] = "true"
             return relay.read(await relay.attach(named, record))
         if record is None and bound is not None and bound.age_s < PENDING_S:
-            await asyncio.sleep(_TRY_S)  # bound, and not created yet: the first one is just being submitted
+            await asyncio.sleep(_TRY_S)  # bound, but not created yet: the first request is being submitted
         else:
             instead_of = named
     raise StoreUnavailable("The request of this idempotency key is not to be found just now.", retry_after_s=1.0)
@@ -101,13 +102,13 @@ async def _submit(gateway: Gateway, job: Job, endpoint: str) -> Reader:
     try:
         return await gateway.submit(job, endpoint)
     except BaseException:
-        with contextlib.suppress(StoreUnavailable):  # then the key is free as soon as its request is seen to be missing
+        with contextlib.suppress(StoreUnavailable):  # if so, the key is freed once its request is found to be missing
             await asyncio.shield(gateway.store.unbind_key(job))
         raise
 
 
 def _is_worth_another(record: Record) -> bool:
-    """It was cancelled, or failed in a way that invites another try: then it does not hold its key."""
+    """Whether it was cancelled, or failed with a retryable error: then its key may be bound to a new request."""
     end = fold(record.events).end
     if isinstance(end, Failed):
         return end.error().retryable

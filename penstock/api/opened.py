@@ -1,4 +1,4 @@
-"""What every API gets of a request that was submitted or attached to, and what its answer is made of."""
+"""`Opened`: the requests that were submitted or attached to for one call. Every API makes its answer of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penstock.http.edge import Call
 
 
 class Opened(Struct, frozen=True):
-    """What an answer is made of: readers of the requests that are open at this gateway, and the one permit for all."""
+    """The parts of an answer: a reader for each of its requests at this gateway, and one permit for all of them."""
 
     gateway: Gateway
     call: Call

@@ -1,4 +1,4 @@
-"""A file of prompts, asked side by side, that can be stopped and resumed without repeating what is done."""
+"""Ask a file of prompts, many at a time. A run that was stopped can be resumed and repeats no answered prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from penstock.ask.asker import Asker, AskOutcome
 from penstock.client import Options
 from penstock.errors import ConfigError
 
-# What a line may set: all but what concerns the connection that it is asked over.
+# The fields that a line may set: all options of a request except those that concern its connection.
 FIELDS = frozenset(Options.__annotations__) - {"idempotency_key", "on_disconnect", "queue_events"}
 
 
@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a file went. `num_before` were answered by an earlier run."""
+    """The result of a run. `num_before`: how many prompts an earlier run had answered."""
 
     num_before: int
     num_answered: int

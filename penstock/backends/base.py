@@ -38,7 +38,7 @@ from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import RichToken, Token, encode_vector
 
-# What `accepts` may name. Images stand in the request itself; "image_urls" are those that the engine fetches.
+# The names that `accepts` may contain. "images" are part of the request itself; the engine fetches "image_urls".
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
 
 Observer = Callable[[str, Mapping[str, str], float], None]

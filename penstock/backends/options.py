@@ -119,7 +119,7 @@ def _sort(
         rows[name] = {1: row}
     for name in tables:
         if known[name].is_needed:
-            rows.setdefault(name, {1: {}})  # so that the first field that it needs is missed
+            rows.setdefault(name, {1: {}})  # an empty row, for which `_values` names the missing field
     return plain, rows
 
 
@@ -146,7 +146,7 @@ def _prefix(given: _Row) -> str:
 
 
 def _nearest(option: str, known: dict[str, _Parameter], tables: dict[str, _Table]) -> str:
-    """What may have been meant, and what there is."""
+    """The rest of the error message: which options there are, and which one was probably meant."""
     name, _, rest = option.partition(".")
     number, _, field = rest.partition(".")
     numbered = _NUMBERED.fullmatch(option)

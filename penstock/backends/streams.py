@@ -122,7 +122,7 @@ async def _relay(
     if num and not resumes and not job.inputs:
         raise WorkerLost("The request's worker died, and this model's backend cannot continue a begun answer.")
     matcher = StopMatcher(() if handles_stop else job.sampling.stop)
-    stop: FinishReason = "stop"  # its name here: a client runs a tool only at `tool_calls`
+    stop: FinishReason = "stop"  # `tool_calls` once the answer has one: a client runs a tool only for that reason
     called = {call.index for each in claim.tokens if isinstance(each, RichToken) for call in each.tool_calls}
     stream = open_stream(claim)
     try:

@@ -36,7 +36,7 @@ class Command(TyperCommand):
                 sections.setdefault("Arguments", []).append((_name(param), getattr(param, "help", None) or ""))
             else:
                 sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
-        # What has no section of its own comes first, as it is about the command itself.
+        # The default sections come first, as they are about the command itself.
         for title in sorted(sections, key=lambda title: title not in ("Arguments", "Options")):
             with formatter.section(title):
                 _write(formatter, sections[title])

@@ -127,7 +127,7 @@ def _names_tag(rule: object) -> bool:
 
 
 def _kinds_in(kind: Any, part: str | int) -> Iterator[_Kind]:
-    """What a field, an item or a value of `kind` may be."""
+    """The kinds that a field, an item or a value of `kind` may have."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             if part in (name, field.alias):

@@ -58,7 +58,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
 }
 
 
-# What a POST that submits a request may answer instead.
+# The error responses of a POST that submits a request.
 SUBMIT_ERRORS = error_responses(
     errors.InvalidRequest,
     errors.UnsupportedParameter,

@@ -1,4 +1,4 @@
-"""What Penstock uses of uvicorn that uvicorn does not document: every name, why, and what it saves.
+"""The undocumented names of uvicorn that Penstock uses: for each why, and how much it saves.
 
 uvicorn may change these names in any release. So its version is bounded (`WORKS_WITH`, as in `pyproject.toml`), and the
 import of this module compares each name with what is expected of it: another uvicorn is one error at the start, and not
@@ -171,7 +171,7 @@ def _faults(owner: type, use: Use) -> list[str]:
 
 
 def _faults_of_values(owners: Mapping[str, type]) -> list[str]:
-    """What is read for each token must begin with the values that mean "nothing has happened"."""
+    """Attributes that are read for each token must begin with the values that mean "nothing has happened"."""
     transport, event, logger, scope = object(), asyncio.Event(), logging.getLogger(__name__), dict[str, Any]()
     flow = owners["FlowControl"](transport)
     cycle = owners["RequestResponseCycle"](
@@ -210,7 +210,7 @@ check()
 
 
 class LightEvent:
-    """What uvicorn uses of an `asyncio.Event`: 57 bytes instead of 857 until a task waits, which is rare."""
+    """The part of an `asyncio.Event` that uvicorn uses: 57 bytes instead of 857 until a task waits, which is rare."""
 
     __slots__ = ("_event", "_is_set")
 
@@ -236,7 +236,7 @@ class LightEvent:
 
 
 class LightQueue(list[Any]):
-    """What uvicorn uses of a deque: 65 bytes instead of 769 while it is empty, which it nearly always is."""
+    """The part of a deque that uvicorn uses: 65 bytes instead of 769 while it is empty, which it nearly always is."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""What a process does once, when it is about to serve: it freezes the objects of its start-up and prints a few lines.
+"""The last steps before a process serves: it freezes the objects of its start-up and prints a few lines.
 
 The lines go to stdout, as stderr is the log's.
 """
@@ -14,14 +14,14 @@ from penstock.settings import Settings
 from penstock.transports import queue_name
 from penstock.version import __version__
 
-# A thousand open streams are many objects and no garbage: with Python's own 700 walking them costs a tenth of the
-# throughput. No more than this, as every stream waits while so many are walked. A worker keeps Python's, as an
-# engine in it may hold much memory in cycles.
+# A thousand open streams are many objects, and none of them is garbage. With Python's default, a collection after 700
+# new objects, walking them costs a tenth of the throughput. The number is not higher, as every stream waits while the
+# collector walks that many. A worker keeps the default, as an engine in it may hold much memory in cycles.
 GC_THRESHOLD = (10_000, 50, 50)
 
 
 def announce_gateway(gateway: Gateway, host: str, port: int, serves: str) -> None:
-    """`serves`: the models, in words."""
+    """`serves`: the names of the models, as text for people."""
     _freeze()
     gc.set_threshold(*GC_THRESHOLD)
     address = _address(host, port)

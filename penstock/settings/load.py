@@ -31,7 +31,7 @@ CONFIG = PREFIX + "CONFIG"
 
 # Variables that are not settings: `penstock ask`, a supervised child and the crash points of the tests read them.
 _OTHERS = re.compile(r"PENSTOCK_(CONFIG|URL|API_KEY|LIFELINE_FD|PARENT_PIPE_FD|LISTENER_FD|TEST_\w+)")
-# What Kubernetes puts into every container for a Service named penstock, or penstock-something.
+# Variables that Kubernetes puts into every container for a Service named penstock, or penstock-something.
 _KUBERNETES = re.compile(r"PENSTOCK_\w*?(_?SERVICE_(HOST|PORT)(_\w+)?|_?PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 _KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://")
 

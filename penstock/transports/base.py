@@ -48,7 +48,7 @@ NO_WORKERS = "No worker is there to run this."
 
 
 class Record(Struct, frozen=True, kw_only=True):
-    """What the store knows of one job: its state and (a part of) its log.
+    """One job as the store has it: its state and (a part of) its log.
 
     `first_token_at` is written with the job's end, so it is 0 until then, and where the worker that knew it has died.
     `cancel`: the reason for which its worker has been asked to end it, "" for none.
@@ -72,7 +72,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
 
 class JobSummary(Struct, frozen=True, kw_only=True):
-    """What a list shows of one job: small fields only, never its prompt, its messages or its answer.
+    """One job as a list shows it: small fields only, never its prompt, its messages or its answer.
 
     `num_tokens`: how many tokens the log has; 0 where `end` has the number. `end`: the terminal event without tokens.
     """
@@ -183,8 +183,8 @@ class Overview(Struct, frozen=True, kw_only=True):
 
 
 class DeadJob(Struct, frozen=True, kw_only=True):
-    """A request that was set aside: it ended several workers (`request_poisoned`), or it cannot be read (`unreadable`,
-    with the `reason`). Never holds the prompt. An `id` that is not UTF-8 has its bytes escaped.
+    """An entry of the dead-letter list: a request that ended several workers (`request_poisoned`), or cannot be read
+    (`unreadable`, with the `reason`). Never holds the prompt. An `id` that is not UTF-8 has its bytes escaped.
     """
 
     id: str
@@ -440,9 +440,9 @@ class WorkerStore(Store):
 
 
 class OperatorStore(Store):
-    """What people look at: the queue, the workers, lists of requests, the dead-letter list, the server itself.
+    """The verbs for operators: they show the queue, the workers, lists of requests, the dead-letter list, the server.
 
-    It changes nothing but the dead-letter list.
+    They change nothing except the dead-letter list.
     """
 
     @abstractmethod
@@ -459,18 +459,18 @@ class OperatorStore(Store):
 
     @abstractmethod
     async def read_summary(self, job_ids: Sequence[str]) -> list[JobSummary | None]:
-        """What a list shows of each job, None for one that the store does not have. Made of a record: `JobSummary.of`.
+        """The summary of each job, None for one that the store does not have. Made of a record: `JobSummary.of`.
 
         The cost does not grow with a job or its answer, except in a store that cannot read parts.
         """
 
     @abstractmethod
     async def dead(self) -> list[DeadJob]:
-        """Poison requests, newest first; at most 1,000 are kept."""
+        """The dead-letter list, newest first; it keeps at most 1,000 requests."""
 
     @abstractmethod
     async def remove_dead(self, job_id: str) -> bool:
-        """Remove a poison request from the dead-letter list. False if it is not there."""
+        """Remove a request from the dead-letter list. False if it is not there."""
 
     @abstractmethod
     async def inspect(self) -> list[Finding]:

@@ -60,7 +60,7 @@ class MessageEvents(Parts):
         return [*frames, _event("message_delta", {"delta": delta, "usage": _usage(end)}), _event("message_stop", {})]
 
     def failure(self, end: Terminal) -> PenstockError | None:
-        """The error that an end is here: a tool's input must be an object, and no earlier step checks the model."""
+        """The error of `end` in this API: a tool's input must be an object, and no earlier step checks the model."""
         error = failure_of(end)
         if error is not None:
             return error

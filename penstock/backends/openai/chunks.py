@@ -115,7 +115,7 @@ class Chunks:
         return chunk
 
     def _rest(self) -> Token | None:
-        """What is still owed at the end of an answer."""
+        """The tool calls, text and reasoning still held back at the end of an answer, as one token; None for none."""
         calls = tuple(self._calls.finish(is_complete=self._reason in (None, "stop", "tool_calls")))
         text, reasoning = self._halves.rest()
         return RichToken(text, reasoning, calls) if calls or reasoning else text or None

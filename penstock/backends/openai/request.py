@@ -29,20 +29,20 @@ _PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_
 
 @dataclass(frozen=True, slots=True)
 class RequestShape:
-    """How to ask the upstreams of one model. `asks_usage`: with `stream_options.include_usage`."""
+    """How to ask the upstreams of one model. `asks_usage`: whether to send `stream_options.include_usage`."""
 
     api: Api = "both"
     asks_usage: bool = True
     resumes: frozenset[Resume] = frozenset()
-    fetches: bool = False  # images: whether the engine may be asked to
+    fetches: bool = False  # whether the engine may be asked to fetch images
     reasoning_history: ReasoningHistory = "engine"
 
 
 def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool:
-    """Whether an answer may go on after `tokens` at another request.
+    """Whether a new request to the engine can continue an answer that has `tokens` already.
 
-    Only text can be given back: an engine would begin reasoning and tool calls anew. The same holds for a grammar
-    (`response_format`): it would start at its beginning, in the middle of the text.
+    An engine can continue text only: it would begin reasoning and tool calls anew. It would also apply a grammar
+    (`response_format`) from its beginning, in the middle of the text.
     """
     kind: Resume = "messages" if job.prompt is None or shape.api == "chat" else "prompt"
     if kind not in shape.resumes or job.sampling.response_format is not None:
@@ -51,7 +51,7 @@ def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool
 
 
 def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: RequestShape) -> tuple[str, bytes]:
-    """Path and JSON body. `tokens` were delivered already. Raises `InvalidRequest` for what cannot be asked."""
+    """Path and JSON body. `tokens` were delivered already. Raises `InvalidRequest` if the upstream cannot do it."""
     is_chat = job.prompt is None or shape.api == "chat" or (shape.api == "both" and not engine.has_completions)
     if is_chat and shape.api == "completions":
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")

@@ -47,7 +47,7 @@ class RetryPlan:
         draw: Callable[[], float] = random.random,
         caller: str = "",
     ) -> None:
-        """`caller`: whose job it is; see `rests`."""
+        """`caller`: the caller of the job; see `rests`."""
         self._tiers = tiers
         self._limits = limits
         self._deadline_at = deadline_at
@@ -94,8 +94,8 @@ class RetryPlan:
         *,
         is_trial: bool = False,
     ) -> bool:
-        """A try failed after `num_tokens`. Returns whether it counts against the replica: once for each job, so that a
-        request that breaks engines does not eject them by itself.
+        """Record a try that failed after `num_tokens`. Returns whether it counts against the replica: at most once for
+        each job, so that one request that breaks engines does not eject them.
 
         A 5xx that the engine answered may be the request's doing (an image for a model of text) or the replica's. It
         counts only once the request has succeeded at another replica: see `convicted`. `is_trial`: of the breaker.
@@ -122,14 +122,14 @@ class RetryPlan:
         return failure.is_fault and num == 0
 
     def convicted(self, replica: Replica) -> list[tuple[Replica, bool]]:
-        """Call it when an answer has begun at `replica`: the replicas that failed the same request by their own fault,
-        each with whether it was a trial.
+        """Call it when an answer has begun at `replica`. Returns the replicas that answered the same request with an
+        error, each with whether that try was a trial: the request is fine, so the fault is theirs.
         """
         suspects, self._suspects = self._suspects, {}
         return [(one, is_trial) for one, is_trial in suspects.items() if one is not replica]
 
     def passed_over(self, picked: PickedReplica, now: float) -> list[tuple[Tier, str]]:
-        """The tiers above the chosen one, each with the reason why it is not that one."""
+        """The tiers above the chosen one, each with the reason why it was not chosen."""
         above = [tier for tier in self._tiers if tier.number < picked.tier.number]
         return [(tier, self._reasons.get(tier.number) or _hindrance(tier, now, self.caller)) for tier in above]
 

@@ -112,7 +112,7 @@ class Keeper:
     async def _give_back(self, job_id: str, state: str | None) -> None:
         now = time.monotonic()
         stream, keep_s = self.ended.get(job_id, now), self.ended.keep_s(job_id, now)
-        # What was delivered, and the store has lost, no client will ask for.
+        # No client will ask for a request that was delivered and that the store has lost.
         if (
             state == "done"
             or stream is None

@@ -1,4 +1,4 @@
-"""What is known of a request that a client asks for: in the store, and in this gateway where the store has lost it."""
+"""Find a request that a client asks for: in the store, or in this gateway if the store has lost it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LookUp:
         self._patience = patience
 
     async def look_up(self, job_id: str) -> Record | None:
-        """What is known of a request: what the store returns and, where the store has lost it, what this gateway knows.
+        """The record of a request: the store's, or this gateway's if the store has lost the request or its end.
 
         None if the request does not exist. Raises `StoreUnavailable` where that is uncertain: the store has just lost
         data, and another gateway may be about to restore the request.

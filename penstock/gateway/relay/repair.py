@@ -185,7 +185,7 @@ class Repairer:
                 stream.attempt = before
 
     def _highest_attempt(self, stream: RelayStream) -> int:
-        """What no attempt so far exceeds: an attempt is at least the store's clock when it began.
+        """A number that no attempt so far exceeds: an attempt is at least the store's clock when it began.
 
         Frames of an attempt that the store has lost may still be on their way, and this gateway may not have heard of
         that attempt. They are not part of the log that the store is given.

@@ -69,7 +69,7 @@ _COMMANDS = """
 """
 
 
-# What finding the server takes: the master is asked whether it is one, a cluster's nodes for their map. A slot that
+# The commands that find the server: the master is asked whether it is one, a cluster's nodes for their map. A slot that
 # moves is asked for with ASKING.
 _TO_FIND: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "single": (),

@@ -181,7 +181,7 @@ def take(pool: PoolKeys, worker_id: str, want: int) -> Command:
     return _take((pool.queue, pool.worker(worker_id), pool.workers, pool.clock), worker_id, want)
 
 
-# What it answers.
+# The answers of `settle`.
 IS_DEAD, SETTLED, LIVES = 0, 1, 2
 
 
