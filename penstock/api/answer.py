@@ -39,6 +39,13 @@ SSE_HEADERS = [
 ]
 
 
+def head_of_stream() -> Response:
+    """The answer to HEAD where GET streams: the stream's headers, and no length, as a stream has none."""
+    head = Response(headers={name.decode(): value.decode() for name, value in SSE_HEADERS})
+    del head.headers["content-length"]
+    return head
+
+
 class AnswerResponse(Response):
     """The answer to what was submitted with one HTTP request. It owns the streams and the permit, and lets go of both.
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
+from penstock.api.answer import head_of_stream
 from penstock.api.answer_fields import extra_fields, usage
 from penstock.api.callers import authenticate, identify
 from penstock.api.native import NativeResponse, TextAnswer, TimingsAnswer, UsageAnswer
@@ -22,7 +23,7 @@ from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
-from penstock.http.edge import Call, call_of, refuse_head
+from penstock.http.edge import Call, call_of, is_head
 from penstock.http.json_response import json_response
 from penstock.http.openapi import ErrorDetail, error_responses
 from penstock.job import JOB_ID
@@ -112,10 +113,11 @@ class RequestsAPI:
 
     async def events(self, request: Request, request_id: str) -> Response:
         """The stream, from its start or after `Last-Event-ID`, from any gateway, also while it runs."""
-        refuse_head(request)
         call = call_of(request)
         after = _position(request.headers.get("last-event-id"), request_id)
         record = await self._find(request, call, request_id)
+        if is_head(request):
+            return head_of_stream()
         caller = identify(self.gateway, request)
         permit = await self.gateway.admission.admit(caller, needs_worker=False)
         try:

@@ -11,7 +11,7 @@ from penstock.cli.bench import bench
 from penstock.cli.chat import chat
 from penstock.cli.config import config
 from penstock.cli.flags import new_app
-from penstock.cli.help import Command
+from penstock.cli.help import PlainCommand
 from penstock.cli.keys import keys
 from penstock.cli.operators import cancel, dead, doctor, ps
 from penstock.cli.plan import plan
@@ -20,12 +20,12 @@ from penstock.version import __version__
 
 app = new_app()
 for command in (serve, gateway, worker, ask, chat, bench, plan, config, doctor, ps, cancel):
-    app.command(cls=Command)(command)
+    app.command(cls=PlainCommand)(command)
 app.add_typer(keys, name="keys")
 app.add_typer(dead, name="dead")
 
 
-@app.command(cls=Command)
+@app.command(cls=PlainCommand)
 def version() -> None:
     """Print the version."""
     typer.echo(f"penstock {__version__}")

@@ -17,7 +17,7 @@ _NARROW = 60  # below this width every text is under its option
 Record = tuple[str, str]
 
 
-class Command(TyperCommand):
+class PlainCommand(TyperCommand):
     """Options stand under their `rich_help_panel`, the others under "Options"."""
 
     def get_help(self, ctx: Any) -> str:

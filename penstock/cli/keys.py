@@ -13,7 +13,7 @@ from rich.table import Table
 
 from penstock.callers import keys as store
 from penstock.cli.flags import exit_with, print_error
-from penstock.cli.help import Command, new_group
+from penstock.cli.help import PlainCommand, new_group
 from penstock.cli.operators import call_gateway
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.terminal import console, echo
@@ -34,7 +34,7 @@ File = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the dot.")]
 
 
-@keys.command(cls=Command)
+@keys.command(cls=PlainCommand)
 @exit_with
 def create(
     name: Annotated[str, typer.Option(metavar="NAME", help="Whose key this is, for people.")] = "",
@@ -64,7 +64,7 @@ def create(
     return 0
 
 
-@keys.command("list", cls=Command)
+@keys.command("list", cls=PlainCommand)
 @exit_with
 def list_keys(as_json: AsJson = False, file: File = None) -> int:
     """Show the keys, without secrets."""
@@ -96,7 +96,7 @@ def list_keys(as_json: AsJson = False, file: File = None) -> int:
     return 0
 
 
-@keys.command(cls=Command)
+@keys.command(cls=PlainCommand)
 @exit_with
 def rotate(
     key_id: Id,
@@ -116,7 +116,7 @@ def rotate(
     return 0
 
 
-@keys.command(cls=Command)
+@keys.command(cls=PlainCommand)
 @exit_with
 def revoke(
     key_id: Id,

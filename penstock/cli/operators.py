@@ -20,7 +20,7 @@ from rich.live import Live
 from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.cli.admin_client import RETRIES, AdminClient
 from penstock.cli.flags import exit_with, exposed, print_error
-from penstock.cli.help import Command, new_group
+from penstock.cli.help import PlainCommand, new_group
 from penstock.cli.options import DEFAULT_URL, ApiKey, AsJson, Url
 from penstock.cli.tables import dead_table, findings_table, pool_screen
 from penstock.cli.terminal import console, echo
@@ -138,7 +138,7 @@ def cancel(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None
     return 0
 
 
-@dead.command("list", cls=Command)
+@dead.command("list", cls=PlainCommand)
 @exit_with
 def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> int:
     """The list, newest first."""
@@ -150,7 +150,7 @@ def list_dead(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
     return 0
 
 
-@dead.command("show", cls=Command)
+@dead.command("show", cls=PlainCommand)
 @exit_with
 def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Print one dead-letter entry, without its prompt."""
@@ -158,7 +158,7 @@ def show_dead(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = N
     return 0
 
 
-@dead.command("redrive", cls=Command)
+@dead.command("redrive", cls=PlainCommand)
 @exit_with
 def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Run it once more, under a new id, which is printed."""
@@ -167,7 +167,7 @@ def redrive(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = Non
     return 0
 
 
-@dead.command("drop", cls=Command)
+@dead.command("drop", cls=PlainCommand)
 @exit_with
 def drop(request_id: RequestId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> int:
     """Take it off the list."""

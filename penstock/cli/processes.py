@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.cli.flags import new_app, with_settings
-from penstock.cli.help import Command
+from penstock.cli.help import PlainCommand
 from penstock.errors import ConfigError
 from penstock.settings import Settings
 from penstock.settings.about import env_name, flag_name
@@ -41,7 +41,7 @@ def worker(settings: Settings) -> int:
 
 app = new_app()
 for command in (serve, gateway, worker):
-    app.command(cls=Command)(command)
+    app.command(cls=PlainCommand)(command)
 
 
 def _need_redis(settings: Settings, command: str) -> None:

@@ -95,12 +95,9 @@ def call_of(request: Request) -> Call:
     return call
 
 
-def refuse_head(request: Request) -> None:
-    """For a route that streams. Raises `MethodNotAllowed` for HEAD, which would last as long as the stream."""
-    if IS_HEAD in request.scope:
-        error = MethodNotAllowed("HEAD is not allowed for a stream.")
-        error.headers["allow"] = "GET"
-        raise error
+def is_head(request: Request) -> bool:
+    """Whether the client asks with HEAD, which is routed as GET: a stream then answers with its head alone."""
+    return IS_HEAD in request.scope
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -114,7 +111,7 @@ class Edge:
     the framework still knows and documents them. `door`: judges a request by its head before anything else; None where
     all are answered. `dialect_of`: in whose form a path is answered where no route has begun.
 
-    HEAD is routed as GET, and the server leaves the body out; a route that streams calls `refuse_head`.
+    HEAD is routed as GET, and the server leaves the body out; a route that streams asks `is_head`.
     """
 
     def __init__(
@@ -246,7 +243,7 @@ async def on_bad_query(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> list[str]:
     """The methods that have a route at this path, of all routers: the framework's own Allow names those of one route.
 
-    HEAD is answered where GET is; a stream refuses it in an answer of its own.
+    HEAD is answered where GET is.
     """
     routes, scope = request.app.routes, dict(request.scope)
     found = []

@@ -37,8 +37,8 @@ start at the first `:option=`, so a backend may be `file.py:Class` or `module:Cl
 value, write `\,` for a comma, `\;` for a semicolon, and `\\` for a backslash in front of one of these.
 
 ```console
-$ penstock serve --model mock=mock:step_ms=5 --model toy=examples/echo.py:Echo:delay_ms=5
-$ PENSTOCK_MODELS='mock=mock:step_ms=5;toy=examples/echo.py:Echo' penstock serve
+$ penstock serve --model mock=mock:step_ms=5 --model toy=examples/echo_backend.py:Echo:pause_ms=5
+$ PENSTOCK_MODELS='mock=mock:step_ms=5;toy=examples/echo_backend.py:Echo' penstock serve
 ```
 
 `aliases=NAME+NAME` gives a model of any backend more names. The options of the backends are in

@@ -146,6 +146,22 @@ def test_imports_are_declared_and_private_uses_are_bounded() -> None:
         assert ",<" in bounds[name], f"{name} has parts that we use and it does not promise to keep"
 
 
+def test_the_redis_driver_imports_only_errors_and_itself() -> None:
+    """The contract in pyproject.toml lists what is forbidden; this holds what is allowed, also for modules to come."""
+    driver = ROOT / "penstock" / "transports" / "redis" / "driver"
+    imported = set()
+    for path in driver.glob("*.py"):
+        for node in ast.walk(_parsed(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, path
+                imported.add(node.module or "")
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+    own = {name for name in imported if name.startswith("penstock")}
+    assert own, "the driver imports its own modules at least"
+    assert {name for name in own if not name.startswith("penstock.transports.redis.driver")} == {"penstock.errors"}
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == penstock.__version__

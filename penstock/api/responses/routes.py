@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import AnswerResponse
+from penstock.api.answer import AnswerResponse, head_of_stream
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
 from penstock.api.hints import taken
@@ -27,7 +27,7 @@ from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
-from penstock.http.edge import refuse_head
+from penstock.http.edge import is_head
 from penstock.http.json_response import json_response
 from penstock.http.openapi import SUBMIT_ERRORS, error_responses
 from penstock.rich_token import Token
@@ -125,8 +125,6 @@ class ResponsesAPI:
     ) -> Response:
         """A stored response in its present state; with `stream`, its events, all or those after a number."""
         call = begin(request, ONE, OPENAI)
-        if stream:
-            refuse_head(request)
         caller = await authenticate(self.gateway, request, call)
         unknown = next((name for name in request.query_params if name not in _QUERY), None)
         if unknown is not None:
@@ -139,6 +137,8 @@ class ResponsesAPI:
         call.fields["subject"] = record.job.id
         if not stream:
             return _shown(record)
+        if is_head(request):
+            return head_of_stream()
         permit = await self.gateway.admission.admit(caller, needs_worker=False)
         after = -1 if starting_after is None else starting_after
         try:

@@ -18,7 +18,7 @@ from penstock.wire import WireError, decode_event, decode_json, encode_json
 log = logging.getLogger(__name__)
 
 
-class About(Struct, frozen=True, omit_defaults=True):
+class Details(Struct, frozen=True, omit_defaults=True):
     """The part of a job that lists show, except its state: a small field, so that no list reads a whole job."""
 
     caller: str = ""
@@ -27,7 +27,7 @@ class About(Struct, frozen=True, omit_defaults=True):
 
 
 def about(job: Job) -> bytes:
-    return encode_json(About(job.caller, job.user, job.metadata))
+    return encode_json(Details(job.caller, job.user, job.metadata))
 
 
 def summary_of(job_id: str, reply: list[Any]) -> JobSummary | None:
@@ -42,7 +42,7 @@ def _read(job_id: str, reply: list[Any]) -> JobSummary:
     *words, end = reply
     model, about, state, worker, claims, deaths, created, deadline, started, first, ended, now, num_tokens = words
     known_state: Any = state.decode()
-    known = decode_json(about or b"{}", About)
+    known = decode_json(about or b"{}", Details)
     return JobSummary(
         id=job_id,
         model=(model or b"").decode(),
