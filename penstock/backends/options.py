@@ -140,7 +140,7 @@ def _build(given: _Row, table: _Table) -> Any:
 
 
 def _prefix(given: _Row) -> str:
-    """What is in front of a field's name: `upstreams.2.`, or nothing for a row without the name of its table."""
+    """The prefix of a field's name: `upstreams.2.`, or "" for a row without the name of its table."""
     table, dot, _ = next(iter(given.values())).option.rpartition(".") if given else ("", "", "")
     return table + dot
 
