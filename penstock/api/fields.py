@@ -5,9 +5,11 @@ A field is honoured, or refused with its name: by the model's capabilities, or h
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
 
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OnDisconnect
@@ -34,6 +36,17 @@ def _pause(value: Any) -> Any:
 # On each item of a long list: pydantic holds the interpreter from the first item to the last, and lets go of it only
 # where it calls Python. Without this the event loop would be blocked while another thread validates a large body.
 PAUSE = BeforeValidator(_pause)
+
+
+def exactly(value: bool | int) -> BeforeValidator:
+    """For `Literal[value]`, which takes whatever is equal to it: true and 1.0 for 1, even where a model is strict."""
+
+    def check(given: Any) -> Any:
+        if type(given) is not type(value):
+            raise PydanticKnownError("literal_error", {"expected": json.dumps(value)})
+        return given
+
+    return BeforeValidator(check)
 
 
 class Strict(BaseModel):

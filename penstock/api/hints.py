@@ -145,7 +145,14 @@ def _strip(node: _Node, here: Any) -> None:
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    return any(type(value) is type(each) and value == each for each in values)  # true is not 1
+    return any(value == each and _has_types_of(value, each) for each in values)
+
+
+def _has_types_of(value: Any, other: Any) -> bool:
+    """Of two that are equal, and whose parts are numbers or text: true is not 1, nor 1.0."""
+    if isinstance(value, dict):
+        return all(type(item) is type(other[name]) for name, item in value.items())
+    return type(value) is type(other)
 
 
 def _leave_out_tools(data: dict[str, Any], api: Api) -> None:

@@ -18,7 +18,7 @@ from penstock.api.answer import AnswerResponse
 from penstock.api.answer_fields import error_data, extra_fields, timings, usage
 from penstock.api.conversation import ConversationFields, NativeMessage, message_of
 from penstock.api.dialects import begin
-from penstock.api.fields import MAX_MESSAGES, PAUSE
+from penstock.api.fields import MAX_MESSAGES, PAUSE, exactly
 from penstock.api.hints import taken
 from penstock.api.intake import Draft, admit_and_submit, receive
 from penstock.errors import InvalidRequest, UnsupportedParameter
@@ -46,7 +46,9 @@ class GenerateBody(ConversationFields):
     queue_events: bool | None = Field(
         None, description="Events with the place in the queue: at once, never, or (null) after a second of waiting."
     )
-    n: Literal[1] | None = Field(None, description="A request is one answer: it has one id and one stream.")
+    n: Annotated[Literal[1], exactly(1)] | None = Field(
+        None, description="A request is one answer: it has one id and one stream."
+    )
 
 
 class UsageAnswer(BaseModel):

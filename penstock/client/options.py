@@ -51,7 +51,11 @@ class Options(TypedDict, total=False):
 def body_of(
     prompt: str | None, messages: Sequence[MessageLike] | None, options: Options, *, background: bool = False
 ) -> dict[str, Any]:
-    """The JSON body. Raises `InvalidRequest` unless exactly one of `prompt` and `messages` is given."""
+    """The JSON body.
+
+    Raises `InvalidRequest` unless exactly one of `prompt` and `messages` is given, the latter as a list, and
+    `TypeError` for an unknown option.
+    """
     if (prompt is None) == (messages is None):
         raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
     unknown = set(options) - set(Options.__annotations__)
@@ -64,8 +68,9 @@ def body_of(
     if prompt is not None:
         body["prompt"] = prompt
     else:
-        given = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
-        body["messages"] = [dict(each) if isinstance(each, Mapping) else each for each in given]
+        if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+            raise InvalidRequest("'messages' must be a list.", param="messages")
+        body["messages"] = [dict(each) if isinstance(each, Mapping) else each for each in messages]
     return body | {"background": True} if background else body
 
 

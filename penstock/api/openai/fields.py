@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from penstock.api.fields import Strict
+from penstock.api.fields import Strict, exactly
 from penstock.api.intake import Draft
 
 MAX_CHOICES = 16
@@ -15,7 +15,7 @@ MAX_CHOICES = 16
 
 class StreamOptions(Strict):
     include_usage: bool | None = Field(None, description="A last chunk with the usage, before `[DONE]`.")
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[Literal[False], exactly(False)] | None = None
 
 
 class ChoiceFields(Strict):

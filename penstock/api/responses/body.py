@@ -21,6 +21,7 @@ from penstock.api.fields import (
     SamplingFields,
     Strict,
     check_tools,
+    exactly,
     given,
 )
 from penstock.api.intake import Draft
@@ -80,7 +81,7 @@ class ReasoningFields(Strict):
 
 
 class ResponseStreamOptions(Strict):
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[Literal[False], exactly(False)] | None = None
 
 
 class ResponseBody(SamplingFields):

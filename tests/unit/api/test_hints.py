@@ -128,6 +128,35 @@ def test_a_number_is_not_taken_for_true_nor_a_value_beside_the_default_for_none(
         assert refused.value.param == "parallel_tool_calls"
 
 
+def _confused(value: Any) -> list[Any]:
+    """What Python takes for equal to the value and JSON does not: true for 1, 1.0 for 1, 0 for false."""
+    if isinstance(value, dict):
+        return [value | {name: other} for name, item in value.items() for other in _confused(item)]
+    others = (bool(value), int(value), float(value)) if isinstance(value, int) else ()
+    return [other for other in others if other == value and type(other) is not type(value)]
+
+
+@pytest.mark.parametrize(
+    ("api", "path", "value"),
+    [(api, row.path, other) for row in NOTHING for api in row.apis for value in row.values or ()
+     for other in _confused(value)],
+)  # fmt: skip
+def test_a_value_of_another_type_than_the_one_that_asks_for_nothing_is_refused(api: Api, path: str, value: Any) -> None:
+    data = _base(api) | {"stream": True}
+    assert _put(data, path.split("."), value) > 0
+    with pytest.raises(InvalidRequest) as refused:
+        _drafts(api, data)
+    assert (refused.value.param or "").startswith(path)
+
+
+def test_the_error_of_a_field_with_one_value_names_that_value() -> None:
+    for value in (True, 1.0, 0, "1"):
+        with pytest.raises(InvalidRequest, match=r"^'n' must be 1\.$"):
+            _drafts("native", {"prompt": "x", "n": value})
+    with pytest.raises(InvalidRequest, match=r"^'stream_options.include_obfuscation' must be false\.$"):
+        _drafts("chat", _base("chat") | {"stream_options": {"include_obfuscation": 0}})
+
+
 @pytest.mark.parametrize("api", TOOLED)
 @pytest.mark.parametrize("kind", PROVIDER_TOOLS)
 def test_a_tool_of_the_provider_is_left_out_and_refused_where_it_is_demanded(api: Api, kind: str) -> None:

@@ -466,6 +466,15 @@ def test_bodies() -> None:
         body_of("hi", [], {})
     with pytest.raises(TypeError, match="max_token"):
         body_of("hi", None, {"max_token": 3})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match=r"no such option: n$"):
+        body_of("hi", None, {"n": 1})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize("messages", ["x", b"x", 5, {"role": "user", "content": "x"}])
+def test_messages_that_are_not_a_list_are_refused_before_anything_is_sent(messages: Any) -> None:
+    with pytest.raises(InvalidRequest, match="'messages' must be a list") as refused:
+        body_of(None, messages, {})
+    assert refused.value.param == "messages"
 
 
 def test_an_answer_of_another_form_is_named() -> None:
