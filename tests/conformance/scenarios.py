@@ -71,6 +71,7 @@ def cancelled_while_queued(kit: Kit) -> None:
     job_id = kit.submit(PROMPT, LONG)
     expect(kit.cancel(job_id) == "ended", "a queued job is ended at once")
     kit.start()
+    kit.wait_end(kit.submit(PROMPT, 1))  # the worker has seen the ended id before this one
     kit.wait_empty()
     answer = kit.wait_end(job_id)
     expect(answer.num_claims == 0 and len(answer.frames) == 1, "an ended job was claimed")

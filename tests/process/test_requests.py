@@ -241,7 +241,12 @@ async def test_the_position_in_the_queue_is_sent() -> None:
         fleet.serve("--model", "mock=mock:step_ms=20", "--max-batch-size", "1", "--max-batches", "1")
         url = fleet.gateways[0]
         async with reading.client() as http:
-            running = asyncio.create_task(reading.whole(http, url, prompt="first", max_tokens=150))
+            running = asyncio.create_task(reading.whole(http, url, prompt="first", max_tokens=5000))
+
+            async def is_running() -> bool:
+                return reading.metric((await http.get(f"{url}/metrics")).text, "penstock_running") == 1
+
+            await wait_until_async(is_running, "the first one runs")
             others = [
                 asyncio.create_task(reading.whole(http, url, prompt=f"second {i}", max_tokens=1)) for i in range(3)
             ]
@@ -261,11 +266,13 @@ async def test_the_position_in_the_queue_is_sent() -> None:
                         names.append(event.event)
                         if event.event == "queued":
                             places.append(json.loads(event.data)["position"])
+                            running.cancel()  # its client leaves, and that lets the others run
             assert names[0] == "queued"
             assert names[-2:] == ["token", "done"]
             assert places == sorted(places, reverse=True)
             assert places[0] >= 3
-            await asyncio.gather(running, *others)
+            await asyncio.gather(*others)
+            assert running.cancelled()
             quiet = await reading.stream(http, url, prompt="quiet", max_tokens=1, queue_events=False)
             assert quiet.end == "done"
 

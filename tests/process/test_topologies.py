@@ -37,7 +37,8 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
 def _fleet(url: str) -> Iterator[Site]:
     with site(url) as built:
         for _ in range(2):
-            built.worker("--model", CHAIN)
+            # One worker alone has no room for all streams.
+            built.worker("--model", CHAIN, "--max-batch-size", "12", "--max-batches", "2")
         built.gateway()
         yield built
 
@@ -48,7 +49,8 @@ async def _under_load(
     """`NUM` streams, and `strike()` once all have begun. Each has its own tokens, each once, and one end."""
     before = await _num_begun(http, url)
     load = [
-        asyncio.create_task(reading.stream(http, url, prompt=f"load {i}", max_tokens=num_tokens)) for i in range(NUM)
+        asyncio.create_task(reading.stream(http, url, prompt=f"load {i}", max_tokens=num_tokens, queue_events=False))
+        for i in range(NUM)
     ]
 
     async def all_flow() -> bool:
