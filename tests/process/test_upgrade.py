@@ -96,16 +96,24 @@ def _post(body: bytes, upgrade: bytes = UPGRADE, path: bytes = b"/v1/generate") 
 LAST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 
-async def _answers(url: str, *requests: bytes) -> list[tuple[int, bytes]]:
-    """All that comes back on one connection for these requests and a last one, whose answer is left out."""
+async def _answers(url: str, *requests: bytes, may_close: bool = False) -> list[tuple[int, bytes]]:
+    """All that comes back on one connection for these requests and a last one, whose answer is left out.
+
+    `may_close`: the server may close after any answer, as a proxy does that was answered before it had sent the body.
+    """
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    found = []
+    found: list[tuple[int, bytes]] = []
     try:
         writer.write(b"".join(requests) + LAST)
         async with asyncio.timeout(60.0):
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                try:
+                    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                except asyncio.IncompleteReadError as cut:
+                    if may_close and found and not cut.partial:
+                        return found
+                    raise
                 length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
                 found.append((int(head.split()[1]), await reader.readexactly(length)))
                 if b"connection: close" in head:
@@ -221,7 +229,7 @@ async def test_a_caller_without_a_key_cannot_touch_anothers_request_behind_nginx
         async with httpx2.AsyncClient(base_url=proxy.url, timeout=30.0) as victim:
             for padding in (0, 100, 40_000, 65_500, 100_000, 200_000):
                 smuggled = b"\r\n" * (padding // 2) + b"GET /docs HTTP/1.1\r\nhost: localhost\r\nx-ignore: "
-                found = await _answers(proxy.url, _post(smuggled))
+                found = await _answers(proxy.url, _post(smuggled), may_close=True)
                 assert [status for status, _ in found] == [401]
                 for _ in range(3):
                     answer = await victim.get("/v1/models", headers={"authorization": f"Bearer {key}"})
