@@ -27,10 +27,10 @@ serve: $(READY)  ## gateway, worker and a mock model in one process on port 8000
 # With byte code: a machine that forbids it would compile Penstock again for each process that a test starts.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
-test: $(READY)  ## all tests, in five minutes; ARGS goes to pytest
+test: $(READY)  ## all tests, some ten minutes on two cores; ARGS goes to pytest
 	$(PYTEST) $(ARGS)
 
-test-fast: $(READY)  ## those that start no server and no process, in one minute
+test-fast: $(READY)  ## those that start no server and no process, in two minutes
 	$(PYTEST) -m 'not real and not long' tests/unit tests/contract tests/simulation $(ARGS)
 
 MODELS = $(MAKE) VENV=.venv-models EXTRAS=dev,transformers
