@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError
+from penstock.errors import DeadlineExceeded, InvalidRequest, Overloaded, PenstockError, StoreUnavailable
 from penstock.event import Done, Event, Failed, Tokens
 from penstock.gateway.pool import PoolView
 from penstock.gateway.relay.keeper import Keeper
@@ -86,7 +86,12 @@ class Relay:
         reader = self.read(stream)
         try:
             with self._table.hold(stream):
-                await self._store.submit(job, self.gateway_id, self._max_depth, share=self._share)
+                try:
+                    await self._store.submit(job, self.gateway_id, self._max_depth, share=self._share)
+                except StoreUnavailable:
+                    if stream.end is None:
+                        raise
+                    # Its whole answer is here already, and counted: only the reply to the submit was lost.
         except BaseException as error:
             if not isinstance(error, Overloaded):  # its outcome is unknown: it may be queued without a reader
                 self._repairer.spawn(self._let_go(stream))

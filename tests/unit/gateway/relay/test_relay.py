@@ -449,7 +449,7 @@ async def test_a_stream_to_resume_waits_for_a_while(rig: Rig) -> None:
     again = rig.relay.read(stream)
     assert again.fresh() == (0, ["a"])
     rig.relay.leave(again, is_delivered=False)
-    await wait_until(lambda: len(rig.relay) == 0, "nobody came back within the window")
+    await wait_until(lambda: len(rig.relay) == 0, "no client came back within the window")
     await rig.relay.drain()
     renewal = await rig.transport.renew(WORKER, [claim.job.id])
     assert renewal.cancelled == {claim.job.id: "client"}
@@ -833,6 +833,28 @@ async def test_a_submit_of_unknown_outcome_leaves_no_gauge_behind(rig: Rig) -> N
         await rig.relay.open(Job(id="g1.lost", model="mock", prompt="x"), meter)
     assert meters._series["mock"].num_running == 0
     assert b'outcome="cancelled"' not in meters.render()[0], "a refusal is counted where it is made; no client has left"
+
+
+async def test_a_request_that_ends_before_a_lost_reply_to_its_submit_is_answered_and_counted_once(rig: Rig) -> None:
+    meters = Metrics(models=["mock"])
+    submit = rig.transport.submit
+
+    async def lost(*args: Any, **kwargs: Any) -> int:
+        await submit(*args, **kwargs)
+        claim = await rig.claim()
+        await rig.tokens(claim, 0, "a")
+        await rig.done(claim, 1)
+        raise StoreUnavailable("the reply was lost")
+
+    rig.transport.submit = lost  # type: ignore[method-assign]
+    reader = await rig.relay.open(Job(id="g1.lost", model="mock", prompt="x"), meters.meter("mock", "/v1/generate"))
+    assert reader.fresh() == (0, ["a"])
+    assert isinstance(reader.stream.end, Done)
+    assert len(rig.relay) == 1, "it is held until its reader leaves"
+    rig.relay.leave(reader, is_delivered=True)
+    assert len(rig.relay) == 0
+    counted = [line for line in meters.render()[0].decode().splitlines() if line.startswith("penstock_requests_total{")]
+    assert [line.rpartition(" ")[2] for line in counted if 'outcome="ok"' in line] == ["1.0"]
 
 
 async def test_a_running_request_past_its_deadline_ends_without_a_worker(
