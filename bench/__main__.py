@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
             generator=asked.loadgen,
         )
         found["rounds"].append(seen)
-    if asked.loadgen:  # the probes are what they are whoever makes the load
+    if asked.loadgen:  # the probes do not depend on the load generator
         found["goals"] = judge(found["rounds"], [goal for goal in GOALS if goal.row in "abcdeh"])
     else:
         found["goals"] = judge(found["rounds"])

@@ -159,7 +159,7 @@ def cold_start() -> float:
 
 
 def idle(stack: Stack, seconds: float) -> dict[str, Any]:
-    """What a stack costs that nobody asks, Redis included."""
+    """The cost of a stack without requests, Redis included."""
     before, begun_at = stack.cpu_s(), time.monotonic()
     time.sleep(seconds)
     share = (stack.cpu_s() - before) / (time.monotonic() - begun_at)

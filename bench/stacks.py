@@ -106,7 +106,7 @@ class Stack:
         return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("penstock_open_streams"))
 
     def answer(self) -> int:
-        """The status of one small request; 0 when nobody listens."""
+        """The status of one small request; 0 if no program listens."""
         body = b'{"prompt": "Hello", "max_tokens": 1}'
         lines = ["POST /v1/generate HTTP/1.1", "host: localhost", "content-type: application/json", "connection: close"]
         head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])

@@ -1,7 +1,7 @@
 """What closing the batch window early costs and earns: `python -m bench.window`, some three minutes.
 
-Three ways, each on a real Redis: the whole window; closing it when nobody has come for a quarter of it (what Penstock
-does); closing it at once where the mean gap between arrivals says that nobody will come. The last lives only here.
+Three ways, each on a real Redis: the whole window; closing it after a quarter of it without an arrival (what Penstock
+does); closing it at once where the mean gap between arrivals predicts no arrival. The last lives only here.
 Writes bench/results/window-<date>.json and its table in bench/README.md.
 """
 

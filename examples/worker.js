@@ -38,7 +38,7 @@ class Redis {
   ask(words) {
     return new Promise((resolve, reject) => {
       const socket = this.socket;
-      const timer = setTimeout(() => { socket.destroy(); this.lose(socket); }, this.timeoutMs); // never wait for ever
+      const timer = setTimeout(() => { socket.destroy(); this.lose(socket); }, this.timeoutMs); // no wait without end
       this.waiting.push({ resolve, reject, timer });
       socket.write(`*${words.length}\r\n` + words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join(""));
     });

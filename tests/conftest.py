@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # ── tests that measure run alone ─────────────────────────────────────────────────────────────────────────────────────
 # Of several processes (-n 4) all hold a shared lock while they run a test; for one marked `alone` it is exclusive.
-# Before it, each passes a gate, which an exclusive one keeps while it waits, or it would wait for ever.
+# Before it, each passes a gate, which an exclusive one keeps while it waits, so that no new one overtakes it.
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ def _entries(entries: list[Entry]) -> list[str]:
 
 
 async def _settled(plant: Plant, within_s: float) -> list[str]:
-    """Nothing waits, nobody holds anything, and every request that the store knows is done."""
+    """The queue and all lists are empty, and every request that the store knows is done."""
     deadline = time.monotonic() + within_s
     while True:
         waiting = await plant.ask("LRANGE", QUEUE, 0, -1)
@@ -206,7 +206,7 @@ async def _use(plant: Plant) -> list[str]:
 
 
 def _said(members: list[Member]) -> list[str]:
-    """Nobody had to log an exception, and nobody ended who should not have."""
+    """No process logged an exception, and none ended that should not have."""
     found = []
     for member in members:
         if member.is_survivor and not member.is_alive:

@@ -101,7 +101,7 @@ class Entry:
             self.mark(now)
         self.outcome, self.code, self.ended_at = outcome, code, now
         if outcome == "done" and code not in ("length", "stop"):
-            self.faults.append(f"finished with {code!r}, which nobody asked for")
+            self.faults.append(f"finished with {code!r}, without a request for it")
         if outcome == "done" and len(self.tokens) != self.max_tokens:
             self.faults.append(f"done with {len(self.tokens)} of {self.max_tokens} tokens")
         if self.is_stream and not self.num_lost and (broken := verify_chain(self.tokens)) is not None:

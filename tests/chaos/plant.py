@@ -105,7 +105,7 @@ class Member:
             os.kill(self.pids()[-1], number)
 
     def kill(self) -> None:
-        """SIGKILL, the supervisor with it, so that nobody is left to tell."""
+        """SIGKILL, the supervisor with it, so that no process is left to report it."""
         self.is_survivor = False
         self.was_killed = self.was_touched = True
         for pid in self.pids():
@@ -270,7 +270,7 @@ class Plant:
         self.server = await asyncio.to_thread(self._serve, before.directory)
 
     async def stop_server(self, for_s: float) -> None:
-        """SIGSTOP: it holds every connection and answers nobody."""
+        """SIGSTOP: it holds every connection and answers none."""
         os.kill(self.server.pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(for_s)

@@ -71,7 +71,7 @@ async def rights(run: Run) -> None:
             names = list(RIGHTS)
 
 
-@scenario(Target(says="nobody else's request fails; ≤ 6 s", max_ms=6000), seconds=45)
+@scenario(Target(says="no other request fails; ≤ 6 s", max_ms=6000), seconds=45)
 async def planted(run: Run) -> None:
     """Keys of every wrong type in place of the pool's own, ids that are no ids, and requests that cannot be read."""
     await run.build(workers=2, gateways=2, habits=HABITS)

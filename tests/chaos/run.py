@@ -20,7 +20,7 @@ from tests.chaos.plant import Member, Plant
 
 MODEL = "mock=mock:step_ms=40,chain=true"
 # Clients come one by one, so batches are small and many. A worker's supervisor only where it matters: it tells of its
-# child's death at once, and most scenarios are about what happens when nobody tells.
+# child's death at once, and most scenarios are about a death that no process reports.
 USUAL = ("--max-batches", "128", "--max-batch-size", "4", "--no-supervised")
 END_WITHIN_S = 60.0
 NEAR_S = 0.1  # a pause begins with the last token before its fault
@@ -166,7 +166,7 @@ class Run:
 
     def _pauses_of_one(self, target: Target, bound_ms: float) -> list[float]:
         """The pauses, ms, that `bound_ms` is for: that of one fault. A longer one in which a second fault fell, which
-        hit whoever had just taken the work up, is told apart."""
+        hit the process that had just taken the work over, is kept apart."""
         hit = self._interrupted(target)
         twice = [
             entry.longest_pause_s * 1000
@@ -231,7 +231,7 @@ class Run:
         )
 
     def story(self) -> list[dict[str, Any]]:
-        """Every request that is part of a problem, and the slowest, without tokens, for whoever looks into it."""
+        """Every request that is part of a problem, and the slowest, without tokens, to look into it."""
         begun = min((entry.sent_at for entry in self.load.entries), default=0.0)
         story: list[dict[str, Any]] = [{"fault_at": round(at - begun, 3)} for at in self.faults_at]
         slowest = sorted(self.load.entries, key=lambda entry: -entry.longest_pause_s)[:20]

@@ -215,7 +215,7 @@ async def rolling_restart(run: Run) -> None:
             if kind == "gateway":
                 run.plant.gateways.append(new)
             run.plant.forget(old)
-            await asyncio.sleep(0.1)  # as a load balancer would: first nobody new, then the signal
+            await asyncio.sleep(0.1)  # as a load balancer would: first no new requests, then the signal
             run.inject(f"SIGTERM {kind}")
             status = await old.stop()
             run.check(status == 0, f"{old.name} ended with {status}")

@@ -37,7 +37,7 @@ def _check_what_is_left(store: RedisStore) -> None:
     for client in store.clients or (redis_client(store.url, decode_responses=True),):
         with client:
             left = [key for key in client.scan_iter() if client.pttl(key) == -1 and "}:worker:" not in key]
-        assert left == [], "these keys would stay for ever"
+        assert left == [], "these keys do not expire"
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ async def test_a_worker_that_redis_has_lost_is_not_a_death(real: RedisStore, cli
 
 
 async def test_a_gap_in_the_pulse_is_an_amnesty_before_it_is_written(real: RedisStore, client: redis.Redis) -> None:
-    """No lease could be renewed for a while, as a right was taken away: whoever asks first takes nobody for dead."""
+    """No lease could be renewed for a while, as a right was taken away: the worker that asks first counts no death."""
     transport = await real.transport()
     job, waiting = await _running(transport), new_job()
     await transport.submit(waiting, "g1", 0)
@@ -103,7 +103,7 @@ async def test_leases_that_another_program_overwrote_begin_an_amnesty(real: Redi
 
 
 async def test_a_worker_that_redis_lost_long_ago_is_dead(real: RedisStore, client: redis.Redis) -> None:
-    """Its list was reaped, the id waited in the queue until nobody knew the worker any more: that is a death."""
+    """Its list was reaped, the id waited in the queue until the worker was no longer known: that is a death."""
     transport = await real.transport()
     job = await _running(transport)
     client.hset("{inference:queue}:clock", mapping={"pulse": int(time.time() * 1000) + 60_000, "amnesty": 0})

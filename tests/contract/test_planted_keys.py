@@ -281,7 +281,7 @@ async def test_a_clock_of_garbage_is_repaired(real: RedisStore, client: redis.Re
     await again(lambda: transport.renew(new_worker("w2"), []))
     await transport.overview()
 
-    async def is_dead() -> bool:  # nobody is spared for ever
+    async def is_dead() -> bool:  # a suspect is not spared without end
         await transport.tick("g1")
         return not (await transport.tick("g1")).workers
 

@@ -1,4 +1,4 @@
-"""The Redis transport's connections: cut, refused, late, or not there yet; and answers that nobody waits for."""
+"""The Redis transport's connections: cut, refused, late, or not there yet; and answers that no task waits for."""
 
 from __future__ import annotations
 

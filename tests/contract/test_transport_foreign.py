@@ -95,7 +95,7 @@ ENDS_THAT_ARE_NONE = {
 
 @pytest.mark.parametrize("what", ENDS_THAT_ARE_NONE)
 async def test_an_unreadable_end_is_an_error_for_every_reader(real: RedisStore, client: redis.Redis, what: str) -> None:
-    """Also for one that comes later: nothing is to follow, so it would wait for ever."""
+    """Also for one that comes later: no other one follows, so its wait would not end."""
     transport = await real.transport()
     async with asked(transport) as (_, reader, attempt):
         job_id = reader.stream.job.id

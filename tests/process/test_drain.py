@@ -40,7 +40,7 @@ async def test_a_worker_that_stops_hands_back_and_its_clients_see_no_error(redis
         assert {(answer.end, len(answer.tokens)) for answer in answers} == {("done", 60)}
         assert answers[0].text == expected.json()["text"]
         assert len({event_id.rpartition("-")[0] for answer in answers for event_id in answer.ids}) > 40, (
-            "nobody was handed over: the test proves nothing"
+            "no request was handed over: the test proves nothing"
         )
 
 

@@ -156,7 +156,7 @@ async def test_ids_of_clients_never_become_ours(url: str) -> None:
 
 
 async def test_prompts_are_never_logged(fleet: Site, url: str) -> None:
-    secret = "the-prompt-that-nobody-logs"
+    secret = "the-prompt-that-no-log-shows"
     answer = httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 2})
     assert answer.status_code == 200
     assert httpx2.post(f"{url}/v1/generate", json={"prompt": secret, "max_tokens": 0}).status_code == 400

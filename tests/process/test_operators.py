@@ -144,9 +144,9 @@ def test_only_administrators_keys_get_in(tmp_path: Path) -> None:
     with site() as fleet:
         fleet.serve("--api-keys-file", str(path))
         url = fleet.gateways[0]
-        nobody = _command("ps", "--once", "--url", url)
-        assert nobody.returncode == 1
-        assert "PENSTOCK_API_KEY" in nobody.stderr
+        without_key = _command("ps", "--once", "--url", url)
+        assert without_key.returncode == 1
+        assert "PENSTOCK_API_KEY" in without_key.stderr
         refused = _command("ps", "--once", "--url", url, PENSTOCK_API_KEY=plain)
         assert refused.returncode == 1
         assert "administrator" in refused.stderr

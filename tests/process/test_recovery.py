@@ -1,4 +1,4 @@
-"""Rows of the catalogue of failures, each with real processes: what dies, and that nobody's tokens suffer."""
+"""Rows of the catalogue of failures, each with real processes: what dies, and that every client gets its tokens."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _attempts(answers: list[reading.Answer]) -> int:
 
 
 async def _balanced(server: Server) -> None:
-    """Nothing waits, nothing is held, and nothing lives for ever."""
+    """The queue and the workers' lists are empty, and every key expires."""
     client = redis_client(server.url)
     try:
 

@@ -290,7 +290,7 @@ async def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> N
             async def is_refused() -> bool:
                 answer = await reading.whole(http, url, prompt="in a hurry", max_tokens=1, timeout_s=1)
                 if answer.status_code in (200, 504):
-                    return False  # nobody waited yet, or no rate was known
+                    return False  # no request waited yet, or no rate was known
                 assert (answer.status_code, answer.json()["error"]["code"]) == (429, "deadline_unreachable")
                 assert answer.json()["error"]["param"] == "timeout_s"
                 assert int(answer.headers["retry-after"]) >= 1

@@ -84,7 +84,7 @@ async def _serves(http: httpx2.AsyncClient, url: str) -> None:
 
 
 async def _balanced(clients: list[redis.Redis]) -> None:
-    """Nothing waits, nothing is held, and nothing lives for ever."""
+    """The queue and the workers' lists are empty, and every key expires."""
 
     def held() -> list[str]:
         return [
@@ -218,7 +218,7 @@ def on_server(server: Server) -> Iterator[Site]:
 
 
 async def test_a_master_that_is_none_for_a_while(on_server: Site, http: httpx2.AsyncClient, server: Server) -> None:
-    """READONLY for two seconds: nothing is lost, and nobody is told but by a pause."""
+    """READONLY for two seconds: nothing is lost, and a client sees a pause only."""
     url = on_server.gateways[0]
     with redis.Redis(port=server.port, decode_responses=True) as client:
 

@@ -66,7 +66,7 @@ def test_a_release_is_rolled_out_process_by_process(redis_url: str, tmp_path: Pa
         assert ask(built.gateways[0]).status_code == 200
         new_worker = built.worker(*FAST, env=newer)  # it can do more, and still comes in
         built.gateway(env=newer)
-        for _ in range(4):  # jobs of both versions, whoever takes them first
+        for _ in range(4):  # jobs of both versions, whichever worker takes them first
             for url in built.gateways:
                 answer = ask(url, temperature=0.5)
                 assert answer.status_code == 200, answer.text

@@ -135,7 +135,7 @@ class Client:
             self.world.violate(f"{self.name} has {len(self.tokens)} tokens and is sent number {first}")
         for token in tokens:
             fault = fault_of(self.job_id, len(self.tokens), self.tokens[-1] if self.tokens else None, token)
-            # docs/reliability.md, what is not promised: data lost while nobody held what this client has had.
+            # docs/reliability.md, what is not promised: data lost while no gateway held what this client has had.
             is_promised = not self.world.has_lost_data or not (self.is_shared or self.has_lost_gateway)
             if fault is not None and is_promised:
                 self.world.violate(f"{self.name} reads: {fault}")

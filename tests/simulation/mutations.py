@@ -136,7 +136,7 @@ def a_repeated_claim_is_a_death(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_duplicate_steals(patch: pytest.MonkeyPatch) -> None:
-    """7: a second copy of an id takes the job from whoever runs it, and that counts as a death."""
+    """7: a second copy of an id takes the job from the worker that runs it, and that counts as a death."""
     patch.setattr(MemoryTransport, "_is_held", lambda self, holder, job_id: False, raising=False)
     claim_one = MemoryTransport._claim_one
 
@@ -151,12 +151,12 @@ def a_duplicate_steals(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_lost_id_stays_lost(patch: pytest.MonkeyPatch) -> None:
-    """8: nobody pushes again what is in no list."""
+    """8: no gateway pushes again an id that is in no list."""
     patch.setattr(Patience, "is_stranded", lambda self, stream, record: False)
 
 
 def only_queued_jobs_are_looked_for(patch: pytest.MonkeyPatch) -> None:
-    """8: a job that runs at a worker that is not there waits for ever."""
+    """8: a job that runs at a worker that is not there waits without end."""
     is_stranded = Patience.is_stranded
 
     def judge(self: Patience, stream: RelayStream, record: Record) -> bool:

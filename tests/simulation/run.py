@@ -163,7 +163,7 @@ class Run:
             try:
                 self.loop.run_until_complete(self._main())
             except Stuck:
-                self.violate("everything waits, for ever")
+                self.violate("everything waits without end")
             finally:
                 self.loop.run_until_complete(self._unwind())
                 self.loop.close()

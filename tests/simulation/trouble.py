@@ -101,7 +101,7 @@ class Trouble:
         self.run.note("plan", kind if snapshot is not None else "flush")
         self.run.store.load(snapshot if snapshot is not None else Snapshot())
         self.went_back = self.went_back or snapshot is not None
-        if snapshot is not None:  # a restart: nobody's connection outlives it
+        if snapshot is not None:  # a restart: no connection outlives it
             self.run.epoch += 1
             self.cut_all()
 

@@ -130,7 +130,7 @@ class Wire:
                 await asyncio.sleep(0.05)
 
     async def wait(self, worker_id: str, timeout_s: float) -> str | None:
-        """The blocking pop: at the server it goes on though nobody waits for it any more."""
+        """The blocking pop: at the server it continues although no client waits for it any more."""
         site = self.site
         await self._turn("wait")
         if site.is_away or site.rng.random() < site.faults.lost_request:

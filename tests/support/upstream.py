@@ -24,7 +24,7 @@ Kind = Literal[
     "flat_error",  # 400, the envelope's fields at the top, as some engines have it
     "hang",  # takes the request and never answers
     "hang_after",  # =N tokens, then silence
-    "comments_after",  # =N tokens, then comments for ever
+    "comments_after",  # =N tokens, then comments without end
     "drop",  # hangs up instead of answering
     "cut_after",  # =N tokens, then the connection breaks
     "end_after",  # =N tokens, then a clean end without finish_reason and [DONE]
@@ -109,7 +109,7 @@ class Upstream:
         await self.stop()
 
     async def stop(self) -> None:
-        """Nobody listens any more, and every connection breaks."""
+        """The port is closed, and every connection breaks."""
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

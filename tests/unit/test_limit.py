@@ -75,7 +75,7 @@ async def test_between_two_blocks_nothing_is_cut_off(timers: list[asyncio.TimerH
     limit = Limit(time.monotonic() + 0.01)
     with limit:
         await asyncio.sleep(0)
-    await wait_until(lambda: time.monotonic() > timers[0].when() + 0.01, "the limit passes while nobody is inside")
+    await wait_until(lambda: time.monotonic() > timers[0].when() + 0.01, "the limit passes while no block is entered")
     limit.until = time.monotonic() + 30.0
     with limit:
         await asyncio.sleep(0)

@@ -392,7 +392,7 @@ def test_ps_waits_for_a_gateway_that_is_started_again() -> None:
 
 
 async def test_a_gateway_whose_ticker_dies_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up and answering nobody is the worst of all: readiness fails, and what is open ends in an error."""
+    """Up but without answers is the worst case: readiness fails, and open requests end in an error."""
     site = Site()
 
     async def bug(gateway_id: str) -> Pool:

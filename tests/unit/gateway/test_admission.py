@@ -88,7 +88,7 @@ async def test_work_is_counted_while_the_store_is_away() -> None:
     ("peer", "forwarded", "address"),
     [
         ("203.0.113.7", None, "203.0.113.7"),
-        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),  # nobody of ours says so
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),  # no proxy of ours wrote it
         ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
         ("10.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1"),  # what the client itself wrote stands to the left
         ("10.0.0.1", "6.6.6.6, 198.51.100.1, 10.0.0.2", "198.51.100.1"),
@@ -272,7 +272,7 @@ def test_the_drain_rate_counts_times_with_a_waiting_request_only() -> None:
     rate.observe(10, 90, 1.0)
     assert rate.per_s == 10.0
     rate.observe(20, 0, 2.0)
-    for second in range(3, 60):  # nobody waits: idleness is no slowness
+    for second in range(3, 60):  # the queue is empty: idle does not mean slow
         rate.observe(20, 0, float(second))
     assert rate.per_s == 10.0
     rate.observe(0, 5, 60.0)  # the store has forgotten its counts

@@ -292,7 +292,7 @@ def request_of(
         for message in pending:
             return message
         await (hang or asyncio.Event()).wait()
-        raise AssertionError("nobody may read on")
+        raise AssertionError("the body must not be read further")
 
     raw = [(name.encode(), value.encode()) for name, value in given.items()]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)

@@ -325,7 +325,7 @@ def test_without_its_parent_a_child_prints_a_message_and_ends_with_1() -> None:
 
 
 def test_a_line_for_a_parent_that_is_gone_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    send_to_parent("there is no parent")
+    send_to_parent("without a parent")
     child_pipe, parent_pipe = os.pipe()
     os.close(child_pipe)
     monkeypatch.setattr("penstock.processes.child._parent_pipe", parent_pipe)

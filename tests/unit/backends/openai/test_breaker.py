@@ -43,7 +43,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if how == "ok":
             self.breaker.succeeded()
             assert self.breaker.may_begin(self.now)
-            self.open, self.num_failures = [False] * len(self.open), 0  # nobody is on trial any more
+            self.open, self.num_failures = [False] * len(self.open), 0  # no replica is on trial any more
         elif how == "failed":
             was_open, until = self.breaker.is_open, self.breaker.until
             self.breaker.failed(self.now, is_trial)

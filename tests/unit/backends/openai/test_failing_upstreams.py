@@ -223,7 +223,7 @@ async def test_an_engine_that_starts_late_or_restarts_costs_no_answer() -> None:
 
 
 async def test_half_open_sockets_are_noticed() -> None:
-    """A listener whose backlog takes connections that nobody ever reads."""
+    """A listener whose backlog takes connections that are never read."""
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(8)

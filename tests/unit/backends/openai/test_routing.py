@@ -289,7 +289,7 @@ def test_a_trip_ends_in_time_and_waits_only_for_what_comes(
 ) -> None:
     for tier in tiers:
         for replica in tier.replicas:
-            replica.num_open = 0  # nobody else is here, so no wait is for ever
+            replica.num_open = 0  # the only user: no wait is endless
     one, now, costly = plan(tiers, deadline_at=deadline), 0.0, Counter[int]()
     for _ in range(2000):
         try:

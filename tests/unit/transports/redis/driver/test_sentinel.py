@@ -17,7 +17,7 @@ from penstock.transports.redis.driver.sentinel import Sentinels
 @pytest.fixture
 async def sentinels() -> Sentinels:
     made = Sentinels(parse("redis+sentinel://dead:1,alive:2/front"), NoMetrics(), lambda endpoint: None)
-    made._watching = asyncio.create_task(asyncio.sleep(0))  # no subscription: there is no server
+    made._watching = asyncio.create_task(asyncio.sleep(0))  # instead of a subscription, which would need a server
     return made
 
 
