@@ -17,7 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from penstock.backends.mock.text import verify_chain
 from penstock.callers.keys import create_key
 from tests.support import reading
-from tests.support.programs import Site, site
+from tests.support.programs import Site, altered, site
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -122,7 +122,7 @@ def test_a_conversation_continues_without_the_old_instructions(client: OpenAI) -
     ]
     assert client.responses.create(input=by_hand, **asked).output_text == second.output_text
     with pytest.raises(openai.NotFoundError) as forgotten:
-        client.responses.create(input="x", previous_response_id=first.id[:-1] + "0", **asked)
+        client.responses.create(input="x", previous_response_id=altered(first.id), **asked)
     assert forgotten.value.param == "previous_response_id"
     running = client.responses.create(model="slow", input="x", background=True, max_output_tokens=5000)
     with pytest.raises(openai.BadRequestError) as unfinished:

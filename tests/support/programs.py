@@ -192,3 +192,8 @@ def site(redis_url: str | None = None) -> Iterator[Site]:
         raise
     finally:
         built.stop()
+
+
+def altered(name: str) -> str:
+    """A key or an id that a site does not have: `name` with another last character."""
+    return name[:-1] + ("1" if name[-1] == "0" else "0")
