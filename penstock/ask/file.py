@@ -142,6 +142,8 @@ def _prompt(line: str, defaults: Mapping[str, Any]) -> Prompt:
         raise ValueError(f"{form}; this one is not JSON ({error})") from error
     if not isinstance(data, dict) or ("prompt" in data) == ("messages" in data):
         raise ValueError(form)
+    if not isinstance(data.get("prompt", ""), str):
+        raise ValueError("'prompt' must be text")
     if not isinstance(data.get("messages", []), list):
         raise ValueError("'messages' must be a list")
     if strange := sorted(set(data) - {"id", "prompt", "messages", *FIELDS}):

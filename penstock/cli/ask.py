@@ -24,7 +24,18 @@ from rich.text import Text
 from penstock.ask import Asker, AskOutcome, Prompt, Summary, ask_file
 from penstock.cli.asides import Asides
 from penstock.cli.flags import FAILED, INTERRUPTED, exit_with, explain, print_error
-from penstock.cli.options import DEFAULT_URL, ApiKey, MaxTokens, Model, Seed, Stop, Temperature, Timeout, TopP, Url
+from penstock.cli.options import (
+    DEFAULT_URL,
+    ApiKey,
+    MaxTokens,
+    Model,
+    Seed,
+    StopStrings,
+    Temperature,
+    Timeout,
+    TopP,
+    Url,
+)
 from penstock.cli.terminal import console, echo
 from penstock.errors import ConfigError
 
@@ -42,7 +53,7 @@ def ask(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
-    stop: Stop = None,
+    stop: StopStrings = None,
     seed: Seed = None,
     timeout: Timeout = None,
     file: Annotated[
@@ -80,6 +91,8 @@ def ask(
     body = {name: value for name, value in sampling.items() if value is not None}
     if file is not None and words:
         raise ConfigError("either a question or --file, not both")
+    if file is not None and out == Path("-"):  # a run reads from it what was answered before
+        raise ConfigError("--out must be a file, not stdout: the same command continues from it")
     if file is not None:
         asker = Asker(url, api_key, max_connections=concurrency)
         return _run(_ask_file(asker, file, out, concurrency, body), f"stopped; the same command continues from {out}")

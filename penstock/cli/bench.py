@@ -33,7 +33,7 @@ def _option(panel: str | None, metavar: str, text: str, **more: Any) -> Any:
 
 
 Api = Annotated[API, _option(None, "|".join(PATHS), "generate is Penstock's own API, the others are OpenAI's.")]
-Model = Annotated[str | None, _option(None, "NAME", "Model. Default: the first one that the server serves.")]
+LoadModel = Annotated[str | None, _option(None, "NAME", "Model. Default: the first one that the server serves.")]
 Concurrency = Annotated[
     int | None,
     _option(
@@ -62,7 +62,7 @@ Preconnect = Annotated[
     ),
 ]
 Processes = Annotated[int, _option(_LOAD, "N", "Processes that generate the load.", min=1, max=64)]
-Seed = Annotated[int, _option(_LOAD, "N", "Seed of the random prompts and arrivals.")]
+LoadSeed = Annotated[int, _option(_LOAD, "N", "Seed of the random prompts and arrivals.")]
 InputTokens = Annotated[int, _option(_PROMPTS, "N", "Words in a generated prompt.", min=1, max=1_000_000)]
 OutputTokens = Annotated[int, _option(_PROMPTS, "N", "max_tokens of a request.", min=1, max=1_000_000)]
 Prompts = Annotated[Path | None, _option(_PROMPTS, "FILE", "Prompts from a JSONL file, as for `ask --file`.")]
@@ -71,7 +71,7 @@ Stream = Annotated[
     bool, typer.Option("--stream/--no-stream", help="Ask for streams or for whole answers.", rich_help_panel=_PROMPTS)
 ]
 Slo = Annotated[str, _option(_JUDGE, "LIMITS", "Goodput: count the requests within ttft=…ms,itl=…ms,gap=…ms,e2e=…s.")]
-Timeout = Annotated[float, _option(_JUDGE, "SECONDS", "An answer that takes longer has failed.", min=0.1)]
+AnswerTimeout = Annotated[float, _option(_JUDGE, "SECONDS", "An answer that takes longer has failed.", min=0.1)]
 AsJson = Annotated[bool, json_option(_OUT)]
 Html = Annotated[Path | None, _option(_OUT, "FILE", "Write a page with charts to this file.")]
 
@@ -81,7 +81,7 @@ def bench(
     url: OneUrl = DEFAULT_URL,
     api: Api = "generate",
     api_key: ApiKey = None,
-    model: Model = None,
+    model: LoadModel = None,
     concurrency: Concurrency = None,
     rate: Rate = 0.0,
     duration: Duration = None,
@@ -90,14 +90,14 @@ def bench(
     ramp: Ramp = None,
     preconnect: Preconnect = True,
     processes: Processes = 1,
-    seed: Seed = 0,
+    seed: LoadSeed = 0,
     input_tokens: InputTokens = 32,
     output_tokens: OutputTokens = 64,
     prompts: Prompts = None,
     extra: Extra = None,
     stream: Stream = True,
     slo: Slo = "",
-    timeout: Timeout = 60.0,
+    timeout: AnswerTimeout = 60.0,
     as_json: AsJson = False,
     html: Html = None,
 ) -> int:

@@ -15,7 +15,7 @@ from penstock.cli.help import Group
 from penstock.errors import ConfigError, PenstockError, Unauthorized
 from penstock.log_format import printable
 from penstock.processes.child import is_child
-from penstock.settings import About, Command, Settings, load_settings
+from penstock.settings import About, CommandName, Settings, load_settings
 from penstock.settings.about import default_text, env_name, flag_name, is_secret, negated
 from penstock.settings.declaration import sections
 
@@ -72,7 +72,7 @@ def exit_with(run: Callable[P, int]) -> Callable[P, None]:
     return command
 
 
-def with_settings(*commands: Command) -> Callable[[Callable[Concatenate[Settings, P], int]], Callable[..., None]]:
+def with_settings(*commands: CommandName) -> Callable[[Callable[Concatenate[Settings, P], int]], Callable[..., None]]:
     """A command of effective settings: gives it `--config` and a flag for each setting of `commands`."""
     names = [name for name, info in Settings.model_fields.items() if set(About.of(info).on) & set(commands)]
 

@@ -9,8 +9,8 @@ import typer
 from penstock.client.route import DEFAULT_URL
 
 __all__ = [
-    "DEFAULT_URL", "ApiKey", "AsJson", "MaxTokens", "Model", "OneUrl", "Seed", "Stop", "Temperature", "Timeout", "TopP",
-    "Url", "json_option",
+    "DEFAULT_URL", "ApiKey", "AsJson", "MaxTokens", "Model", "OneUrl", "Seed", "StopStrings", "Temperature", "Timeout",
+    "TopP", "Url", "json_option",
 ]  # fmt: skip
 
 
@@ -49,6 +49,6 @@ TopP = Annotated[
     float | None,
     _sampling("NUMBER", "Sample from the likeliest tokens, up to this sum of probabilities. Default: the backend's."),
 ]
-Stop = Annotated[list[str] | None, _sampling("TEXT", "End the answer at this text. Repeat for more.")]
+StopStrings = Annotated[list[str] | None, _sampling("TEXT", "End the answer at this text. Repeat for more.")]
 Seed = Annotated[int | None, _sampling("N", "The same seed repeats the answer, where the backend can.")]
 Timeout = Annotated[float | None, _sampling("SECONDS", "Deadline of a question.")]

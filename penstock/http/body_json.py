@@ -24,7 +24,7 @@ MAX_KEYS = 1000
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
 MAX_SHOWN_NAME = 64
 
-Model = TypeVar("Model", bound=BaseModel)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +216,7 @@ def _text_problem(text: str) -> str:
 # ── fields ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def validate(model: type[Model], data: dict[str, Any]) -> Model:
+def validate(model: type[Form], data: dict[str, Any]) -> Form:
     """An instance of `model`, or one `InvalidRequest` whose `param` is the dotted name of the field at fault."""
     known = _fields_of(model)
     if not known.issuperset(data):  # one error instead of one for each

@@ -11,10 +11,10 @@ from pydantic.fields import FieldInfo
 
 from penstock.settings.models import ModelSpec, format_models
 
-Command = Literal["serve", "gateway", "worker"]
+CommandName = Literal["serve", "gateway", "worker"]
 
 PREFIX = "PENSTOCK_"
-EVERY: tuple[Command, ...] = ("serve", "gateway", "worker")
+EVERY: tuple[CommandName, ...] = ("serve", "gateway", "worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class About:
     """
 
     says: str
-    on: tuple[Command, ...] = EVERY
+    on: tuple[CommandName, ...] = EVERY
     unit: str = ""
     allowed: str = ""
     default: str = ""

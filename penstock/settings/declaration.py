@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
 
-from penstock.settings.about import EVERY, About, Command, env_name, text_of
+from penstock.settings.about import EVERY, About, CommandName, env_name, text_of
 from penstock.settings.models import GRAMMAR, ModelSpec, masked, read_models
 
 Network = IPv4Network | IPv6Network
 
-EDGE: tuple[Command, ...] = ("serve", "gateway")
-ENGINE: tuple[Command, ...] = ("serve", "worker")
+EDGE: tuple[CommandName, ...] = ("serve", "gateway")
+ENGINE: tuple[CommandName, ...] = ("serve", "worker")
 
 DAY_S = 86_400.0
 

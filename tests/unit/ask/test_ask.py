@@ -278,6 +278,8 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
         ([{"prompt": "a", "messages": []}], "either"),
         ([{}], "either"),
         ([{"messages": "a"}], "line 1: 'messages' must be a list"),
+        ([{"prompt": "a"}, {"prompt": None}], "line 2: 'prompt' must be text"),
+        ([{"prompt": ["a"]}], "line 1: 'prompt' must be text"),
         ([{"prompt": "a", "max_token": 1}], "unknown field max_token"),
         ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}], "line 2: the id '1' is there twice"),
         ([{"prompt": "a", "id": [1]}], "an id is text"),

@@ -22,7 +22,7 @@ from penstock.callers.keys import KeyRing, read_keys
 from penstock.cli.app import app
 from penstock.cli.flags import exit_with, explain
 from penstock.errors import Unauthorized
-from penstock.settings import About, Command, Settings
+from penstock.settings import About, CommandName, Settings
 from penstock.settings.about import env_name, flag_name
 from penstock.settings.declaration import sections
 
@@ -52,7 +52,7 @@ def test_the_shell_can_complete_commands() -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "gateway", "worker"])
-def test_a_command_has_the_flags_of_its_settings_and_no_others(command: Command) -> None:
+def test_a_command_has_the_flags_of_its_settings_and_no_others(command: CommandName) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", run(command, "--help").output)  # typer decides at import whether it colours
     shown = set(re.findall(r"(--[a-z-]+)", plain.replace("…", "")))
     for name, info in Settings.model_fields.items():
@@ -295,6 +295,12 @@ def test_a_question_without_quotes_is_shown_with_them() -> None:
     asked = run("ask", "what", "is", "this")
     assert asked.exit_code == 2
     assert 'put the question in quotes: penstock ask "what is this"' in asked.stderr
+
+
+def test_answers_are_not_written_to_stdout_since_a_run_reads_its_own() -> None:
+    asked = run("ask", "--file", "prompts.jsonl", "--out", "-")
+    assert (asked.exit_code, asked.stdout) == (2, "")
+    assert "--out must be a file, not stdout" in asked.stderr
 
 
 @pytest.mark.parametrize("command", ["ask x", "ps", "doctor", "dead list", "cancel x"])
