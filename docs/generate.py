@@ -13,7 +13,9 @@ import msgspec
 
 from penstock import errors, metrics
 from penstock.api.hints import ALL, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Row
+from penstock.backends.openai.engines import ENGINES
 from penstock.event import Usage
+from penstock.extras import EXTRAS
 from penstock.fleet import Capabilities, WorkerInfo
 from penstock.job import Job, Message, Sampling
 from penstock.rich_token import Logprob, RichToken, ToolCall
@@ -51,10 +53,21 @@ def render_api() -> str:
     return _filled(page, "hints", "penstock/api/hints.py", _hints())
 
 
+def render_backends() -> str:
+    """`docs/backends.md` with its table of extras written anew."""
+    page = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    rows = ""
+    for name, engine in ENGINES.items():
+        if extras := [field for field in engine.accepts if field in EXTRAS]:
+            rows += f"| `{name}` | {', '.join(f'`{field}`' for field in extras)} |\n"
+    table = "| engine | extras |\n|---|---|\n" + rows
+    return _filled(page, "extras", "penstock/backends/openai/engines.py", table)
+
+
 def _hints() -> str:
     """Two tables: the hints, and the values that ask for nothing."""
-    hints = "".join(f"| `{row.path}` | {_apis(row)} |\n" for row in HINTS)
-    hints += "".join(f"| `{value}` in `include` | responses |\n" for value in INCLUDES)
+    hints = "".join(f"| `{row.path}` | {_apis(row)} | {f'`{row.extra}`' if row.extra else ''} |\n" for row in HINTS)
+    hints += "".join(f"| `{value}` in `include` | responses | |\n" for value in INCLUDES)
     nothing = "".join(
         f"| `{row.path}` | {', '.join(f'`{msgspec.json.encode(value).decode()}`' for value in row.values or ())} "
         f"| {_apis(row)} |\n"
@@ -62,7 +75,7 @@ def _hints() -> str:
     )
     tools = ", ".join(f"`{kind}`" for kind in PROVIDER_TOOLS)
     return (
-        f"| hint | APIs |\n|---|---|\n{hints}\n| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
+        f"| hint | APIs | passed on as |\n|---|---|---|\n{hints}\n| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
         f"Tools that are left out, by the beginning of their type: {tools}; and `custom`, except in messages.\n"
     )
 
@@ -168,6 +181,7 @@ def render_sync_client() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/api.md": render_api,
+    "docs/backends.md": render_backends,
     "docs/configuration.md": render_markdown,
     "docs/metrics.md": metrics.render_markdown,
     "docs/protocol.md": render_protocol,

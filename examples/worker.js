@@ -217,7 +217,8 @@ class Life {
       const { v, job: asked } = JSON.parse(text);
       if (v !== 1 || asked.id !== id) throw new Error();
       job.asked = asked;
-      const unable = Object.keys(asked.sampling || {}).find((name) => name !== "max_tokens" && !can.accepts.includes(name));
+      const { max_tokens, extras, ...sampling } = asked.sampling || {};
+      const unable = Object.keys({ ...sampling, ...extras }).find((name) => !can.accepts.includes(name));
       if (asked.model !== model) error = { code: "model_not_found", message: "This worker does not serve the model." };
       else if (unable) error = { code: "unsupported_parameter", message: `This worker does not support ${unable}.`, param: unable };
     } catch {

@@ -12,7 +12,7 @@ from msgspec import Struct
 class Capabilities(Struct, frozen=True, kw_only=True):
     """A backend's abilities for one model.
 
-    `accepts`: the optional fields of `Sampling` that it honours. `continuous`: jobs may join at any step, so there is
+    `accepts`: the optional fields of `Sampling` and the extras that it honours. `continuous`: jobs may join at any step, so there is
     no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it makes tokens, and
     vectors. `max_tokens`: its own limit, None for none.
     """

@@ -59,6 +59,9 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `logprobs`: number of alternatives at each token; 0 for the token's own log probability alone. `dimensions`: of an
     embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that accepts
     them must know their form.
+
+    `extras`: more fields by name, as the client gave them (`penstock/extras.py`), such as `ignore_eos`. Each name is
+    accepted or refused like a field of its own.
     """
 
     max_tokens: int = 256
@@ -79,16 +82,18 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     dimensions: int | None = None
+    extras: dict[str, Any] = {}
 
     def named(self) -> list[str]:
-        """The fields that the client set, except `max_tokens`, which every backend honours."""
+        """The fields that the client set, extras too, except `max_tokens`, which every backend honours."""
         values = _optional_values(self)
         if values == _NOTHING_NAMED:
-            return []
-        return [name for name, value in zip(OPTIONAL_FIELDS, values, strict=True) if value not in (None, ())]
+            return list(self.extras)
+        named = [name for name, value in zip(OPTIONAL_FIELDS, values, strict=True) if value not in (None, ())]
+        return [*named, *self.extras]
 
 
-OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name != "max_tokens")
+OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "extras"))
 _optional_values = attrgetter(*OPTIONAL_FIELDS)
 _NOTHING_NAMED = _optional_values(Sampling())
 

@@ -2,7 +2,8 @@
 
 Three kinds of rows: *hints* (to a cache, a meter, a user's own books), values that ask for nothing (the default of
 their field), and tools that only the provider of an API could run. They are taken out of the body before it is
-validated, so a request with them makes the same `Job` as one without. Every other field is honoured or refused.
+validated, so a request with them makes the same `Job` as one without; a few hints become extras where the model's
+backend accepts them. Every other field is honoured or refused.
 """
 
 from __future__ import annotations
@@ -25,22 +26,28 @@ TOOLED: tuple[Api, ...] = ("native", "chat", "responses", "messages")
 
 
 class Row(NamedTuple):
-    """`path`: the field, with `*` for each item of a list. `values`: those that are taken; None: any value."""
+    """`path`: the field, with `*` for each item of a list. `values`: those that are taken; None: any value.
+
+    `extra`: as what a hint is passed on to a model that accepts it; "" for one that never is.
+    """
 
     path: str
     apis: tuple[Api, ...]
     values: tuple[Any, ...] | None = None
+    extra: str = ""
 
 
 HINTS = (
-    Row("prompt_cache_key", ALL),
-    Row("prompt_cache_retention", ALL),
-    Row("safety_identifier", ALL),
+    Row("prompt_cache_key", ALL, extra="prompt_cache_key"),
+    Row("prompt_cache_retention", ALL, extra="prompt_cache_retention"),
+    Row("safety_identifier", ALL, extra="safety_identifier"),
     Row("client_metadata", ALL),
-    Row("service_tier", ALL),
-    Row("verbosity", ALL),
-    Row("store", ("native", "chat", "completions")),
-    Row("text.verbosity", RESPONSES),
+    Row("service_tier", ("native", "chat", "completions", "responses"), extra="service_tier"),
+    Row("service_tier", MESSAGES),  # Anthropic's has other values
+    Row("verbosity", ALL, extra="verbosity"),
+    Row("store", ("native", "chat", "completions"), extra="store"),
+    Row("stream_options.continuous_usage_stats", ("chat", "completions")),
+    Row("text.verbosity", RESPONSES, extra="verbosity"),
     Row("reasoning.summary", RESPONSES),
     Row("reasoning.generate_summary", RESPONSES),
     Row("context_management", MESSAGES),
@@ -73,6 +80,16 @@ NOTHING = (
     Row("stop", PLAIN, ([],)),
     Row("stop_sequences", MESSAGES, ([],)),
     Row("tools", TOOLED, ([],)),
+    Row("ignore_eos", ALL, (False,)),
+    Row("min_tokens", ALL, (0,)),
+    Row("stop_token_ids", ALL, ([],)),
+    Row("bad_words", ALL, ([],)),
+    Row("skip_special_tokens", ALL, (True,)),
+    Row("spaces_between_special_tokens", ALL, (True,)),
+    Row("include_stop_str_in_output", ALL, (False,)),
+    Row("add_generation_prompt", ALL, (True,)),
+    Row("continue_final_message", ALL, (False,)),
+    Row("chat_template_kwargs", ALL, ({},)),
     Row("include", RESPONSES, ([],)),
     Row("stream_options.include_obfuscation", ("chat", "completions", "responses"), (False,)),
     Row("stream_options", ("chat", "completions", "responses"), ({},)),
@@ -90,7 +107,20 @@ PROVIDER_TOOLS = (
     "namespace",
     "tool_search",
 )
+MAX_HINT = 512  # characters of one that is passed on
 INCLUDES = ("reasoning.encrypted_content",)  # values of `include` that are hints
+
+
+def extras_of(data: dict[str, Any], api: Api) -> dict[str, Any]:
+    """The hints in `data` that a model may accept, as extras. Of another type than theirs they are not passed on."""
+    found = {}
+    for row in _PASSED[api]:
+        value: Any = data
+        for name in row.path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, bool if row.extra == "store" else str) and len(str(value)) <= MAX_HINT:
+            found[row.extra] = value
+    return found
 
 
 def taken(data: dict[str, Any], api: Api, refused: dict[str, tuple[Any, ...]] | None = None) -> dict[str, Any]:
@@ -103,6 +133,9 @@ def taken(data: dict[str, Any], api: Api, refused: dict[str, tuple[Any, ...]] | 
         data["include"] = [each for each in include if each not in INCLUDES]
     _strip(_TREES[api], data)
     return without_refused(data, refused) if refused else data
+
+
+_PASSED: dict[Api, list[Row]] = {api: [row for row in HINTS if row.extra and api in row.apis] for api in ALL}
 
 
 class _Node:

@@ -16,6 +16,8 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from penstock.api.callers import authenticate
+from penstock.api.extras import NO_EXTRAS, Extras, split
+from penstock.api.hints import Api, extras_of
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
 from penstock.api.opened import Opened
 from penstock.errors import InvalidRequest, UnsupportedParameter
@@ -24,7 +26,7 @@ from penstock.gateway.admission import INPUTS_PER_UNIT, Caller
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import read_body
-from penstock.http.body_json import parse_json, validate
+from penstock.http.body_json import fields_of, parse_json, validate
 from penstock.http.edge import Call
 from penstock.http.large_bodies import LargeBodies, is_large
 from penstock.job import Job, Message, OnDisconnect, Sampling
@@ -65,9 +67,10 @@ class Draft:
 
 @dataclass(slots=True)
 class Received(Generic[Body]):
-    """One valid body, who sent it, and the idempotency key that came with it."""
+    """One valid body, what it has for engines, who sent it, and the idempotency key that came with it."""
 
     body: Body
+    extras: Extras
     caller: Caller
     key: str | None
     body_hash: str
@@ -86,8 +89,11 @@ async def receive(
     call: Call,
     body: type[Body],
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data,
+    api: Api | None = None,
 ) -> Received[Body]:
     """Authenticate, rate-limit, read and validate the body. `prepare` changes the JSON before `body` validates it.
+
+    `api`: for the hints that an engine may know; None for an API that takes neither these nor extras.
 
     Raises what `read_body`, `parse_json`, `LargeBodies.run` and `authenticate` raise.
     """
@@ -96,13 +102,21 @@ async def receive(
     raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
     key = idempotency_key(request)
 
-    def read() -> tuple[Body, str]:
+    def read() -> tuple[Body, Extras, str]:
         data = parse_json(raw)
-        return validate(body, prepare(data)), "" if key is None else hash_of(call.endpoint, data)
+        own, extras = prepare_all(data)
+        return validate(body, own), extras, "" if key is None else hash_of(call.endpoint, data)
+
+    def prepare_all(data: dict[str, Any]) -> tuple[dict[str, Any], Extras]:
+        if api is None:
+            return prepare(data), NO_EXTRAS
+        hints = extras_of(data, api)
+        own, asked = split(prepare(data), fields_of(body), gateway.pool.extras)
+        return own, Extras(asked, hints)
 
     large = gateway.large_bodies if is_large(raw) else None
-    parsed, body_hash = read() if large is None else await large.run(caller.rate_key, read)
-    return Received(parsed, caller, key, body_hash, large)
+    parsed, extras, body_hash = read() if large is None else await large.run(caller.rate_key, read)
+    return Received(parsed, extras, caller, key, body_hash, large)
 
 
 async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]) -> Opened:
@@ -122,6 +136,7 @@ async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body
                 received.caller,
                 draft,
                 gateway.new_request_id() if number else call.id,
+                received.extras,
                 has_key=key is not None,
             )
             call.fields.setdefault("model", job.model)
@@ -139,7 +154,9 @@ async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body
     return Opened(gateway, call, readers, permit)
 
 
-def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_key: bool = False) -> Job:
+def job_of(
+    gateway: Gateway, caller: Caller, draft: Draft, job_id: str, extras: Extras = NO_EXTRAS, *, has_key: bool = False
+) -> Job:
     """The valid `Job` that a draft asks for.
 
     Raises `InvalidRequest`, `UnsupportedParameter`, `ModelNotFound` and `ModelNotAllowed`, with the client's names.
@@ -156,7 +173,12 @@ def job_of(gateway: Gateway, caller: Caller, draft: Draft, job_id: str, *, has_k
         limit = f"{settings.max_timeout_s:g} ({env_name('max_timeout_s')})"
         raise InvalidRequest(f"'timeout_s' must be at most {limit}.", param="timeout_s")
     hints = {name: value for name, value in draft.hints.items() if name in can.accepts}
-    sampling = Sampling(max_tokens=draft.max_tokens or settings.default_max_tokens, **draft.sampling, **hints)
+    sampling = Sampling(
+        max_tokens=draft.max_tokens or settings.default_max_tokens,
+        **draft.sampling,
+        **hints,
+        extras=extras.for_model(can),
+    )
     has_images = any(message.parts for message in draft.messages or ())
     fetches = any(message.fetches for message in draft.messages or ())
     check_capabilities(sampling, model, can, has_images=has_images, fetches=fetches, names=draft.names)

@@ -240,7 +240,7 @@ class NativeAPI:
 
     async def generate(self, request: Request) -> Response:
         gateway, call = self.gateway, begin(request, ENDPOINT)
-        received = await receive(gateway, request, call, self.body, without_several)
+        received = await receive(gateway, request, call, self.body, without_several, "native")
         body = received.body
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         if body.background:

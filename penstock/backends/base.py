@@ -33,12 +33,14 @@ from penstock.backends.finish import Finish as Finish
 from penstock.backends.finish import failure as failure
 from penstock.backends.streams import side_by_side
 from penstock.event import Event, Usage
+from penstock.extras import problem_of
 from penstock.fleet import Capabilities
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import RichToken, Token, encode_vector
 
-# The names that `accepts` may contain. "images" are part of the request itself; the engine fetches "image_urls".
+# The names that `accepts` may contain, besides extras. "images" are part of the request itself; the engine fetches
+# "image_urls".
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
 
 Observer = Callable[[str, Mapping[str, str], float], None]
@@ -84,8 +86,11 @@ class Backend:
     processes.
 
     `capabilities` is a class attribute, or set in `__init__` when it depends on the options. Only the sampling fields
-    in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. A
-    backend with `stream` alone always accepts `stop`, and is continuous unless `capabilities` states otherwise: its
+    in `capabilities.accepts` ever reach a backend set; others are refused at the gateway with the field's name. They
+    may be extras, which engines have and the APIs do not: a backend that accepts "ignore_eos" finds it in
+    `job.sampling.extras["ignore_eos"]`, of whatever JSON type the client gave.
+
+    A backend with `stream` alone always accepts `stop`, and is continuous unless `capabilities` states otherwise: its
     jobs share nothing, so none waits for a batch.
     """
 
@@ -108,9 +113,9 @@ class Backend:
         for old in (Backend.ends_itself, Backend.keeps_time):
             if getattr(cls, old.name) is not old:
                 raise old.error(cls)
-        unknown = set(cls.capabilities.accepts) - set(OPTIONAL_FIELDS)
-        if unknown:
-            raise TypeError(f"backend {cls.__qualname__} accepts {sorted(unknown)}; there are {OPTIONAL_FIELDS}")
+        for name in cls.capabilities.accepts:
+            if problem := problem_of(name, OPTIONAL_FIELDS):
+                raise TypeError(f"backend {cls.__qualname__} accepts {name!r}, which {problem}")
         if not has_generate and not cls.handles_stop:
             cls.capabilities = _with_stop(cls)
 

@@ -18,7 +18,8 @@ class Options(TypedDict, total=False):
     """Fields of `POST /v1/generate` (docs/api.md); what is absent or None is the server's default.
 
     `timeout_s` is the request's deadline at the server, queueing included. `on_disconnect` is `resume` by
-    default. `idempotency_key` is made up unless given: the same key twice is one request.
+    default. `idempotency_key` is made up unless given: the same key twice is one request. `extras`: fields of the
+    model's engine by name, such as `{"ignore_eos": True}`.
     """
 
     model: str | None
@@ -46,6 +47,10 @@ class Options(TypedDict, total=False):
     on_disconnect: OnDisconnect | None
     queue_events: bool | None
     idempotency_key: str | None
+    extras: Mapping[str, Any] | None
+
+
+_OWN = {*Options.__annotations__, "prompt", "messages", "stream", "background"}
 
 
 def body_of(
@@ -54,7 +59,7 @@ def body_of(
     """The JSON body.
 
     Raises `InvalidRequest` unless exactly one of `prompt` and `messages` is given, the latter as a list, and
-    `TypeError` for an unknown option.
+    `TypeError` for an unknown option, and for an extra that is an option.
     """
     if (prompt is None) == (messages is None):
         raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
@@ -63,6 +68,10 @@ def body_of(
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     body.pop("idempotency_key", None)
+    extras = body.pop("extras", {})
+    if own := extras.keys() & _OWN:
+        raise TypeError(f"not extras, but options: {', '.join(sorted(own))}")
+    body |= extras
     if "stop" in body and not isinstance(body["stop"], str):
         body["stop"] = list(body["stop"])
     if prompt is not None:

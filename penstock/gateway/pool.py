@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 
+from penstock.extras import EXTRAS, RESERVED
 from penstock.fleet import Capabilities, Pool
+from penstock.job import OPTIONAL_FIELDS
 
 MIN_LOOK_S = 0.05
 _RATE_MEMORY_S = 10.0
@@ -40,11 +42,15 @@ class DrainRate:
 
 
 class PoolView:
-    """The last look at a pool. Before the first one `seen` is empty and `has_looked` false."""
+    """The last look at a pool. Before the first one `seen` is empty and `has_looked` false.
+
+    `extras`: the fields that a request may have besides those of its API; the known ones and what a model accepts.
+    """
 
     def __init__(self) -> None:
         self.seen = Pool(depth=0)
         self.models: dict[str, Capabilities] = {}
+        self.extras: frozenset[str] = EXTRAS
         self.has_looked = False
         self.drain_rate = DrainRate()
         self._looked_at = 0.0
@@ -54,6 +60,8 @@ class PoolView:
         """Judge by this from now on."""
         self.seen = pool
         self.models = pool.models  # once a look: with many workers it takes a while
+        accepted = {name for can in self.models.values() for name in can.accepts}
+        self.extras = EXTRAS.union(accepted.difference(RESERVED, OPTIONAL_FIELDS))
         self.has_looked = True
         self._looked_at = time.monotonic()
         self.drain_rate.observe(pool.num_taken, pool.depth, self._looked_at)

@@ -218,7 +218,7 @@ def _text_problem(text: str) -> str:
 
 def validate(model: type[Form], data: dict[str, Any]) -> Form:
     """An instance of `model`, or one `InvalidRequest` whose `param` is the dotted name of the field at fault."""
-    known = _fields_of(model)
+    known = fields_of(model)
     if not known.issuperset(data):  # one error instead of one for each
         raise _described((next(name for name in data if name not in known),), f"Unknown field {NAME}.")
     try:
@@ -229,7 +229,7 @@ def validate(model: type[Form], data: dict[str, Any]) -> Form:
 
 
 @lru_cache(maxsize=64)
-def _fields_of(model: type[BaseModel]) -> frozenset[str]:
+def fields_of(model: type[BaseModel]) -> frozenset[str]:
     """The names that a client may give at the top of `model`, which ignores and allows no others."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 

@@ -293,6 +293,8 @@ def what_it_does_not_accept(kit: Kit) -> None:
     name, value = unknown[0]
     end: Any = kit.wait_end(kit.submit(PROMPT, 5, sampling={name: value}), 10.0).end
     expect((end.get("code"), end.get("param")) == ("unsupported_parameter", name), f"it has ended with {end}")
+    end = kit.wait_end(kit.submit(PROMPT, 5, sampling={"extras": {"no_such_extra": 1}}), 10.0).end
+    expect(end.get("code") == "unsupported_parameter", f"with an extra it has ended with {end}")
 
 
 @scenario

@@ -70,7 +70,9 @@ class AnthropicAPI:
     async def messages(self, request: Request) -> Response:
         """Answer a conversation: Anthropic's Messages."""
         gateway, call = self.gateway, begin(request, MESSAGES, ANTHROPIC)
-        received = await receive(gateway, request, call, MessagesBody, lambda data: taken(data, "messages", REFUSED))
+        received = await receive(
+            gateway, request, call, MessagesBody, lambda data: taken(data, "messages", REFUSED), "messages"
+        )
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of)])
         return MessageResponse(opened, is_stream=bool(received.body.stream))
 

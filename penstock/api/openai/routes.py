@@ -83,7 +83,7 @@ class OpenAIAPI:
         """Answer a conversation: OpenAI's chat completions."""
         call = begin(request, CHAT, OPENAI)
         received = await receive(
-            self.gateway, request, call, chat.ChatBody, lambda data: taken(data, "chat", chat.REFUSED)
+            self.gateway, request, call, chat.ChatBody, lambda data: taken(data, "chat", chat.REFUSED), "chat"
         )
         body = received.body
         opened = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
@@ -96,7 +96,12 @@ class OpenAIAPI:
         call = begin(request, COMPLETIONS, OPENAI)
         kind = completions.CompletionBody
         received = await receive(
-            self.gateway, request, call, kind, lambda data: taken(data, "completions", completions.REFUSED)
+            self.gateway,
+            request,
+            call,
+            kind,
+            lambda data: taken(data, "completions", completions.REFUSED),
+            "completions",
         )
         body = received.body
         opened = await admit_and_submit(self.gateway, call, received, await received.into(completions.drafts_of))

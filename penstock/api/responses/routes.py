@@ -103,7 +103,9 @@ class ResponsesAPI:
     async def create(self, request: Request) -> Response:
         """Answer an input: OpenAI's Responses."""
         gateway, call = self.gateway, begin(request, RESPONSES, OPENAI)
-        received = await receive(gateway, request, call, ResponseBody, lambda data: taken(data, "responses", REFUSED))
+        received = await receive(
+            gateway, request, call, ResponseBody, lambda data: taken(data, "responses", REFUSED), "responses"
+        )
         body = received.body
         before, links = await self._before(received.caller, body.previous_response_id)
         opened = await admit_and_submit(gateway, call, received, [await received.into(draft_of, before)])

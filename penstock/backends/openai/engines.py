@@ -2,7 +2,7 @@
 
 A field that an engine would silently ignore is not in its list, so that the gateway refuses it with 400. A field that
 depends on how the engine was launched (tools, images) is: the engine's own 400 is passed on. From the engines' own
-documentation and request schemas; docs/backends.md lists the versions.
+documentation and request schemas of 2026; an operator lists what an older release has (vLLM's `guided_json`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,39 @@ _ALL = (
 )
 
 
+# Extras. Left out although the engines have them: what names files, adapters, hosts or code (`lora_path`,
+# `chat_template`, `kv_transfer_params`, `custom_logit_processor`), what is about other requests (`priority`, `rid`,
+# `id_slot`), what lets a client choose the memory that an image takes (`mm_processor_kwargs`), and what asks for more
+# than an answer has (`prompt_logprobs`, `return_token_ids`).
+_VLLM = (
+    *("ignore_eos", "min_tokens", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "bad_words", "allowed_token_ids", "truncate_prompt_tokens"),
+    *("chat_template_kwargs", "enable_thinking", "add_generation_prompt", "continue_final_message", "documents"),
+    *("include_reasoning", "structured_outputs", "cache_salt"),
+)
+_SGLANG = (
+    *("ignore_eos", "min_tokens", "stop_token_ids", "stop_regex", "no_stop_trim", "skip_special_tokens"),
+    *("chat_template_kwargs", "enable_thinking", "continue_final_message", "separate_reasoning", "stream_reasoning"),
+    *("regex", "ebnf", "cache_salt"),
+)
+_LLAMACPP = (
+    *("ignore_eos", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "repeat_last_n"),
+    *("mirostat", "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent"),
+    *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *("chat_template_kwargs", "enable_thinking", "grammar", "json_schema", "cache_prompt"),
+)
+# Not `service_tier` and `store`: they let a client choose the operator's price, and what the provider keeps.
+_OPENAI = ("prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity")
+
+_THINKING = ("enable_thinking",)
 _PROMPT: frozenset[Resume] = frozenset(("prompt",))
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`accepts`: fields of `Sampling`, "images" (in the request itself) and "image_urls" (that the engine fetches: only
-    for engines outside our network). `names`: the engine's own spelling of a field.
+    """`accepts`: fields of `Sampling`, "images" (in the request itself), "image_urls" (that the engine fetches: only for
+    engines outside our network), and extras. `names`: the engine's own spelling of a field. `in_template`: extras that
+    it takes in its `chat_template_kwargs`.
 
     `vision`: a path at the server's root whose JSON has `modalities.vision`, where images depend on the model loaded.
 
@@ -42,6 +68,7 @@ class Engine:
 
     accepts: tuple[str, ...] = _EVERY
     names: Mapping[str, str] = field(default_factory=dict)
+    in_template: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
     vision: str = ""
     health: str = ""
@@ -51,12 +78,15 @@ class Engine:
 
 ENGINES: dict[EngineName, Engine] = {
     "any": Engine(),
-    "vllm": Engine(_ALL, reasoning=("reasoning", "reasoning_content"), health="/health"),
-    "sglang": Engine(_ALL, reasoning=("reasoning_content",), health="/health"),
+    "vllm": Engine(
+        (*_ALL, *_VLLM), in_template=_THINKING, reasoning=("reasoning", "reasoning_content"), health="/health"
+    ),
+    "sglang": Engine((*_ALL, *_SGLANG), in_template=_THINKING, reasoning=("reasoning_content",), health="/health"),
     "llamacpp": Engine(
-        tuple(name for name in _ALL if name not in ("reasoning_effort", "images")),
+        (*(name for name in _ALL if name not in ("reasoning_effort", "images")), *_LLAMACPP),
         {"repetition_penalty": "repeat_penalty"},
-        ("reasoning_content",),
+        in_template=_THINKING,
+        reasoning=("reasoning_content",),
         vision="/props",
         health="/health",
         continues=_PROMPT,
@@ -72,7 +102,7 @@ ENGINES: dict[EngineName, Engine] = {
         continues=_PROMPT,
     ),
     "openai": Engine(
-        (*(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")), "image_urls"),
+        (*(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")), "image_urls", *_OPENAI),
         {"max_tokens": "max_completion_tokens"},
         has_completions=False,
         continues=frozenset(),

@@ -18,11 +18,13 @@ from penstock.backends.base import OPTIONAL_FIELDS
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES, EngineName, Resume
 from penstock.backends.openai.replicas import Replica, Tier
+from penstock.extras import problem_of
 
 # Where images may be: what the engines are known to take, any URL, in the request itself, or nowhere.
 Images = Literal["engine", "any", "data", "none"]
 
 NO_CHECK = "none"
+ENGINE = "engine"  # in `accepts`: the fields that the engines are known to honour
 MAX_REPLICAS = 64  # of one tier; each is a label of metrics
 
 _IMAGES: dict[Images, tuple[str, ...]] = {"any": ("images", "image_urls"), "data": ("images",), "none": ()}
@@ -76,20 +78,23 @@ def build_tiers(upstreams: Sequence[Upstream], *, health: str, max_failures: int
 def read_accepts(
     text: str, tiers: Sequence[Tier], *, embeds: bool = False, images: Images = "engine"
 ) -> tuple[str, ...]:
-    """The fields that every tier honours; what the operator declares counts more than what is known of engines.
+    """The fields that every tier honours, extras behind the others; what the operator declares counts more than what is
+    known of engines. `engine` in `text` is what is known of them.
 
     `dimensions` of an embedding depends on the upstream's model: its own 400 is passed on.
     """
-    if text:
-        names = text.split("+")
-        unknown = sorted(set(names) - set(OPTIONAL_FIELDS))
-        if unknown:
-            raise ValueError(f"accepts: {', '.join(unknown)} is not known; there are {', '.join(OPTIONAL_FIELDS)}")
-    else:
-        names = [name for name in OPTIONAL_FIELDS if all(name in tier.engine.accepts for tier in tiers)]
+    names = set(text.split("+") if text else (ENGINE,))
+    if ENGINE in names:
+        names.remove(ENGINE)
+        names.update(set.intersection(*(set(tier.engine.accepts) for tier in tiers)))
+    for name in sorted(names):
+        if problem := problem_of(name, OPTIONAL_FIELDS):
+            raise ValueError(f"accepts: {name} {problem}")
     if images != "engine":
-        names = [*(name for name in names if name not in ("images", "image_urls")), *_IMAGES[images]]
-    return tuple(name for name in OPTIONAL_FIELDS if name in names or (embeds and name == "dimensions"))
+        names = names - {"images", "image_urls"} | set(_IMAGES[images])
+    if embeds:
+        names.add("dimensions")
+    return (*(name for name in OPTIONAL_FIELDS if name in names), *sorted(names.difference(OPTIONAL_FIELDS)))
 
 
 def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:

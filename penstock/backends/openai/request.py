@@ -1,12 +1,13 @@
 """From a job to the body of an upstream's request: POST /chat/completions or /completions. Pure.
 
 Field names and forms are those of OpenAI's API reference; an engine's own spelling comes from `engines`. One answer
-is asked for, always streamed. `InvalidRequest` for what the route has no field for: nothing is left out.
+is asked for, always streamed. `InvalidRequest` for what the route has no field for: nothing is left out. Extras stand
+in the body as they came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ import msgspec
 
 from penstock.backends.openai.engines import Engine, Resume
 from penstock.errors import InvalidRequest, UnsupportedParameter
-from penstock.job import Job, Message, Sampling
+from penstock.extras import GRAMMARS, REASONING, TEMPLATE
+from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
 from penstock.rich_token import Token, join_text
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
@@ -24,7 +26,8 @@ Api = Literal["both", "chat", "completions"]
 ReasoningHistory = Literal["engine", "yes", "no"]
 
 _CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
-_PLAIN = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "logprobs", "stop", "tools"))
+_CHAT_EXTRAS = (*TEMPLATE, *REASONING, "bad_words")
+_PLAIN = tuple(name for name in OPTIONAL_FIELDS if name not in ("logprobs", "stop", "tools"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,12 @@ def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool
     """Whether a new request to the engine can continue an answer that has `tokens` already.
 
     An engine can continue text only: it would begin reasoning and tool calls anew. It would also apply a grammar
-    (`response_format`) from its beginning, in the middle of the text.
+    (`response_format`, and some extras) from its beginning, in the middle of the text.
     """
     kind: Resume = "messages" if job.prompt is None or shape.api == "chat" else "prompt"
     if kind not in shape.resumes or job.sampling.response_format is not None:
+        return False
+    if not job.sampling.extras.keys().isdisjoint(GRAMMARS):
         return False
     return all(isinstance(token, str) or not (token.reasoning or token.tool_calls) for token in tokens)
 
@@ -57,7 +62,8 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
     if not shape.fetches and any(message.fetches for message in job.messages or ()):
         raise UnsupportedParameter("This model's upstream does not fetch images.", param="messages")
-    body: dict[str, Any] = {"model": model}
+    # First, so that none of them replaces what is set here.
+    body = _extras(job.sampling.extras, engine, is_chat, len(tokens)) | {"model": model}
     if is_chat:
         body["messages"] = _messages(job, tokens, _reasoning_names(engine, shape))
         if tokens:  # vLLM's and SGLang's: go on with the last message instead of answering it
@@ -77,11 +83,29 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
     return CHAT if is_chat else COMPLETIONS, msgspec.json.encode(body)
 
 
+def _extras(extras: Mapping[str, Any], engine: Engine, is_chat: bool, num_before: int) -> dict[str, Any]:
+    """`num_before`: tokens that were delivered already."""
+    if not is_chat:
+        for name in _CHAT_EXTRAS:
+            if name in extras:
+                raise _needs_conversation(name)
+    fields = {name: value for name, value in extras.items() if name not in engine.in_template}
+    if inside := {name: value for name, value in extras.items() if name in engine.in_template}:
+        fields["chat_template_kwargs"] = inside | fields.get("chat_template_kwargs", {})
+    if num_before and type(fields.get("min_tokens")) is int:
+        fields["min_tokens"] = max(0, fields["min_tokens"] - num_before)
+    return fields
+
+
+def _needs_conversation(name: str) -> UnsupportedParameter:
+    return UnsupportedParameter(f"{name!r} needs a conversation, not a prompt.", param=name)
+
+
 def _sampling(sampling: Sampling, engine: Engine, is_chat: bool) -> dict[str, Any]:
     if not is_chat:
         for name in _CHAT_ONLY:
             if getattr(sampling, name) not in (None, ()):
-                raise UnsupportedParameter(f"{name!r} needs a conversation, not a prompt.", param=name)
+                raise _needs_conversation(name)
     fields = {engine.names.get(name, name): value for name in _PLAIN if (value := getattr(sampling, name)) is not None}
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
@@ -108,8 +132,13 @@ def _messages(job: Job, tokens: Sequence[Token], names: tuple[str, ...]) -> list
         turns = [{"role": "user", "content": job.prompt}]
     else:
         turns = [_message(message, names) for message in job.messages]
-    if tokens:
-        turns.append({"role": "assistant", "content": join_text(tokens)})
+    if not tokens:
+        return turns
+    text = join_text(tokens)
+    if job.sampling.extras.get("continue_final_message") is True and turns[-1]["role"] == "assistant":
+        turns[-1]["content"] = (turns[-1]["content"] or "") + text  # the client began this answer itself
+    else:
+        turns.append({"role": "assistant", "content": text})
     return turns
 
 

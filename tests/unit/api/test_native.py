@@ -154,12 +154,12 @@ def test_no_field_of_another_api_is_missing() -> None:
 
 def test_the_clients_options_are_the_fields_of_a_request() -> None:
     fields = set(GenerateBody.model_fields) - {"prompt", "messages", "stream", "background", "n"}
-    assert set(Options.__annotations__) - {"idempotency_key"} == fields
+    assert set(Options.__annotations__) - {"idempotency_key", "extras"} == fields
 
 
 def test_every_field_of_the_sampling_is_reached_but_the_one_of_embeddings() -> None:
     more = {"logprobs": True, "tools": [TOOL], "response_format": {"type": "json_object"}}
-    assert set(_native({"prompt": "x"} | more).sampling) | {"max_tokens", "dimensions"} == set(
+    assert set(_native({"prompt": "x"} | more).sampling) | {"max_tokens", "dimensions", "extras"} == set(
         Sampling.__struct_fields__
     )
     assert Sampling(**_native({"prompt": "x"}).sampling).named() == []

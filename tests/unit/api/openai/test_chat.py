@@ -105,7 +105,7 @@ def test_every_field_of_a_chat_arrives() -> None:
     }
     assert (draft.max_tokens, draft.user, draft.metadata) == (9, "u", {"a": "b"})
     assert (draft.stream, draft.timeout_s, draft.on_disconnect) == (True, 5, "continue")
-    assert set(draft.sampling) | {"max_tokens", "dimensions"} == set(Sampling.__struct_fields__)
+    assert set(draft.sampling) | {"max_tokens", "dimensions", "extras"} == set(Sampling.__struct_fields__)
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])

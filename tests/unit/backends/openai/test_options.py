@@ -32,7 +32,10 @@ TWO = {"upstreams.1.url": "http://h", "upstreams.2.url": "http://g"}
         ({"upstreams.1.url": "http://h", "upstreams.1.key_env": "sk-SECRET"}, r"openai: upstreams\.1\.key_env must be"),
         ({**TWO, "upstreams.2.engin": "any"}, r"did you mean upstreams\.2\.engine\?"),
         ({"url": "http://h", "slot": "4"}, r"did you mean slots\?"),
-        ({"url": "http://h", "accepts": "stop+beams"}, "beams is not known"),
+        ({"url": "http://h", "accepts": "stop+temprature"}, "temprature is not known; did you mean temperature"),
+        ({"url": "http://h", "accepts": "engine+ignore_eof"}, "ignore_eof is not known; did you mean ignore_eos"),
+        ({"url": "http://h", "accepts": "stop+messages"}, "messages is not optional"),
+        ({"url": "http://h", "accepts": "stop+"}, "is not the name of a field"),
         ({"url": "http://h", "resumes": "maybe"}, "resumes must be"),
         ({**TWO, "resumes": "prompt", "upstreams.2.engine": "openai"}, "the engine of upstream 2"),
         ({"url": "http://h", "resumes": "prompt+messages", "engine": "tgi"}, "resumes=messages"),
@@ -66,6 +69,9 @@ def test_accepted_fields_are_those_that_every_upstream_honours_or_that_are_decla
     assert "tools" in mixed
     assert "top_k" not in mixed
     assert accepts("vllm", text="stop+seed") == ("stop", "seed")
+    assert accepts("any", text="engine+ignore_eos+beams") == (*accepts("any"), "beams", "ignore_eos")
+    assert {"ignore_eos", "chat_template_kwargs"} <= set(accepts("vllm", "sglang"))
+    assert "structured_outputs" not in accepts("vllm", "sglang")
 
 
 def test_a_backend_needs_an_upstream() -> None:

@@ -138,6 +138,66 @@ def test_a_field_that_a_prompt_cannot_express_is_refused(name: str, value: Any) 
     assert caught.value.param == name
 
 
+@pytest.mark.parametrize("engine", ["any", "vllm", "openai"])
+def test_extras_are_sent_as_they_came_and_replace_nothing(engine: str) -> None:
+    extras = {"ignore_eos": True, "beams": [1, {"a": None}]}
+    own = {"model": "x", "stream": False, "n": 2, "messages": [], "max_tokens": 1, "max_completion_tokens": 1}
+    sampling = Sampling(max_tokens=7, temperature=0.5, extras=extras | own | {"temperature": 2})
+    _, body = body_of(Job(id="j", model="m", messages=TALK, sampling=sampling), engine=engine)
+    assert {name: body[name] for name in extras} == extras
+    limit = ENGINES[engine].names.get("max_tokens", "max_tokens")  # type: ignore[index]
+    assert (body["model"], body["stream"], body["n"], body[limit], body["temperature"]) == ("up", True, 1, 7, 0.5)
+    assert body["messages"] == [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("engine", "extras", "sent"),
+    [
+        ("vllm", {"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        (
+            "sglang",
+            {"enable_thinking": False, "chat_template_kwargs": {"thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": False, "thinking": True}},
+        ),
+        (
+            "llamacpp",
+            {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": True}},
+        ),
+        ("any", {"enable_thinking": False}, {"enable_thinking": False}),
+    ],
+)
+def test_a_variable_of_the_template_stands_where_the_engine_reads_it(
+    engine: str, extras: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    _, body = body_of(Job(id="j", model="m", messages=TALK, sampling=Sampling(extras=extras)), engine=engine)
+    found = {name: value for name, value in body.items() if name in ("enable_thinking", "chat_template_kwargs")}
+    assert found == sent
+
+
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "enable_thinking", "documents", "bad_words"])
+def test_an_extra_of_conversations_is_refused_for_a_prompt(name: str) -> None:
+    job = Job(id="j", model="m", prompt="p", sampling=Sampling(extras={name: {}}))
+    with pytest.raises(UnsupportedParameter) as caught:
+        body_of(job, engine="vllm")
+    assert caught.value.param == name
+    assert name in str(body_of(job, engine="vllm", shape=RequestShape("chat"))[1])
+
+
+def test_extras_of_an_answer_that_goes_on_elsewhere() -> None:
+    job = Job(id="j", model="m", prompt="p", sampling=Sampling(max_tokens=9, extras={"min_tokens": 5}))
+    assert body_of(job)[1]["min_tokens"] == 5
+    assert body_of(job, ("a", "b"))[1]["min_tokens"] == 3
+    assert body_of(job, ("a",) * 6)[1]["min_tokens"] == 0
+    begun = (*TALK, Message("assistant", "Well"))
+    extras = {"continue_final_message": True, "add_generation_prompt": False}
+    job = Job(id="j", model="m", messages=begun, sampling=Sampling(extras=extras))
+    for tokens, text in (((), "Well"), ((", ", "so"), "Well, so")):
+        body = body_of(job, tokens, "vllm")[1]
+        assert body["messages"][1:] == [{"role": "assistant", "content": text}]
+        assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
 numbers = st.floats(0, 2) | st.integers(0, 9)  # 0 is a value
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "stop": st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4).map(tuple),
@@ -194,3 +254,8 @@ def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
     )
     bound = Job(id="j", model="m", messages=TALK, sampling=Sampling(response_format={"type": "json_object"}))
     assert not can_continue(bound, ("{",), ALL), "its grammar would begin anew"
+    for name in ("structured_outputs", "guided_json", "regex", "grammar"):
+        bound = Job(id="j", model="m", prompt="p", sampling=Sampling(extras={name: "a+"}))
+        assert not can_continue(bound, ("a",), ALL), "its grammar would begin anew"
+    free = Job(id="j", model="m", prompt="p", sampling=Sampling(extras={"ignore_eos": True}))
+    assert can_continue(free, ("a",), ALL)
