@@ -106,6 +106,10 @@ class Parts(ABC):
         """The words of the whole answer, without reasoning."""
         return "".join(part.text for part in self.parts if part.kind == "text")
 
+    def reasoning(self) -> str:
+        """The reasoning of the whole answer; that of several parts in lines of their own."""
+        return "\n".join(part.text for part in self.parts if part.kind == "reasoning")
+
     def calls(self) -> tuple[ToolCall, ...]:
         """Every tool call so far."""
         calls = [part for part in self.parts if part.kind == "call"]

@@ -6,8 +6,17 @@ their old options. Settings are passed as arguments; no module holds them.
 """
 
 from penstock.settings.about import About, CommandName
-from penstock.settings.declaration import Settings
+from penstock.settings.declaration import ReasoningField, Settings
 from penstock.settings.load import load_settings
 from penstock.settings.models import ModelSpec, format_models, parse_models
 
-__all__ = ["About", "CommandName", "ModelSpec", "Settings", "format_models", "load_settings", "parse_models"]
+__all__ = [
+    "About",
+    "CommandName",
+    "ModelSpec",
+    "ReasoningField",
+    "Settings",
+    "format_models",
+    "load_settings",
+    "parse_models",
+]

@@ -22,6 +22,8 @@ Network = IPv4Network | IPv6Network
 EDGE: tuple[CommandName, ...] = ("serve", "gateway")
 ENGINE: tuple[CommandName, ...] = ("serve", "worker")
 
+ReasoningField = Literal["reasoning_content", "reasoning", "both"]
+
 DAY_S = 86_400.0
 
 
@@ -316,6 +318,15 @@ class Settings(BaseModel):
             "connections",
         ),
     ] = 10_000
+
+    reasoning_field: Annotated[
+        ReasoningField,
+        About(
+            "The field of chat completions that has a model's reasoning: DeepSeek's, SGLang's and llama.cpp's name for it, "
+            "that of OpenRouter and of vLLM since 0.12, or both, which sends each reasoning token twice.",
+            EDGE,
+        ),
+    ] = "reasoning_content"
 
     # ── streams and lifetimes ──
     sse_keepalive_s: Annotated[

@@ -1,7 +1,7 @@
 """`POST /v1/messages`: its body to a `Draft`. Pure.
 
 Form: https://docs.anthropic.com/en/api/messages. What a model cannot do is refused by its capabilities. What the API
-itself answers is taken back as it was given; its thinking is not shown to the model again.
+itself answers is taken back as it was given; its thinking goes to engines that ask for it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ToolResultBlock(Strict):
 
 
 class ThinkingBlock(Strict):
-    """An answer's thinking, given back: it is not shown to the model again."""
+    """An answer's thinking, given back."""
 
     type: Literal["thinking"]
     thinking: str
@@ -239,14 +239,18 @@ def _of_text(index: int, role: Literal["user", "assistant", "system"], blocks: l
 
 def _assistant(index: int, blocks: list[Block]) -> Message:
     calls: list[ToolCall] = []
+    texts: list[TextBlock] = []
+    thoughts: list[str] = []
     for number, block in enumerate(blocks):
         if isinstance(block, ToolUseBlock):
             calls.append(ToolCall(len(calls), block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
-        elif not isinstance(block, TextBlock | ThinkingBlock):
+        elif isinstance(block, ThinkingBlock):
+            thoughts.append(block.thinking)
+        elif isinstance(block, TextBlock):
+            texts.append(block)
+        else:
             raise _fault(index, number, "is of a type that only a user's message may hold")
-    return Message(
-        "assistant", _text([block for block in blocks if isinstance(block, TextBlock)]), tool_calls=tuple(calls)
-    )
+    return Message("assistant", _text(texts), tool_calls=tuple(calls), reasoning="\n".join(filter(None, thoughts)))
 
 
 def _user(index: int, blocks: list[Block], called: set[str]) -> list[Message]:

@@ -17,6 +17,7 @@ from penstock.api.openai.fields import ChoiceFields, copies
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall, Whole
+from penstock.settings import ReasoningField
 
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -62,12 +63,31 @@ def drafts_of(body: ChatBody) -> list[Draft]:
 # ── what comes back ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_REASONING_NAMES: dict[ReasoningField, tuple[str, ...]] = {
+    "reasoning_content": ("reasoning_content",),
+    "reasoning": ("reasoning",),
+    "both": ("reasoning_content", "reasoning"),
+}
+
+
 class ChatForm(Form):
     """The chunks and the whole of one chat completion."""
 
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self,
+        request_id: str,
+        model: str,
+        created: int,
+        *,
+        includes_usage: bool = False,
+        reasoning_field: ReasoningField = "reasoning_content",
+    ) -> None:
+        super().__init__(request_id, model, created, includes_usage=includes_usage)
+        self._reasoning_names = _REASONING_NAMES[reasoning_field]
 
     def open(self, index: int) -> list[bytes]:
         return [self.chunk({"index": index, "delta": {"role": "assistant", "content": ""}, **_NOTHING})]
@@ -83,7 +103,7 @@ class ChatForm(Form):
                 self.tail,
             )
         logprobs = _logprobs(token.logprobs)
-        return self.chunk({"index": index, "delta": _delta(token), "logprobs": logprobs, "finish_reason": None})
+        return self.chunk({"index": index, "delta": _delta(token, self._reasoning_names), "logprobs": logprobs, "finish_reason": None})
 
     def finish(self, index: int, reason: str) -> bytes:
         return self.chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason})
@@ -91,7 +111,7 @@ class ChatForm(Form):
     def choice(self, index: int, whole: Whole, reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
         if whole.reasoning:
-            message["reasoning_content"] = whole.reasoning
+            message |= dict.fromkeys(self._reasoning_names, whole.reasoning)
         if whole.tool_calls:
             message["content"] = whole.text or None
             message["tool_calls"] = [_tool_call(call) for call in whole.tool_calls]
@@ -101,12 +121,13 @@ class ChatForm(Form):
 _NOTHING = {"logprobs": None, "finish_reason": None}
 
 
-def _delta(token: RichToken) -> dict[str, Any]:
+def _delta(token: RichToken, reasoning_names: tuple[str, ...]) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if token.text:
         delta["content"] = token.text
     if token.reasoning:
-        delta["reasoning_content"] = token.reasoning
+        for name in reasoning_names:
+            delta[name] = token.reasoning
     if token.tool_calls:
         delta["tool_calls"] = [{"index": call.index, **_call_part(call)} for call in token.tool_calls]
     return delta

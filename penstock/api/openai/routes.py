@@ -88,7 +88,13 @@ class OpenAIAPI:
         body = received.body
         opened = await admit_and_submit(self.gateway, call, received, await received.into(chat.drafts_of))
         model = opened.reader.stream.job.model
-        form = chat.ChatForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
+        form = chat.ChatForm(
+            call.id,
+            model,
+            int(time.time()),
+            includes_usage=body.includes_usage,
+            reasoning_field=self.gateway.settings.reasoning_field,
+        )
         return ChoicesResponse(opened, form, is_stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:

@@ -70,7 +70,8 @@ def _said(record: Record) -> tuple[Message, ...]:
     answer.read(folded.tokens)
     messages = own_messages(record.job)
     if answer.text() or answer.calls():
-        messages += (Message("assistant", answer.text(), tool_calls=answer.calls()),)
+        answered = Message("assistant", answer.text(), tool_calls=answer.calls(), reasoning=answer.reasoning())
+        messages += (answered,)
     return messages
 
 

@@ -1,7 +1,7 @@
 """The input of `POST /v1/responses`: its items, and how they become the messages of a `Job`. Pure.
 
 Form: https://platform.openai.com/docs/api-reference/responses/create. What the API itself answers is taken back as it
-was given; its reasoning is not shown to the model again, as chat templates have it.
+was given; its reasoning goes to engines that ask for it, as a part of the answer that it led to.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FunctionCallOutput(Strict):
 
 
 class ReasoningItem(Strict):
-    """An answer's reasoning, given back: it is not shown to the model again."""
+    """An answer's reasoning, given back. Where it has no content, its summary counts."""
 
     type: Literal["reasoning"]
     id: ItemId | None = None
@@ -88,6 +88,11 @@ class ReasoningItem(Strict):
     content: list[Any] | None = None
     encrypted_content: None = None
     status: Status | None = None
+
+    @property
+    def text(self) -> str:
+        parts = [part.get("text") for part in self.content or self.summary if isinstance(part, dict)]
+        return "\n".join(text for text in parts if isinstance(text, str) and text)
 
 
 def _kind(item: Any) -> str | None:
@@ -119,18 +124,19 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
         return (*before, Message("user", input_))
     messages = list(before)
     called = {call.id for message in before for call in message.tool_calls}
+    thoughts: list[str] = []  # of the answer that comes next
     for index, item in enumerate(input_):
+        if isinstance(item, ReasoningItem):
+            thoughts.append(item.text)
+            continue
+        reasoning, thoughts = "\n".join(filter(None, thoughts)), []
         if isinstance(item, MessageItem):
-            messages.append(_message(index, item))
+            message = _message(index, item)
+            messages.append(replace(message, reasoning=reasoning) if item.role == "assistant" else message)
         elif isinstance(item, FunctionCallItem):
             called.add(item.call_id)
             last = messages[-1] if len(messages) > len(before) and messages[-1].role == "assistant" else None
-            calls = last.tool_calls if last else ()
-            calls = (*calls, ToolCall(len(calls), item.call_id, item.name, item.arguments))
-            if last:
-                messages[-1] = replace(last, tool_calls=calls)
-            else:
-                messages.append(Message("assistant", "", tool_calls=calls))
+            messages[len(messages) - bool(last) :] = [_with_call(last, item, reasoning)]
         elif isinstance(item, FunctionCallOutput):
             if item.call_id not in called:
                 raise _fault(index, "call_id", "does not name an earlier call")
@@ -141,6 +147,13 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
     if len(messages) > MAX_ITEMS:
         raise InvalidRequest(f"The conversation must have at most {MAX_ITEMS} messages.", param="input")
     return tuple(messages)
+
+
+def _with_call(last: Message | None, item: FunctionCallItem, reasoning: str) -> Message:
+    """The assistant's message `last`, or a new one, with this call and the reasoning in front of it."""
+    message = last or Message("assistant", "")
+    calls = (*message.tool_calls, ToolCall(len(message.tool_calls), item.call_id, item.name, item.arguments))
+    return replace(message, tool_calls=calls, reasoning="\n".join(filter(None, (message.reasoning, reasoning))))
 
 
 def _message(index: int, item: MessageItem) -> Message:

@@ -68,7 +68,7 @@ def test_a_conversation_with_a_tool() -> None:
     assert draft.messages == (
         Message("system", "be\nbrief"),
         Message("user", "hi"),
-        Message("assistant", "I look.", tool_calls=(ToolCall(0, "t1", "f", '{"a": "ä"}'),)),
+        Message("assistant", "I look.", tool_calls=(ToolCall(0, "t1", "f", '{"a": "ä"}'),), reasoning="hm"),
         Message("tool", "Error: no", tool_call_id="t1"),
         Message("user", "again"),
     )

@@ -294,6 +294,23 @@ def test_offsets_of_log_probabilities_continue_from_chunk_to_chunk() -> None:
     assert offsets == form.choice(0, join(said), "stop")["logprobs"]["text_offset"] == [0, 3]
 
 
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("reasoning_content", ["reasoning_content"]),
+        ("reasoning", ["reasoning"]),
+        ("both", ["reasoning_content", "reasoning"]),
+    ],
+)
+def test_reasoning_has_the_name_that_was_set(field: Any, names: list[str]) -> None:
+    form = ChatForm("r", "m", 5, reasoning_field=field)
+    token = RichToken("a", reasoning="hm")
+    (chunk,) = _data(form.token(0, token))
+    message = form.choice(0, join([token]), "stop")["message"]
+    for said in (chunk["choices"][0]["delta"], message):
+        assert {name: said[name] for name in said if name.startswith("reasoning")} == dict.fromkeys(names, "hm")
+
+
 def test_an_error_ends_a_stream_without_done() -> None:
     assert _data(ChatForm("r", "m", 5).error(UnsupportedParameter("no", param="n"))) == [
         {"error": {"message": "no", "type": "invalid_request_error", "code": "unsupported_parameter", "param": "n"}}

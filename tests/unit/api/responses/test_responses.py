@@ -87,10 +87,47 @@ def test_the_input_becomes_messages() -> None:
     assert _draft(input=given_back).messages == (
         Message("developer", "be\nkind"),
         Message("user", "weather?"),
-        Message("assistant", "I look.", tool_calls=(ToolCall(0, "c1", "f", "{}"), ToolCall(1, "c2", "f", "{}"))),
+        Message(
+            "assistant",
+            "I look.",
+            tool_calls=(ToolCall(0, "c1", "f", "{}"), ToolCall(1, "c2", "f", "{}")),
+            reasoning="hm",
+        ),
         Message("tool", "sun", tool_call_id="c1"),
         Message("tool", "rain", tool_call_id="c2"),
     )
+
+
+def _thought(*texts: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "reasoning", "summary": [], "content": [{"text": text} for text in texts]} | fields
+
+
+def test_reasoning_goes_with_the_answer_that_it_led_to() -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c1", "output": "sun"}
+    asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": "Sun."}
+    calls = (ToolCall(0, "c1", "f", "{}"),)
+    looked, answer = Message("tool", "sun", tool_call_id="c1"), Message("assistant", "Sun.", reasoning="c")
+    assert _draft(input=[asked, _thought("a", "b"), call, output, _thought("c"), said]).messages == (
+        Message("user", "?"),
+        Message("assistant", "", tool_calls=calls, reasoning="a\nb"),
+        looked,
+        answer,
+    )
+    assert _draft(input=[said, _thought("b"), call, output]).messages == (
+        Message("assistant", "Sun.", tool_calls=calls, reasoning="b"),
+        looked,
+    )
+    assert _draft(input=[_thought("a"), said, _thought("b"), call, output]).messages == (
+        Message("assistant", "Sun.", tool_calls=calls, reasoning="a\nb"),
+        looked,
+    )
+    cut_off = _draft(input=[_thought("a"), asked, _thought("b"), asked])
+    assert cut_off.messages == (Message("user", "?"), Message("user", "?"))
+    summary = [{"type": "summary_text", "text": "short"}, {"type": "summary_text"}, "odd"]
+    for content in (None, []):
+        (message,) = _draft(input=[_thought(summary=summary, content=content), said]).messages or ()
+        assert message.reasoning == "short"
 
 
 def test_images_become_parts() -> None:
