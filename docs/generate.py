@@ -16,7 +16,7 @@ from penstock.api.hints import ALL, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Ro
 from penstock.backends.openai.engines import ENGINES
 from penstock.event import Usage
 from penstock.extras import EXTRAS
-from penstock.fleet import Capabilities, WorkerInfo
+from penstock.fleet import Capabilities, Engines, WorkerInfo
 from penstock.job import Job, Message, Sampling
 from penstock.rich_token import Logprob, RichToken, ToolCall
 from penstock.settings.render import render_env_example, render_markdown
@@ -85,7 +85,7 @@ def _apis(row: Row) -> str:
 
 
 SLOTS = {"request": "A request's slot", "queue": "A queue's slot", "own": "A slot of its own"}
-OBJECTS = (Job, Sampling, Message, ToolCall, RichToken, Logprob, Usage, WorkerInfo, Capabilities)
+OBJECTS = (Job, Sampling, Message, ToolCall, RichToken, Logprob, Usage, WorkerInfo, Capabilities, Engines)
 
 
 def render_protocol() -> str:

@@ -6,6 +6,8 @@ an announced backend cannot honour. Knows nothing of how this travels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 
@@ -37,8 +39,29 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         )
 
 
+class Engines(Struct, frozen=True):
+    """The engines behind a model, in processes of their own: how many there are, and how many may get a request now."""
+
+    num_up: int
+    num: int
+
+
+MAX_NAMED = 10
+
+
+def no_engine(models: Sequence[str]) -> list[str]:
+    """The reason why these models cannot run; empty for none."""
+    if not models:
+        return []
+    more = f" and {len(models) - MAX_NAMED} more" if len(models) > MAX_NAMED else ""
+    return [f"no engine is up for {', '.join(models[:MAX_NAMED])}{more}"]
+
+
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """A worker's description of itself, sent when it enlists and whenever it renews its lease."""
+    """A worker's description of itself, sent when it enlists and whenever it renews its lease.
+
+    `engines`: of the models that run at engines in other processes, as this worker sees them.
+    """
 
     id: str
     models: dict[str, Capabilities]
@@ -47,6 +70,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     host: str = ""
     pid: int = 0
     version: str = ""
+    engines: dict[str, Engines] = {}
 
 
 class Pool(Struct, frozen=True, kw_only=True):
@@ -75,4 +99,25 @@ class Pool(Struct, frozen=True, kw_only=True):
                 known = found.setdefault(name, can)
                 if known != can:
                     found[name] = known.shared(can)
+        return found
+
+    @property
+    def without_engine(self) -> list[str]:
+        """The models that cannot run now: every worker that serves one sees all of its engines down. Sorted."""
+        can_run = {
+            name
+            for worker in self.workers
+            for name in worker.models
+            if (seen := worker.engines.get(name)) is None or seen.num_up > 0
+        }
+        return sorted({name for worker in self.workers for name in worker.models} - can_run)
+
+    @property
+    def engines(self) -> dict[str, Engines]:
+        """For each model that runs at engines: as the worker sees them that sees the fewest of them up."""
+        found: dict[str, Engines] = {}
+        for worker in self.workers:
+            for name, seen in worker.engines.items():
+                if name not in found or seen.num_up * found[name].num < found[name].num_up * seen.num:
+                    found[name] = seen
         return found

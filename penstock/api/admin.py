@@ -24,7 +24,7 @@ from penstock.http.edge import call_of
 from penstock.http.json_response import json_response
 from penstock.http.openapi import answer_of, error_responses
 from penstock.job import JOB_ID
-from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, Overview, worst_first
+from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, Overview, engines_finding, worst_first
 
 MAX_SHOWN = 200
 _OUTCOMES = {
@@ -186,7 +186,7 @@ async def examine(gateway: Gateway) -> DoctorReport:
             name="this gateway",
             level="error" if reasons else "ok",
             value="; ".join(reasons) or "ready",
-            advice="Until that is fixed it answers 503." if reasons else "",
+            advice="Until that is fixed its /readyz answers 503, so that load balancers leave it out." if reasons else "",
         )
     )
     findings.append(_examine_keys(gateway))
@@ -203,6 +203,8 @@ async def examine(gateway: Gateway) -> DoctorReport:
             ),
             Finding(name="oldest waiting", level="ok", value="none" if age_s is None else f"{age_s:.1f} s"),
         ]
+        if engines := engines_finding(pool.workers):
+            findings.append(engines)
     findings = worst_first(findings)
     return DoctorReport(level=findings[0].level, findings=findings)
 
@@ -231,7 +233,13 @@ def _worker_row(holding: Holding) -> WorkerRow:
     if info is None:
         return row
     return msgspec.structs.replace(
-        row, slots=info.num_slots, free=info.num_free, host=info.host, pid=info.pid, models=sorted(info.models)
+        row,
+        slots=info.num_slots,
+        free=info.num_free,
+        host=info.host,
+        pid=info.pid,
+        models=sorted(info.models),
+        engines=info.engines,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from penstock.fleet import Engines
 from penstock.transports.base import DeadJob, Finding, Level, State
 
 PATH = "/v1/admin"  # of these routes
@@ -20,7 +21,10 @@ class GatewayRow(Struct, frozen=True, kw_only=True):
 
 
 class WorkerRow(Struct, frozen=True, kw_only=True):
-    """`held`: how many requests it has claimed. What only the worker itself announces is None where it did not."""
+    """`held`: how many requests it has claimed. What only the worker itself announces is None where it did not.
+
+    `engines`: of its models that run at engines in other processes, how many of these may get a request now.
+    """
 
     id: str
     lease_s: float
@@ -30,6 +34,7 @@ class WorkerRow(Struct, frozen=True, kw_only=True):
     host: str | None = None
     pid: int | None = None
     models: list[str] = []
+    engines: dict[str, Engines] = {}
 
 
 class RunningRow(Struct, frozen=True, kw_only=True):

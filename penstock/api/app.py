@@ -60,7 +60,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
     for router in apis.routers:
         app.include_router(router)
     app.include_router(
-        ops_routes(gateway.metrics, gateway.why_not_ready, lambda: {"id": gateway.id}, partial(guard_metrics, gateway))
+        ops_routes(
+            gateway.metrics,
+            gateway.why_not_ready,
+            lambda: {"id": gateway.id},
+            partial(guard_metrics, gateway),
+            gateway.why_degraded,
+        )
     )
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)

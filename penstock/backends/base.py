@@ -34,7 +34,7 @@ from penstock.backends.finish import failure as failure
 from penstock.backends.streams import side_by_side
 from penstock.event import Event, Usage
 from penstock.extras import problem_of
-from penstock.fleet import Capabilities
+from penstock.fleet import Capabilities, Engines
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import RichToken, Token, encode_vector
@@ -148,6 +148,13 @@ class Backend:
         """
         raise NotImplementedError
 
+    def live_engines(self) -> Engines | None:
+        """How many of its engines may get a request now; None for a backend that is its own engine.
+
+        Called twice a second, from any thread, also before `start`: it waits for nothing.
+        """
+        return None
+
     def count_prompt_tokens(self, job: Job) -> int:
         """Number of tokens of the prompt, for `usage`. The default counts words between white space."""
         return len(job.text.split())
@@ -172,6 +179,11 @@ class Backend:
         for vector in done.vectors:
             yield RichToken(embedding=encode_vector(vector))
         yield Finish("stop", None if claim.tokens or done.prompt_tokens is None else Usage(done.prompt_tokens))
+
+
+def engines_of(backends: Mapping[str, Backend]) -> dict[str, Engines]:
+    """`WorkerInfo.engines` of a worker with these backends."""
+    return {name: seen for name, backend in backends.items() if (seen := backend.live_engines()) is not None}
 
 
 def _with_stop(cls: type[Backend]) -> Capabilities:

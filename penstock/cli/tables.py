@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.api.admin_answers import GatewayRow, PoolOverview, RunningRow, WorkerRow
+from penstock.fleet import Engines
 from penstock.transports.base import DeadJob, Finding
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -58,9 +59,16 @@ def _workers(workers: Sequence[WorkerRow]) -> Table:
     for row in workers:
         free, slots = ("?" if count is None else str(count) for count in (row.free, row.slots))
         where = Text("?" if row.host is None else f"{row.host}/{row.pid}")
-        models = Text(", ".join(row.models))
+        models = Text(", ".join(_model(name, row.engines.get(name)) for name in row.models))
         table.add_row(row.id, f"{row.lease_s:g}", str(row.held), free, slots, where, models, style=_style(row))
     return table
+
+
+def _model(name: str, engines: Engines | None) -> str:
+    """With its engines where some are down."""
+    if engines is None or engines.num_up == engines.num:
+        return name
+    return f"{name} ({engines.num_up} of {engines.num} engines up)"
 
 
 def _running(running: Sequence[RunningRow]) -> Table:

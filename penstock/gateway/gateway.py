@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from penstock.callers.keys import CHECK_INTERVAL_S, KeyRing
 from penstock.errors import ConfigError, Draining, QueueFull, StoreUnavailable
+from penstock.fleet import no_engine
 from penstock.gateway.admission import Admission
 from penstock.gateway.keepalive import Keepalive
 from penstock.gateway.places import Places
@@ -154,7 +155,7 @@ class Gateway:
             self.pool.look(pool)
             if self._watching:
                 await self._look_at_queue()
-            self.metrics.pool(pool.depth, len(pool.workers), pool.models)
+            self.metrics.pool(pool.depth, len(pool.workers), pool.models, self.pool.without_engine)
             await self._rest(TICK_S if pool.workers else TICK_S / 5)
 
     async def _watch_keys(self, keys: KeyRing) -> None:
@@ -182,9 +183,22 @@ class Gateway:
             reasons.append("the subscription is down")
         if not self.pool.has_workers:
             reasons.append("no worker is alive")
+        elif len(self.pool.without_engine) == len(self.pool.models):
+            reasons += self._no_engine()
         if self.admission.is_draining:
             reasons.append("shutting down")
         return reasons
+
+    def why_degraded(self) -> list[str]:
+        """What this gateway cannot serve although it is ready: it stays ready while any model can run."""
+        return self._no_engine() if len(self.pool.without_engine) < len(self.pool.models) else []
+
+    def _no_engine(self) -> list[str]:
+        """With API keys on without the models' names: anyone may ask whether a gateway is ready."""
+        down = self.pool.without_engine
+        if down and self.keys is not None:
+            return [f"no engine is up for {len(down)} of {len(self.pool.models)} models"]
+        return no_engine(down)
 
     # ── what the routes call ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -45,12 +45,14 @@ class PoolView:
     """The last look at a pool. Before the first one `seen` is empty and `has_looked` false.
 
     `extras`: the fields that a request may have besides those of its API; the known ones and what a model accepts.
+    `without_engine`: the models that no worker can run now.
     """
 
     def __init__(self) -> None:
         self.seen = Pool(depth=0)
         self.models: dict[str, Capabilities] = {}
         self.extras: frozenset[str] = EXTRAS
+        self.without_engine: list[str] = []
         self.has_looked = False
         self.drain_rate = DrainRate()
         self._looked_at = 0.0
@@ -62,6 +64,7 @@ class PoolView:
         self.models = pool.models  # once a look: with many workers it takes a while
         accepted = {name for can in self.models.values() for name in can.accepts}
         self.extras = EXTRAS.union(accepted.difference(RESERVED, OPTIONAL_FIELDS))
+        self.without_engine = pool.without_engine
         self.has_looked = True
         self._looked_at = time.monotonic()
         self.drain_rate.observe(pool.num_taken, pool.depth, self._looked_at)

@@ -43,14 +43,23 @@ Guard = Callable[[Request], None]
 
 
 class Ops:
-    """The handlers. `ready` gives the reasons why not; `info` a small JSON object about the process.
+    """The handlers. `ready` gives the reasons why not, `degraded` what a ready process cannot do; `info` a small JSON
+    object about the process.
 
     `guard` raises for a request that may not read the metrics.
     """
 
-    def __init__(self, metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        ready: Ready,
+        info: Info,
+        guard: Guard = lambda request: None,
+        degraded: Ready = list,
+    ) -> None:
         self._metrics = metrics
         self._ready = ready
+        self._degraded = degraded
         self._info = info
         self._guard = guard
 
@@ -59,16 +68,17 @@ class Ops:
         return json_response({"status": "alive"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether the process can serve: 200, or 503 with the reasons."""
+        """Whether the process can serve: 200, or 503 with the reasons. What it cannot do meanwhile is in the 200."""
         reasons = self._ready()
         if not reasons:
-            return json_response({"status": "ready"})
+            limits = self._degraded()
+            return json_response({"status": "degraded", "reasons": limits} if limits else {"status": "ready"})
         error = Unavailable(f"Not ready: {'; '.join(reasons)}.")
         return json_response(error.envelope(), error.status, retry_headers(error))
 
     async def healthz(self, request: Request) -> Response:
         """A summary for people: always 200 while the process lives."""
-        reasons = self._ready()
+        reasons = self._ready() + self._degraded()
         return json_response({"status": "degraded" if reasons else "ok", "reasons": reasons} | self._info())
 
     async def version(self, request: Request) -> Response:
@@ -84,13 +94,15 @@ class Ops:
         return Response(body, headers=NO_STORE | {"content-type": content_type})
 
 
-def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None) -> APIRouter:
+def routes(
+    metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda request: None, degraded: Ready = list
+) -> APIRouter:
     """The routes for a FastAPI app, with their place in its OpenAPI page."""
     from fastapi import APIRouter  # a worker's small app does without it
 
     from penstock.http.openapi import error_responses
 
-    ops = Ops(metrics, ready, info, guard)
+    ops = Ops(metrics, ready, info, guard, degraded)
     router = APIRouter(tags=["operations"])
     json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     not_ready = error_responses(Unavailable)
@@ -117,9 +129,9 @@ def routes(metrics: Metrics, ready: Ready, info: Info, guard: Guard = lambda req
     return router
 
 
-def build_app(metrics: Metrics, ready: Ready, info: Info) -> ASGIApp:
+def build_app(metrics: Metrics, ready: Ready, info: Info, degraded: Ready = list) -> ASGIApp:
     """The whole app of a process that serves nothing else: a worker."""
-    ops = Ops(metrics, ready, info)
+    ops = Ops(metrics, ready, info, degraded=degraded)
 
     async def not_found(request: Request, error: Exception) -> Response:
         missing = NotFound("There is nothing here but /livez, /readyz, /healthz and /metrics.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -38,6 +38,7 @@ class Metrics:
             ProcessCollector(registry=self.registry)
         self._made: dict[str, Counter | Gauge | Histogram] = {}
         self._known: set[str] = set()
+        self._models_seen: set[str] = set()
         self._series: dict[str, Series] = {}
         self._verbs: dict[str, Histogram] = {}
         self._learned: dict[str, set[str]] = {}
@@ -116,10 +117,16 @@ class Metrics:
         if endpoint:
             self.counter("requests_total").labels(self._label(model), self._learn("endpoint", endpoint), reason).inc()
 
-    def pool(self, depth: int, workers_alive: int, models: Iterable[str] = ()) -> None:
+    def pool(
+        self, depth: int, workers_alive: int, models: Collection[str] = (), without_engine: Collection[str] = ()
+    ) -> None:
         self.gauge("queue_depth").set(depth)
         self.gauge("workers_alive").set(workers_alive)
         self.know(models)
+        up = {self._label(model) for model in models if model not in without_engine}
+        self._models_seen |= {self._label(model) for model in models}
+        for label in self._models_seen:
+            self.gauge("model_up").labels(label).set(1.0 if label in up else 0.0)
 
     def keys_stale(self, seconds: float) -> None:
         self.gauge("keys_stale_seconds").set(seconds)

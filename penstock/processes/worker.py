@@ -88,7 +88,7 @@ async def _serve(settings: Settings) -> int:
     metrics = Metrics(models=[spec.name for spec in settings.models])
     store: WorkerStore = make_transport(settings, metrics)
     worker = build_worker(settings, store, metrics)
-    app = build_app(metrics, worker.why_not_ready, lambda: {"id": worker.id})
+    app = build_app(metrics, worker.why_not_ready, lambda: {"id": worker.id}, worker.why_degraded)
     ops = await serve_ops(app, listen_for_operators(settings))
     lag = asyncio.create_task(watch_lag(metrics))
     for task in (lag, ops.task):

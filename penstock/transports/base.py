@@ -182,9 +182,12 @@ class Overview(Struct, frozen=True, kw_only=True):
     num_dead: int = 0
 
 
+UNREADABLE = "unreadable"
+
+
 class DeadJob(Struct, frozen=True, kw_only=True):
     """An entry of the dead-letter list: a request that ended several workers (`request_poisoned`), or cannot be read
-    (`unreadable`, with the `reason`). Never holds the prompt. An `id` that is not UTF-8 has its bytes escaped.
+    (`UNREADABLE`, with the `reason`). Never holds the prompt. An `id` that is not UTF-8 has its bytes escaped.
     """
 
     id: str
@@ -201,6 +204,21 @@ class Finding(Struct, frozen=True, kw_only=True):
     level: Level
     value: str
     advice: str = ""
+
+
+def engines_finding(workers: Iterable[WorkerInfo]) -> Finding | None:
+    """The engines of these live workers' models; None where no model runs at engines in other processes."""
+    pool = Pool(depth=0, workers=tuple(workers))
+    engines, down = pool.engines, pool.without_engine
+    if not engines:
+        return None
+    value = ", ".join(f"{name} {seen.num_up} of {seen.num} up" for name, seen in sorted(engines.items()))
+    if all(seen.num_up == seen.num for seen in engines.values()):
+        return Finding(name="engines", level="ok", value=value)
+    advice = "The worker's log and penstock_upstream_up name the upstream that is ejected. Does it run, and answer?"
+    if down:
+        return Finding(name="engines", level="error", value=value, advice=f"{', '.join(down)} cannot run. {advice}")
+    return Finding(name="engines", level="warning", value=value, advice=f"The others do all the work. {advice}")
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

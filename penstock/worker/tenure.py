@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from penstock.backends.base import Backend
+from penstock.backends.base import Backend, engines_of
 from penstock.errors import DeadlineExceeded, ModelNotFound, PenstockError, StoreUnavailable, UnsupportedParameter
 from penstock.event import Done, Terminal
 from penstock.fleet import WorkerInfo
@@ -363,7 +363,8 @@ class Tenure:
     # ── for the lease ────────────────────────────────────────────────────────────────────────────────────────────
 
     def info(self) -> WorkerInfo:
-        return msgspec.structs.replace(self._info, num_free=max(0, self._limits.num_slots - len(self._jobs)))
+        num_free = max(0, self._limits.num_slots - len(self._jobs))
+        return msgspec.structs.replace(self._info, num_free=num_free, engines=engines_of(self._backends))
 
     def running(self) -> list[str]:
         return list(self._jobs)  # one step of the interpreter: safe from the lease's thread

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from penstock.backends.base import Backend
+from penstock.backends.base import Backend, engines_of
 from penstock.errors import BackendError, StoreUnavailable
-from penstock.fleet import WorkerInfo
+from penstock.fleet import WorkerInfo, no_engine
 from penstock.metrics import Metrics
 from penstock.transports.base import WorkerStore
 from penstock.version import __version__
@@ -89,6 +89,10 @@ class Worker:
         if self._stopping.is_set():
             return ["draining"]
         return [] if self._is_enlisted else ["there is no lease from the store"]
+
+    def why_degraded(self) -> list[str]:
+        """What this worker cannot do now although it takes work."""
+        return no_engine(sorted(name for name, seen in engines_of(self._backends).items() if not seen.num_up))
 
     def stop(self) -> None:
         """Finish what can be finished within `drain_s` and hand back the rest; again: hand back everything now."""

@@ -23,7 +23,7 @@ from penstock.backends.openai.retries import RetryLimits, RetryPlan
 from penstock.backends.openai.upstreams import Ticket, Upstreams
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
-from penstock.fleet import Capabilities
+from penstock.fleet import Capabilities, Engines
 from penstock.job import Claim, Job
 from penstock.rich_token import Token
 
@@ -104,6 +104,12 @@ class OpenAIBackend(Backend):
         if not asked or any(not tier.engine.vision and "images" not in tier.engine.accepts for tier in tiers):
             return False
         return all(await asyncio.gather(*(self._http.has_vision(*one) for one in asked)))
+
+    def live_engines(self) -> Engines:
+        """One whose ejection is over counts as up: only the next request shows whether it is."""
+        now = time.monotonic()
+        states = [replica.breaker.state(now) for _, replica in self._upstreams.replicas()]
+        return Engines(num_up=sum(state != "open" for state in states), num=len(states))
 
     async def close(self) -> None:
         await self._health.stop()

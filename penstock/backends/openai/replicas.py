@@ -21,7 +21,8 @@ Hindrance = Literal["ejected", "resting", "full"]
 class Replica:
     """One server. `name` is in logs and labels: host and port as configured, never a key or a query.
 
-    `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request.
+    `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request. `known_at`: when it
+    last began an answer or was checked; `num_misses`: checks in a row since then that failed.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Replica:
     num_open: int = 0
     rests: Rests = field(default_factory=Rests)
     turn: int = 0
+    known_at: float = 0.0
+    num_misses: int = 0
 
     def hindrance(self, now: float, caller: str = "") -> Hindrance | None:
         if not self.breaker.may_begin(now):

@@ -61,6 +61,7 @@ class Upstreams:
             self._charge(replica, is_trial, "server_error")
         ticket.has_begun = True
         ticket.replica.rests.answered(ticket.caller)
+        ticket.replica.known_at, ticket.replica.num_misses = time.monotonic(), 0
         ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
         labels = {"upstream": ticket.replica.name}
         self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)

@@ -16,7 +16,7 @@ from penstock.errors import InternalError, RequestPoisoned
 from penstock.event import Failed, fold
 from penstock.job import Claim
 from penstock.logs import Seldom
-from penstock.transports.base import DeadJob
+from penstock.transports.base import UNREADABLE, DeadJob
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.client import MISSED, RedisClient
 from penstock.transports.redis.driver.command import Command
@@ -171,7 +171,7 @@ class Claimer:
                 log.error("request %s goes to the dead-letter list: %s", known, why)
                 self._redis.metrics.store_error("set_aside")
             entry = DeadJob(
-                id=known, model=model, deaths=deaths, error="unreadable" if why else RequestPoisoned.code, reason=why
+                id=known, model=model, deaths=deaths, error=UNREADABLE if why else RequestPoisoned.code, reason=why
             )
             entries.append(scripts.add_dead(pool, worker_id, encode_json(entry), job_id))
         await self._redis.run("add_dead", pool.queue, *entries)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 
-from penstock.transports.base import Finding, Level, Overview
+from penstock.transports.base import UNREADABLE, Finding, Level, Overview
 from penstock.transports.redis.driver.endpoint import Deployment
 
 Facts = Mapping[str, str] | None
@@ -186,9 +186,22 @@ def oldest_waiting(depth: int, age_s: float | None) -> Finding:
     return _finding("oldest waiting", "warning" if is_long else "ok", f"{age_s:.1f} s, {depth} in the queue", advice)
 
 
-def dead_requests(num: int) -> Finding:
-    advice = "Each of them took several workers down. Look at them: penstock dead list." if num else ""
-    return _finding("dead requests", "warning" if num else "ok", str(num), advice)
+def dead_requests(num: int, errors: Sequence[str]) -> Finding:
+    """`errors`: of those among them that could be listed."""
+    if not num:
+        return _finding("dead requests", "ok", "0")
+    num_unreadable = sum(error == UNREADABLE for error in errors)
+    poisoned = "took several workers down: penstock dead show ID, then redrive or drop"
+    unreadable = (
+        "cannot be read was never run, and cannot be redriven: another producer wrote it, or something changed it in "
+        "Redis. penstock dead show ID has the reason; then penstock dead drop ID"
+    )
+    if not num_unreadable:
+        return _finding("dead requests", "warning", str(num), f"Each of them {poisoned}.")
+    value = f"{num}, of which {num_unreadable} cannot be read"
+    if num_unreadable == num:
+        return _finding("dead requests", "warning", value, f"What {unreadable}.")
+    return _finding("dead requests", "warning", value, f"What {unreadable}. Each other one {poisoned}.")
 
 
 def _finding(name: str, level: Level, value: str, advice: str = "") -> Finding:

@@ -9,7 +9,7 @@ from hiredis import ReplyError
 
 from penstock.errors import StoreUnavailable
 from penstock.fleet import WorkerInfo
-from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, OperatorStore, Overview
+from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, OperatorStore, Overview, engines_finding
 from penstock.transports.redis import doctor as findings
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.base import RedisBase
@@ -99,9 +99,13 @@ class RedisOperatorStore(RedisBase, OperatorStore):
         try:
             seen = await self.overview()
             waiting = findings.oldest_waiting(seen.depth, await examiner.age_s(seen.oldest))
+            dead = await self.dead() if seen.num_dead else []
         except StoreUnavailable as error:  # `rights` most likely has the reason
             return [*found, findings.unreadable(error.message)]
-        return [*found, findings.workers(seen), waiting, findings.dead_requests(seen.num_dead)]
+        live = [one.info for one in seen.workers if one.lease_s > 0 and one.info is not None]
+        engines = engines_finding(live)
+        found += [findings.workers(seen), *([engines] if engines else []), waiting]
+        return [*found, findings.dead_requests(seen.num_dead, [job.error for job in dead])]
 
     # ── below the verbs ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,7 @@ import pytest
 from penstock.api.app import create_app
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Failed
-from penstock.fleet import Capabilities, Pool, WorkerInfo
+from penstock.fleet import Capabilities, Engines, Pool, WorkerInfo
 from penstock.gateway import gateway as gateway_module
 from penstock.gateway.gateway import Gateway
 from penstock.job import Job
@@ -23,7 +23,9 @@ from penstock.processes import gateway as server
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
 from tests.support.memory import forget
-from tests.support.waiting import wait_until
+from tests.support.serving import serving
+from tests.support.upstream import Upstream
+from tests.support.waiting import wait_until, wait_until_async
 
 
 class Fickle(MemoryTransport):
@@ -153,3 +155,53 @@ async def test_without_a_lease_a_gateway_takes_no_new_work(
         store.error = None
         await wait_until(lambda: not gateway._is_away, "a tick goes well")
         assert (await http.post("/v1/generate", json=body)).status_code == 202
+
+
+def _looks(gateway: Gateway, **engines: Engines) -> None:
+    models = {"a": Capabilities(), "b": Capabilities()}
+    worker = WorkerInfo(id="w1", models=models, num_slots=8, num_free=8, engines=engines)
+    gateway.pool.look(Pool(depth=0, workers=(worker,)))
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_a_gateway_is_ready_while_any_model_can_run(has_keys: bool, tmp_path: Path) -> None:
+    (keys := tmp_path / "keys.json").write_text('{"keys": []}')
+    gateway = Gateway(Settings(api_keys_file=keys if has_keys else None), MemoryTransport(), Metrics())
+    others = ["the store cannot be reached", "the subscription is down"]  # it is not started
+    up, half, down = Engines(2, 2), Engines(1, 2), Engines(0, 2)
+    for engines in ({}, {"a": up}, {"a": half, "b": half}):
+        _looks(gateway, **engines)
+        assert (gateway.why_not_ready(), gateway.why_degraded()) == (others, [])
+    _looks(gateway, a=half, b=down)
+    reason = "no engine is up for 1 of 2 models" if has_keys else "no engine is up for b"
+    assert (gateway.why_not_ready(), gateway.why_degraded()) == (others, [reason])
+    _looks(gateway, a=down, b=down)
+    reason = "no engine is up for 2 of 2 models" if has_keys else "no engine is up for a, b"
+    assert (gateway.why_not_ready(), gateway.why_degraded()) == ([*others, reason], [])
+
+
+async def test_an_engine_that_is_down_shows_at_the_gateway_without_a_request() -> None:
+    async with Upstream(health=503) as ill, Upstream() as well:
+        models = [f"chat=openai:url={ill.url},engine=vllm,eject_s=0.1", f"talk=openai:url={well.url},engine=vllm"]
+        async with serving(models=models) as port:
+            base = f"http://127.0.0.1:{port}"
+            async with httpx2.AsyncClient(base_url=base) as client:
+
+                async def shows(status: str) -> bool:
+                    return bool((await client.get("/readyz")).json()["status"] == status)
+
+                await wait_until_async(lambda: shows("degraded"), "the engine is down")
+                answer = await client.get("/readyz")
+                assert (answer.status_code, answer.json()["reasons"]) == (200, ["no engine is up for chat"])
+                metrics = (await client.get("/metrics")).text
+                assert 'penstock_model_up{model="chat"} 0.0' in metrics
+                assert 'penstock_model_up{model="talk"} 1.0' in metrics
+                report = (await client.get("/v1/admin/doctor")).json()
+                (engines,) = (one for one in report["findings"] if one["name"] == "engines")
+                assert (engines["level"], engines["value"]) == ("error", "chat 0 of 1 up, talk 1 of 1 up")
+                assert engines["advice"].startswith("chat cannot run.")
+                (worker,) = (await client.get("/v1/admin/overview")).json()["workers"]
+                assert worker["engines"] == {"chat": {"num_up": 0, "num": 1}, "talk": {"num_up": 1, "num": 1}}
+                ill.health = 200
+                await wait_until_async(lambda: shows("ready"), "the engine is up")
+        assert ill.seen == []

@@ -64,6 +64,24 @@ async def test_ready_or_why_not(client: httpx2.AsyncClient, reasons: list[str]) 
     }
 
 
+@pytest.mark.parametrize("build", [routes, build_app])
+async def test_a_ready_process_tells_what_it_cannot_do(build: Any) -> None:
+    reasons: list[str] = []
+    limits = ["no engine is up for chat"]
+    made = build(Metrics(), lambda: reasons, dict, degraded=lambda: limits)
+    app: Any = made
+    if build is routes:
+        app = FastAPI()
+        app.include_router(made)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://ops") as client:
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "reasons": limits})
+        assert (await client.get("/healthz")).json() == {"status": "degraded", "reasons": limits}
+        reasons.append("shutting down")
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).json()["reasons"] == ["shutting down", *limits]
+
+
 @pytest.mark.parametrize("path", ["/health", "/ping"])
 async def test_health_as_other_servers_have_it_is_readiness(
     client: httpx2.AsyncClient, reasons: list[str], path: str

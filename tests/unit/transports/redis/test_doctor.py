@@ -127,7 +127,24 @@ def test_the_rest() -> None:
     assert findings.oldest_waiting(0, None).level == "ok"
     assert findings.oldest_waiting(9, 3.0).value == "3.0 s, 9 in the queue"
     assert findings.oldest_waiting(9, 61.0).level == "warning"
-    assert findings.dead_requests(0).level == "ok"
-    assert findings.dead_requests(2).level == "warning"
+    assert findings.dead_requests(0, []).level == "ok"
     both = findings.worst([findings.role({}), findings.role({"role": "slave"})])
     assert (both.level, both.value) == ("error", "slave (of 2 servers, the worst)")
+
+
+@pytest.mark.parametrize(
+    ("errors", "value", "says", "omits"),
+    [
+        (["request_poisoned"] * 2, "2", ["took several workers down", "redrive"], "cannot be read"),
+        (["unreadable"] * 2, "2, of which 2 cannot be read", ["was never run", "dead drop"], "took several"),
+        (["unreadable", "request_poisoned"], "2, of which 1 cannot be read", ["never run", "took several"], "Each of"),
+        ([], "2", ["took several workers down"], "cannot be read"),
+    ],
+)
+def test_advice_for_dead_requests_is_about_what_they_are(
+    errors: list[str], value: str, says: list[str], omits: str
+) -> None:
+    finding = findings.dead_requests(2, errors)
+    assert (finding.level, finding.value) == ("warning", value)
+    assert all(one in finding.advice for one in says)
+    assert omits not in finding.advice
