@@ -1,7 +1,7 @@
 """Health checks: of every replica that has one at the start, and after that of idle and ejected ones.
 
 Requests check a replica that works; one without a request for a while is checked, so that readiness and metrics show an
-engine that is down before a request meets it. An ejected one is let back in when its check passes and a first request,
+engine that is down before a request meets it; and so is one whose 500 may be its own fault or the request's. An ejected one is let back in when its check passes and a first request,
 the trial, succeeds; without a check the trial alone decides.
 """
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("penstock.backends")
 
 MAX_SLEEP_S = 5.0
 IDLE_S = 10.0  # without an answer, until a replica is checked
-AGAIN_S = 1.0  # after a check of an idle replica that failed
+AGAIN_S = 1.0  # after a check that failed, and between those of a replica in doubt
 MAX_MISSES = 2  # such checks in a row; one may fail because others keep the engine busy
 
 
@@ -62,6 +62,7 @@ class Health:
             elif is_first or one.known_at < begun_at:  # else a request has been answered meanwhile
                 one.known_at = time.monotonic()
                 one.num_misses = 0 if is_well else one.num_misses + 1
+                one.is_doubted = one.is_doubted and not is_well
                 if not is_well and (is_first or one.num_misses >= MAX_MISSES):
                     self._upstreams.checked(one, is_well=False)
 
@@ -83,6 +84,6 @@ def due_at(replica: Replica) -> float:
     breaker = replica.breaker
     if breaker.is_open and not breaker.is_checked:
         return breaker.until
-    if replica.num_open:
+    if replica.num_open and not replica.is_doubted:
         return math.inf
-    return replica.known_at + (AGAIN_S if replica.num_misses else IDLE_S)
+    return replica.known_at + (AGAIN_S if replica.num_misses or replica.is_doubted else IDLE_S)

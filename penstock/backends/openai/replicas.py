@@ -22,7 +22,8 @@ class Replica:
     """One server. `name` is in logs and labels: host and port as configured, never a key or a query.
 
     `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request. `known_at`: when it
-    last began an answer or was checked; `num_misses`: checks in a row since then that failed.
+    last began an answer or was checked; `num_misses`: checks in a row since then that failed. `is_doubted`: it has failed
+    a request by a fault that may be the request's.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Replica:
     turn: int = 0
     known_at: float = 0.0
     num_misses: int = 0
+    is_doubted: bool = False
+
+    def answered(self, caller: str, now: float) -> None:
+        """An answer has begun."""
+        self.rests.answered(caller)
+        self.known_at, self.num_misses, self.is_doubted = now, 0, False
 
     def hindrance(self, now: float, caller: str = "") -> Hindrance | None:
         if not self.breaker.may_begin(now):

@@ -60,11 +60,11 @@ class Upstreams:
         for replica, is_trial in plan.convicted(ticket.replica):
             self._charge(replica, is_trial, "server_error")
         ticket.has_begun = True
-        ticket.replica.rests.answered(ticket.caller)
-        ticket.replica.known_at, ticket.replica.num_misses = time.monotonic(), 0
+        now = time.monotonic()
+        ticket.replica.answered(ticket.caller, now)
         ticket.is_trial = False  # the trial is over; how the answer ends is not part of it
         labels = {"upstream": ticket.replica.name}
-        self._observe("upstream_first_token_seconds", labels, time.monotonic() - ticket.begun_at)
+        self._observe("upstream_first_token_seconds", labels, now - ticket.begun_at)
         self._judge(ticket.replica, ticket.replica.breaker.succeeded, "ok")
 
     def failed(self, ticket: Ticket, failure: UpstreamError, *, is_charged: bool) -> None:
@@ -73,6 +73,8 @@ class Upstreams:
             replica.rests.refused(ticket.caller, time.monotonic(), failure.rest_s)
         if is_charged or (ticket.is_trial and failure.is_fault and not failure.answer):
             self._charge(replica, ticket.is_trial, failure.reason)
+        elif failure.is_fault:
+            replica.is_doubted = True
         self.leave(ticket, failure.reason)
 
     def leave(self, ticket: Ticket, outcome: str) -> None:

@@ -102,6 +102,8 @@ async def test_failures_that_eject(answers: tuple[bool, ...]) -> None:
         ({}, 5 + health.IDLE_S),
         ({"num_misses": 1}, 5 + health.AGAIN_S),
         ({"num_open": 1}, math.inf),
+        ({"num_open": 1, "num_misses": 1}, math.inf),
+        ({"num_open": 1, "is_doubted": True}, 5 + health.AGAIN_S),
         ({"breaker": Breaker(is_open=True, is_checked=False, until=7.0)}, 7.0),
         ({"breaker": Breaker(is_open=True, is_checked=True, until=7.0)}, 5 + health.IDLE_S),
         ({"breaker": Breaker(is_open=True, is_checked=True, until=7.0), "num_open": 1}, math.inf),
@@ -110,6 +112,22 @@ async def test_failures_that_eject(answers: tuple[bool, ...]) -> None:
 def test_when_a_replica_is_checked_next(state: dict[str, Any], due_at: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert health.due_at(Replica("h", "http://h", known_at=5.0, **state)) == due_at
+
+
+async def test_a_lone_engine_that_fails_all_requests_with_500_is_ejected_if_it_is_ill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "IDLE_S", 600.0)
+    async with Upstream() as up, running(up.url, engine="vllm", tries="1", eject_s="30") as backend:
+        await wait_until(lambda: up.num_checks == 1, "the first check")
+        up.mood = "status=500"
+        for _ in range(3):
+            await ask(backend)
+        await wait_until(lambda: up.num_checks >= 2, "a check")
+        assert backend.live_engines() == Engines(1, 1), "the requests may be at fault"
+        up.health = 503
+        await ask(backend)
+        await _sees(backend, 0, 1)
 
 
 async def test_without_a_health_check_only_requests_tell() -> None:
