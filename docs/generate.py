@@ -75,7 +75,8 @@ def _hints() -> str:
     )
     tools = ", ".join(f"`{kind}`" for kind in PROVIDER_TOOLS)
     return (
-        f"| hint | APIs | passed on as |\n|---|---|---|\n{hints}\n| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
+        f"| hint | APIs | passed on as |\n|---|---|---|\n{hints}\n"
+        f"| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
         f"Tools that are left out, by the beginning of their type: {tools}; and `custom`, except in messages.\n"
     )
 

@@ -14,9 +14,9 @@ from msgspec import Struct
 class Capabilities(Struct, frozen=True, kw_only=True):
     """A backend's abilities for one model.
 
-    `accepts`: the optional fields of `Sampling` and the extras that it honours. `continuous`: jobs may join at any step, so there is
-    no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it makes tokens, and
-    vectors. `max_tokens`: its own limit, None for none.
+    `accepts`: the optional fields of `Sampling` and the extras that it honours. `continuous`: jobs may join at any
+    step, so there is no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it
+    makes tokens, and vectors. `max_tokens`: its own limit, None for none.
     """
 
     accepts: tuple[str, ...] = ()

@@ -186,7 +186,9 @@ async def examine(gateway: Gateway) -> DoctorReport:
             name="this gateway",
             level="error" if reasons else "ok",
             value="; ".join(reasons) or "ready",
-            advice="Until that is fixed its /readyz answers 503, so that load balancers leave it out." if reasons else "",
+            advice="Until that is fixed its /readyz answers 503, so that load balancers leave it out."
+            if reasons
+            else "",
         )
     )
     findings.append(_examine_keys(gateway))

@@ -64,7 +64,7 @@ _SPECS = (
     Spec("penstock_workers_alive", "workers", (), "gateway",
          "Workers with a valid lease, as last seen.", merge="livemostrecent"),
     Spec("penstock_model_up", "1", _M, "gateway",
-         "1 while a live worker can run the model, as last seen; 0 without a worker, or while all its engines are down.",
+         "1 while a live worker can run the model, as last seen; 0 without one, or while all its engines are down.",
          merge="livemostrecent"),
     Spec("penstock_running", "requests", _M, "gateway",
          "Requests that a worker has started and that have not ended.", merge="livesum"),

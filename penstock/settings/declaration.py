@@ -322,8 +322,8 @@ class Settings(BaseModel):
     reasoning_field: Annotated[
         ReasoningField,
         About(
-            "The field of chat completions that has a model's reasoning: DeepSeek's, SGLang's and llama.cpp's name for it, "
-            "that of OpenRouter and of vLLM since 0.12, or both, which sends each reasoning token twice.",
+            "The field of chat completions that has a model's reasoning: the name that DeepSeek, SGLang and llama.cpp "
+            "use, that of OpenRouter and of vLLM since 0.12, or both, which sends each reasoning token twice.",
             EDGE,
         ),
     ] = "reasoning_content"

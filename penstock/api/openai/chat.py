@@ -103,7 +103,9 @@ class ChatForm(Form):
                 self.tail,
             )
         logprobs = _logprobs(token.logprobs)
-        return self.chunk({"index": index, "delta": _delta(token, self._reasoning_names), "logprobs": logprobs, "finish_reason": None})
+        return self.chunk(
+            {"index": index, "delta": _delta(token, self._reasoning_names), "logprobs": logprobs, "finish_reason": None}
+        )
 
     def finish(self, index: int, reason: str) -> bytes:
         return self.chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason})

@@ -17,7 +17,7 @@ from penstock.backends.openai import embeddings
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
 from penstock.backends.openai.health import Health
 from penstock.backends.openai.http import Times, UpstreamHttp
-from penstock.backends.openai.options import Images, Upstream, build_tiers, read_accepts, read_resumes
+from penstock.backends.openai.options import ENGINE, Images, Upstream, build_tiers, read_accepts, read_resumes
 from penstock.backends.openai.request import Api, ReasoningHistory, RequestShape, build, can_continue
 from penstock.backends.openai.retries import RetryLimits, RetryPlan
 from penstock.backends.openai.upstreams import Ticket, Upstreams
@@ -76,7 +76,7 @@ class OpenAIBackend(Backend):
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
         self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))
         self._health = Health(self._upstreams, self._http, health)
-        self._is_declared = bool(accepts) or images != "engine"
+        self._is_declared = ENGINE not in (accepts or ENGINE).split("+") or images != "engine"
         self.capabilities = Capabilities(
             accepts=taken,
             continuous=True,

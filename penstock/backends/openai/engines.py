@@ -53,9 +53,9 @@ _PROMPT: frozenset[Resume] = frozenset(("prompt",))
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`accepts`: fields of `Sampling`, "images" (in the request itself), "image_urls" (that the engine fetches: only for
-    engines outside our network), and extras. `names`: the engine's own spelling of a field. `in_template`: extras that
-    it takes in its `chat_template_kwargs`.
+    """`accepts`: fields of `Sampling`, extras, "images" (in the request itself) and "image_urls" (that the engine
+    fetches: only for engines outside our network). `names`: the engine's own spelling of a field. `in_template`: extras
+    that it takes in its `chat_template_kwargs`.
 
     `vision`: a path at the server's root whose JSON has `modalities.vision`, where images depend on the model loaded.
 

@@ -1,8 +1,9 @@
 """Health checks: of every replica that has one at the start, and after that of idle and ejected ones.
 
-Requests check a replica that works; one without a request for a while is checked, so that readiness and metrics show an
-engine that is down before a request meets it; and so is one whose 500 may be its own fault or the request's. An ejected one is let back in when its check passes and a first request,
-the trial, succeeds; without a check the trial alone decides.
+Requests check a replica that works. One without a request for a while is checked, so that readiness and metrics show an
+engine that is down before a request meets it; and so is one whose 500 may be its own fault or the request's. An ejected
+one is let back in when its check passes and a first request, the trial, succeeds; without a check the trial alone
+decides.
 """
 
 from __future__ import annotations

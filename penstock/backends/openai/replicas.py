@@ -22,8 +22,8 @@ class Replica:
     """One server. `name` is in logs and labels: host and port as configured, never a key or a query.
 
     `rests`: the callers that it has sent `Retry-After`. `turn` is the number of its last request. `known_at`: when it
-    last began an answer or was checked; `num_misses`: checks in a row since then that failed. `is_doubted`: it has failed
-    a request by a fault that may be the request's.
+    last began an answer or was checked; `num_misses`: checks in a row since then that failed. `is_doubted`: it has
+    failed a request by a fault that may be the request's.
     """
 
     name: str

@@ -74,11 +74,18 @@ async def test_hints_reach_an_engine_that_knows_them_and_no_other() -> None:
     body = json.dumps({"messages": [_TURN], **hints}).encode()
     async with Upstream() as up, serving(models=[_model(up, engine="openai")]) as port:
         assert (await post(port, CHAT, body))[0] == 200
-        assert up.seen[0].body.items() >= {"prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low"}.items()
+        assert (
+            up.seen[0].body.items() >= {"prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low"}.items()
+        )
         assert "service_tier" not in up.seen[0].body
-        assert (await post(port, RESPONSES, json.dumps({"input": "x", "text": {"verbosity": "high"}}).encode()))[0] == 200
+        assert (await post(port, RESPONSES, json.dumps({"input": "x", "text": {"verbosity": "high"}}).encode()))[
+            0
+        ] == 200
         assert up.seen[1].body["verbosity"] == "high"
-    for options, passed in (({"engine": "vllm"}, set()), ({"engine": "any", "accepts": "service_tier"}, {"service_tier"})):
+    for options, passed in (
+        ({"engine": "vllm"}, set()),
+        ({"engine": "any", "accepts": "service_tier"}, {"service_tier"}),
+    ):
         async with Upstream() as up, serving(models=[_model(up, **options)]) as port:
             assert (await post(port, CHAT, body))[0] == 200
             assert hints.keys() & up.seen[0].body.keys() == passed

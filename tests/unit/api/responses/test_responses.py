@@ -125,8 +125,8 @@ def test_reasoning_goes_with_the_answer_that_it_led_to() -> None:
     cut_off = _draft(input=[_thought("a"), asked, _thought("b"), asked])
     assert cut_off.messages == (Message("user", "?"), Message("user", "?"))
     summary = [{"type": "summary_text", "text": "short"}, {"type": "summary_text"}, "odd"]
-    for content in (None, []):
-        (message,) = _draft(input=[_thought(summary=summary, content=content), said]).messages or ()
+    for thought in (_thought(summary=summary), _thought(summary=summary, content=None)):
+        (message,) = _draft(input=[thought, said]).messages or ()
         assert message.reasoning == "short"
 
 

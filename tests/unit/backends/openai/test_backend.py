@@ -58,6 +58,8 @@ async def test_reasoning_is_passed_on(mood: str) -> None:
         ("", {}, False),
         ("", {"images": "data"}, True),
         ('{"modalities": {"vision": true}}', {"images": "none"}, False),
+        ('{"modalities": {"vision": true}}', {"accepts": "engine+beams"}, True),
+        ('{"modalities": {"vision": true}}', {"accepts": "stop"}, False),
     ],
 )
 async def test_llamacpp_takes_images_if_its_model_does(props: str, options: dict[str, str], takes: bool) -> None:
