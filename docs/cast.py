@@ -2,7 +2,7 @@
 
 A real Redis, a gateway and two workers. Every token is shown when it arrived, and the picture is written only when all
 of them came, in order. The second worker starts after the first token, so that the answer surely begins at the first
-one. The command lines are a short form of what runs; the words are the mock engine's, of no language.
+one. The command lines are a short form of what runs; the words are the mock engine's and mean nothing.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from penstock.backends.mock.text import TokenOf, token_source, verify_chain
+from penstock.backends.mock.sentences import TokenOf
+from penstock.backends.mock.text import token_source, verify_chain
 from penstock.job import Job, Sampling
 
 Outcome = Literal["open", "done", "failed", "refused", "left", "cut"]

@@ -24,7 +24,7 @@ TOOL: Any = {
     "name": "weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-MODELS = "mock=mock:step_ms=2;tools=mock:tools=true;hostile=mock:scripted=true;slow=mock:step_ms=20"
+MODELS = "mock=mock:step_ms=2;plain=mock:tools=false;hostile=mock:scripted=true;slow=mock:step_ms=20,ends=length"
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def test_a_stop_sequence_is_reported_as_far_as_it_is_known(client: Anthropic) ->
 
 
 def test_tools_are_called_and_answered(client: Anthropic) -> None:
-    asked: Any = {"model": "tools", "max_tokens": 64, "tools": [TOOL]}
+    asked: Any = {"model": "mock", "max_tokens": 64, "tools": [TOOL]}
     whole: Any = client.messages.create(messages=HELLO, **asked)
     assert whole.stop_reason == "tool_use"
     (call,) = whole.content
-    assert (call.type, call.name, call.input) == ("tool_use", "weather", {"city": "velo"})
+    assert (call.type, call.name, list(call.input)) == ("tool_use", "weather", ["city"])
     with client.messages.stream(messages=HELLO, **asked, tool_choice={"type": "tool", "name": "weather"}) as stream:
         parts = [event.partial_json for event in stream if event.type == "input_json"]
         final = stream.get_final_message()
@@ -92,7 +92,7 @@ def test_tools_are_called_and_answered(client: Anthropic) -> None:
     ("asked", "param", "code"),
     [
         ({"extra_body": {"container": "c"}}, "container", "unsupported_parameter"),
-        ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
+        ({"model": "plain", "tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"extra_body": {"top_k": 3}}, "top_k", "unsupported_parameter"),
         ({"extra_body": {"temperature": 1.5}}, "temperature", "invalid_request"),
         ({"extra_body": {"max_tokens": 200_000}}, "max_tokens", "invalid_request"),

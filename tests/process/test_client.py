@@ -30,7 +30,7 @@ CHAT = [{"role": "user", "content": "hello"}]
 @pytest.fixture(scope="module")
 def server() -> Iterator[Site]:
     with site() as built:
-        built.serve("--model", "mock=mock:step_ms=5;hostile=mock:scripted=true;tools=mock:tools=true")
+        built.serve("--model", "mock=mock:step_ms=5;hostile=mock:scripted=true;plain=mock:tools=false")
         yield built
 
 
@@ -68,7 +68,7 @@ WEATHER = {
 def test_tools_are_called_whole_streamed_and_in_the_background_alike(client: Client) -> None:
     asked: dict[str, Any] = {
         "messages": CHAT,
-        "model": "tools",
+        "model": "mock",
         "tools": [WEATHER],
         "metadata": {"a": "b"},
         "user": "u",
@@ -86,7 +86,7 @@ def test_tools_are_called_whole_streamed_and_in_the_background_alike(client: Cli
     status = handle.status()
     assert (status.tool_calls, status.metadata, status.user) == (whole.tool_calls, {"a": "b"}, "u")
     with pytest.raises(InvalidRequest) as refused:
-        client.generate(**(asked | {"model": "mock"}))
+        client.generate(**(asked | {"model": "plain"}))
     assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
 
 
@@ -114,7 +114,7 @@ def test_the_example_of_tools_in_the_page_of_the_client_runs(server: Site) -> No
 
 
 def test_the_models(client: Client) -> None:
-    assert {model.id for model in client.models()} == {"mock", "hostile", "tools"}
+    assert {model.id for model in client.models()} == {"mock", "hostile", "plain"}
 
 
 def test_an_abandoned_stream_is_cancelled_unless_it_is_to_continue(client: Client) -> None:
@@ -181,8 +181,8 @@ async def test_async_fan_out(server: Site) -> None:
         assert (await handle.result(timeout_s=30)).text == (await client.generate("hello", max_tokens=4)).text
         assert (await handle.status()).is_over
         assert len(await client.models()) == 3
-        called = await client.chat(CHAT, model="tools", tools=[WEATHER])
-        async with client.stream(messages=CHAT, model="tools", tools=[WEATHER]) as asking:
+        called = await client.chat(CHAT, model="mock", tools=[WEATHER])
+        async with client.stream(messages=CHAT, model="mock", tools=[WEATHER]) as asking:
             assert (await asking.result()).tool_calls == called.tool_calls != ()
         assert len(await client.requests(limit=5)) == 5
         async with client.stream("leave", max_tokens=5000) as stream:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server() -> Iterator[Site]:
     with site() as built:
-        built.serve("--model", "mock=mock:step_ms=5")
+        built.serve("--model", "mock=mock:step_ms=5,ends=length")
         yield built
 
 

@@ -26,7 +26,7 @@ TOOL: Any = {
 @pytest.fixture(scope="module")
 def layers() -> Iterator[Site]:
     with site() as built:
-        built.serve("--model", "small=mock:step_ms=3,chain=true;tools=mock:tools=true;vectors=mock:embeds=true")
+        built.serve("--model", "small=mock:step_ms=3,chain=true;tools=mock;vectors=mock")
         url = built.gateways[0]
         accepts = "accepts=temperature+top_p+stop+seed+logprobs"
         built.serve(
@@ -76,7 +76,7 @@ def test_tools_and_embeddings_go_through_both_layers(layers: Site) -> None:
         chat = upper.chat.completions.create(model="tools", messages=HELLO, tools=[TOOL], max_tokens=64)
         assert chat.choices[0].finish_reason == "tool_calls"
         call: Any = (chat.choices[0].message.tool_calls or [])[0]
-        assert json.loads(call.function.arguments) == {"city": "velo"}
+        assert list(json.loads(call.function.arguments)) == ["city"]
         vectors = upper.embeddings.create(model="vectors", input=["a", "b"], dimensions=5)
         assert [len(row.embedding) for row in vectors.data] == [5, 5]
         with pytest.raises(openai.BadRequestError) as refused:

@@ -27,7 +27,8 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-MODELS = "mock=mock:step_ms=2;org/tools:7b=mock:tools=true;hostile=mock:scripted=true;vectors=mock:embeds=true"
+MODELS = "mock=mock:step_ms=2;org/tools:7b=mock;hostile=mock:scripted=true;endless=mock:step_ms=2,ends=length;"
+MODELS += "plain=mock:tools=false,json=false,reasoning=false,logprobs=false,embeds=false"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def client(server: Site) -> Iterator[OpenAI]:
 
 
 def test_the_models(client: OpenAI) -> None:
-    assert sorted(model.id for model in client.models.list()) == ["hostile", "mock", "org/tools:7b", "vectors"]
+    assert sorted(model.id for model in client.models.list()) == ["endless", "hostile", "mock", "org/tools:7b", "plain"]
     one = client.models.retrieve("org/tools:7b")
     assert (one.id, one.object, one.owned_by) == ("org/tools:7b", "model", "penstock")
     with pytest.raises(openai.NotFoundError) as missing:
@@ -124,7 +125,7 @@ def test_tools_are_called_and_answered(client: OpenAI) -> None:
     assert message.content is None
     assert message.tool_calls is not None
     call: Any = message.tool_calls[0]
-    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "velo"})
+    assert (call.function.name, list(json.loads(call.function.arguments))) == ("weather", ["city"])
     streamed = ""
     for chunk in client.chat.completions.create(**asked, stream=True):
         for part in chunk.choices[0].delta.tool_calls or ():
@@ -164,24 +165,24 @@ def test_completions_of_several_prompts(client: OpenAI) -> None:
 
 def test_embeddings(client: OpenAI) -> None:
     """The package asks for base64 by itself, and for numbers when it is told to."""
-    one = client.embeddings.create(model="vectors", input="hello")
-    both = client.embeddings.create(model="vectors", input=["hello", "world"], encoding_format="float")
+    one = client.embeddings.create(model="mock", input="hello")
+    both = client.embeddings.create(model="mock", input=["hello", "world"], encoding_format="float")
     assert [each.index for each in both.data] == [0, 1]
     assert one.data[0].embedding == pytest.approx(both.data[0].embedding)
     assert both.data[0].embedding != both.data[1].embedding
     assert sum(part * part for part in both.data[1].embedding) == pytest.approx(1)
     assert (both.usage.prompt_tokens, both.usage.total_tokens) == (2, 2)
-    assert len(client.embeddings.create(model="vectors", input="hello", dimensions=3).data[0].embedding) == 3
+    assert len(client.embeddings.create(model="mock", input="hello", dimensions=3).data[0].embedding) == 3
     with pytest.raises(openai.BadRequestError) as refused:
-        client.embeddings.create(model="mock", input="hello")
+        client.embeddings.create(model="plain", input="hello")
     assert refused.value.param == "model"
 
 
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
+        ({"model": "plain", "response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"model": "plain", "tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"max_tokens": 200_000}, "max_tokens", "invalid_request"),
@@ -225,7 +226,9 @@ async def test_many_at_once_and_one_that_leaves(server: Site) -> None:
         async def running() -> float:
             return reading.metric((await http.get(f"{server.gateways[0]}/metrics")).text, "penstock_running")
 
-        stream = await client.chat.completions.create(model="mock", messages=HELLO, max_tokens=5000, stream=True, n=2)
+        stream = await client.chat.completions.create(
+            model="endless", messages=HELLO, max_tokens=5000, stream=True, n=2
+        )
         await anext(aiter(stream))
         assert await running() == 2
         await stream.close()
@@ -255,7 +258,7 @@ def test_the_client_retries_after_the_given_time() -> None:
 
 async def test_a_killed_worker_is_not_seen_by_the_client(redis_url: str) -> None:
     with site(redis_url) as fleet:
-        workers = [fleet.worker("--model", "mock=mock:step_ms=20,chain=true") for _ in range(2)]
+        workers = [fleet.worker("--model", "mock=mock:step_ms=20,chain=true,ends=length") for _ in range(2)]
         fleet.gateway()
         async with AsyncOpenAI(base_url=f"{fleet.gateways[0]}/v1", api_key="any", max_retries=0) as client:
             begun = asyncio.Event()

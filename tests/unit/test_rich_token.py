@@ -1,8 +1,7 @@
-"""Tokens that are more than text: joined, on the wire, folded, cut at stop strings, and made by the mock."""
+"""Tokens that are more than text: joined, on the wire, folded, cut at stop strings, and made by backends."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,23 +117,6 @@ def test_stop_strings_are_found_in_rich_tokens_as_in_text(words: list[str], stop
     assert cut([RichToken(word) for word in words]) == cut(list(words))
 
 
-async def test_the_mock_calls_a_tool_and_continues_after_a_death() -> None:
-    mock = MockBackend(tools=True)
-    job = _job(tools=(TOOL,), max_tokens=50)
-    events = await _events(mock, job)
-    folded = fold(events)
-    end = folded.end
-    assert isinstance(end, Done)
-    assert end.finish_reason == "tool_calls"
-    (call,) = join(folded.tokens).tool_calls
-    assert call.name == "weather"
-    assert json.loads(call.arguments) == {"city": "velo", "days": 1}
-    rest = await _events(mock, job, folded.tokens[:2])
-    assert fold([Tokens("g.1", 1, 0, tokens=folded.tokens[:2]), *rest]).tokens == folded.tokens
-    in_words = await _events(mock, _job(tools=(TOOL,), tool_choice="none", max_tokens=3))
-    assert join(fold(in_words).tokens).tool_calls == ()
-
-
 async def test_the_mock_gives_log_probabilities() -> None:
     said = fold(await _events(MockBackend(), _job(max_tokens=3, logprobs=2)))
     plain = fold(await _events(MockBackend(), _job(max_tokens=3)))
@@ -162,7 +144,7 @@ class Embedding(Backend):
 
 
 async def test_embeddings_are_tokens_of_the_log_and_continue_after_a_death() -> None:
-    for backend in (Embedding(), MockBackend(embeds=True)):
+    for backend in (Embedding(), MockBackend()):
         job = Job(id="g.1", model="m", inputs=("a", "bc", "def"))
         said = fold(await _events(backend, job))
         assert isinstance(said.end, Done)
@@ -207,7 +189,7 @@ async def test_an_engine_that_ends_without_saying_why_has_failed() -> None:
 
 
 def test_an_ability_that_no_backend_declares_is_refused() -> None:
-    can = MockBackend.capabilities
+    can = MockBackend(tools=False, json=False).capabilities
     check_capabilities(Sampling(logprobs=1), "m", can)
     for name, value in {"tools": (TOOL,), "presence_penalty": 0.5, "response_format": {"type": "text"}}.items():
         with pytest.raises(UnsupportedParameter) as refused:

@@ -77,7 +77,7 @@ def quiet_collector() -> Iterator[None]:
 async def test_no_body_holds_the_event_loop(api: str) -> None:
     held: dict[str, float] = {}
     statuses = set()
-    async with serving(models=["mock=mock:tools=true,embeds=true"]) as port:
+    async with serving(models=["mock=mock"]) as port:
         for path, name, body in bodies(SHAPES[api]):
             async with Pulse() as pulse:
                 status, answer = await post(port, path, body)
