@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-models serve test test-fast test-models lint fmt docs docs-site bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
+.PHONY: help install install-models install-clients serve test test-fast test-models test-clients clients-docs lint fmt docs docs-site bench bench-ci bench-scale chaos chaos-long chaos-docs cast audit conformance clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -40,6 +40,22 @@ install-models:  ## make .venv-models, with torch for CPUs: some 1 GB
 
 test-models:  ## against a real engine of another project, with a tiny model made here
 	$(MODELS) test ARGS='tests/models $(ARGS)'
+
+CLIENTS := .venv-clients
+REPORT  := bench/results/clients.json
+
+install-clients: $(CLIENTS)/.clients  ## make .venv-clients, with clients of other projects for Python and node: some 1 GB
+
+$(CLIENTS)/.clients: pyproject.toml tests/clients/install.py tests/clients/js/package-lock.json
+	$(MAKE) VENV=$(CLIENTS) install
+	$(CLIENTS)/bin/python -m tests.clients.install
+	@touch $@
+
+test-clients: install-clients  ## clients of other projects against `penstock serve`, as their users run them
+	$(CLIENTS)/bin/python -m pytest tests/clients -n0 --clients-report $(REPORT) $(ARGS)
+
+clients-docs: $(READY)  ## write the results of the last `make test-clients` into docs/clients.md
+	$(BIN)/python -m tests.clients.report $(REPORT) docs/clients.md
 
 lint: $(READY)  ## style, types, import contracts, plain words, freshness of generated pages
 	$(BIN)/ruff check .
@@ -100,5 +116,5 @@ conformance: $(READY)  ## does a worker keep the rules of docs/protocol.md? WORK
 	$(BIN)/python -m tests.conformance --worker '$(WORKER)' $(ARGS)
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) .venv-models .venv-site $(AUDIT) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-models .venv-site $(CLIENTS) $(AUDIT) tests/clients/js/node_modules site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpcore2
@@ -26,7 +27,7 @@ settings.load_profile("penstock")
 LOCKS = pytest.StashKey[tuple[int, int]]()
 FOLDER = "penstock_locks"
 # Longest first, so that no process is left with one of them at the end; the many short tests fill the gaps.
-RINGS = ("models", "process", "conformance", "contract", "simulation", "unit")
+RINGS = ("clients", "models", "process", "conformance", "contract", "simulation", "unit")
 
 
 # ── fixtures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,6 +80,14 @@ def _is_real(item: pytest.Item) -> bool:
     if store:
         return store not in ("memory", "model")
     return bool({"servers", "topologies", "redis_url", "real"} & set(getattr(item, "fixturenames", ())))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Programs of other projects run only where they are asked for: `make test-clients` installs them first."""
+    if collection_path != config.rootpath / "tests" / "clients":
+        return None
+    asked = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
+    return None if any(path.is_relative_to(collection_path) for path in asked) else True
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -224,7 +224,7 @@ def test_a_wait_of_a_test_ends_what_hangs_and_not_what_is_slow() -> None:
 
 def test_shared_test_code_is_in_support() -> None:
     """The rings below are programs of their own, with modules of their own; elsewhere a file is a test or a fixture."""
-    programs = ("tests/chaos/", "tests/conformance/", "tests/simulation/")
+    programs = ("tests/chaos/", "tests/clients/", "tests/conformance/", "tests/simulation/")
     names = [path.relative_to(ROOT).as_posix() for path in _files() if path.is_relative_to(ROOT / "tests")]
     stray = [
         name

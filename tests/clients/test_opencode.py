@@ -1,0 +1,20 @@
+"""opencode without a terminal: `opencode run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.clients.program import Program, bin_of_node, run
+
+PROGRAM = Program("opencode", node=("opencode-ai",))
+
+
+def test_a_task(url: str, tmp_path: Path) -> None:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "any"},
+        "models": {"mock": {}},
+    }
+    (tmp_path / "opencode.json").write_text(json.dumps({"provider": {"penstock": provider}}))
+    assert run(bin_of_node("opencode"), "run", "--model", "penstock/mock", "What is here?")
