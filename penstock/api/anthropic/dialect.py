@@ -5,13 +5,10 @@ Form: https://docs.anthropic.com/en/api/errors. Our statuses stay what they are.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any
 
 from penstock.errors import ContextLengthExceeded, PenstockError
 from penstock.http.edge import Call, Dialect
-from penstock.http.openapi import ErrorDetail
 
 _TYPES = {
     401: "authentication_error",
@@ -22,14 +19,6 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-
-
-class AnthropicErrorAnswer(BaseModel):
-    """Anthropic's envelope, with our `code` and `param` in it."""
-
-    type: Literal["error"]
-    error: ErrorDetail
-    request_id: str
 
 
 class AnthropicDialect(Dialect):

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from penstock.api.conversation import ConversationFields
 from penstock.api.hints import taken
 from penstock.api.intake import Draft, job_of
-from penstock.api.native import GenerateBody, TextAnswer, draft_of, generate_body, without_several
+from penstock.api.native import GenerateBody, draft_of, generate_body, without_several
+from penstock.api.native_answers import TextAnswer
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
