@@ -29,6 +29,7 @@ from penstock.api.admin_answers import (
 )
 from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
+from penstock.api.requests import KEPT
 from penstock.errors import Forbidden, RequestNotFound
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
@@ -154,7 +155,7 @@ class AdminAPI:
         is_id = JOB_ID.fullmatch(request_id)
         outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
-            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
+            raise RequestNotFound(f"Request not found; it may have expired ({KEPT}).", param="request_id")
         return json_response(CancelOutcome(request_id=request_id, outcome=_OUTCOMES[outcome]))
 
     async def cancel_all(self, request: Request, caller: Annotated[str, Path(max_length=64)]) -> Response:

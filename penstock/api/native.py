@@ -61,7 +61,7 @@ def generate_body(settings: Settings) -> type[GenerateBody]:
         None,
         ge=1,
         json_schema_extra={"maximum": settings.max_tokens_limit},
-        description=f"Default: {settings.default_max_tokens}.",
+        description=f"Default: as many as the model has room for, at most {settings.default_max_tokens}.",
     )
     timeout_s = Field(
         None,

@@ -14,12 +14,12 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import head_of_stream
 from penstock.api.answer_fields import extra_fields, usage
 from penstock.api.callers import authenticate, identify
 from penstock.api.native import NativeResponse
 from penstock.api.native_answers import GENERATE_EVENTS, RequestAnswer, RequestList, RequestState
 from penstock.api.opened import Opened
+from penstock.api.stream_head import head_of_stream
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
@@ -29,6 +29,7 @@ from penstock.http.json_response import json_response
 from penstock.http.openapi import RUN_FAILURES, Failures, add_route, answer_of
 from penstock.job import JOB_ID
 from penstock.rich_token import join, with_call_ids
+from penstock.settings.about import env_name
 from penstock.transports.base import JobSummary, Record
 
 PATH = "/v1/requests"
@@ -37,6 +38,7 @@ EVENTS_END = "/events"
 EVENTS = ONE + EVENTS_END
 CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
+KEPT = f"{env_name('retention_s')}, {env_name('background_retention_s')}"  # how long a request is kept after its end
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
 
 _LAST_EVENT_ID = {
@@ -112,7 +114,7 @@ class RequestsAPI:
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await authenticate(self.gateway, request, call), request_id)
         if record is None:
-            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
+            raise RequestNotFound(f"Request not found; it may have expired ({KEPT}).", param="request_id")
         call.fields["subject"] = request_id
         return record
 

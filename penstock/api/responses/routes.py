@@ -11,17 +11,18 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import AnswerResponse, head_of_stream
+from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
 from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.opened import Opened
-from penstock.api.requests import cancelled, find
+from penstock.api.requests import KEPT, cancelled, find
 from penstock.api.responses.answers import RESPONSE_EVENTS, ResponseAnswer
 from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of, notes_of, request_id_of
 from penstock.api.responses.chain import PARAM, conversation, keep
 from penstock.api.responses.events import ResponseEvents, num_events, response_of
+from penstock.api.stream_head import head_of_stream
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
 from penstock.gateway.admission import Caller
@@ -135,7 +136,7 @@ class ResponsesAPI:
         record = None if request_id is None else await find(self.gateway, caller, request_id)
         notes = None if record is None else notes_of(record.job)
         if record is None or notes is None or not notes.store:
-            raise RequestNotFound("Response not found; it may have expired.", param=param)
+            raise RequestNotFound(f"Response not found; it may have expired ({KEPT}).", param=param)
         return record
 
     async def _before(self, caller: Caller, response_id: str | None) -> tuple[Before, list[Record]]:
@@ -144,7 +145,7 @@ class ResponsesAPI:
             return NOTHING, []
         record = await self._find(caller, response_id, PARAM)
         if record.job.caller != caller.id:  # an administrator may look at it, and not go on from it
-            raise RequestNotFound("Response not found; it may have expired.", param=PARAM)
+            raise RequestNotFound(f"Response not found; it may have expired ({KEPT}).", param=PARAM)
         return await conversation(self.gateway, caller, record)
 
 

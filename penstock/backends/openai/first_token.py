@@ -23,7 +23,7 @@ class Patience:
 
 
 class FirstToken(Limit):
-    """A limit of `first_token_s` that begins anew while no other replica can take the request, until the request's deadline.
+    """A limit of `first_token_s` that begins anew while no other replica can take the request, until its deadline.
 
     `has_begun`: the first token has come. From then on it is a `Limit` like any other.
     """
