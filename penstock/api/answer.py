@@ -19,13 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.api.answer_fields import failure_of, timings
 from penstock.api.opened import Opened
-from penstock.api.stream_head import SSE_HEADERS
 from penstock.errors import PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.gateway.keepalive import StreamHealth
 from penstock.gateway.relay import Reader, run_push, wait_changed
 from penstock.http.connection import CLIENT, ClientChannel, Disconnect
-from penstock.http.edge import error_response, give_back
+from penstock.http.edge import error_response
 from penstock.rich_token import Token
 from penstock.sse import KEEPALIVE, unbroken
 
@@ -33,6 +32,15 @@ logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
 MAX_JOINED = 128  # tokens in one write; with `WRITE_BUFFER_BYTES` the bound of what a stalled stream holds
+STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def head_of_stream() -> Response:
+    """The answer to HEAD where GET streams: the stream's headers, and no length, as a stream has none."""
+    named = (AnswerResponse.stream_type, *STREAM_HEADERS)
+    head = Response(headers={name.decode(): value.decode() for name, value in named})
+    del head.headers["content-length"]
+    return head
 
 
 class AnswerResponse(Response):
@@ -44,6 +52,7 @@ class AnswerResponse(Response):
     """
 
     is_replay = False
+    stream_type = (b"content-type", b"text/event-stream; charset=utf-8")
 
     def __init__(self, opened: Opened, *, is_stream: bool, queue_events: bool | None = False) -> None:
         # Not `super().__init__()`, which renders a body and headers that this answer does not have, at the cost of
@@ -65,10 +74,6 @@ class AnswerResponse(Response):
         """The JSON body of a whole answer; `ends` are those of the streams, in their order."""
         raise NotImplementedError
 
-    async def make_whole(self, ends: Sequence[Done]) -> bytes:
-        """The same, where making it may take long."""
-        return self.whole(ends)
-
     def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
         """One SSE event for each token of the reader's stream; `first` is the index of the first."""
         raise NotImplementedError
@@ -88,6 +93,10 @@ class AnswerResponse(Response):
     def idle_news(self) -> bytes:
         """The bytes to write when there is neither a token nor an end; may be empty."""
         return self._queue_news()
+
+    def keepalive(self) -> bytes:
+        """The bytes to write after a silence, which change nothing."""
+        return KEEPALIVE
 
     def failure(self, end: Terminal) -> PenstockError | None:
         """The error of `end` in this API; None if `end` completes an answer."""
@@ -122,10 +131,9 @@ class AnswerResponse(Response):
                 return False
             await wait_changed(self.readers)
         if error is not None:
-            await give_back(self.call, error)
             await error_response(error, self.call)(scope, receive, send)
             return True
-        body = await self.make_whole([end for reader in self.readers if isinstance(end := reader.stream.end, Done)])
+        body = self.whole([end for reader in self.readers if isinstance(end := reader.stream.end, Done)])
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -137,10 +145,9 @@ class AnswerResponse(Response):
             return False
         failed = self._early_failure()
         if failed is not None:
-            await give_back(self.call, error := failed.error())
-            await error_response(error, self.call)(scope, receive, send)
+            await error_response(failed.error(), self.call)(scope, receive, send)
             return True
-        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": [self.stream_type, *STREAM_HEADERS]})
         client: ClientChannel = scope[CLIENT]
         health = StreamHealth(self.readers[0].wake, client.abort)
         self.gateway.keepalive.watched.add(health)
@@ -149,9 +156,7 @@ class AnswerResponse(Response):
         finally:
             self.gateway.keepalive.watched.discard(health)
             if health.was_cut:
-                logger.warning(
-                    "cut: the client does not read (PENSTOCK_SLOW_READER_S)", extra={"request_id": self.stream.job.id}
-                )
+                logger.warning("cut: the client does not read", extra={"request_id": self.stream.job.id})
 
     async def _relay(self, disconnect: Disconnect, health: StreamHealth, client: ClientChannel, send: Send) -> bool:
         """Write the frames that wait, each time in one write, until the end; `send` is the server's own."""
@@ -166,7 +171,7 @@ class AnswerResponse(Response):
                 if not health.is_due:
                     await run_push(self.readers, push)
                     continue
-                body = KEEPALIVE
+                body = self.keepalive()
             health.is_due = False
             body = unbroken(body)
             if not is_over and client.takes_more:
@@ -206,8 +211,7 @@ class AnswerResponse(Response):
             for reader in self.readers:
                 if reader.stream.tokens or reader.stream.end is not None:
                     return
-            left = until - loop.time()
-            if left <= 0:
+            if (left := until - loop.time()) <= 0:
                 return
             await wait_changed(self.readers, left)
 
@@ -221,8 +225,7 @@ class AnswerResponse(Response):
     def error(self) -> PenstockError | None:
         """The error of the first stream that has failed."""
         for reader in self.readers:
-            end = reader.stream.end
-            if end is not None and (error := self.failure(end)) is not None:
+            if (end := reader.stream.end) is not None and (error := self.failure(end)) is not None:
                 return error
         return None
 

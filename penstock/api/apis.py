@@ -6,14 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter
+from msgspec import Struct
 from pydantic import BaseModel
 
 from penstock.api.admin import AdminAPI
-from penstock.api.anthropic.answers import AnthropicErrorAnswer
+from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
 from penstock.api.anthropic.body import MessagesBody
 from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.native import ENDPOINT, NativeAPI
+from penstock.api.ollama import routes as ollama_routes
+from penstock.api.ollama.body import (
+    OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbeddingsBody,
+    OllamaGenerateBody,
+    OllamaShowBody,
+)
+from penstock.api.ollama.dialect import OLLAMA
+from penstock.api.ollama.routes import OllamaAPI
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
@@ -22,14 +33,15 @@ from penstock.api.requests import EVENTS_END, RequestsAPI
 from penstock.api.requests import PATH as REQUESTS
 from penstock.api.responses.body import ResponseBody
 from penstock.api.responses.routes import RESPONSES, ResponsesAPI
+from penstock.api.responses.stored import StoredResponsesAPI
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Dialect, Handler
-from penstock.http.openapi import ErrorAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class ApiTable:
-    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself.
+    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method); `answers`: the structs in its answers. `hot`:
+    the POSTs that `Edge` calls itself.
 
     `take_up`: a request's events, which `Edge` calls itself, too: when a gateway dies, all its clients ask another
     one for them in the same instant.
@@ -37,6 +49,7 @@ class ApiTable:
 
     routers: tuple[APIRouter, ...]
     bodies: Mapping[tuple[str, str], type[BaseModel]]
+    answers: tuple[type[Struct], ...]
     hot: Mapping[str, Handler]
     take_up: Handler
 
@@ -49,19 +62,18 @@ class ApiTable:
         return None
 
     def dialect(self, path: str) -> Dialect | None:
-        """In whose form `path` is answered, with or without a route: Anthropic's SDKs read no other error."""
+        """In whose form `path` is answered, with or without a route: SDKs of Anthropic's and Ollama's read no other."""
+        if path.startswith("/api/"):
+            return OLLAMA
         return ANTHROPIC if path.startswith(MESSAGES) and path[len(MESSAGES) :][:1] in ("", "/") else None
-
-    def envelope(self, path: str) -> type[BaseModel]:
-        """The form of the errors at `path`."""
-        return ErrorAnswer if self.dialect(path) is None else AnthropicErrorAnswer
 
 
 def apis_of(gateway: Gateway) -> ApiTable:
     native, openai = NativeAPI(gateway), OpenAIAPI(gateway)
     responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
-    requests = RequestsAPI(gateway)
-    every = (native, openai, responses, anthropic, requests, AdminAPI(gateway))
+    requests, ollama = RequestsAPI(gateway), OllamaAPI(gateway)
+    stored, admin = StoredResponsesAPI(gateway), AdminAPI(gateway)
+    every = (native, openai, responses, stored, anthropic, ollama, requests, admin)
     return ApiTable(
         routers=tuple(api.router() for api in every),
         bodies={
@@ -71,13 +83,21 @@ def apis_of(gateway: Gateway) -> ApiTable:
             (EMBEDDINGS, "post"): EmbeddingBody,
             (RESPONSES, "post"): ResponseBody,
             (MESSAGES, "post"): MessagesBody,
+            (ollama_routes.CHAT, "post"): OllamaChatBody,
+            (ollama_routes.GENERATE, "post"): OllamaGenerateBody,
+            (ollama_routes.EMBED, "post"): OllamaEmbedBody,
+            (ollama_routes.EMBEDDINGS, "post"): OllamaEmbeddingsBody,
+            (ollama_routes.SHOW, "post"): OllamaShowBody,
         },
+        answers=(PoolOverview, DoctorReport, DeadList),
         hot={
             ENDPOINT: native.generate,
             CHAT: openai.chat,
             COMPLETIONS: openai.completions,
             RESPONSES: responses.create,
             MESSAGES: anthropic.messages,
+            ollama_routes.CHAT: ollama.chat,
+            ollama_routes.GENERATE: ollama.generate,
         },
         take_up=requests.take_up,
     )

@@ -321,7 +321,9 @@ async def test_a_simple_request_of_a_web_page_changes_nothing(site: Site, kind: 
     headers = {"host": "gateway"} if kind is None else {"host": "gateway", "content-type": kind}
     for path in posts:
         answer = await site.http.send(httpx2.Request("POST", f"http://gateway{path}", headers=headers, content=b"{}"))
-        assert (path, answer.status_code, answer.json()["error"]["code"]) == (path, 415, "unsupported_media_type")
+        error = answer.json()["error"]
+        code = "unsupported_media_type" if path.startswith("/api/") else error["code"]  # Ollama's errors have no code
+        assert (path, answer.status_code, code) == (path, 415, "unsupported_media_type")
 
 
 async def test_a_file_of_keys_that_cannot_be_read_again_is_reported(

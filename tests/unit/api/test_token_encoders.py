@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.api.anthropic import events as anthropic
 from penstock.api.native import NativeResponse
+from penstock.api.ollama.lines import Lines
 from penstock.api.openai import completions
 from penstock.api.openai.chat import ChatForm
 from penstock.api.openai.completions import CompletionForm
@@ -73,3 +74,9 @@ def test_deltas_of_openais_responses(text: str, index: int, logprobs: tuple[Logp
     (got,), (wanted,) = Decoder().feed(written), Decoder().feed(expected)
     assert (got.event, json.loads(got.data)) == (wanted.event, json.loads(wanted.data))
     assert fast.num == slow.num
+
+
+@given(TEXTS, st.booleans())
+def test_lines_of_ollama(text: str, is_chat: bool) -> None:
+    lines = Lines(JOB, is_chat=is_chat)
+    assert lines.grown(Part(0, "text"), text, ()) == [lines._line({"content": text})]
