@@ -58,7 +58,7 @@ the other end of a wire.
     |  +- WorkerLost
     |     worker_lost            502    yes   server_error            its worker died; the backend cannot continue it
     +- Unavailable
-    |  |  unavailable            503    yes   server_error            too many connections
+    |  |  unavailable            503    yes   server_error            too many connections, or not just now
     |  +- NoWorkers
     |  |  no_workers             503    yes   server_error            no worker came in time
     |  +- StoreUnavailable

@@ -23,6 +23,7 @@ from penstock.errors import (
     DeadlineExceeded,
     NoWorkers,
     PenstockError,
+    QueueFull,
     RequestPoisoned,
     StoreUnavailable,
 )
@@ -56,7 +57,7 @@ from penstock.transports.base import (
 )
 from penstock.transports.gcra import gcra
 from penstock.transports.memory_state import BoundKey, Entry, Snapshot, WorkerLease
-from penstock.transports.quota import REQUEST_BYTES, Books, Share, booked_answer_bytes, queue_full
+from penstock.transports.quota import REQUEST_BYTES, Books, Share, most_answer_bytes
 from penstock.wire import encode_json
 
 _FORGET_WORKER_S = 10.0
@@ -132,7 +133,7 @@ class MemoryTransport(Transport):
         for job_id, entry in state.jobs.items():
             if job_id not in self._jobs:
                 size = REQUEST_BYTES + len(encode_json(entry.job))
-                self._books.book(entry.job, size, booked_answer_bytes(entry.job))
+                self._books.book(entry.job, size, most_answer_bytes(entry.job))
         self._jobs = {job_id: entry.copy() for job_id, entry in state.jobs.items()}
         self._queue = deque(state.queue)
         self._lists = {worker_id: list(held) for worker_id, held in state.lists.items()}
@@ -156,10 +157,10 @@ class MemoryTransport(Transport):
     ) -> int:
         now = self._sweep()
         if max_depth and len(self._queue) >= max_depth:
-            raise queue_full(max_depth)
+            raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
         if job.id not in self._jobs:
             size = REQUEST_BYTES + len(encode_json(job))
-            self._judge(job, size + booked_answer_bytes(job), share, now)
+            self._judge(job, size + most_answer_bytes(job), share, now)
             self._make(job, owner, now, size).attempt = floor
         self._push(job.id, front)
         return len(self._queue)
@@ -176,7 +177,6 @@ class MemoryTransport(Transport):
             return False
         self._raise_attempt(entry, attempt)
         entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
-        self._books.grow(job, booked_answer_bytes(job, len(tokens)))
         # All of them: if the short attempt continued meanwhile, the log differs from the relayed tokens.
         self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(tokens)), publish=False)
         self._push(job.id, front=True)
@@ -215,7 +215,7 @@ class MemoryTransport(Transport):
     async def read(self, job_id: str, after: tuple[int, int] | None = None, *, job: Job | None = None) -> Record | None:
         self._sweep()
         entry = self._jobs.get(job_id)
-        if entry is None:
+        if entry is None or entry.is_deleted:
             return None
         log = entry.log if after is None else [e for e in entry.log if (e.attempt, e.end) > after or _ends(e)]
         return Record(
@@ -282,12 +282,9 @@ class MemoryTransport(Transport):
         if entry is not None and entry.state == "done":
             self._expire_at(entry, self._now() + retention_s)
 
-    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
-        self._books.grow(job, num_bytes)
-
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         entry = self._jobs.get(job.id)
-        if entry is not None and entry.state == "done":
+        if entry is not None and entry.state == "done" and not entry.is_deleted:
             kept = entry.job = job.kept()
             self._books.weigh(job, None if kept is job else REQUEST_BYTES + len(encode_json(kept)), num_bytes)
 
@@ -295,6 +292,15 @@ class MemoryTransport(Transport):
         entry = self._jobs.get(job.id)
         if entry is not None and entry.state == "done":
             self._expire_at(entry, max(entry.expires_at, self._now() + life_s))
+
+    async def delete(self, job: Job) -> bool:
+        self._sweep()
+        entry = self._jobs.get(job.id)
+        if entry is None or entry.state != "done":
+            return False
+        self._books.unbook(job)
+        entry.is_deleted, entry.job, entry.log = True, Job(id=job.id, model=job.model, caller=job.caller), []
+        return True
 
     async def tick(self, gateway_id: str) -> Pool:
         now = self._beat()
@@ -338,7 +344,7 @@ class MemoryTransport(Transport):
     async def requests_of(self, caller: str, limit: int) -> list[str]:
         self._sweep()
         newest = sorted(
-            (entry for entry in reversed(self._jobs.values()) if entry.job.caller == caller),
+            (entry for entry in reversed(self._jobs.values()) if entry.job.caller == caller and not entry.is_deleted),
             key=lambda entry: entry.created_at,
             reverse=True,
         )
@@ -554,7 +560,7 @@ class MemoryTransport(Transport):
         deadline, retention_s = now + job.timeout_s, self._retention_s if job.retention_s is None else job.retention_s
         entry = Entry(job, owner, now, deadline, deadline + retention_s, retention_s=retention_s)
         self._jobs[job.id] = entry
-        self._books.book(job, size, booked_answer_bytes(job))
+        self._books.book(job, size, most_answer_bytes(job))
         heapq.heappush(self._expiry, (entry.expires_at, job.id))
         return entry
 

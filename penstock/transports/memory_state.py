@@ -34,6 +34,7 @@ class Entry:
     readers: list[str] = field(default_factory=list)
     restored: tuple[int, int] = (-1, -1)  # from which attempt to which
     num_tokens: int = 0
+    is_deleted: bool = False
     log: list[Event] = field(default_factory=list)
 
     def copy(self) -> Entry:

@@ -7,7 +7,9 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.chaos.http import get
+import msgspec
+
+from tests.chaos.http import Exchange, get, post
 from tests.chaos.plant import QUEUE
 from tests.chaos.run import Run
 
@@ -47,6 +49,8 @@ async def provoke(run: Run, name: str) -> None:
         await _strand(run)
     elif name == "append":
         await _repeat_a_frame(run)
+    elif name == "delete":
+        await _delete(run)
     elif name in ("adopt", "UNSUBSCRIBE", "LRANGE"):
         await _look_again(run)
 
@@ -107,3 +111,11 @@ async def _look_again(run: Run) -> None:
         for _ in range(3):
             run.load.join(first)
         await get(run.plant.gateways[0].url, f"/v1/requests/{first.request_id}")
+
+
+async def _delete(run: Run) -> None:
+    """A response that is deleted."""
+    url = run.plant.gateways[0].url
+    _, body = await post(url, "/v1/responses", {"input": "x", "max_output_tokens": 1})
+    async with Exchange(url, "DELETE", f"/v1/responses/{msgspec.json.decode(body).get('id')}") as deleted:
+        await deleted.read()

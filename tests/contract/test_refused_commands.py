@@ -137,6 +137,14 @@ async def weighed(site: Site) -> None:
     assert await transport.requests_of("me", 5) in ([job.id], [])  # that it is not listed does not refuse it
 
 
+async def deleted(site: Site) -> None:
+    job = await site.submit(caller="me")
+    await site.finish("w1", await site.run("w1", job), 0)
+    assert await site.do(lambda: site.transport.delete(job))
+    assert await site.transport.read(job.id) is None
+    assert await site.transport.states([job.id]) == {job.id: "done"}
+
+
 async def cancelled_while_it_waits(site: Site) -> None:
     job = await site.submit()
     assert await site.do(lambda: site.transport.cancel(job.id, "client", "g1")) in ("ended", "done")
@@ -323,7 +331,7 @@ STORIES: tuple[Story, ...] = (
     weighed,
     *(answered, cancelled_while_it_waits, cancelled_while_it_runs, handed_back, left_by_its_worker),
     *(left_in_the_middle_of_its_end, claimed_by_halves, restored, restored_from_nothing, poisoned, unreadable),
-    *(ended_and_lost,),
+    *(ended_and_lost, deleted),
     *(refused_for_the_queue, adopted, late, held_twice, stranded, repaired),
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import redis
 
-from penstock.event import Event
+from penstock.event import Done, Event
 from penstock.job import Job
+from penstock.transports.base import Outcome
+from penstock.transports.quota import Share
 from tests.support.stores import RedisStore, Store, new_job, new_worker, run_one, tokens
 
 
@@ -146,3 +148,48 @@ async def test_a_job_keeps_its_own_retention_in_redis(real: RedisStore, client: 
     left: object = client.pttl(f"{{inference:response:{job.id}}}:job")
     assert isinstance(left, int)
     assert 7_000_000 < left <= 7_200_000
+
+
+async def test_a_deleted_job_is_gone_and_is_not_given_back(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored=1)
+    job = new_job(caller="bob", retention_s=3600.0)
+    await transport.submit(job, "g1", 0, share=share)
+    assert not await transport.delete(job)  # it waits
+    claim = await run_one(transport, "w1", job.id)
+    assert not await transport.delete(job)  # it runs
+    end = Done(job.id, claim.attempt, 1, finish_reason="stop")
+    await transport.emit("w1", [tokens(claim, 0, "a"), end])
+    assert await transport.delete(job)
+    assert await transport.delete(job)
+    transport.weigh(job, 128, 3600.0)  # of a gateway that has just learnt of its end
+    assert await transport.read(job.id) is None
+    assert await transport.read(job.id, job=job) is None
+    assert await transport.read_summary([job.id]) == [None]
+    assert await transport.states([job.id]) == {job.id: "done"}
+    outcome = Outcome(job=job, attempt=claim.attempt, tokens=("a",), end=end, keep_s=60.0, created_ago_s=1.0)
+    assert not await transport.restore_end(outcome, "g1")
+    assert not await transport.restore(job, "g1", ["a"], claim.attempt)
+    assert await transport.cancel(job.id, "client") == "done"
+    assert await transport.read(job.id) is None
+
+    async def is_free() -> bool:
+        return await transport.requests_of("bob", 5) == []
+
+    await store.until(is_free, "it counts no more")
+    await transport.submit(new_job(caller="bob"), "g1", 0, share=share)
+
+
+async def test_nothing_of_a_deleted_job_stays_for_ever(store: Store) -> None:
+    transport = await store.transport()
+    assert not await transport.delete(new_job())
+    job = new_job(retention_s=0.05)
+    await transport.submit(job, "g1", 0)
+    await transport.cancel(job.id, "operator")
+    await transport.delete(job)
+
+    async def is_gone() -> bool:
+        return await transport.states([job.id]) == {}
+
+    await store.until(is_gone, "the deleted job expires")

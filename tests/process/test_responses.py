@@ -217,7 +217,7 @@ def _image(url: str) -> dict[str, Any]:
         ({"model": "plain", "reasoning": {"effort": "low"}}, "reasoning.effort", "unsupported_parameter"),
         ({"model": "plain", "text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_parameter"),
         ({"model": "plain", "tools": [TOOL]}, "tools", "unsupported_parameter"),
-        ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
+        ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"max_output_tokens": 200_000}, "max_output_tokens", "invalid_request"),
         (_image("data:image/png;base64,AAAA"), "input", None),
         (_image("file:///etc/passwd"), "input.0.content.0.image_url", "invalid_request"),

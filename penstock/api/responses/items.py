@@ -95,9 +95,18 @@ class ReasoningItem(Strict):
         return "\n".join(text for text in parts if isinstance(text, str) and text)
 
 
+class ItemReference(Strict):
+    """An item of a stored response, by its id: `references.py` puts the item in its place."""
+
+    type: Literal["item_reference"] | None = None
+    id: ItemId
+
+
 def _kind(item: Any) -> str | None:
-    """A message may leave its type out."""
-    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    """A message may leave its type out, and so may a reference."""
+    if not isinstance(item, dict):
+        return getattr(item, "type", None)
+    kind = item.get("type", "item_reference" if item.keys() == {"id"} else "message")
     return kind if isinstance(kind, str) else None
 
 
@@ -105,7 +114,8 @@ Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_kind),
 ]
 
@@ -122,38 +132,76 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
     """
     if isinstance(input_, str):
         return (*before, Message("user", input_))
-    messages = list(before)
+    turns = Turns()
     called = {call.id for message in before for call in message.tool_calls}
-    thoughts: list[str] = []  # of the answer that comes next
     for index, item in enumerate(input_):
         if isinstance(item, ReasoningItem):
-            thoughts.append(item.text)
-            continue
-        reasoning, thoughts = "\n".join(filter(None, thoughts)), []
-        if isinstance(item, MessageItem):
+            turns.think(item.text)
+        elif isinstance(item, MessageItem):
             message = _message(index, item)
-            messages.append(replace(message, reasoning=reasoning) if item.role == "assistant" else message)
+            if item.role == "assistant":
+                turns.answer(message.content)
+            else:
+                turns.add(message)
         elif isinstance(item, FunctionCallItem):
             called.add(item.call_id)
-            last = messages[-1] if len(messages) > len(before) and messages[-1].role == "assistant" else None
-            messages[len(messages) - bool(last) :] = [_with_call(last, item, reasoning)]
+            turns.call(item.call_id, item.name, item.arguments)
         elif isinstance(item, FunctionCallOutput):
             if item.call_id not in called:
                 raise _fault(index, "call_id", "does not name an earlier call")
             output = item.output if isinstance(item.output, str) else "\n".join(part.text for part in item.output)
-            messages.append(Message("tool", output, tool_call_id=item.call_id))
+            turns.add(Message("tool", output, tool_call_id=item.call_id))
+    messages = (*before, *turns.messages)
     if not messages:
         raise InvalidRequest("'input' must hold a message.", param="input")
     if len(messages) > MAX_ITEMS:
         raise InvalidRequest(f"The conversation must have at most {MAX_ITEMS} messages.", param="input")
-    return tuple(messages)
+    return messages
 
 
-def _with_call(last: Message | None, item: FunctionCallItem, reasoning: str) -> Message:
-    """The assistant's message `last`, or a new one, with this call and the reasoning in front of it."""
-    message = last or Message("assistant", "")
-    calls = (*message.tool_calls, ToolCall(len(message.tool_calls), item.call_id, item.name, item.arguments))
-    return replace(message, tool_calls=calls, reasoning="\n".join(filter(None, (message.reasoning, reasoning))))
+class Turns:
+    """Messages as items make them: the parts of an answer become one message of the assistant's if it calls a tool.
+
+    Chat templates want the results of calls directly behind the message that has the calls.
+    """
+
+    def __init__(self, messages: Sequence[Message] = ()) -> None:
+        self.messages = list(messages)
+        self._thoughts: list[str] = []  # of the answer that comes next
+
+    def think(self, text: str) -> None:
+        """Reasoning: it belongs to the text or the call behind it, if there is one."""
+        if text:
+            self._thoughts.append(text)
+
+    def answer(self, text: str) -> None:
+        """A text of the assistant's."""
+        last = self._assistant()
+        if last is None or not last.tool_calls:
+            self.messages.append(Message("assistant", ""))
+        self._extend(text, ())
+
+    def call(self, call_id: str, name: str, arguments: str) -> None:
+        """A call of the assistant's."""
+        last = self._assistant()
+        if last is None:
+            self.messages.append(Message("assistant", ""))
+        self._extend("", (ToolCall(0 if last is None else len(last.tool_calls), call_id, name, arguments),))
+
+    def add(self, message: Message) -> None:
+        """A message of another role."""
+        self._thoughts = []
+        self.messages.append(message)
+
+    def _extend(self, text: str, calls: tuple[ToolCall, ...]) -> None:
+        last, thoughts, self._thoughts = self.messages[-1], self._thoughts, []
+        reasoning = "\n".join(filter(None, (last.reasoning, *thoughts)))
+        calls = last.tool_calls + calls
+        self.messages[-1] = replace(last, content=last.content + text, tool_calls=calls, reasoning=reasoning)
+
+    def _assistant(self) -> Message | None:
+        """The last message, if it is the assistant's."""
+        return self.messages[-1] if self.messages and self.messages[-1].role == "assistant" else None
 
 
 def _message(index: int, item: MessageItem) -> Message:

@@ -70,6 +70,11 @@ class Ended:
             kept.until = until
             self._delivered.put(kept)
 
+    def forget(self, job_id: str) -> None:
+        """It is not to be given back."""
+        self._kept.pop(job_id)
+        self._delivered.pop(job_id)
+
     def get(self, job_id: str, now: float) -> RelayStream | None:
         kept = self._kept.kept.get(job_id) or self._delivered.kept.get(job_id)
         return kept.stream if kept is not None and kept.until > now else None

@@ -49,6 +49,8 @@ class LookUp:
                 self._repairer.catch_up(stream_of(record), record)  # which remembers it
             return record
         known = await self.known(job_id)
+        if record is None and known is not None and known.state == "done" and await self._keeper.is_deleted(job_id):
+            return None
         if known is not None and (record is None or known.state == "done"):
             stream = streams.get(job_id)
             if stream is not None and stream.end is None:

@@ -177,6 +177,18 @@ class Relay:
                 return "marked"
         return outcome
 
+    async def delete(self, job: Job) -> bool:
+        """Leave nothing of a request that has ended, here and in the store. False if it has not ended."""
+        if not await self._store.delete(job):
+            return False
+        stream = self._streams.get(job.id)
+        if stream is not None:  # who reads it still may read it to its end
+            self._remove(stream)
+        self.keeper.forget(job.id)
+        if job.once:
+            await self._store.unbind_key(job)
+        return True
+
     # ── what the store calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def deliver(self, event: Event) -> None:
@@ -218,11 +230,7 @@ class Relay:
 
     def look(self, now: float) -> None:
         """One round of `watch`."""
-        streams = list(self._streams.values())
-        self._patience.look(streams, now)
-        for stream in streams:
-            if 2 * len(stream.tokens) > stream.num_booked and stream.end is None:
-                self.keeper.grow(stream, now)
+        self._patience.look(list(self._streams.values()), now)
         if self.keeper.expire(now):
             self._table.expire(self.keeper.ended.ids(now))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.errors import DeadlineExceeded, InternalError, PenstockError, StoreUnavailable
+from penstock.errors import DeadlineExceeded, InternalError, PenstockError, RequestNotFound, StoreUnavailable
 from penstock.event import Done, Event, Failed, Started, Terminal, Tokens, fold
 from penstock.gateway.relay.keeper import Keeper
 from penstock.gateway.relay.records import outcome_of
@@ -154,6 +154,9 @@ class Repairer:
         """The store has lost this request (rules 1, 5, 13): give it back what the client has."""
         job = stream.job
         if stream.end is not None:
+            return
+        if await self._keeper.is_deleted(job.id):
+            self._end(stream, RequestNotFound("The request was deleted.", param="request_id"))
             return
         if job.once:
             await self._keeper.bind(job, job.timeout_s + self._keeper.retention_of(job))

@@ -14,7 +14,6 @@ from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 from penstock.rich_token import Token
 from penstock.transports.base import EndReason
-from penstock.transports.quota import booked_tokens
 
 MAX_SERVED = 32
 
@@ -34,14 +33,13 @@ class RelayStream:
 
     `is_ended`: the store has recorded the end. `end` can also be set locally, for example at shutdown.
     `verdict`: the error to end in when a cancellation of ours comes back. `followed`: another gateway made the id.
-    `cancel`: the reason with which the store was asked to end it, which the store may lose. `num_booked`: the tokens of
-    its answer that are booked for its caller.
+    `cancel`: the reason with which the store was asked to end it, which the store may lose.
     """
 
     __slots__ = (
         "asked_at", "attempt", "cancel", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
-        "is_followed", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "num_booked", "readers",
-        "started_at", "submitted_at", "tokens", "verdict", "waiting_frames",
+        "is_followed", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at",
+        "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
     def __init__(self, job: Job, meter: StreamMeter | None, now: float) -> None:
@@ -59,7 +57,6 @@ class RelayStream:
         self.deadline_at = now + job.timeout_s
         self.is_trusted = True
         self.num_asked = 0
-        self.num_booked = booked_tokens(job)
         self.waiting_frames: deque[Event] | None = None
         self.readers: list[Reader] = []
 

@@ -137,12 +137,12 @@ class RedisGatewayStore(RedisBase, GatewayStore):
         name, log_range = keys.job(job_id), command("XRANGE", keys.log(job_id), start, "+")
         try:
             if job is None:
-                state = command("HMGET", name, *FIELDS, "job"), command("TIME")
+                state = command("HMGET", name, *FIELDS, "deleted", "job"), command("TIME")
                 hash_, now, entries = await self._redis.run_bulk("read", name, *state, log_range)
             else:
-                state = command("HMGET", name, *FIELDS), command("TIME")
+                state = command("HMGET", name, *FIELDS, "deleted"), command("TIME")
                 hash_, now, entries = await self._redis.run("read", name, *state, log_range)
-            if not any(hash_):
+            if not any(hash_) or hash_[len(FIELDS)]:
                 return None
             job = job or decode_job(hash_[-1] or b"")
             events = events_of(job_id, entries, after[1] if after else 0)
@@ -178,7 +178,7 @@ class RedisGatewayStore(RedisBase, GatewayStore):
             pool, is_again = self._redis.pool, outcome == RESTORED_BEFORE
             await self._redis.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
         if outcome == MADE_AGAIN:
-            await self._books.book_again(job, len(tokens))
+            await self._books.book_again(job)
         return bool(outcome)
 
     async def restore_end(self, outcome: Outcome, owner: str) -> bool:
@@ -196,7 +196,7 @@ class RedisGatewayStore(RedisBase, GatewayStore):
         if restored:
             await self._redis.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
         if restored == MADE_AGAIN:
-            await self._books.book_again(job, len(outcome.tokens), outcome.keep_s)
+            await self._books.book_again(job, outcome.keep_s)
         return bool(restored)
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
@@ -220,14 +220,17 @@ class RedisGatewayStore(RedisBase, GatewayStore):
         words = [_EXPIRE_SOONER % (len(name), name, len(after), after) for name in names]
         self._redis.request_conn(job_id).post(b"".join(words), len(words))
 
-    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
-        self._books.grow(job, num_bytes, life_s)
-
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         self._books.weigh(job, num_bytes, keep_s)
 
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         self._books.prolong(job, num_bytes, life_s)
+
+    async def delete(self, job: Job) -> bool:
+        is_deleted = bool(await self._redis.ask("delete", keys.job(job.id), scripts.delete(job.id)))
+        if is_deleted:
+            self._books.unbook(job)
+        return is_deleted
 
     async def bind_key(self, job: Job, keep_s: float, instead_of: str = "") -> Bound | None:
         key, _, body_hash = job.once.partition(" ")

@@ -51,6 +51,7 @@ _requeue = Script("requeue")
 _adopt = Script("adopt")
 _read_summary = Script("read_summary")
 _shorten = Script("shorten")
+_delete = Script("delete")
 _enqueue = Script("enqueue")
 _requeue_if_missing = Script("requeue_if_missing")
 _withdraw = Script("withdraw")
@@ -141,6 +142,10 @@ def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
 
 def shorten(job_id: str, job: bytes) -> Command:
     return _shorten((keys.job(job_id),), job)
+
+
+def delete(job_id: str) -> Command:
+    return _delete(_request(job_id))
 
 
 def read_summary(job_id: str) -> Command:

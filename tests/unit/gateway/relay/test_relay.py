@@ -19,7 +19,7 @@ from penstock.gateway.relay.stream import MAX_SERVED, run_push, wait_changed
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.rich_token import text_of
-from penstock.transports import memory, quota
+from penstock.transports import memory
 from penstock.transports.base import EndReason
 from penstock.transports.memory import MemoryTransport
 from penstock.transports.memory_state import Entry
@@ -261,6 +261,7 @@ async def test_a_poll_requeues_a_request_in_no_list_whose_gateway_is_gone(
     job_id = (await rig.open()).job.id
     forget(rig.transport, "queue")  # a worker popped it for a connection that was gone
     other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.tick("g2")
     assert await other.look_up(job_id) is not None
     assert not rig.transport.snapshot().queue, "it may be on its way to a worker just now"
     monkeypatch.setattr(patience, "STRANDED_S", 0.0)
@@ -980,39 +981,43 @@ async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: py
     await wait_until(lambda: rig.transport.snapshot().queue == [stream.job.id], "it was pushed again")
 
 
-# ── what an answer counts with ───────────────────────────────────────────────────────────────────────────────────────
+async def test_a_request_that_another_gateway_has_deleted_is_not_remembered_here(rig: Rig) -> None:
+    rig.retention_s = 60.0
+    stream = await rig.open()
+    await rig.done(await rig.claim(), 0)
+    assert isinstance(stream.end, Done)
+    rig.relay.leave(rig.reader, is_delivered=True)
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.tick("g2")
+    assert await other.look_up(stream.job.id) is not None
+    assert await other.delete(stream.job)
+    assert await rig.relay.look_up(stream.job.id) is None
+    assert await other.look_up(stream.job.id) is None
+    await rig.relay.keeper.check()
+    assert await rig.transport.read(stream.job.id) is None
 
 
-async def test_an_answer_is_booked_ahead_of_its_tokens(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    booked: list[int] = []
-    grow = rig.transport.grow
-
-    def grown(job: Job, num_bytes: int, life_s: float) -> None:
-        assert 0 < life_s <= job.timeout_s + 60.0
-        booked.append(num_bytes // quota.TOKEN_BYTES)
-        grow(job, num_bytes, life_s)
-
-    monkeypatch.setattr(rig.transport, "grow", grown)
-    job = Job(id="g1.1", model="mock", prompt="x", sampling=Sampling(max_tokens=9_000), caller="bob")
-    stream = (await rig.relay.open(job)).stream
-    (claim,) = await rig.transport.claim("w1", await rig.transport.take("w1", 1))
-    for num, seen in ((2_000, []), (2_000, [8_192]), (2_000, [8_192, 9_000]), (2_000, [8_192, 9_000])):
-        await rig.transport.emit("w1", [Tokens(job.id, claim.attempt, len(stream.tokens), tokens=("a",) * num)])
-        rig.relay.look(time.monotonic())
-        assert booked == seen
-    assert rig.transport._books.bytes_of("bob") > 9_000 * quota.TOKEN_BYTES
-    await rig.transport.emit("w1", [Done(job.id, claim.attempt, 8_000, finish_reason="stop")])
-    rig.relay.leave(stream.readers[0], is_delivered=True)
-    assert booked[-1] == 8_000
-    assert rig.transport._books.bytes_of("bob") < 8_100 * quota.TOKEN_BYTES
+async def test_a_reader_who_missed_the_end_of_a_deleted_request_is_not_left_waiting(rig: Rig) -> None:
+    rig.retention_s = 60.0
+    stream = await rig.open()
+    rig.is_cut = True
+    await rig.transport.cancel(stream.job.id, "operator")
+    assert await rig.transport.delete(stream.job)
+    rig.is_cut = False
+    rig.relay.request_log(stream, "silence")
+    await wait_until(lambda: stream.end is not None, "it ends")
+    assert isinstance(stream.end, Failed)
+    assert stream.end.code == "request_not_found"
+    assert await rig.transport.waiting() == []
 
 
-async def test_a_quick_answer_counts_with_all_of_its_tokens(rig: Rig) -> None:
-    """One that ends before the gateway looks."""
-    job = Job(id="g1.1", model="mock", prompt="x", sampling=Sampling(max_tokens=9_000), caller="bob")
-    stream = (await rig.relay.open(job)).stream
-    (claim,) = await rig.transport.claim("w1", await rig.transport.take("w1", 1))
-    end = Done(job.id, claim.attempt, 0, tokens=("a",) * 9_000, finish_reason="length")
-    await rig.transport.emit("w1", [end])
-    rig.relay.leave(stream.readers[0], is_delivered=True)
-    assert rig.transport._books.bytes_of("bob") >= 9_000 * quota.TOKEN_BYTES
+async def test_the_readers_of_a_deleted_request_read_it_to_its_end(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    await rig.done(claim, 1)
+    assert await rig.relay.delete(stream.job)
+    assert await rig.relay.look_up(stream.job.id) is None
+    assert rig.reader.fresh() == (0, ["a"])
+    rig.relay.leave(rig.reader, is_delivered=True)
+    assert await rig.relay.look_up(stream.job.id) is None
