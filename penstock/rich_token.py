@@ -139,7 +139,8 @@ def _join_rich(tokens: Sequence[Token]) -> Whole:
 
 
 def _extended(call: ToolCall, part: ToolCall) -> ToolCall:
-    return replace(call, id=call.id or part.id, name=call.name + part.name, arguments=call.arguments + part.arguments)
+    """Its id is that of its first part, as readers of a stream know it by then."""
+    return replace(call, name=call.name + part.name, arguments=call.arguments + part.arguments)
 
 
 def with_call_ids(whole: Whole, request_id: str) -> Whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from penstock.event import Done, Failed, FinishReason, Terminal, Usage
 from penstock.rich_token import Logprob, RichToken, Token, ToolCall
@@ -28,6 +29,30 @@ RICH_TOKENS = st.builds(
     tool_calls=st.lists(_CALL, max_size=2).map(tuple),
     logprobs=st.lists(_LOGPROB, max_size=1).map(tuple),
 )
+_MORE = st.sampled_from(["", "{}", '{"a":1}', ' {"b": [2]} ', "{"])
+
+
+def _calling(parts: list[Token | str]) -> list[Token]:
+    """Each part that is a call begins another one, numbered in their order."""
+    tokens: list[Token] = []
+    num = 0
+    for part in parts:
+        if isinstance(part, RichToken) and part.tool_calls:
+            calls = tuple(replace(call, index=num, id=f"c{num}" if call.id else "") for call in part.tool_calls)
+            part, num = replace(part, tool_calls=calls), num + 1
+        tokens.append(part)
+    return tokens
+
+
+_CALLS = st.builds(ToolCall, id=st.sampled_from(["", "c"]), name=st.just("f"), arguments=_MORE)
+# Of an engine that names each call, and numbers them from 0.
+CALLING_TOKENS: st.SearchStrategy[list[Token]] = st.lists(
+    _TEXT
+    | st.builds(RichToken, text=_TEXT, reasoning=_TEXT)
+    | _CALLS.map(lambda call: RichToken(tool_calls=(call,)))
+    | st.builds(RichToken, logprobs=st.lists(_LOGPROB, max_size=1).map(tuple), text=_TEXT),
+    max_size=8,
+).map(_calling)
 TOKENS: st.SearchStrategy[list[Token]] = st.lists(_TEXT | RICH_TOKENS, max_size=12)
 REASONS: list[FinishReason] = ["stop", "length", "tool_calls", "content_filter", "cancelled"]
 

@@ -27,6 +27,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "inference_geo": (),
     "mcp_servers": (),
     "speed": ("standard",),
+    "thread": (),
 }
 
 BlockId = Annotated[str, Field(min_length=1, max_length=200)]
@@ -35,7 +36,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 class TextBlock(Strict):
     type: Literal["text"]
-    text: str = Field(min_length=1)
+    text: str
     citations: None = None
 
 
@@ -83,7 +84,7 @@ Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | Thin
 
 class MessageParam(Strict):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[str, Field(min_length=1)] | Annotated[list[Block], Field(max_length=MAX_BLOCKS, fail_fast=True)]
+    content: str | Annotated[list[Block], Field(max_length=MAX_BLOCKS, fail_fast=True)]
 
 
 class CustomTool(Strict):
@@ -107,9 +108,8 @@ class MessagesMetadata(Strict):
 class Thinking(Strict):
     """How much to think: a wish, which counts where the model has `reasoning_effort`."""
 
-    type: Literal["adaptive", "enabled", "disabled"]
+    type: Literal["adaptive", "enabled", "disabled"] | None = None
     budget_tokens: int | None = Field(None, ge=1)
-    display: str | None = None
 
 
 class JsonFormat(Strict):
@@ -250,7 +250,8 @@ def _assistant(index: int, blocks: list[Block]) -> Message:
             texts.append(block)
         else:
             raise _fault(index, number, "is of a type that only a user's message may hold")
-    return Message("assistant", _text(texts), tool_calls=tuple(calls), reasoning="\n".join(filter(None, thoughts)))
+    text = "".join([block.text for block in texts])  # as the model wrote it
+    return Message("assistant", text, tool_calls=tuple(calls), reasoning="\n".join(filter(None, thoughts)))
 
 
 def _user(index: int, blocks: list[Block], called: set[str]) -> list[Message]:

@@ -16,7 +16,7 @@ from penstock.api.intake import Draft
 from penstock.api.openai.fields import ChoiceFields, copies
 from penstock.api.openai.form import Form
 from penstock.errors import InvalidRequest
-from penstock.rich_token import Logprob, RichToken, Token, ToolCall, Whole
+from penstock.rich_token import Logprob, Token, ToolCall, Whole, call_id_of, with_call_ids
 from penstock.settings import ReasoningField
 
 # Fields of the API that no backend of ours honours, and the values of each that ask for nothing.
@@ -88,6 +88,7 @@ class ChatForm(Form):
     ) -> None:
         super().__init__(request_id, model, created, includes_usage=includes_usage)
         self._reasoning_names = _REASONING_NAMES[reasoning_field]
+        self._called: set[tuple[int, int]] = set()  # choice and index of each call that has begun
 
     def open(self, index: int) -> list[bytes]:
         return [self.chunk({"index": index, "delta": {"role": "assistant", "content": ""}, **_NOTHING})]
@@ -102,10 +103,15 @@ class ChatForm(Form):
                 msgspec.json.encode(token),
                 self.tail,
             )
+        delta: dict[str, Any] = {}
+        if token.text:
+            delta["content"] = token.text
+        if token.reasoning:
+            delta |= dict.fromkeys(self._reasoning_names, token.reasoning)
+        if token.tool_calls:
+            delta["tool_calls"] = [{"index": call.index, **self._call_part(index, call)} for call in token.tool_calls]
         logprobs = _logprobs(token.logprobs)
-        return self.chunk(
-            {"index": index, "delta": _delta(token, self._reasoning_names), "logprobs": logprobs, "finish_reason": None}
-        )
+        return self.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
 
     def finish(self, index: int, reason: str) -> bytes:
         return self.chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason})
@@ -115,31 +121,27 @@ class ChatForm(Form):
         if whole.reasoning:
             message |= dict.fromkeys(self._reasoning_names, whole.reasoning)
         if whole.tool_calls:
+            whole = with_call_ids(whole, self._job_id(index))
             message["content"] = whole.text or None
             message["tool_calls"] = [_tool_call(call) for call in whole.tool_calls]
         return {"index": index, "message": message, "logprobs": _logprobs(whole.logprobs), "finish_reason": reason}
 
+    def _job_id(self, choice: int) -> str:
+        return self.job_ids.get(choice, self.request_id)
+
+    def _call_part(self, choice: int, call: ToolCall) -> dict[str, Any]:
+        """The first part of a call has its id, type and name; the others only more of its arguments."""
+        function: dict[str, Any] = {"name": call.name} if call.name else {}
+        function["arguments"] = call.arguments
+        place = choice, call.index
+        if place in self._called:
+            return {"function": function}
+        self._called.add(place)
+        call_id = call.id or call_id_of(self._job_id(choice), call.index)  # some engines name none
+        return {"id": call_id, "type": "function", "function": function}
+
 
 _NOTHING = {"logprobs": None, "finish_reason": None}
-
-
-def _delta(token: RichToken, reasoning_names: tuple[str, ...]) -> dict[str, Any]:
-    delta: dict[str, Any] = {}
-    if token.text:
-        delta["content"] = token.text
-    if token.reasoning:
-        for name in reasoning_names:
-            delta[name] = token.reasoning
-    if token.tool_calls:
-        delta["tool_calls"] = [{"index": call.index, **_call_part(call)} for call in token.tool_calls]
-    return delta
-
-
-def _call_part(call: ToolCall) -> dict[str, Any]:
-    """The first part of a call has its id, type and name; the others only more of its arguments."""
-    function: dict[str, Any] = {"name": call.name} if call.name else {}
-    function["arguments"] = call.arguments
-    return ({"id": call.id, "type": "function"} if call.id else {}) | {"function": function}
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class ChoicesResponse(AnswerResponse):
         self.num_prompts = num_prompts
         for index, reader in enumerate(self.readers):
             reader.index = index
+            form.job_ids[index] = reader.stream.job.id
 
     def whole(self, ends: Sequence[Done]) -> bytes:
         choices = [

@@ -25,6 +25,8 @@ class Form:
 
     def __init__(self, request_id: str, model: str, created: int, *, includes_usage: bool = False) -> None:
         self.includes_usage = includes_usage
+        self.request_id = request_id
+        self.job_ids: dict[int, str] = {}  # of the request of each choice, where it is another one
         self._same = {"id": self.id_prefix + request_id, "created": created, "model": model}
         chunk = msgspec.json.encode({**self._same, "object": self.chunk_object})
         self.head = b'data: %s,"choices":[' % chunk[:-1]
