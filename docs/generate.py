@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock import errors, metrics
-from penstock.api.hints import ALL, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Row
+from penstock.api.hints import ALL, GIVEN_BACK, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Row
 from penstock.backends.openai.engines import ENGINES
 from penstock.event import Usage
 from penstock.extras import EXTRAS
@@ -65,7 +65,7 @@ def render_backends() -> str:
 
 
 def _hints() -> str:
-    """Two tables: the hints, and the values that ask for nothing."""
+    """Three tables: the hints, the values that ask for nothing, and what is given back."""
     hints = "".join(f"| `{row.path}` | {_apis(row)} | {f'`{row.extra}`' if row.extra else ''} |\n" for row in HINTS)
     hints += "".join(f"| `{value}` in `include` | responses | |\n" for value in INCLUDES)
     nothing = "".join(
@@ -73,16 +73,18 @@ def _hints() -> str:
         f"| {_apis(row)} |\n"
         for row in NOTHING
     )
+    back = "".join(f"| `{row.path}` | {_apis(row)} |\n" for row in GIVEN_BACK)
     tools = ", ".join(f"`{kind}`" for kind in PROVIDER_TOOLS)
     return (
         f"| hint | APIs | passed on as |\n|---|---|---|\n{hints}\n"
         f"| field | asks for nothing | APIs |\n|---|---|---|\n{nothing}\n"
+        f"| given back | APIs |\n|---|---|\n{back}\n"
         f"Tools that are left out, by the beginning of their type: {tools}; and `custom`, except in messages.\n"
     )
 
 
 def _apis(row: Row) -> str:
-    return "all" if row.apis == ALL else ", ".join(row.apis)
+    return "all but Ollama's" if row.apis == ALL else ", ".join(row.apis)
 
 
 SLOTS = {"request": "A request's slot", "queue": "A queue's slot", "own": "A slot of its own"}

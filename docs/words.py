@@ -29,7 +29,7 @@ ALLOWED = {
     "told": (0, 0),
     "beside": (0, 0),
     "says": (6, 0),
-    "said": (15, 0),
+    "said": (13, 0),
     "in vain": (0, 0),
     "wants": (0, 1),
     "stands": (0, 0),

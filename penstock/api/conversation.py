@@ -122,9 +122,16 @@ class ToolChoice(Strict):
     function: FunctionName
 
 
+class JsonSchema(Strict):
+    name: str = Field(min_length=1, max_length=64)
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = None
 
 
 class ConversationFields(GenerationFields):
@@ -148,6 +155,10 @@ class ConversationFields(GenerationFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         check_tools(self)
+        chosen = self.response_format
+        if chosen is not None and (chosen.json_schema is not None) != (chosen.type == "json_schema"):
+            message = "'response_format.json_schema' is required by the type 'json_schema', and belongs to no other."
+            raise InvalidRequest(message, param="response_format.json_schema")
 
     def sampling(self) -> dict[str, Any]:
         fields = super().sampling()
@@ -159,7 +170,7 @@ class ConversationFields(GenerationFields):
             fields["tool_choice"] = chosen.model_dump() if isinstance(chosen, ToolChoice) else chosen
             fields["parallel_tool_calls"] = self.parallel_tool_calls
         if self.response_format is not None and self.response_format.type != "text":
-            fields["response_format"] = given(self.response_format)
+            fields["response_format"] = _format(self.response_format)
         fields["reasoning_effort"] = self.reasoning_effort
         return fields
 
@@ -197,6 +208,13 @@ def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
         name=message.name or "",
         reasoning=(message.reasoning_content or message.reasoning or "") if message.role == "assistant" else "",
     )
+
+
+def _format(format_: ResponseFormat) -> dict[str, Any]:
+    if format_.json_schema is None:
+        return {"type": format_.type}
+    schema = {name.removesuffix("_"): value for name, value in given(format_.json_schema).items()}
+    return {"type": format_.type, "json_schema": schema}
 
 
 def _part(part: Part) -> dict[str, Any]:

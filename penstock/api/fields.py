@@ -15,12 +15,11 @@ from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OnDisconnect
 
 MAX_MESSAGES = 1000
-MAX_STOPS = 32
+MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
-MAX_TOOLS = 512
+MAX_TOOLS = 128
 MAX_TOP_LOGPROBS = 20
 MAX_METADATA = 16
-MAX_INPUTS = 2048  # to embed, of one request
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
@@ -120,6 +119,14 @@ def check_tools(body: Any) -> None:
         raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
 
 
+_ADVICE = {
+    "conversation": " Give 'previous_response_id', or the items of the conversation in 'input'.",
+    "function_call": " Give 'tool_choice'.",
+    "functions": " Give 'tools'.",
+    "thread": " Send the whole conversation without it.",
+}
+
+
 def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     """`data` without the fields in `allowed`, which no backend honours beyond the values there (and null).
 
@@ -128,7 +135,8 @@ def without_refused(data: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -
     for name, values in allowed.items():
         value = data.get(name)
         if value is not None and not any(type(value) is type(each) and value == each for each in values):
-            raise UnsupportedParameter(f"Penstock does not support '{name}'{_but(values)}.", param=name)
+            advice = _ADVICE.get(name, "")
+            raise UnsupportedParameter(f"Penstock does not support '{name}'{_but(values)}.{advice}", param=name)
     return {name: value for name, value in data.items() if name not in allowed}
 
 

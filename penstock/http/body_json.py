@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.errors import InvalidRequest
 from penstock.http.field_errors import NAME, Path, describe
+from penstock.http.sifted import as_written
 
-MAX_DEPTH = 128  # an object in a schema takes two levels
+MAX_DEPTH = 32
 MAX_VALUES = 50_000  # keys do not count; an empty array or object counts as two
 MAX_KEYS = 1000
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
@@ -99,7 +100,7 @@ def _check_shape(data: bytes, max_depth: int) -> None:
         if mark != b",":
             depth += 1
             if depth > max_depth:
-                raise InvalidRequest(f"The body is nested more than {max_depth} levels deep (MAX_DEPTH).")
+                raise InvalidRequest(f"The body is nested more than {max_depth} levels deep.")
 
 
 def _integer(digits: str) -> int:
@@ -225,7 +226,7 @@ def validate(model: type[Form], data: dict[str, Any]) -> Form:
         return model.model_validate(data)
     except ValidationError as error:
         path, problem = describe(error, model, data)
-    raise _described(path, problem)
+    raise _described(as_written(path, data), problem)
 
 
 @lru_cache(maxsize=64)

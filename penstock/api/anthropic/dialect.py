@@ -5,10 +5,13 @@ Form: https://docs.anthropic.com/en/api/errors. Our statuses stay what they are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from penstock.errors import ContextLengthExceeded, PenstockError
+from pydantic import BaseModel
+
+from penstock.errors import ContextLengthExceeded, PenstockError, UnsupportedParameter
 from penstock.http.edge import Call, Dialect
+from penstock.http.openapi import ErrorDetail
 
 _TYPES = {
     401: "authentication_error",
@@ -19,6 +22,16 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# By this Anthropic's SDKs know that they must send the whole conversation; they do so by themselves.
+_NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """Anthropic's envelope, with our `code` and `param` in it."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str
 
 
 class AnthropicDialect(Dialect):
@@ -30,8 +43,10 @@ class AnthropicDialect(Dialect):
         message = error.message
         if isinstance(error, ContextLengthExceeded):  # the words by which Anthropic's clients know it
             message = f"prompt is too long: {message}"
-        said = {"type": kind, "message": message, "code": error.code, "param": error.param}
-        return {"type": "error", "error": said, "request_id": request_id}
+        detail: dict[str, Any] = {"type": kind, "message": message, "code": error.code, "param": error.param}
+        if isinstance(error, UnsupportedParameter) and error.param == "thread":
+            detail["details"] = _NO_THREADS
+        return {"type": "error", "error": detail, "request_id": request_id}
 
 
 ANTHROPIC = AnthropicDialect()

@@ -2,7 +2,7 @@
 
 In this order: reasoning, if `reasoning_effort` asks for it; then the text that the prompt dictates (`script.py`), tool
 calls (`calls.py`), JSON for a `response_format` (`schema/`), or sentences. All but sentences end by themselves.
-Sentences end by themselves after 12 to 60 tokens, or run to `max_tokens` (256 where none is named): `Ends`.
+Sentences end by themselves after 12 to 60 tokens, or run to `max_tokens`: `Ends`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from penstock.rich_token import RichToken, Token
 Ends = Literal["auto", "natural", "length"]
 
 REASONING = {"minimal": 6, "low": 12, "medium": 24, "high": 48, "xhigh": 96}  # tokens
-OWN_MAX_TOKENS = 256
 JSON_LENGTH = 6  # characters of a JSON answer in a token
 
 
@@ -43,12 +42,6 @@ class Answer:
 
     def cut(self, max_tokens: int) -> Answer:
         return self if self.num_tokens <= max_tokens else Answer(self.token_of, max_tokens, "length")
-
-
-def most_tokens(job: Job) -> int:
-    """Where sentences end that do not end by themselves. Without a limit of the client the mock has one of its own."""
-    sampling = job.sampling
-    return sampling.max_tokens if sampling.max_tokens_given else min(sampling.max_tokens, OWN_MAX_TOKENS)
 
 
 NOTHING = Answer(lambda index: "", 0, "stop")
@@ -71,7 +64,7 @@ def answer_to(job: Job, ends: Ends = "auto", chain: bool = False) -> Answer:
         answer = (
             Answer(words, natural_length(key), "stop")
             if is_natural
-            else Answer(words, max(0, most_tokens(job) - num_thoughts), "length")
+            else Answer(words, max(0, sampling.max_tokens - num_thoughts), "length")
         )
     if sampling.logprobs is not None:
         answer = Answer(with_logprobs(answer.token_of, sampling.logprobs), answer.num_tokens, answer.reason)

@@ -36,6 +36,10 @@ def _call(function: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [HI, {"role": "assistant", "tool_calls": [call]}]}
 
 
+def _schema(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
 def _choice(function: Any, **more: Any) -> dict[str, Any]:
     return {"tools": [TOOL], "tool_choice": {"type": "function", "function": function, **more}}
 
@@ -62,6 +66,10 @@ def _choice(function: Any, **more: Any) -> dict[str, Any]:
         (_call({"name": "f", "arguments": [1]}), "messages.1.tool_calls.0.function.arguments", "must be a string"),
         (_call({"arguments": "{}"}), "messages.1.tool_calls.0.function.name", "is required"),
         (_call({"name": "f", "arguments": "", "x": 1}), "messages.1.tool_calls.0.function.x", None),
+        (_schema({"schema": {}}), "response_format.json_schema.name", "is required"),
+        (_schema({"name": ""}), "response_format.json_schema.name", "must not be empty"),
+        (_schema({"name": "n", "schema": 5}), "response_format.json_schema.schema", "must be an object"),
+        (_schema({"name": "n", "x": 1}), "response_format.json_schema.x", None),
         (_choice({"name": 5}), "tool_choice.function.name", "must be a string"),
         (_choice({}), "tool_choice.function.name", "is required"),
         (_choice({"name": "f", "x": 1}), "tool_choice.function.x", None),

@@ -39,6 +39,16 @@ def _refused(**data: Any) -> str | None:
     return caught.value.param
 
 
+def test_a_thread_is_refused_so_that_the_sdk_goes_on_without_one() -> None:
+    """By these details it knows that it must send the whole conversation instead."""
+    with pytest.raises(InvalidRequest) as caught:
+        _draft(thread={"type": "create"})
+    assert (caught.value.param, caught.value.code) == ("thread", "unsupported_parameter")
+    error = ANTHROPIC.envelope(caught.value, "r")["error"]
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert "details" not in ANTHROPIC.envelope(errors.UnsupportedParameter("No.", param="speed"), "r")["error"]
+
+
 def test_a_conversation_with_a_tool() -> None:
     draft = _draft(
         system=[{"type": "text", "text": "be"}, {"type": "text", "text": "brief"}],
