@@ -108,14 +108,25 @@ class Worker:
                 backend.observer = partial(self._metrics.report, backend.name or model)
         self._failed = asyncio.get_running_loop().create_future()
         try:
-            for backend in dict.fromkeys(self._backends.values()):  # several model names may share a backend
-                await backend.start()
+            await self._start_backends()
             while not self._stopping.is_set():
                 await self._work()
         finally:
             self._failed.cancel()
             for backend in dict.fromkeys(self._backends.values()):
                 await backend.close()
+
+    async def _start_backends(self) -> None:
+        started: set[Backend] = set()
+        for model, backend in self._backends.items():
+            if backend in started:  # several model names may share a backend
+                continue
+            started.add(backend)
+            try:
+                await backend.start()
+            except Exception as error:
+                error.add_note(f"The backend of the model {model} did not start.")
+                raise
 
     async def _work(self) -> None:
         """One tenure: take a lease, work under it, and give it up or find it lost."""
@@ -188,6 +199,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
+            engines=engines_of(self._backends),
         )
 
     def _stalled(self, seconds: float) -> None:

@@ -74,7 +74,7 @@ class OpenAIBackend(Backend):
         self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken, reasoning_history)
         self._limits = RetryLimits(retry_s, tries)
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
-        self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what))
+        self._upstreams = Upstreams(tiers, lambda *what: self.observe(*what), lambda: self.name)
         self._health = Health(self._upstreams, self._http, health)
         self._is_declared = ENGINE not in (accepts or ENGINE).split("+") or images != "engine"
         self.capabilities = Capabilities(

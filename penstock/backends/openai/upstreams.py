@@ -34,10 +34,13 @@ class Ticket:
 
 
 class Upstreams:
-    """Calls `observe(metric, labels, value)` for each event; labels come from the configuration alone."""
+    """Calls `observe(metric, labels, value)` for each event; labels come from the configuration alone. `model`: their
+    model's name, for the log.
+    """
 
-    def __init__(self, tiers: Sequence[Tier], observe: Observe) -> None:
+    def __init__(self, tiers: Sequence[Tier], observe: Observe, model: Callable[[], str] = str) -> None:
         self.tiers = tiers
+        self._model = model
         self._observe = observe
         self._num_begun = 0
         self._waiting: dict[asyncio.Future[None], None] = {}  # oldest first; one for each waiting job, so bounded
@@ -141,9 +144,9 @@ class Upstreams:
         if breaker.is_open != was_open:
             self._report_state(replica)
             if breaker.is_open:
-                logger.warning("an upstream is ejected", extra={"upstream": replica.name, "reason": reason})
+                logger.warning("an upstream is ejected", extra=self._named(replica) | {"reason": reason})
             else:
-                logger.info("an upstream is back", extra={"upstream": replica.name})
+                logger.info("an upstream is back", extra=self._named(replica))
                 self.ring()
 
     def _report_state(self, replica: Replica) -> None:
@@ -155,5 +158,8 @@ class Upstreams:
             self._observe("upstream_fallbacks_total", labels, 1.0)
             logger.info(
                 "a tier is passed over",
-                extra={"request_id": request_id, "upstream": picked.replica.name, **labels},
+                extra={"request_id": request_id, **self._named(picked.replica), **labels},
             )
+
+    def _named(self, replica: Replica) -> dict[str, str]:
+        return {"model": self._model(), "upstream": replica.name}

@@ -16,7 +16,7 @@ from penstock.backends.mock.engine import MockBackend
 from penstock.backends.mock.text import verify_chain
 from penstock.errors import BackendError, ConfigError, StoreUnavailable
 from penstock.event import Completion, Done, Event, Failed, Tokens, Usage, fold
-from penstock.fleet import Capabilities, WorkerInfo
+from penstock.fleet import Capabilities, Engines, WorkerInfo
 from penstock.job import Batch, Claim, Job, Sampling
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
@@ -812,3 +812,49 @@ class TestFaults:
         assert set(passed) == set(POINTS)
         assert passed[:3] in (["after_pop", "after_claim", "mid_step"], ["after_pop", "after_claim", "before_final"])
         assert passed[-1] == "after_final"
+
+
+class Broken(MockBackend):
+    async def start(self) -> None:
+        raise RuntimeError("no GPU")
+
+
+class Counted(MockBackend):
+    num_starts = 0
+
+    async def start(self) -> None:
+        self.num_starts += 1
+
+
+async def test_a_backend_that_does_not_start_is_reported_with_its_model() -> None:
+    shared = Counted()
+    backends = {"one": shared, "alias": shared, "two": Broken()}
+    with pytest.raises(RuntimeError, match="no GPU") as caught:
+        await Worker(MemoryTransport(), backends).run()
+    assert caught.value.__notes__ == ["The backend of the model two did not start."]
+    assert shared.num_starts == 1
+
+
+class Remote(MockBackend):
+    """Its engine is elsewhere."""
+
+    num_up = 1
+
+    def live_engines(self) -> Engines:
+        return Engines(self.num_up, 1)
+
+
+async def test_a_worker_announces_the_engines_of_its_models_and_reports_those_that_are_down() -> None:
+    remote = Remote()
+    async with rig(backends={"far": remote, "near": MockBackend()}) as r:
+
+        def announced() -> dict[str, Engines]:
+            leases = r.store.snapshot().workers.values()
+            return next((lease.info.engines for lease in leases if lease.info is not None), {})
+
+        await wait_until(lambda: announced() == {"far": Engines(1, 1)}, "it is announced")
+        assert r.worker.why_degraded() == []
+        remote.num_up = 0
+        await wait_until(lambda: announced() == {"far": Engines(0, 1)}, "the change is announced")
+        assert r.worker.why_degraded() == ["no engine is up for far"]
+        assert r.worker.why_not_ready() == []

@@ -34,7 +34,9 @@ async def _sees(backend: Backend, num_up: int, num: int) -> None:
     await wait_until(lambda: backend.live_engines() == Engines(num_up, num), f"{num_up} of {num} engines up")
 
 
-async def test_an_engine_that_is_down_is_found_out_without_a_request_and_so_is_its_return() -> None:
+async def test_an_engine_that_is_down_is_found_out_without_a_request_and_so_is_its_return(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     watch = Watch()
     async with Upstream() as up, running(up.url, watch, engine="vllm") as backend:
         await _sees(backend, 1, 1)
@@ -52,6 +54,8 @@ async def test_an_engine_that_is_down_is_found_out_without_a_request_and_so_is_i
         assert up.seen == []
         assert is_whole(await ask(backend))
         assert watch.ups() == [1.0, 0.0, 1.0]
+    (ejected,) = (vars(one) for one in caplog.records if one.message == "an upstream is ejected")
+    assert (ejected["model"], ejected["upstream"]) == ("m", f"127.0.0.1:{up.port}")
 
 
 async def test_each_replica_of_each_tier_counts() -> None:
