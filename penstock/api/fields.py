@@ -62,7 +62,13 @@ def given(model: BaseModel) -> dict[str, Any]:
 
 
 class RequestFields(Strict):
-    """The fields of every API that generates."""
+    """The fields of every API that generates. Extras (`api/extras.py`) are taken out before a body is validated."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "additionalProperties": {"description": "An extra: a field of the model's engine. Other names are refused."}
+        }
+    )
 
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling. Default: the backend's.")

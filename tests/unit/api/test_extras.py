@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
+from penstock.api.anthropic.body import MessagesBody
 from penstock.api.extras import Extras, split
 from penstock.api.hints import HINTS, MAX_HINT, extras_of
+from penstock.api.native import GenerateBody
+from penstock.api.openai.chat import ChatBody
+from penstock.api.openai.completions import CompletionBody
+from penstock.api.openai.embeddings import EmbeddingBody
+from penstock.api.responses.body import ResponseBody
 from penstock.errors import InvalidRequest
 from penstock.extras import EXTRAS
 from penstock.extras import HINTS as PASSED
 from penstock.fleet import Capabilities
+from penstock.http.body_json import validate
 from tests.support.bodies import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES
 from tests.support.serving import ask, post, serving
 from tests.support.upstream import Upstream
@@ -89,6 +96,14 @@ async def test_hints_reach_an_engine_that_knows_them_and_no_other() -> None:
         async with Upstream() as up, serving(models=[_model(up, **options)]) as port:
             assert (await post(port, CHAT, body))[0] == 200
             assert hints.keys() & up.seen[0].body.keys() == passed
+
+
+def test_the_document_allows_extras_where_they_are_taken() -> None:
+    for kind in (GenerateBody, ChatBody, CompletionBody, ResponseBody, MessagesBody):
+        assert "extra" in kind.model_json_schema()["additionalProperties"]["description"]
+        with pytest.raises(InvalidRequest, match="Unknown field 'beams'"):
+            validate(kind, {"beams": 1})
+    assert EmbeddingBody.model_json_schema()["additionalProperties"] is False
 
 
 def test_the_hints_that_are_passed_on_are_known_extras() -> None:
