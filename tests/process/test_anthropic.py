@@ -11,6 +11,7 @@ import anthropic
 import httpx2
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
+from pydantic import BaseModel
 
 from penstock.callers.keys import create_key
 from tests.support import reading
@@ -86,6 +87,45 @@ def test_tools_are_called_and_answered(client: Anthropic) -> None:
     answered = [*HELLO, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
     words: Any = client.messages.create(messages=answered, **(asked | {"max_tokens": 3}))
     assert [block.type for block in words.content] == ["text"]
+
+
+class City(BaseModel):
+    name: str
+    rivers: list[str]
+
+
+def test_an_answer_is_parsed_thinks_and_ends_by_itself(client: Anthropic) -> None:
+    parsed = client.messages.parse(model="mock", max_tokens=500, messages=HELLO, output_format=City)
+    assert parsed.stop_reason == "end_turn"
+    assert isinstance(parsed.parsed_output, City)
+    thinking: Any = {"type": "enabled", "budget_tokens": 2048}
+    with client.messages.stream(model="mock", max_tokens=4096, messages=HELLO, thinking=thinking) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, [block.type for block in final.content]) == ("end_turn", ["thinking", "text"])
+
+
+def test_the_tool_runner_of_the_package_comes_to_an_end(client: Anthropic) -> None:
+    called: list[str] = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        called.append(city)
+        return "It rains."
+
+    @anthropic.beta_tool
+    def clock(place: str) -> str:
+        """The time at a place."""
+        called.append(place)
+        return "Five."
+
+    runner = client.beta.messages.tool_runner(
+        model="mock", max_tokens=500, messages=HELLO, tools=[weather, clock], thread=False
+    )
+    last = runner.until_done()
+    assert len(called) == 2
+    assert all(called)
+    assert (last.stop_reason, [block.type for block in last.content]) == ("end_turn", ["text"])
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 from penstock.backends.mock.text import verify_chain
 from tests.support import reading
@@ -136,6 +137,74 @@ def test_tools_are_called_and_answered(client: OpenAI) -> None:
     words = client.chat.completions.create(**(asked | {"messages": answered, "max_tokens": 3}))
     assert words.choices[0].message.tool_calls is None
     assert words.choices[0].message.content
+
+
+class Step(BaseModel):
+    why: str
+    kind: Literal["guess", "proof"]
+
+
+class Solution(BaseModel):
+    steps: list[Step] = Field(min_length=2)
+    result: float | None
+    confidence: int = Field(ge=0, le=10)
+
+
+def test_an_answer_is_parsed_into_a_model(client: OpenAI) -> None:
+    whole = client.chat.completions.parse(model="mock", messages=HELLO, response_format=Solution)
+    assert whole.choices[0].finish_reason == "stop"
+    found = whole.choices[0].message.parsed
+    assert isinstance(found, Solution)
+    with client.chat.completions.stream(model="mock", messages=HELLO, response_format=Solution) as stream:
+        assert sum(event.type == "content.delta" for event in stream) > 5
+        assert stream.get_final_completion().choices[0].message.parsed == found
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="mock", messages=HELLO, response_format=Solution, max_tokens=5)
+    impossible: Any = {"name": "x", "schema": {"type": "integer", "minimum": 2, "maximum": 1}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(
+            model="mock", messages=HELLO, response_format={"type": "json_schema", "json_schema": impossible}
+        )
+    assert refused.value.param == "response_format"
+
+
+def test_several_tools_are_called_at_once_with_arguments_of_their_models(client: OpenAI) -> None:
+    tools: Any = [
+        openai.pydantic_function_tool(Solution, name="solve"),
+        openai.pydantic_function_tool(Step, name="step"),
+    ]
+    whole = client.chat.completions.parse(model="mock", messages=HELLO, tools=tools)
+    calls = whole.choices[0].message.tool_calls or []
+    assert [type(call.function.parsed_arguments) for call in calls] == [Solution, Step]
+    with client.chat.completions.stream(model="mock", messages=HELLO, tools=tools) as stream:
+        streamed = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert [call.function.arguments for call in streamed] == [call.function.arguments for call in calls]
+    single = client.chat.completions.create(model="mock", messages=HELLO, tools=tools, parallel_tool_calls=False)
+    assert len(single.choices[0].message.tool_calls or []) == 1
+    message = whole.choices[0].message.model_dump(exclude={"parsed"}, exclude_none=True)
+    for call in message["tool_calls"]:
+        del call["function"]["parsed_arguments"]
+    results = [{"role": "tool", "content": "17", "tool_call_id": call.id} for call in calls]
+    asked: dict[str, Any] = {"model": "mock", "messages": [*HELLO, message, *results], "tools": tools}
+    assert client.chat.completions.create(**asked).choices[0].finish_reason == "stop"
+    for choice in ("required", {"type": "function", "function": {"name": "step"}}):
+        again = client.chat.completions.create(**asked, tool_choice=choice).choices[0]
+        assert again.finish_reason == "tool_calls"
+
+
+def test_reasoning_a_natural_end_and_dictated_words(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model="mock", messages=HELLO, reasoning_effort="low").choices[0]
+    assert whole.finish_reason == "stop"
+    assert (whole.message.content or "").endswith(".")
+    assert len(getattr(whole.message, "reasoning_content", "").split()) == 12
+    said = client.chat.completions.create(
+        model="mock", messages=[{"role": "user", "content": "[[say What you want.]]"}]
+    )
+    assert said.choices[0].message.content == "What you want."
+    endless = client.chat.completions.create(
+        model="mock", messages=HELLO, max_tokens=100, extra_body={"ignore_eos": True}
+    )
+    assert endless.choices[0].finish_reason == "length"
 
 
 def test_log_probabilities(client: OpenAI) -> None:

@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 from penstock.backends.mock.text import verify_chain
 from penstock.callers.keys import create_key
@@ -27,6 +28,7 @@ TOOL: Any = {
     "name": "weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
+OTHER: Any = {"type": "function", "name": "time"}
 MODELS = "mock=mock:step_ms=2;hostile=mock:scripted=true;slow=mock:step_ms=20,ends=length;"
 MODELS += "plain=mock:tools=false,json=false,reasoning=false"
 
@@ -110,6 +112,32 @@ def test_tools_are_called_and_answered(client: OpenAI) -> None:
     given: Any = [{"role": "user", "content": "hello"}, call, output]
     by_hand = client.responses.create(input=given, **asked)
     assert by_id.output_text == by_hand.output_text != ""
+
+
+class City(BaseModel):
+    name: str
+    rivers: list[str]
+    mayor: str | None
+
+
+def test_an_answer_is_parsed_reasons_and_ends_by_itself(client: OpenAI) -> None:
+    parsed = client.responses.parse(model="mock", input="hello", text_format=City)
+    assert parsed.status == "completed"
+    assert isinstance(parsed.output_parsed, City)
+    with client.responses.stream(model="mock", input="hello", reasoning={"effort": "low"}) as stream:
+        final = stream.get_final_response()
+    assert (final.status, [item.type for item in final.output]) == ("completed", ["reasoning", "message"])
+    again = client.responses.create(model="mock", input="and?", previous_response_id=final.id, tools=[TOOL, OTHER])
+    assert [item.type for item in again.output] == ["function_call", "function_call"]
+    outputs: Any = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "17"}
+        for item in again.output
+        if item.type == "function_call"
+    ]
+    asked: Any = {"model": "mock", "input": outputs, "previous_response_id": again.id, "tools": [TOOL, OTHER]}
+    assert client.responses.create(**asked).output_text
+    demanded = client.responses.create(**asked, tool_choice={"type": "function", "name": "weather"})
+    assert [item.type for item in demanded.output] == ["function_call"]
 
 
 def test_a_conversation_continues_without_the_old_instructions(client: OpenAI) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from penstock.backends.mock.calls import calls_of, is_demanded
 from penstock.backends.mock.schema.keywords import Unwritable, shown
@@ -27,6 +27,8 @@ from penstock.rich_token import RichToken, Token
 
 # `auto`: a conversation is answered to a natural end, a prompt up to `max_tokens`.
 Ends = Literal["auto", "natural", "length"]
+
+T = TypeVar("T")
 
 REASONING = {"minimal": 6, "low": 12, "medium": 24, "high": 48, "xhigh": 96}  # tokens
 JSON_LENGTH = 6  # characters of a JSON answer in a token
@@ -48,7 +50,8 @@ NOTHING = Answer(lambda index: "", 0, "stop")
 
 
 def answer_to(job: Job, ends: Ends = "auto", chain: bool = False) -> Answer:
-    """The answer, cut at `max_tokens`. Raises `InvalidRequest` for a schema to which no value is found.
+    """The answer, cut at `max_tokens`. Raises `InvalidRequest` for a schema to which no value is found, and for extras
+    of the wrong type.
 
     `chain`: the tokens of sentences name their predecessors.
     """
@@ -60,17 +63,24 @@ def answer_to(job: Job, ends: Ends = "auto", chain: bool = False) -> Answer:
     answer = _given(job, key)
     if answer is None:
         words = links(key) if chain else sentences(key)
-        is_natural = ends == "natural" or (ends == "auto" and job.messages is not None)
-        answer = (
-            Answer(words, natural_length(key), "stop")
-            if is_natural
-            else Answer(words, max(0, sampling.max_tokens - num_thoughts), "length")
-        )
+        ignores_end, least = _extra(job, "ignore_eos", False), _extra(job, "min_tokens", 0)
+        if ignores_end or ends == "length" or (ends == "auto" and job.messages is None):
+            answer = Answer(words, max(0, sampling.max_tokens - num_thoughts), "length")
+        else:
+            answer = Answer(words, max(natural_length(key), least - num_thoughts), "stop")
     if sampling.logprobs is not None:
         answer = Answer(with_logprobs(answer.token_of, sampling.logprobs), answer.num_tokens, answer.reason)
     if num_thoughts:
         answer = _after_thoughts(key, num_thoughts, answer)
     return answer.cut(sampling.max_tokens)
+
+
+def _extra(job: Job, name: str, default: T) -> T:
+    value = job.sampling.extras.get(name, default)
+    if type(value) is not type(default):
+        kind = "true or false" if default is False else "a whole number"
+        raise InvalidRequest(f"{name!r} must be {kind}.", param=name)
+    return value
 
 
 def _given(job: Job, key: int) -> Answer | None:

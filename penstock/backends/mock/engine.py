@@ -25,7 +25,7 @@ from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import Token
 
-_ALWAYS: Final = ("temperature", "top_p", "stop", "seed")
+_ALWAYS: Final = ("temperature", "top_p", "stop", "seed", "ignore_eos", "min_tokens")
 _TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 _LONG_PROMPT: Final = 64 * 1024
 

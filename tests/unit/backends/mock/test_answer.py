@@ -65,6 +65,20 @@ async def test_where_sentences_end_can_be_chosen() -> None:
     assert (await ended(prompt(), MockBackend(ends="natural")))[1:] == ("stop", natural_length(key_of(prompt())))
 
 
+async def test_extras_move_the_end_of_sentences() -> None:
+    assert (await ended(chat(extras={"ignore_eos": True})))[1:] == ("length", 500)
+    natural = natural_length(key_of(chat()))
+    for extras in ({"ignore_eos": False}, {"min_tokens": 3}, {"min_tokens": natural}):
+        assert (await ended(chat(extras=extras)))[1:] == ("stop", natural)
+    assert (await ended(chat(extras={"min_tokens": 90})))[1:] == ("stop", 90)
+    assert (await ended(chat(extras={"min_tokens": 90}, reasoning_effort="low")))[1:] == ("stop", 90)
+    assert (await ended(chat(extras={"min_tokens": 90}, max_tokens=80)))[1:] == ("length", 80)
+    for name, value in (("ignore_eos", 1), ("min_tokens", "9"), ("min_tokens", True)):
+        done = await answered(chat(extras={name: value}))
+        assert isinstance(done.end, Failed)
+        assert (done.end.code, done.end.param) == ("invalid_request", name)
+
+
 async def test_max_tokens_cuts_a_natural_answer_and_the_length_depends_on_the_prompt_and_the_seed() -> None:
     length = natural_length(key_of(chat()))
     assert (await ended(chat(max_tokens=length)))[1:] == ("stop", length)
