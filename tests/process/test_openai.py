@@ -187,7 +187,8 @@ def test_several_tools_are_called_at_once_with_arguments_of_their_models(client:
     results = [{"role": "tool", "content": "17", "tool_call_id": call.id} for call in calls]
     asked: dict[str, Any] = {"model": "mock", "messages": [*HELLO, message, *results], "tools": tools}
     assert client.chat.completions.create(**asked).choices[0].finish_reason == "stop"
-    for choice in ("required", {"type": "function", "function": {"name": "step"}}):
+    choices: list[Any] = ["required", {"type": "function", "function": {"name": "step"}}]
+    for choice in choices:
         again = client.chat.completions.create(**asked, tool_choice=choice).choices[0]
         assert again.finish_reason == "tool_calls"
 

@@ -22,6 +22,7 @@ MAX_CALLS = 4
 UNNAMED_CALLS = 2
 ARGUMENT_LENGTH = 6  # characters of the arguments in a token
 _READ = 4096  # characters of the user's message in which names are looked for
+_NAME = re.compile(r"[\w-]+")
 
 
 def is_demanded(job: Job) -> bool:
@@ -51,8 +52,8 @@ def _chosen(job: Job) -> list[dict[str, Any]]:
         return [each for each in functions if each.get("name") == choice.get("function", {}).get("name")][:1]
     called = set(_called(job))
     fresh = [each for each in functions if each.get("name") not in called] or functions
-    asked = asked_of(job)[:_READ]
-    named = [each for each in fresh if re.search(rf"\b{re.escape(str(each.get('name')))}\b", asked)]
+    words = set(_NAME.findall(asked_of(job)[:_READ]))
+    named = [each for each in fresh if each.get("name") in words]
     chosen = named[:MAX_CALLS] or fresh[:UNNAMED_CALLS]
     return chosen[:1] if job.sampling.parallel_tool_calls is False else chosen
 

@@ -110,7 +110,7 @@ class Root:
     The limit is for schemas that are small and mean a large value, or none, such as those that contain themselves.
     """
 
-    def __init__(self, schema: Any, max_steps: int = 20_000) -> None:
+    def __init__(self, schema: Any, max_steps: int = 8_000) -> None:
         self.schema = schema
         self.max_steps = max_steps
         self.num_steps = 0

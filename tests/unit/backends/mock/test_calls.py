@@ -56,6 +56,7 @@ def test_several_calls_have_numbers_ids_and_arguments_of_their_own() -> None:
         ("use get_time", ["get_time"]),
         ("final and get_weather", ["get_weather", "final"]),
         ("get_times, finally", ["get_weather", "get_time"]),
+        ("(get_time).", ["get_time"]),
     ],
 )
 def test_the_tools_that_the_user_names_are_called(text: str, found: list[str]) -> None:
