@@ -6,6 +6,7 @@ Knows nothing of HTTP, Redis or engines.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -105,7 +106,8 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     * `caller`: the verified key's id, or "" without keys; never a secret.
     * `retention_s`: how long it is kept after its end; None for the transport's default.
-    * `stream`: False lets a worker group tokens into fewer, larger frames.
+    * `stream`: whether a client may read it token by token. False lets a worker group tokens into fewer, larger frames,
+      and begin again what it cannot continue.
     * `metadata`, `user`: the client's own notes. Penstock returns them and does not read them; an upstream gets `user`.
     * `notes`: data of the API that made the job and must return with it.
     * `once`: its idempotency key as `<hash of the key> <hash of the body>`, so that a gateway that gives the request
@@ -186,6 +188,10 @@ class Claim:
             watcher()
         else:
             self._watchers.append(watcher)
+
+    def rerun(self, attempt: int) -> Claim:
+        """The same job from its first token, under a higher attempt. Nothing watches it yet."""
+        return dataclasses.replace(self, attempt=attempt, tokens=(), _watchers=[])
 
     def unwatch(self) -> None:
         """Drop all callbacks: the job has left this worker."""

@@ -90,7 +90,8 @@ async def submit_once(
                 error.headers = {"x-should-retry": "false"}
                 raise error
             call.headers["idempotent-replayed"] = "true"
-            return relay.read(await relay.attach(named, record))
+            # The same POST: its answer is streamed if the first one's is, and that is known to the store already.
+            return relay.read(await relay.attach(named, record, is_read=False))
         if record is None and bound is not None and bound.age_s < PENDING_S:
             await asyncio.sleep(_TRY_S)  # bound, but not created yet: the first request is being submitted
         else:

@@ -155,6 +155,14 @@ class Backend:
         """
         return None
 
+    def can_continue(self, claim: Claim) -> bool:
+        """Whether `generate` continues after `claim.tokens`, of which there is at least one.
+
+        If not, a worker begins the answer again where no client has read any of it. Where one has, it calls `generate`
+        all the same, which fails that job with `WorkerLost`.
+        """
+        return self.capabilities.resumes or bool(claim.job.inputs)
+
     def count_prompt_tokens(self, job: Job) -> int:
         """Number of tokens of the prompt, for `usage`. The default counts words between white space."""
         return len(job.text.split())

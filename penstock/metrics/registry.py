@@ -157,6 +157,10 @@ class Metrics:
         counters[0].inc(prompt_tokens)
         counters[1].inc(completion_tokens)
 
+    def rerun(self, model: str) -> None:
+        """A worker has begun an answer again."""
+        self.counter("reruns_total").labels(self._label(model)).inc()
+
     def worker_slots(self, total: int, free: int) -> None:
         self.gauge("slots").set(total)
         self.gauge("slots_free").set(free)

@@ -93,6 +93,8 @@ _SPECS = (
          "Prompt tokens of finished generations."),
     Spec("penstock_completion_tokens_total", "tokens", _M, "worker",
          "Completion tokens that were generated."),
+    Spec("penstock_reruns_total", "requests", _M, "worker",
+         "Answers that a worker began again, as it could not continue them and no client had read any of them."),
     Spec("penstock_slots", "slots", (), "worker",
          "Sequence slots, each room for one running request.", merge="livesum"),
     Spec("penstock_slots_free", "slots", (), "worker",

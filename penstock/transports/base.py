@@ -302,6 +302,7 @@ class GatewayStore(Store):
         behind. `max_depth=0` means no limit and `front` the head of the queue: for work that was admitted before.
         `floor`: the highest attempt seen so far, for a job that the store had lost. `share`: what the job's
         caller may have; beyond it `QueueFull` or `StorageQuota`, as exact, and nothing left behind either.
+        A job with `stream` False is unread until `mark_read`, or until a gateway adopts it to read it.
         """
 
     @abstractmethod
@@ -325,8 +326,18 @@ class GatewayStore(Store):
         """
 
     @abstractmethod
-    async def adopt(self, job_id: str, gateway_id: str) -> bool:
-        """From now on this gateway answers for the job, and counts among its readers. False if there is none."""
+    async def adopt(self, job_id: str, gateway_id: str, *, is_read: bool = True) -> bool:
+        """From now on this gateway answers for the job, and counts among its readers. False if there is none.
+
+        `is_read`: its client may get tokens, as after `mark_read`.
+        """
+
+    @abstractmethod
+    async def mark_read(self, job_id: str) -> int:
+        """From now on a client may get tokens of this job, so no worker begins it again. Call it before the first one.
+
+        Returns its attempt, 0 if there is none. Earlier attempts may have been begun again: their tokens are void.
+        """
 
     @abstractmethod
     async def follow(self, job_id: str) -> None:
@@ -345,7 +356,7 @@ class GatewayStore(Store):
         """For a log that lacks tokens its client has: raise the attempt, append all that was relayed, queue it first.
 
         `tokens` are all tokens that were relayed. False, and nothing done, if the job is done or its attempt is
-        higher than `attempt`.
+        higher than `attempt`. With `job.stream` a client may have them; without it none has them through this gateway.
         """
 
     @abstractmethod
@@ -436,6 +447,15 @@ class WorkerStore(Store):
 
         Ids that are done, gone, poisoned, past their deadline, cancelled, or running at a live worker are removed
         from the list and left out of the answer.
+        """
+
+    @abstractmethod
+    async def rerun(self, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        """Begin again what this worker has claimed and cannot continue, and no client has read.
+
+        Each such job loses its tokens, and `Started` with a `seq` of 0 is published under a higher attempt. Returns its
+        new claim; for a job that may have been read the claim that was given. Jobs that this worker no longer runs
+        under that claim are left out. After `StoreUnavailable` claim them again.
         """
 
     @abstractmethod

@@ -177,6 +177,7 @@ class MemoryTransport(Transport):
             return False
         self._raise_attempt(entry, attempt)
         entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
+        entry.is_unread = entry.is_unread and not job.stream
         # All of them: if the short attempt continued meanwhile, the log differs from the relayed tokens.
         self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(tokens)), publish=False)
         self._push(job.id, front=True)
@@ -264,12 +265,20 @@ class MemoryTransport(Transport):
                 asyncio.get_running_loop().call_soon(hint, job_id, entry.cancel)
         return "marked"
 
-    async def adopt(self, job_id: str, gateway_id: str) -> bool:
+    async def adopt(self, job_id: str, gateway_id: str, *, is_read: bool = True) -> bool:
         entry = self._jobs.get(job_id)
         if entry is not None:
             entry.readers = [*(entry.readers or [entry.owner]), gateway_id]
             entry.owner = gateway_id
+            entry.is_unread = entry.is_unread and not is_read
         return entry is not None
+
+    async def mark_read(self, job_id: str) -> int:
+        entry = self._jobs.get(job_id)
+        if entry is None:
+            return 0
+        entry.is_unread = False
+        return entry.attempt
 
     async def requeue_if_missing(self, job_id: str) -> bool:
         is_missing = job_id not in self._queue
@@ -468,6 +477,21 @@ class MemoryTransport(Transport):
                 claims.append(claim)
         return claims
 
+    async def rerun(self, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        left = []
+        for claim in claims:
+            entry = self._jobs.get(claim.job.id)
+            if entry is None or entry.state != "running" or (entry.worker, entry.attempt) != (worker_id, claim.attempt):
+                continue
+            if entry.is_unread:
+                self._raise_attempt(entry)
+                entry.log.clear()
+                entry.first_token_at = 0.0
+                self._append(entry, Started(claim.job.id, entry.attempt, 0))
+                claim = claim.rerun(entry.attempt)
+            left.append(claim)
+        return left
+
     async def emit(self, worker_id: str, events: Iterable[Event]) -> set[str]:
         refused: set[str] = set()
         for event in events:
@@ -558,7 +582,9 @@ class MemoryTransport(Transport):
 
     def _make(self, job: Job, owner: str, now: float, size: int) -> Entry:
         deadline, retention_s = now + job.timeout_s, self._retention_s if job.retention_s is None else job.retention_s
-        entry = Entry(job, owner, now, deadline, deadline + retention_s, retention_s=retention_s)
+        entry = Entry(
+            *(job, owner, now, deadline, deadline + retention_s), retention_s=retention_s, is_unread=not job.stream
+        )
         self._jobs[job.id] = entry
         self._books.book(job, size, most_answer_bytes(job))
         heapq.heappush(self._expiry, (entry.expires_at, job.id))

@@ -30,6 +30,7 @@ class Entry:
     first_token_at: float = 0.0
     ended_at: float = 0.0
     cancel: CancelReason | None = None
+    is_unread: bool = False  # no client can have a token of it
     retention_s: float = 60.0
     readers: list[str] = field(default_factory=list)
     restored: tuple[int, int] = (-1, -1)  # from which attempt to which

@@ -17,8 +17,15 @@ from functools import partial
 import msgspec
 
 from penstock.backends.base import Backend, engines_of
-from penstock.errors import DeadlineExceeded, ModelNotFound, PenstockError, StoreUnavailable, UnsupportedParameter
-from penstock.event import Done, Terminal
+from penstock.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    PenstockError,
+    StoreUnavailable,
+    UnsupportedParameter,
+    WorkerLost,
+)
+from penstock.event import Done, Failed, Terminal
 from penstock.fleet import WorkerInfo
 from penstock.job import Batch, CancelReason, Claim, Job
 from penstock.metrics import Metrics
@@ -81,10 +88,11 @@ class Tenure:
         )
         self._outbox = Outbox(store, info.id, self._written, self._refused, crash_points)
         self._jobs: dict[str, RunningJob] = {}  # every job in this worker's list that it has claimed, oldest first
-        self._runs = Runs(backends, limits.max_batches, self._outbox, self._finish, self._ran)
+        self._runs = Runs(backends, limits.max_batches, self._outbox, self._ended, self._ran)
         self._suspects = Suspects(limits.max_batch_size)
         self._is_stopping = False
         self._has_strays = False
+        self._claimed_again: set[str] = set()
         self._renewed_at = time.monotonic()
         self._freed = asyncio.Event()
         self._came = asyncio.Event()
@@ -198,6 +206,7 @@ class Tenure:
         if not self._is_stopping:
             claims, others = self._suspects.part(claims)
             await self._give_back(others)
+            claims = await self._rerun(claims)
         if self._lost.is_set():
             return
         if self._is_stopping:
@@ -207,6 +216,26 @@ class Tenure:
         for claim in claims:
             self._admit(claim, now)
         self._came.set()
+
+    async def _rerun(self, claims: list[Claim]) -> list[Claim]:
+        """The same claims. What cannot be continued here begins again, unless a client may have read some of it."""
+        stuck = [claim for claim in claims if claim.tokens and self._is_stuck(claim)]
+        if not stuck:
+            return claims
+        left = {claim.job.id: claim for claim in await self._store.rerun(self.id, stuck)}
+        for claim in stuck:
+            begun = left.get(claim.job.id)
+            if begun is not None and begun is not claim:
+                logger.info("run again", extra={"request_id": claim.job.id, "num_tokens": len(claim.tokens)})
+                if self._metrics is not None:
+                    self._metrics.rerun(claim.job.model)
+        now = [left.get(claim.job.id) if claim in stuck else claim for claim in claims]
+        return [claim for claim in now if claim is not None]
+
+    def _is_stuck(self, claim: Claim) -> bool:
+        backend = self._backends.get(claim.job.model)
+        has_all = len(claim.tokens) >= claim.job.sampling.max_tokens  # only its end is missing
+        return backend is not None and not has_all and not backend.can_continue(claim)
 
     def _may_be_lost(self) -> bool:
         """Whether the lease was not renewed for its whole length.
@@ -282,6 +311,16 @@ class Tenure:
         self._came.set()
 
     # ── emit, finish ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ended(self, job: RunningJob, end: Terminal) -> None:
+        """Its engine has ended a job. A whole answer that was lost in its middle is dropped once, and claimed again."""
+        is_lost = isinstance(end, Failed) and end.code == WorkerLost.code and job.num > job.num_given
+        if not is_lost or job.is_stream or self._is_stopping or job.id in self._claimed_again:
+            self._finish(job, end)
+            return
+        self._claimed_again.add(job.id)
+        self._drop(job)
+        self._has_strays = True
 
     def _finish(self, job: RunningJob, end: Terminal) -> None:
         """End a job: its engine adds nothing more. Its sequence slot is free once the end is written."""
@@ -386,6 +425,7 @@ class Tenure:
             job = self._jobs.get(job_id)
             if job is not None and job.is_open:  # an end that is being written is answered by its own reply
                 self._drop(job)
+        self._claimed_again.intersection_update(renewal.held)
         if any(job_id not in self._jobs for job_id in renewal.held):
             self._has_strays = True
             self._freed.set()

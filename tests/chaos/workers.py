@@ -11,7 +11,7 @@ from tests.chaos.http import get
 from tests.chaos.load import Habits
 from tests.chaos.plant import QUEUE, Member
 from tests.chaos.registry import scenario
-from tests.chaos.run import Run, Target
+from tests.chaos.run import MODEL, Run, Target
 from tests.support.reading import metric
 
 LEASE_LAPSED_S = 3.2
@@ -29,6 +29,24 @@ async def kill_workers(run: Run) -> None:
     while time.monotonic() < until:
         await run.kill(run.rng.choice(run.plant.workers))
         await asyncio.sleep(run.rng.uniform(0.1, 1.0))
+
+
+@scenario(Target(says="0 failed"), seconds=9)
+async def kill_workers_unread(run: Run) -> None:
+    """kill -9 of workers that cannot continue an answer, one after the other: whole answers begin again."""
+    await run.build(
+        workers=3, gateways=2, habits=Habits(whole_share=1.0), worker_args=("--model", f"{MODEL},resumes=false")
+    )
+    run.load.start(60)
+    until, begun_again = time.monotonic() + run.seconds, 0.0
+    while time.monotonic() < until:
+        await asyncio.sleep(run.rng.uniform(0.5, 1.0))
+        await run.kill(run.rng.choice(run.plant.workers))
+        await asyncio.sleep(LEASE_LAPSED_S)  # what it held runs elsewhere by then; a second death would be another's
+        pages = [await get(worker.url, "/metrics") for worker in run.plant.workers]
+        begun_again = max(begun_again, sum(metric(page.decode(), "penstock_reruns_total") for _, page in pages))
+    run.notes["answers that began again"] = f"{begun_again:g}"
+    run.check(begun_again > 0, "no answer began again")
 
 
 @scenario(Target(says="p99 ≤ 1.0 s", p99_ms=1000, counts="attempt"), seconds=4)

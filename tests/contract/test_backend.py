@@ -124,6 +124,7 @@ async def test_an_answer_that_has_begun_is_continued_or_clearly_refused(backend:
     tokens = whole((await run(backend, first))["j"], first).tokens
     again = claim(max_tokens=4, tokens=tokens[:2])
     done = whole((await run(backend, again))["j"], again)
+    assert backend.can_continue(again) is backend.capabilities.resumes
     if backend.capabilities.resumes:
         assert len(done.tokens) == 4
         assert isinstance(done.end, Done)

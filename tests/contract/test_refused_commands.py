@@ -237,6 +237,18 @@ async def restored_from_nothing(site: Site) -> None:
     await site.ended(job, "a", "z")
 
 
+async def run_again(site: Site) -> None:
+    job = await site.submit(stream=False)
+    claim = await site.run("w1", job)
+    await site.do(lambda: site.transport.emit("w1", [tokens(claim, 0, "a")]))
+    await site.do(lambda: site.transport.hand_back("w1", [claim]))
+    claim = await site.run("w2", job)
+    (again,) = await site.do(lambda: site.transport.rerun("w2", [claim]))
+    assert again.tokens == ()
+    await site.finish("w2", again, 0)
+    await site.ended(job, "z")
+
+
 async def ended_and_lost(site: Site) -> None:
     job = await site.submit()
     claim = await site.run("w1", job)
@@ -285,6 +297,7 @@ async def refused_for_the_queue(site: Site) -> None:
 async def adopted(site: Site) -> None:
     job = await site.submit()
     assert await site.do(lambda: site.transport.adopt(job.id, "g2"))
+    await site.do(lambda: site.transport.mark_read(job.id))
     assert await site.do(lambda: site.transport.cancel(job.id, "client", "g2")) == "owned"
     await site.do(lambda: site.transport.cancel(job.id, "client", "g1"))
     await site.transport.cancel(job.id, "operator")
@@ -331,7 +344,7 @@ STORIES: tuple[Story, ...] = (
     weighed,
     *(answered, cancelled_while_it_waits, cancelled_while_it_runs, handed_back, left_by_its_worker),
     *(left_in_the_middle_of_its_end, claimed_by_halves, restored, restored_from_nothing, poisoned, unreadable),
-    *(ended_and_lost, deleted),
+    *(ended_and_lost, deleted, run_again),
     *(refused_for_the_queue, adopted, late, held_twice, stranded, repaired),
 )
 

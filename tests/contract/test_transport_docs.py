@@ -77,12 +77,12 @@ async def test_every_field_is_described(real: RedisStore, client: redis.Redis) -
     claim = await run_one(transport, "w1", job.id)
     await transport.cancel(job.id, "client")
     await transport.emit("w1", [Done(job.id, claim.attempt, 0, finish_reason="cancelled")])
-    other = new_job()
+    other = new_job(stream=False)
     await transport.restore(other, "g1", ["a"], 0)
     await transport.adopt(other.id, "g2")
     written: Any = [client.hkeys(key) for key in (keys.job(job.id), keys.job(other.id), keys.PoolKeys().clock)]
     fields = {*FIELDS}.union(*written)
-    assert {"restored", "readers"} <= fields
+    assert {"restored", "readers", "unread"} <= fields
     assert len(fields) > 18
     assert [field for field in fields if f"`{field}`" not in PAGE] == []
 

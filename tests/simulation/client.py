@@ -68,8 +68,14 @@ class Client:
         self.gateway: Gateway | None = None
         self.owner: Gateway | None = None
         self.tellers: set[Gateway] = set()
-        self.is_shared = self.has_lost_gateway = False
+        self.is_shared = self.is_read = self.has_lost_gateway = False
         self.handler: asyncio.Task[None] | None = None
+        self.other: tuple[Gateway, asyncio.Task[None]] | None = None  # another client that reads the same
+
+    @property
+    def is_read_on(self) -> bool:
+        """Another client still reads its request."""
+        return self.other is not None and self.other[0].process.is_alive and not self.other[1].done()
 
     @property
     def is_waiting(self) -> bool:
@@ -93,6 +99,7 @@ class Client:
         elif self.state == "reading":
             self.num_resumes += 1
             self.gateway = gateway
+            self.is_read = True
             self.handler = gateway.process.spawn(serve_again(self, gateway))
 
     # ── what its connection brings ───────────────────────────────────────────────────────────────────────────────
@@ -131,15 +138,22 @@ class Client:
     def receive(self, first: int, tokens: list[Token]) -> None:
         if self.state != "reading":
             return
-        if first != len(self.tokens):
-            self.world.violate(f"{self.name} has {len(self.tokens)} tokens and is sent number {first}")
-        for token in tokens:
-            fault = fault_of(self.job_id, len(self.tokens), self.tokens[-1] if self.tokens else None, token)
-            # docs/reliability.md, what is not promised: data lost while no gateway held what this client has had.
-            is_promised = not self.world.has_lost_data or not (self.is_shared or self.has_lost_gateway)
-            if fault is not None and is_promised:
+        self.check(self.tokens, first, tokens)
+        self.tokens += tokens
+
+    def check(self, so_far: list[Token], first: int, tokens: list[Token]) -> None:
+        """`tokens`, the first of which is said to have the number `first`, must follow `so_far`."""
+        if first != len(so_far):
+            self.world.violate(f"{self.name} has {len(so_far)} tokens and is sent number {first}")
+        # docs/reliability.md, what is not promised: data lost while no gateway held what this client has had.
+        if self.world.has_lost_data and (self.is_shared or self.has_lost_gateway):
+            return
+        so_far = so_far[-1:]
+        for number, token in enumerate(tokens, first):
+            fault = fault_of(self.job_id, number, so_far[-1] if so_far else None, token)
+            if fault is not None:
                 self.world.violate(f"{self.name} reads: {fault}")
-            self.tokens.append(token)
+            so_far = [token]
 
     def end(self, end: Terminal) -> None:
         if self.state != "reading":
@@ -159,7 +173,7 @@ class Client:
         """Its gateway has lived without a pause, or the store has lost nothing: what it was told must hold."""
         return self.owner is not None and (self.owner.process.is_unharmed or not self.world.has_lost_data)
 
-    def sees(self, gateway: Gateway, state: str) -> None:
+    def sees(self, gateway: Gateway, state: str, failed: Failed | None = None) -> None:
         """What a poll of its background request has shown, at whichever gateway."""
         if self.state == "ended" and not self.error and self.is_kept:
             has_told = gateway in self.tellers and gateway.process.is_unharmed
@@ -169,7 +183,7 @@ class Client:
             self.world.note(self.name, "sees the end", state, gateway.id)
             self.state, self.ended_at, self.error = "ended", self.world.now(), "" if state == "completed" else state
             poisoned = Failed(self.job_id, 0, 0, code="request_poisoned", message="")
-            if self.error and self.is_kept and not self.world.is_allowed(self, poisoned):
+            if self.error and self.is_kept and not self.world.is_allowed(self, failed or poisoned):
                 self.world.violate(f"{self.name} has not been cancelled, and is {state}")
         elif self.state == "reading" and not state:
             if self.is_kept:
@@ -185,6 +199,13 @@ class Client:
         if gateway is not None and self.state in ("reading", "ended"):
             gateway.process.spawn(serve_once_more(self, gateway))
 
+    def read_too(self) -> None:
+        """Another client reads the events of its request, at another gateway."""
+        gateway = self.world.pick_gateway(self.ask.which + 1)
+        if gateway is not None and self.state == "reading":
+            self.is_read = self.is_shared = True
+            self.other = gateway, gateway.process.spawn(serve_too(self, gateway))
+
     def named(self, gateway: Gateway, job_id: str) -> None:
         """The request that its key names now."""
         is_over = self.state in ("left", "lost") or self.error
@@ -192,6 +213,11 @@ class Client:
             self.world.violate(
                 f"{self.name} asked {gateway.id} again under its key and got {job_id}, not {self.job_id}"
             )
+
+    def may_leave(self, num_tokens: int) -> None:
+        """Its answer has so many tokens by now."""
+        if self.ask.leaves_after is not None and 0 <= self.ask.leaves_after <= num_tokens:
+            self.leave()
 
     def leave(self) -> None:
         if self.is_waiting and self.state != "idle":
@@ -213,7 +239,7 @@ async def serve(client: Client, gateway: Gateway) -> None:
         gateway.relay.leave(reader, is_delivered=False)
         client.world.later(POLL_EVERY_S, client)
     else:
-        await _read(client, gateway, reader)
+        await _read(client, gateway, reader, is_whole=not client.ask.stream)
 
 
 async def serve_once_more(client: Client, gateway: Gateway) -> None:
@@ -248,7 +274,7 @@ async def poll(client: Client, gateway: Gateway) -> None:
     if isinstance(end, Done):
         client.sees(gateway, "cancelled" if end.finish_reason == "cancelled" else "completed")
     elif end is not None:
-        client.sees(gateway, "failed")
+        client.sees(gateway, "failed", end)
     else:
         client.sees(gateway, "" if record is None else record.state)
 
@@ -267,18 +293,40 @@ async def serve_again(client: Client, gateway: Gateway) -> None:
     await _read(client, gateway, gateway.relay.read(stream, len(client.tokens)))
 
 
-async def _read(client: Client, gateway: Gateway, reader: Reader) -> None:
-    is_delivered = False
-    leaves_after = client.ask.leaves_after
+async def serve_too(client: Client, gateway: Gateway) -> None:
+    """`GET /v1/requests/{id}/events` from its start, next to its own client."""
+    try:
+        record = await gateway.relay.look_up(client.job_id)
+        if record is None:
+            return
+        stream = await gateway.relay.attach(client.job_id, record)
+    except StoreUnavailable:
+        return
+    reader, so_far = gateway.relay.read(stream), list[Token]()
     try:
         while True:
             while not reader.has_news:
                 await wait_changed([reader])
             first, tokens = reader.fresh()
+            client.check(so_far, first, tokens)
+            so_far += tokens
+            if stream.end is not None and reader.num_sent >= len(stream.tokens):
+                return
+    finally:
+        gateway.relay.leave(reader, is_delivered=stream.end is not None)
+
+
+async def _read(client: Client, gateway: Gateway, reader: Reader, *, is_whole: bool = False) -> None:
+    is_delivered = False
+    try:
+        while True:
+            while not reader.has_news or (is_whole and reader.stream.end is None):
+                await wait_changed([reader])
+                client.may_leave(len(reader.stream.tokens))
+            first, tokens = reader.fresh()
             if tokens:
                 client.receive(first, tokens)
-            if leaves_after is not None and 0 <= leaves_after <= len(client.tokens):
-                client.leave()
+            client.may_leave(len(client.tokens))
             if reader.stream.end is not None:
                 client.end(reader.stream.end)
                 is_delivered = True

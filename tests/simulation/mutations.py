@@ -7,6 +7,8 @@ Rule 1's clock in the attempt is not here: what it closes takes a chain of accid
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -294,6 +296,48 @@ def a_lost_submit_stays_in_the_gauge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gauge, "leave", lambda self: None)
 
 
+def a_client_reads_before_the_store_knows(patch: pytest.MonkeyPatch) -> None:
+    """A request is marked as read a moment after its first token was given to a client."""
+    mark = Repairer.mark_read
+
+    async def later(self: Repairer, stream: RelayStream) -> None:
+        async def marking() -> None:
+            await asyncio.sleep(0.5)
+            with contextlib.suppress(StoreUnavailable):
+                await mark(self, stream)
+
+        self.spawn(marking())
+
+    patch.setattr(Repairer, "mark_read", later)
+
+
+def void_tokens_are_kept(patch: pytest.MonkeyPatch) -> None:
+    """A gateway keeps the tokens of an answer that has begun again."""
+    patch.setattr(RelayStream, "drop", lambda self, num: None)
+
+
+def what_was_read_begins_again(patch: pytest.MonkeyPatch) -> None:
+    """The store lets a worker begin again what a client has read."""
+    rerun = MemoryTransport.rerun
+
+    async def rerun_all(self: MemoryTransport, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        for claim in claims:
+            if (entry := self._jobs.get(claim.job.id)) is not None:
+                entry.is_unread = True
+        return await rerun(self, worker_id, claims)
+
+    patch.setattr(MemoryTransport, "rerun", rerun_all)
+
+
+def nothing_is_run_again(patch: pytest.MonkeyPatch) -> None:
+    """An answer that no client has read fails where it cannot be continued."""
+
+    async def refuse(self: MemoryTransport, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        return list(claims)
+
+    patch.setattr(MemoryTransport, "rerun", refuse)
+
+
 async def _push_again(self: ModelStore, job: Any, owner: str, max_depth: int, floor: int, front: bool) -> int:
     return await self.submit(job, owner, max_depth, floor=floor, front=front)
 
@@ -308,7 +352,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (nothing_is_restored, 35),
     (restored_tokens_are_only_added, 3937),
     (the_reply_is_what_a_worker_holds, 24),
-    (a_repeated_claim_is_a_death, 1543),
+    (a_repeated_claim_is_a_death, 1583),
     (a_duplicate_steals, 90),
     (a_lost_id_stays_lost, 35),
     (only_queued_jobs_are_looked_for, 1571),
@@ -323,4 +367,8 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (a_key_is_not_given_back, 16),
     (a_lost_submit_stays_in_the_gauge, 0),
     (half_an_end_stays_half, 19),
+    (a_client_reads_before_the_store_knows, 196),
+    (void_tokens_are_kept, 16),
+    (what_was_read_begins_again, 71),
+    (nothing_is_run_again, 16),
 )

@@ -14,11 +14,11 @@ from penstock.gateway.admission import Admission
 from penstock.gateway.pool import PoolView
 from penstock.gateway.relay import Reader, Relay
 from penstock.gateway.turns import Turns
-from penstock.job import Job
+from penstock.job import Claim, Job
 from penstock.transports.base import LEASE_S, TICK_S, GatewayStore, WorkerStore
 from penstock.worker.worker import Worker as RealWorker
 from tests.simulation.loop import Killed, Process
-from tests.simulation.plan import MODEL, Plan
+from tests.simulation.plan import MODEL, ONCE, Plan
 from tests.simulation.wire import Site, Wire
 
 ENGINE_STALL_S = 3.0
@@ -109,6 +109,13 @@ class Gauge:
     leave = drop
 
 
+class Engine(MockBackend):
+    """The mock, which cannot continue some answers."""
+
+    def can_continue(self, claim: Claim) -> bool:
+        return ONCE not in claim.job.text
+
+
 class Worker:
     """`penstock.worker` over the mock; a crash point of its own besides the verbs of its store."""
 
@@ -118,7 +125,7 @@ class Worker:
         self.passages: Counter[str] = Counter()
         self.worker = RealWorker(
             cast(WorkerStore, self.wire),
-            {MODEL: MockBackend(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq, scripted=True)},
+            {MODEL: Engine(step_ms=plan.step_ms, step_ms_per_seq=plan.step_ms_per_seq, scripted=True)},
             max_batch_size=plan.max_batch_size,
             max_batches=plan.max_batches,
             engine_stall_s=ENGINE_STALL_S,

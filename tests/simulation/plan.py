@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from penstock.job import Job, OnDisconnect, Sampling
+from penstock.transports.base import LEASE_S
 from penstock.worker.crash_points import POINTS
 from tests.simulation.wire import Faults
 
 MODEL = "mock"
+ONCE = "in one piece"  # in the prompt of what cannot be continued
 BUSY_S = 8.0
 DEATHS_S = 45.0  # what it takes to be poisoned: a stall and a lease for each death
 KEPT_S = 3600.0
@@ -45,7 +47,8 @@ class Ask:
     """One request and its client. `leaves_after`: it hangs up when it has so many tokens, or, below 0, so late.
 
     `is_background`: it is answered at once, and polled, also after its end. `again_at`: the same POST once more, with
-    the same idempotency key; the request has one then. Seconds from the start of the run, 0 for never.
+    the same idempotency key; the request has one then. `read_at`: another client reads its events from then on. Both
+    are seconds from the start of the run, 0 for never. `resumes`: its answer can be continued after a death.
     """
 
     number: int
@@ -61,12 +64,15 @@ class Ask:
     trigger_after: int = 0
     is_background: bool = False
     again_at: float = 0.0
+    read_at: float = 0.0
+    resumes: bool = True
 
     def job(self, gateway_id: str, *, is_again: bool = False) -> Job:
+        prompt = self.prompt if self.resumes else f"{self.prompt} {ONCE}"
         return Job(
             id=f"{gateway_id}.{self.number:03}{'b' * is_again}",
             model=MODEL,
-            prompt=f"{self.prompt} [[{self.trigger}_after={self.trigger_after}]]" if self.trigger else self.prompt,
+            prompt=f"{prompt} [[{self.trigger}_after={self.trigger_after}]]" if self.trigger else prompt,
             sampling=self.sampling,
             timeout_s=self.timeout_s,
             on_disconnect=self.on_disconnect,
@@ -135,6 +141,7 @@ def draw(seed: int) -> Plan:
     if kinds:
         plan.events = [_draw_event(rng, rng.choice(kinds)) for _ in range(rng.randint(1, 6))]
         plan.events.sort(key=lambda event: event.at)
+    _make_reruns(plan)
     return plan
 
 
@@ -149,6 +156,29 @@ def _make_objects(plan: Plan) -> None:
             else:
                 ask.on_disconnect = "resume"
                 ask.again_at = ask.at + rng.random() * BUSY_S
+
+
+def _make_reruns(plan: Plan) -> None:
+    """In some runs answers cannot be continued, and most of them are whole. Drawn apart, as above.
+
+    Others may begin to read them, often just when a worker's lease has lapsed and the next one has its answers.
+    """
+    rng = random.Random(f"reruns {plan.seed}")
+    if rng.random() < 0.5:
+        return
+    deaths = [event.at for event in plan.events if event.kind in ("kill_worker", "freeze_worker", "stop_worker")]
+    for ask in plan.asks:
+        ask.resumes = rng.random() < 0.3
+        ask.stream = ask.stream and rng.random() < 0.3
+        if not ask.stream and rng.random() < 0.6:
+            ask.read_at = ask.at + rng.random() * BUSY_S / 2
+            if deaths and rng.random() < 0.7:
+                ask.read_at = max(ask.at, rng.choice(deaths) + LEASE_S + rng.uniform(-0.6, 0.6))
+    if rng.random() < 0.4:
+        plan.faults.lost_publish = plan.faults.delayed_publish = 0.4
+    for event in plan.events:
+        if event.kind in ("kill_at", "freeze_at") and rng.random() < 0.2:
+            event.point, event.passage = "rerun", 1
 
 
 def _draw_faults(rng: random.Random) -> Faults:

@@ -131,6 +131,8 @@ class Run:
                 return self.trouble.went_back
             case "no_workers":
                 return took >= GRACE_S
+            case "worker_lost":  # what no client had read would have been run again
+                return not client.ask.resumes and (client.ask.stream or client.is_read)
             case _:
                 return False
 
@@ -199,6 +201,8 @@ class Run:
             self.loop.call_at(START + ask.at, client.act)
             if ask.again_at:
                 self.loop.call_at(START + ask.again_at, client.once_more, context=self.context)
+            if ask.read_at:
+                self.loop.call_at(START + ask.read_at, client.read_too, context=self.context)
             if ask.leaves_after is not None and ask.leaves_after < 0:
                 self.loop.call_at(START + ask.at - ask.leaves_after, client.leave)
         for event in plan.events:
@@ -271,7 +275,7 @@ class Run:
         return {gateway.id: gateway.num_running for gateway in alive if gateway.num_running}
 
     def _waiting(self) -> list[str]:
-        return [client.name for client in self.clients if client.is_waiting]
+        return [client.name for client in self.clients if client.is_waiting or client.is_read_on]
 
     def _who_waits(self) -> str:
         return f"{self._waiting()} to end"

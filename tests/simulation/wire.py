@@ -180,7 +180,7 @@ class Wire:
         if site.is_away or fate == "lost_request":
             self._fail(answer, verb, fate or "away")
             return
-        if fate == "partial" and verb in ("emit", "claim", "hand_back"):
+        if fate == "partial" and verb in ("emit", "claim", "rerun", "hand_back"):
             parts = list(args[1])
             args = (args[0], parts[: site.rng.randrange(len(parts) + 1)])
         undo = site.store.partly(verb, args, site.rng) if fate == "partial" else None

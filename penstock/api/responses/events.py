@@ -184,6 +184,14 @@ def response_of(job: Job, tokens: Sequence[Token], end: Terminal | None, *, is_q
     return events.response(_status(end), end)
 
 
+def present(job: Job, tokens: Sequence[Token], end: Terminal | None, *, is_queued: bool) -> dict[str, Any]:
+    """The response as a client that asks for its state sees it: until its end without its output.
+
+    That may begin again: asking does not count as reading it. It is shown if the response was created as a stream.
+    """
+    return response_of(job, tokens if end is not None or job.stream else (), end, is_queued=is_queued)
+
+
 def _item_status(part: Part, *, is_over: bool) -> str:
     if part.is_open and not is_over:
         return "in_progress"

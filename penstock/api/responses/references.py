@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from penstock.api.responses.body import PREFIX
 from penstock.api.responses.chain import MAX_LINKS, asked
-from penstock.api.responses.events import response_of
+from penstock.api.responses.events import present
 from penstock.api.responses.items import Item, ItemReference
 from penstock.api.responses.listing import listed
 from penstock.api.responses.stored import find_stored
@@ -79,7 +79,8 @@ class _Known:
         except RequestNotFound:
             raise _missing(name) from None
         folded = fold(record.events)
-        output: list[dict[str, Any]] = response_of(record.job, folded.tokens, folded.end)["output"]
+        shown = present(record.job, folded.tokens, folded.end, is_queued=False)
+        output: list[dict[str, Any]] = shown["output"]
         return output
 
 

@@ -20,7 +20,7 @@ from penstock.api.opened import Opened
 from penstock.api.requests import cancelled
 from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of
 from penstock.api.responses.chain import PARAM, conversation, keep
-from penstock.api.responses.events import ResponseEvents, num_events, response_of
+from penstock.api.responses.events import ResponseEvents, num_events, present, response_of
 from penstock.api.responses.references import resolved
 from penstock.api.responses.stored import ONE, find_stored
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
@@ -115,8 +115,7 @@ class ResponsesAPI:
         keep(gateway, links, stream.job)
         if body.background and not body.stream:
             opened.leave_running()
-            is_queued = not stream.tokens
-            return json_response(response_of(stream.job, stream.tokens, stream.end, is_queued=is_queued))
+            return json_response(present(stream.job, stream.tokens, stream.end, is_queued=not stream.tokens))
         return ResponsesApiResponse(opened, is_stream=bool(body.stream))
 
     async def retrieve(
@@ -218,4 +217,4 @@ class ResponsesApiResponse(AnswerResponse):
 def _shown(record: Record) -> Response:
     folded = fold(record.events)
     is_queued = record.state == "queued" and not folded.tokens
-    return json_response(response_of(record.job, folded.tokens, folded.end, is_queued=is_queued))
+    return json_response(present(record.job, folded.tokens, folded.end, is_queued=is_queued))

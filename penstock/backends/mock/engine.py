@@ -19,7 +19,7 @@ from penstock.backends.mock.answer import NOTHING, Ends, answer_to
 from penstock.backends.mock.script import trigger_of
 from penstock.backends.mock.text import token_source
 from penstock.backends.stop import StopMatcher
-from penstock.errors import BackendError, InvalidRequest, PenstockError
+from penstock.errors import BackendError, InvalidRequest, PenstockError, WorkerLost
 from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job
@@ -28,10 +28,17 @@ from penstock.rich_token import Token
 _ALWAYS: Final = ("temperature", "top_p", "stop", "seed", "ignore_eos", "min_tokens")
 _TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 _LONG_PROMPT: Final = 64 * 1024
+_LOST: Final = "The request's worker died, and this mock does not continue a begun answer."
 
 
 def _capabilities(
-    *, tools: bool = True, json: bool = True, reasoning: bool = True, logprobs: bool = True, embeds: bool = True
+    *,
+    tools: bool = True,
+    json: bool = True,
+    reasoning: bool = True,
+    logprobs: bool = True,
+    embeds: bool = True,
+    resumes: bool = True,
 ) -> Capabilities:
     fields = {
         _TOOLS: tools,
@@ -41,14 +48,15 @@ def _capabilities(
         ("dimensions",): embeds,
     }
     accepts = [name for names, is_on in fields.items() if is_on for name in names]
-    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=True, embeds=embeds)
+    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=resumes, embeds=embeds)
 
 
 class MockBackend(Backend):
     """`step_ms`: one step, whatever the batch. `step_ms_per_seq`: added for each job that runs in the step.
     `prefill_ms_per_token`: before the first step, for each prompt token of the batch. `ends`: when sentences end.
     `tools`, `json`, `reasoning`, `logprobs`, `embeds`: false for an engine without them, to which the gateway refuses
-    the fields. `chain`: tokens name their predecessors (`verify_chain`). `scripted`: prompts may ask for failures.
+    the fields. `resumes`: false for one that cannot continue a begun answer. `chain`: tokens name their predecessors
+    (`verify_chain`). `scripted`: prompts may ask for failures.
     """
 
     capabilities = _capabilities()
@@ -64,6 +72,7 @@ class MockBackend(Backend):
         reasoning: bool = True,
         logprobs: bool = True,
         embeds: bool = True,
+        resumes: bool = True,
         chain: bool = False,
         scripted: bool = False,
     ) -> None:
@@ -75,7 +84,9 @@ class MockBackend(Backend):
         self._ends: Ends = ends
         self._chain = chain
         self._scripted = scripted
-        self.capabilities = _capabilities(tools=tools, json=json, reasoning=reasoning, logprobs=logprobs, embeds=embeds)
+        self.capabilities = _capabilities(
+            tools=tools, json=json, reasoning=reasoning, logprobs=logprobs, embeds=embeds, resumes=resumes
+        )
 
     def expected(self, job: Job, num: int | None = None) -> list[str]:
         """The first `num` (default: all `max_tokens`) tokens of the job's sentences, as if they did not end."""
@@ -85,6 +96,9 @@ class MockBackend(Backend):
     async def generate(self, batch: Batch) -> AsyncIterator[Event]:
         live = []
         for claim in batch.claims:
+            if claim.tokens and not self.can_continue(claim):
+                yield Failed.of(claim.job.id, claim.attempt, len(claim.tokens), WorkerLost(_LOST))
+                continue
             live.append(_Sequence(claim, self))
             if live[-1].is_costly:  # milliseconds each, and there may be many
                 await asyncio.sleep(0)

@@ -115,6 +115,9 @@ class OpenAIBackend(Backend):
         await self._health.stop()
         await self._http.close()
 
+    def can_continue(self, claim: Claim) -> bool:
+        return bool(claim.job.inputs) or can_continue(claim.job, claim.tokens, self._shape)
+
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
         if claim.job.inputs:
             return self._embeddings(claim)

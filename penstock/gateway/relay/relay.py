@@ -98,11 +98,11 @@ class Relay:
             raise
         return reader
 
-    async def attach(self, job_id: str, record: Record, after: int = 0) -> RelayStream:
+    async def attach(self, job_id: str, record: Record, after: int = 0, *, is_read: bool = True) -> RelayStream:
         """The stream of a request that this gateway may not hold yet: subscribe, adopt, read, in this order (rule 11).
 
         `record` is what the caller has read of it, to judge whether it may be seen. `after`: the tokens that its
-        client has; `InvalidRequest` if there have never been so many.
+        client has; `InvalidRequest` if there have never been so many. `is_read`: its client gets tokens before the end.
         """
         held = await self.find(job_id)
         if after > (num := num_tokens(record, held)):
@@ -110,6 +110,8 @@ class Relay:
             message = f"This position is behind {after} tokens, and the request has {num} so far."
             raise InvalidRequest(message, param="Last-Event-ID")
         if held is not None:
+            if is_read:
+                await self._repairer.mark_read(held)
             return held
         stream = stream_of(record)
         if record.state == "done":
@@ -122,7 +124,9 @@ class Relay:
         with self._table.hold(stream):
             if stream.is_followed:
                 await self._store.follow(job_id)
-            await self._store.adopt(job_id, self.gateway_id)
+            await self._store.adopt(job_id, self.gateway_id, is_read=stream.job.stream)
+            if is_read:
+                await self._repairer.mark_read(stream)
         self._repairer.request_log(stream, "attach")
         return stream
 
@@ -249,8 +253,11 @@ class Relay:
         self._repairer.spawn(self._give_up(stream, reason))
 
     async def _give_up(self, stream: RelayStream, reason: EndReason) -> None:
-        if await self._canceller.cancel(stream.job.id, reason) == "running":  # a worker has come in the meantime
+        outcome = await self._canceller.cancel(stream.job.id, reason)
+        if outcome == "running":  # a worker has come in the meantime
             stream.verdict = None
+        elif outcome == "done":  # it had ended in time, and the frame of that was lost
+            self._repairer.request_log(stream, "cancel")
 
     def fail_late(self, stream: RelayStream, now: float) -> None:
         """The store has no end of it long after its deadline: end its readers with `DeadlineExceeded`."""

@@ -81,6 +81,22 @@ class Repairer:
         if stream.end is None:
             self.request_log(stream, "lookup")
 
+    async def mark_read(self, stream: RelayStream) -> None:
+        """Call it before a client gets a token: from here on no worker begins the answer again.
+
+        What was begun again before that is dropped here. Raises `StoreUnavailable`; then no client may get a token.
+        """
+        if stream.is_read or stream.end is not None:
+            return
+        stream.job = replace(stream.job, stream=True)  # first: what is given back meanwhile is given back as read
+        attempt = await self._store.mark_read(stream.job.id)
+        if attempt > stream.attempt:
+            after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
+            record = await self._store.read(stream.job.id, after, job=stream.job)
+            if record is not None:
+                self.catch_up(stream, record)
+        stream.is_read = True
+
     def catch_up(self, stream: RelayStream, record: Record) -> None:
         """Fold in the events of the log."""
         for event in record.events:
@@ -92,6 +108,9 @@ class Repairer:
         have = len(stream.tokens)
         if isinstance(event, Started) and event.attempt == stream.attempt:
             return  # repeated or late: it changes nothing
+        if not stream.is_read and event.attempt > stream.attempt and event.seq < have:
+            stream.drop(event.seq)  # no client has those tokens: what the log has now is the answer
+            have = event.seq
         if event.seq > have:
             self.request_log(stream, "gap")
         elif isinstance(event, Started) and event.seq < have:
@@ -106,7 +125,7 @@ class Repairer:
     async def _read_and_repair(self, stream: RelayStream) -> None:
         try:
             if stream.is_followed and not stream.is_trusted:  # a store that was rolled back may not know our read
-                await self._store.adopt(stream.job.id, self._gateway_id)
+                await self._store.adopt(stream.job.id, self._gateway_id, is_read=stream.job.stream)
             after = (stream.attempt, len(stream.tokens)) if stream.tokens else None
             record = await self._store.read(stream.job.id, after, job=stream.job)
             stream.is_trusted = True

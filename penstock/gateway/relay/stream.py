@@ -34,12 +34,14 @@ class RelayStream:
     `is_ended`: the store has recorded the end. `end` can also be set locally, for example at shutdown.
     `verdict`: the error to end in when a cancellation of ours comes back. `followed`: another gateway made the id.
     `cancel`: the reason with which the store was asked to end it, which the store may lose.
+    `is_read`: a client may have a token from here, so none is dropped any more. `job.stream` is set before that, so
+    that a store that is given the request back knows it too.
     """
 
     __slots__ = (
         "asked_at", "attempt", "cancel", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
-        "is_followed", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers", "started_at",
-        "submitted_at", "tokens", "verdict", "waiting_frames",
+        "is_followed", "is_read", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers",
+        "started_at", "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
     def __init__(self, job: Job, meter: StreamMeter | None, now: float) -> None:
@@ -50,6 +52,7 @@ class RelayStream:
         self.end: Terminal | None = None
         self.is_ended = False
         self.is_followed = self.is_restoring = False
+        self.is_read = job.stream
         self.verdict: PenstockError | None = None
         self.cancel: EndReason | None = None
         self.submitted_at = self.heard_at = self.asked_at = now
@@ -115,6 +118,12 @@ class RelayStream:
             for reader in self.readers:
                 if self.end is not None or not reader.is_for_end:
                     reader.wake()
+
+    def drop(self, num: int) -> None:
+        """A new attempt has begun behind `num` tokens: those after them are void, and no client has one."""
+        del self.tokens[num:]
+        if not num:
+            self.first_token_at = 0.0
 
     def fail(self, error: PenstockError, now: float) -> None:
         """Fail the stream locally; the store is not updated."""

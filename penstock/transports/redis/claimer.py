@@ -106,6 +106,22 @@ class Claimer:
             raise Refused(f"Redis refused to claim: {failed[0]}")
         return [claims[job_id] for job_id in dict.fromkeys(ids) if job_id in claims]
 
+    async def rerun(self, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        asked = [(keys.job(one.job.id), scripts.rerun(one.job.id, one.attempt, worker_id)) for one in claims]
+        left: list[Claim] = []
+        failed: list[ReplyError] = []
+        for claim, reply in zip(claims, await self._redis.run_each("rerun", asked), strict=True):
+            if isinstance(reply, ReplyError):  # it stays in the list, and is claimed again
+                failed.append(reply)
+            elif reply == b"read":
+                left.append(claim)
+            elif reply != b"lost":
+                self._emitter.begun_again(claim.job.id)
+                left.append(claim.rerun(reply))
+        if failed and not left:
+            raise Refused(f"Redis refused to rerun: {failed[0]}")
+        return left
+
     # ── below ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _settle(self, worker_id: str, busy: list[tuple[str, bytes]]) -> list[_Try]:

@@ -78,6 +78,10 @@ class Emitter:
         if link is not None:
             self._served(link).add(job_id)
 
+    def begun_again(self, job_id: str) -> None:
+        """The first token of this job is yet to come."""
+        self._first.pop(job_id, None)
+
     def _served(self, link: Link) -> set[str]:
         known = self._known.setdefault(link, set())
         if len(known) >= _MAX_KNOWN:

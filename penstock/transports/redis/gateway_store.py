@@ -34,7 +34,7 @@ from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import command
 from penstock.transports.redis.driver.subscriber import OnMessage
 from penstock.transports.redis.lifetimes import Lifetimes, ms
-from penstock.transports.redis.records import FIELDS, ended, events_of, record_of
+from penstock.transports.redis.records import FIELDS, ended, events_of, number, record_of
 from penstock.transports.redis.refusals import Refused, is_wrong_type, shown
 from penstock.transports.redis.submitter import Submitter, birth_of
 from penstock.wire import UNREADABLE, WireError, decode_event, decode_job, decode_json, encode_json, event_decoder
@@ -163,8 +163,15 @@ class RedisGatewayStore(RedisBase, GatewayStore):
             await self._redis.ask("withdraw", self._redis.pool.queue, scripts.withdraw(self._redis.pool, job_id))
         return outcome
 
-    async def adopt(self, job_id: str, gateway_id: str) -> bool:
-        return bool(await self._redis.ask("adopt", keys.job(job_id), scripts.adopt(job_id, gateway_id)))
+    async def adopt(self, job_id: str, gateway_id: str, *, is_read: bool = True) -> bool:
+        adopt = scripts.adopt(job_id, gateway_id, is_read=is_read)
+        return bool(await self._redis.ask("adopt", keys.job(job_id), adopt))
+
+    async def mark_read(self, job_id: str) -> int:
+        name = keys.job(job_id)  # in this order: an attempt that was begun again before the mark is seen behind it
+        mark, look = command("HDEL", name, "unread"), command("HGET", name, "attempt")
+        _, attempt = await self._redis.run("mark_read", name, mark, look)
+        return number(attempt)
 
     async def requeue_if_missing(self, job_id: str) -> bool:
         pool = self._redis.pool

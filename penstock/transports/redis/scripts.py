@@ -48,6 +48,7 @@ _append = Script("append")
 _finish = Script("finish")
 _cancel = Script("cancel")
 _requeue = Script("requeue")
+_rerun = Script("rerun")
 _adopt = Script("adopt")
 _read_summary = Script("read_summary")
 _shorten = Script("shorten")
@@ -82,7 +83,7 @@ def _request(job_id: str) -> tuple[str, str]:
 
 
 class Birth(NamedTuple):
-    """The words of a new job's hash. `about`: what lists show of it, JSON."""
+    """The words of a new job's hash. `about`: what lists show of it, JSON. `marks`: whether it is unread."""
 
     job: bytes
     model: str
@@ -91,15 +92,16 @@ class Birth(NamedTuple):
     timeout_ms: int
     retention_ms: int
     about: bytes
+    marks: tuple[Literal["unread"], ...] = ()
 
 
 def create(job_id: str, birth: Birth, floor: int) -> Command:
-    return _create(_request(job_id), *birth[:6], floor, birth.about)
+    return _create(_request(job_id), *birth[:6], floor, birth.about, *birth.marks)
 
 
 def restore(job_id: str, birth: Birth, attempt: int, tokens: Iterable[bytes]) -> Command:
     """`tokens`: each one as a JSON string."""
-    return _restore(_request(job_id), *birth[:6], attempt, job_id, birth.about, *tokens)
+    return _restore(_request(job_id), *birth[:6], attempt, job_id, birth.about, *birth.marks, *tokens)
 
 
 def restore_end(
@@ -140,6 +142,10 @@ def requeue(job_id: str, attempt: int, worker_id: str) -> Command:
     return _requeue((keys.job(job_id),), attempt, worker_id)
 
 
+def rerun(job_id: str, attempt: int, worker_id: str) -> Command:
+    return _rerun(_request(job_id), job_id, attempt, worker_id)
+
+
 def shorten(job_id: str, job: bytes) -> Command:
     return _shorten((keys.job(job_id),), job)
 
@@ -152,8 +158,8 @@ def read_summary(job_id: str) -> Command:
     return _read_summary(_request(job_id))
 
 
-def adopt(job_id: str, gateway_id: str) -> Command:
-    return _adopt((keys.job(job_id),), gateway_id)
+def adopt(job_id: str, gateway_id: str, *, is_read: bool) -> Command:
+    return _adopt((keys.job(job_id),), gateway_id, *(() if is_read else ("unread",)))
 
 
 # ── a queue's slot ───────────────────────────────────────────────────────────────────────────────────────────────────

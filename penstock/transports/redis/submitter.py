@@ -127,7 +127,8 @@ class Submitter:
 def birth_of(job: Job, owner: str, lifetimes: Lifetimes) -> Birth:
     """The fields that create and restore write into a new hash."""
     lives = ms(job.timeout_s), lifetimes.retention_of(job)
-    return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job))
+    marks: tuple[Literal["unread"], ...] = () if job.stream else ("unread",)
+    return Birth(encode_job(job), job.model, job.on_disconnect, owner, *lives, about(job), marks)
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -121,6 +121,9 @@ class RedisWorkerStore(RedisBase, WorkerStore):
     def claim(self, worker_id: str, ids: Sequence[str]) -> Coroutine[Any, Any, list[Claim]]:
         return self._claimer.claim(worker_id, ids)
 
+    def rerun(self, worker_id: str, claims: Sequence[Claim]) -> Coroutine[Any, Any, list[Claim]]:
+        return self._claimer.rerun(worker_id, claims)
+
     def emit(self, worker_id: str, events: Iterable[Event]) -> Coroutine[Any, Any, set[str]]:
         return self._emitter.emit(worker_id, events)
 

@@ -14,10 +14,11 @@ import pytest
 from penstock.backends import Backend
 from penstock.backends.mock.engine import MockBackend
 from penstock.backends.mock.text import verify_chain
-from penstock.errors import BackendError, ConfigError, StoreUnavailable
+from penstock.errors import BackendError, ConfigError, StoreUnavailable, WorkerLost
 from penstock.event import Completion, Done, Event, Failed, Tokens, Usage, fold
 from penstock.fleet import Capabilities, Engines, WorkerInfo
 from penstock.job import Batch, Claim, Job, Sampling
+from penstock.metrics import Metrics
 from penstock.transports.base import LEASE_S, Renewal
 from penstock.transports.memory import MemoryTransport
 from penstock.worker import tenure
@@ -134,6 +135,46 @@ async def rig(
         assert not left, "no task is left behind"
 
 
+class Stubborn(Backend):
+    """It cannot continue anything."""
+
+    async def stream(self, job: Job) -> AsyncIterator[str]:
+        yield "new"
+
+
+class Lossy(Backend):
+    """Its first `num_losses` answers break after two tokens."""
+
+    capabilities = Capabilities(continuous=True)
+
+    def __init__(self, num_losses: int) -> None:
+        self.num_losses = num_losses
+        self.num_runs = 0
+
+    async def stream(self, job: Job) -> AsyncIterator[str]:
+        self.num_runs += 1
+        run = self.num_runs
+        for index in range(4):
+            if index == 2 and run <= self.num_losses:
+                raise WorkerLost("The engine has died.")
+            yield f"{run} {index}"
+
+
+class OftenAway(Store):
+    """A store whose first reruns fail: one before it is done, one after."""
+
+    num_reruns = 0
+
+    async def rerun(self, worker_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        self.num_reruns += 1
+        if self.num_reruns == 1:
+            raise StoreUnavailable("away")
+        left = await super().rerun(worker_id, claims)
+        if self.num_reruns == 2:
+            raise StoreUnavailable("away")
+        return left
+
+
 class SlowList(Store):
     """A store that is slow to say what is in a worker's list."""
 
@@ -237,6 +278,60 @@ class TestAnswers:
             (done,) = await r.end(job)
             assert verify_chain(done.tokens) is None
             assert len(done.tokens) == 6
+
+    @pytest.mark.parametrize("is_read", [False, True])
+    async def test_what_cannot_be_continued_begins_again_unless_it_was_read(self, is_read: bool) -> None:
+        store, metrics = Store(), Metrics()
+        backend = MockBackend(resumes=False, chain=True)
+        lost, fine = (
+            Job(id=f"g1.{name}", model="mock", prompt=name, sampling=Sampling(max_tokens=6), stream=is_read)
+            for name in ("lost", "fine")
+        )
+        await store.restore(lost, "g1", ("of", "another", "generation"), 0)
+        await store.submit(fine, "g1", 0)
+        async with rig({"mock": backend}, store, metrics=metrics) as r:
+            again, usual = await r.end(lost, fine)
+        assert usual.tokens == tuple(backend.expected(fine))
+        page = metrics.expose()[0].decode()
+        assert ('penstock_reruns_total{model="mock"} 1.0' in page) is not is_read
+        if is_read:
+            assert isinstance(again.end, Failed)
+            assert (again.end.code, again.tokens) == ("worker_lost", ("of", "another", "generation"))
+        else:
+            assert isinstance(again.end, Done)
+            assert again.tokens == tuple(backend.expected(lost))
+            assert again.end.usage.completion_tokens == 6
+
+    async def test_what_has_all_its_tokens_only_gets_its_end(self) -> None:
+        store = Store()
+        async with rig({"mock": Stubborn()}, store) as r:
+            job = Job(id="g1.all", model="mock", prompt="p", sampling=Sampling(max_tokens=2), stream=False)
+            await store.restore(job, "g1", ("a", "b"), 0)
+            (done,) = await r.end(job)
+            assert isinstance(done.end, Done)
+            assert done.tokens == ("a", "b")
+
+    async def test_a_store_that_is_away_when_an_answer_begins_again_costs_it_nothing(self) -> None:
+        store = OftenAway()
+        backend = MockBackend(resumes=False)
+        async with rig({"mock": backend}, store) as r:
+            job = Job(id="g1.lost", model="mock", prompt="p", sampling=Sampling(max_tokens=4), stream=False)
+            await store.restore(job, "g1", ("other",), 0)
+            (done,) = await r.end(job)
+            assert done.tokens == tuple(backend.expected(job))
+            assert store.num_reruns == 2, "the claim after the second one has no tokens"
+
+    @pytest.mark.parametrize(("stream", "num_losses", "num_runs"), [(True, 1, 1), (False, 1, 2), (False, 9, 2)])
+    async def test_a_whole_answer_that_its_engine_loses_begins_again_once(
+        self, stream: bool, num_losses: int, num_runs: int
+    ) -> None:
+        backend = Lossy(num_losses)
+        async with rig({"mock": backend}) as r:
+            job = await r.submit("a", stream=stream)
+            (done,) = await r.end(job)
+        assert backend.num_runs == num_runs
+        assert isinstance(done.end, Done if num_losses < num_runs else Failed)
+        assert done.tokens == tuple(f"{num_runs} {index}" for index in range(4 if isinstance(done.end, Done) else 2))
 
     async def test_a_line_is_logged_for_every_job_and_never_its_prompt(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)

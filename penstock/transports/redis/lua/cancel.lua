@@ -11,7 +11,8 @@
 --       4 how long at most what a client or an operator cancels is kept, ms (may be missing)
 -- Returns "gone" | "done" | "owned" (by another gateway) | "ended" (the caller removes the id from the queue) | "marked" |
 --         "running" (no_workers: left alone)
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers', 'deadline')
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'worker', 'owner', 'retention', 'readers', 'deadline',
+  'unread')
 if not hash[1] then return 'gone' end
 if hash[1] == 'done' then return 'done' end
 if ARGV[3] ~= '' and ARGV[2] == 'client' and hash[6] then
@@ -20,7 +21,9 @@ if ARGV[3] ~= '' and ARGV[2] == 'client' and hash[6] then
     if reader ~= ARGV[3] then others[#others + 1] = reader end
   end
   local owner = others[1] and hash[4] == ARGV[3] and others[#others] or hash[4] or ''
-  redis.call('HSET', KEYS[1], 'readers', table.concat(others, ','), 'owner', owner)
+  local readers = table.concat(others, ',')
+  redis.call('HSET', KEYS[1], 'readers', readers, 'owner', owner,
+    unpack(hash[8] and {'unread', hash[8] == hash[6] and readers or ''} or {}))
   if others[1] then return 'owned' end
 elseif ARGV[3] ~= '' and ARGV[3] ~= hash[4] then
   return 'owned'

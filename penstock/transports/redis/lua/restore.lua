@@ -5,11 +5,11 @@
 -- The caller pushes the id at the head afterwards. Not published: the caller has those tokens.
 -- KEYS  1 {inference:response:<id>}:job   2 {inference:response:<id>}:log
 -- ARGV  1 to 6 as create   7 the highest attempt seen   8 request id   9 what lists show of it, JSON
---       10… every token relayed, each as a JSON string
+--       10… every token relayed, each as a JSON string; in front of them "unread", without quotes, if no client has one
 -- Returns 1, 2 if it made the job, or 3 if this very call did it before and no worker has claimed the job since (then the
 -- caller pushes the id unless the queue holds it); 0, and nothing is done, if the job is done or its attempt is higher
 -- than ARGV 7. A job whose log has an end is done: a script that ended it was stopped halfway.
-local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored', 'retention')
+local hash = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'restored', 'retention', 'unread')
 local seen = tonumber(ARGV[7])
 local attempt = tonumber(hash[2] or 0) or 0
 if hash[1] == 'queued' and hash[3] == ARGV[7] .. ' ' .. (hash[2] or '') then return 3 end
@@ -44,9 +44,11 @@ if last then
 end
 attempt = math.max(attempt + 1, seen + 1, now)
 
-local tokens = #ARGV - 9
+local is_unread = ARGV[10] == 'unread'
+local first = is_unread and 11 or 10
+local tokens = #ARGV - first + 1
 local frame = string.format('{"kind":"tokens","id":"%s","attempt":%s,"seq":0,"tokens":[%s]}',
-  ARGV[8], int(attempt), table.concat(ARGV, ',', 10))
+  ARGV[8], int(attempt), table.concat(ARGV, ',', first))
 redis.call('XADD', KEYS[2], int(attempt) .. '-' .. int(tokens), 'f', frame)
 if not hash[1] then
   redis.call('HSET', KEYS[1],
@@ -54,9 +56,11 @@ if not hash[1] then
     'created', int(now), 'deadline', int(now + ARGV[5]), 'retention', ARGV[6])
   redis.call('PEXPIRE', KEYS[1], int(ARGV[5] + ARGV[6]))
 end
+-- Never set for a job that is there: another gateway may have given tokens of it to a client.
+local unread = is_unread and not hash[1] and {'unread', ARGV[4]} or not is_unread and hash[5] and {'unread', ''} or {}
 redis.call('HSET', KEYS[1],
   'state', 'queued', 'worker', '', 'owner', ARGV[4], 'attempt', int(attempt), 'tokens', int(tokens),
-  'restored', ARGV[7] .. ' ' .. int(attempt))
+  'restored', ARGV[7] .. ' ' .. int(attempt), unpack(unread))
 local expires = redis.call('PEXPIRETIME', KEYS[1])
 if expires > 0 then redis.call('PEXPIREAT', KEYS[2], expires) end
 return hash[1] and 1 or 2

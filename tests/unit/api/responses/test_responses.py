@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from penstock.api.responses.body import (
     own_messages,
     request_id_of,
 )
-from penstock.api.responses.events import ResponseEvents, response_of
+from penstock.api.responses.events import ResponseEvents, present, response_of
 from penstock.api.responses.routes import ResponsesApiResponse
 from penstock.errors import BackendError, Draining, InvalidRequest
 from penstock.event import Failed, Terminal, Tokens
@@ -365,3 +366,13 @@ def test_a_gateway_that_goes_away_does_not_end_the_response() -> None:
     events = told(answer.news()[0])
     assert (events[-1]["type"], events[-1]["code"]) == ("error", "draining")
     assert events[-1]["sequence_number"] == events[-2]["sequence_number"]
+
+
+@pytest.mark.parametrize(("is_stream", "end", "num"), [(False, None, 0), (True, None, 1), (False, done(), 1)])
+def test_a_look_shows_the_output_of_what_has_ended_or_cannot_begin_again(
+    is_stream: bool, end: Terminal | None, num: int
+) -> None:
+    job = msgspec.structs.replace(_job(_draft(background=True)), stream=is_stream)
+    shown = present(job, ["a"], end, is_queued=False)
+    assert len(shown["output"]) == num
+    assert shown["status"] == ("in_progress" if end is None else "completed")

@@ -194,3 +194,13 @@ class TestScripts:
 def test_times_are_never_negative() -> None:
     with pytest.raises(ValueError, match="at least 0"):
         MockBackend(step_ms=-1)
+
+
+async def test_one_that_does_not_resume_fails_what_an_earlier_attempt_has_begun() -> None:
+    backend = MockBackend(resumes=False)
+    assert not backend.capabilities.resumes
+    begun, fresh = claim(job("begun"), ("a",)), claim(job("fresh"))
+    events = [event async for event in backend.generate(Batch((begun, fresh)))]
+    assert isinstance(events[0], Failed)
+    assert (events[0].job_id, events[0].code, events[0].seq) == ("begun", "worker_lost", 1)
+    assert len(fold(events[1:]).tokens) == 6

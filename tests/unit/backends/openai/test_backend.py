@@ -133,10 +133,13 @@ async def test_an_answer_of_a_dead_worker_continues_if_the_model_declares_it() -
     async with Upstream() as up:
         async with running(up.url) as backend:
             assert failed_of(await ask(backend, claim(tokens=begun))).code == "worker_lost"
+            assert not backend.can_continue(claim(tokens=begun))
         async with running(up.url, resumes="prompt") as backend:
             lost = await ask(backend, claim(tokens=("a",), messages=TALK))
             assert failed_of(lost).code == "worker_lost", "a conversation is not declared"
+            assert not backend.can_continue(claim(tokens=("a",), messages=TALK))
             assert up.seen == []
+            assert backend.can_continue(claim(tokens=begun))
             assert is_whole(await ask(backend, claim(tokens=begun)))
             assert up.seen[0].body["prompt"] == PROMPT + "".join(begun)
         async with running(up.url, resumes="prompt+messages", engine="vllm") as backend:
@@ -144,6 +147,7 @@ async def test_an_answer_of_a_dead_worker_continues_if_the_model_declares_it() -
             assert up.seen[1].body["messages"][-1] == {"role": "assistant", "content": "ab"}
             thought = claim(tokens=(RichToken(reasoning="hm"),), messages=TALK)
             assert failed_of(await ask(backend, thought)).code == "worker_lost", "no engine takes its reasoning back"
+            assert not backend.can_continue(thought)
     assert len(up.seen) == 2
 
 

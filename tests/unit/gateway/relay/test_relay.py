@@ -40,6 +40,7 @@ class Rig:
         self.has_lease = True
         self.pool = PoolView()
         self.once = ""
+        self.is_stream = True
         self.retention_s: float | None = None
         self.relay = Relay(
             "g1",
@@ -74,6 +75,7 @@ class Rig:
             on_disconnect=self.on_disconnect,
             retention_s=self.retention_s,
             once=self.once,
+            stream=self.is_stream,
         )
         self.reader = await self.relay.open(job)
         return self.reader.stream
@@ -302,6 +304,18 @@ async def test_the_deadline_ends_a_queued_stream(rig: Rig) -> None:
     assert not rig.transport.snapshot().queue
 
 
+async def test_an_end_in_time_whose_frame_was_lost_is_found_at_the_deadline(rig: Rig) -> None:
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a")
+    rig.is_cut = True
+    await rig.done(claim, 1)
+    stream.asked_at += 60.0  # silence would find it too, a second after its last frame
+    stream.deadline_at = time.monotonic()
+    await wait_until(lambda: stream.end is not None, "the log was read")
+    assert isinstance(stream.end, Done)
+
+
 async def test_without_workers_a_queued_stream_ends_in_no_workers(rig: Rig) -> None:
     rig.pool.look(Pool(depth=0))
     stream = await rig.open()
@@ -502,11 +516,11 @@ async def test_readers_that_come_while_a_stream_is_taken_up_share_its_fate(
     assert record is not None
     adopt, is_lost = rig.transport.adopt, asyncio.Event()
 
-    async def lose_the_first(job_id: str, gateway_id: str) -> bool:
+    async def lose_the_first(job_id: str, gateway_id: str, *, is_read: bool) -> bool:
         if not is_lost.is_set():
             await is_lost.wait()
             raise StoreUnavailable("the reply was lost")
-        return await adopt(job_id, gateway_id)
+        return await adopt(job_id, gateway_id, is_read=is_read)
 
     monkeypatch.setattr(rig.transport, "adopt", lose_the_first)
     other = Relay("g2", rig.transport, max_depth=2)
@@ -1021,3 +1035,157 @@ async def test_the_readers_of_a_deleted_request_read_it_to_its_end(rig: Rig) -> 
     assert rig.reader.fresh() == (0, ["a"])
     rig.relay.leave(rig.reader, is_delivered=True)
     assert await rig.relay.look_up(stream.job.id) is None
+
+
+# ── answers that begin again ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _begun(rig: Rig) -> tuple[RelayStream, Claim]:
+    """A whole answer whose worker has written "a" and "b"."""
+    rig.is_stream, rig.on_disconnect = False, "continue"
+    stream = await rig.open()
+    claim = await rig.claim()
+    await rig.tokens(claim, 0, "a", "b")
+    assert stream.tokens == ["a", "b"]
+    return stream, claim
+
+
+async def _again(rig: Rig, claim: Claim) -> Claim:
+    """Its worker has claimed it once more, and cannot continue it."""
+    (claim,) = await rig.transport.claim("w1", [claim.job.id])
+    (left,) = await rig.transport.rerun("w1", [claim])
+    return left
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+async def test_an_answer_that_begins_again_is_only_the_new_one(rig: Rig, is_heard: bool) -> None:
+    stream, claim = await _begun(rig)
+    rig.is_cut = not is_heard
+    again = await _again(rig, claim)
+    assert again.tokens == ()
+    await rig.tokens(again, 0, "x")
+    rig.is_cut = False
+    await rig.tokens(again, 1, "y")
+    await rig.done(again, 2)
+    await wait_until(lambda: stream.end is not None, "the end")
+    assert stream.tokens == ["x", "y"]
+    assert rig.reader.fresh() == (0, ["x", "y"])
+    assert rig.reads == ([] if is_heard else ["attempt"])
+    assert again.attempt == stream.attempt
+
+
+async def test_the_first_token_of_what_begins_again_is_its_first(rig: Rig) -> None:
+    stream, claim = await _begun(rig)
+    first_at = stream.first_token_at
+    again = await _again(rig, claim)
+    assert stream.first_token_at == 0.0
+    await rig.tokens(again, 0, "x")
+    assert stream.first_token_at >= first_at > 0.0
+
+
+async def test_what_a_client_has_read_does_not_begin_again(rig: Rig) -> None:
+    stream, claim = await _begun(rig)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    assert await rig.relay.attach(stream.job.id, record) is stream
+    again = await _again(rig, claim)
+    assert again.tokens == ("a", "b")
+    await rig.tokens(again, 2, "c")
+    assert rig.relay.read(stream).fresh() == (0, ["a", "b", "c"])
+
+
+async def test_a_reader_that_comes_too_late_gets_nothing_of_what_is_void(rig: Rig) -> None:
+    """It has begun again, and the gateway has not heard of it, when the store hears of the reader."""
+    stream, claim = await _begun(rig)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    rig.is_cut = True
+    again = await _again(rig, claim)
+    rig.is_cut = False
+    reader = rig.relay.read(await rig.relay.attach(stream.job.id, record))
+    assert reader.fresh() == (0, [])
+    await rig.tokens(again, 0, "x")
+    assert reader.fresh() == (0, ["x"])
+    assert (await _again(rig, again)).tokens == ("x",)
+
+
+async def test_a_reader_at_another_gateway_gets_nothing_of_what_is_void(rig: Rig) -> None:
+    stream, claim = await _begun(rig)
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.listen("g2", other.deliver, other.invalidate_all)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    again = await _again(rig, claim)
+    reader = other.read(await other.attach(stream.job.id, record))
+    assert reader.fresh() == (0, [])
+    await rig.tokens(again, 0, "x")
+    assert reader.fresh() == (0, ["x"])
+    assert (await _again(rig, again)).tokens == ("x",)
+    assert stream.tokens == ["x"]
+
+
+async def test_a_reader_that_the_store_does_not_hear_of_gets_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, claim = await _begun(rig)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+
+    async def away(job_id: str) -> int:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.transport, "mark_read", away)
+        with pytest.raises(StoreUnavailable):
+            await rig.relay.attach(stream.job.id, record)
+    again = await _again(rig, claim)
+    assert stream.tokens == []
+    await rig.tokens(again, 0, "x")
+    await rig.relay.attach(stream.job.id, record)
+    assert (await _again(rig, again)).tokens == ("x",)
+
+
+async def test_the_same_post_at_another_gateway_reads_nothing_before_the_end(rig: Rig) -> None:
+    stream, claim = await _begun(rig)
+    other = Relay("g2", rig.transport, max_depth=2)
+    await rig.transport.listen("g2", other.deliver, other.invalidate_all)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    followed = await other.attach(stream.job.id, record, is_read=False)
+    await other.drain()
+    assert followed.tokens == ["a", "b"]
+    again = await _again(rig, claim)
+    assert again.tokens == ()
+    await rig.tokens(again, 0, "x")
+    await rig.done(again, 1)
+    assert (stream.tokens, followed.tokens) == (["x"], ["x"])
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_what_is_given_back_to_the_store_begins_again_if_it_was_not_read(rig: Rig, is_read: bool) -> None:
+    stream, claim = await _begun(rig)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    if is_read:
+        await rig.relay.attach(stream.job.id, record)
+    forget(rig.transport, "jobs", "lists")
+    rig.relay.invalidate_all()
+    await wait_until(lambda: len(rig.transport.snapshot().queue) == 1, "it was pushed again")
+    claim = await rig.claim()
+    assert claim.tokens == ("a", "b")
+    assert (await _again(rig, claim)).tokens == (("a", "b") if is_read else ())
+
+
+async def test_a_mark_that_the_store_has_lost_costs_no_client_its_tokens(rig: Rig) -> None:
+    """It came back without its last moments: the answer began again, and its gateway gives back what was read."""
+    stream, claim = await _begun(rig)
+    record = await rig.transport.read(stream.job.id)
+    assert record is not None
+    reader = rig.relay.read(await rig.relay.attach(stream.job.id, record))
+    assert reader.fresh() == (0, ["a", "b"])
+    with changing(rig.transport) as state:
+        state.jobs[stream.job.id].is_unread = True
+    assert (await _again(rig, claim)).tokens == ()
+    await rig.relay.drain()
+    claim = await rig.claim()
+    assert claim.tokens == ("a", "b")
+    assert (await _again(rig, claim)).tokens == ("a", "b")
+    assert stream.tokens == ["a", "b"]
