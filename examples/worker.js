@@ -231,7 +231,8 @@ class Life {
   }
 
   async answer(job) {
-    const most = job.asked.sampling?.max_tokens ?? 256;
+    const { max_tokens = 256, max_tokens_given = true } = job.asked.sampling ?? {};
+    const most = max_tokens_given ? max_tokens : Math.min(max_tokens, 256);
     for await (const token of generate(job.asked, job.tokens)) {
       if (job.isGone) return;
       if (job.cancel === "deadline" || Date.now() >= job.lateAt) {

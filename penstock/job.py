@@ -59,13 +59,15 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
     `logprobs`: number of alternatives at each token; 0 for the token's own log probability alone. `dimensions`: of an
     embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that accepts
-    them must know their form.
+    them must know their form. `max_tokens_given`: False where the client named no `max_tokens`; it is then a bound, and
+    an engine that knows a limit of its own uses that.
 
     `extras`: more fields by name, as the client gave them (`penstock/extras.py`), such as `ignore_eos`. Each name is
     accepted or refused like a field of its own.
     """
 
     max_tokens: int = 256
+    max_tokens_given: bool = True
     temperature: float | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()
@@ -86,7 +88,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extras: dict[str, Any] = {}
 
     def named(self) -> list[str]:
-        """The fields that the client set, extras too, except `max_tokens`, which every backend honours."""
+        """The optional fields that the client set, extras too; not `max_tokens`, which every backend honours."""
         values = _optional_values(self)
         if values == _NOTHING_NAMED:
             return list(self.extras)
@@ -94,7 +96,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return [*named, *self.extras]
 
 
-OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name not in ("max_tokens", "extras"))
+_NOT_OPTIONAL = ("max_tokens", "max_tokens_given", "extras")
+OPTIONAL_FIELDS = tuple(name for name in Sampling.__struct_fields__ if name not in _NOT_OPTIONAL)
 _optional_values = attrgetter(*OPTIONAL_FIELDS)
 _NOTHING_NAMED = _optional_values(Sampling())
 

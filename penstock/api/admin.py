@@ -13,16 +13,30 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.admin_answers import PATH, DeadList, DoctorReport, GatewayRow, PoolOverview, RunningRow, WorkerRow
+from penstock.api.admin_answers import (
+    PATH,
+    CallerCancelled,
+    CancelOutcome,
+    DeadEntry,
+    DeadList,
+    DoctorReport,
+    Dropped,
+    GatewayRow,
+    PoolOverview,
+    Redriven,
+    RunningRow,
+    WorkerRow,
+)
 from penstock.api.callers import authenticate
 from penstock.api.cancelling import cancel_all
+from penstock.api.requests import KEPT
 from penstock.errors import Forbidden, RequestNotFound
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import call_of
 from penstock.http.json_response import json_response
-from penstock.http.openapi import answer_of, error_responses
+from penstock.http.openapi import Failures, Kind, add_route, answer_of
 from penstock.job import JOB_ID
 from penstock.transports.base import DeadJob, Finding, Holding, JobSummary, Overview, engines_finding, worst_first
 
@@ -42,27 +56,23 @@ class AdminAPI:
         self.gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix=PATH)
-        documented: dict[int | str, dict[str, Any]] = {
-            200: {"description": "A JSON object.", "content": {"application/json": {"schema": {"type": "object"}}}},
-            **error_responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable),
-        }
-        of_one = {**documented, **error_responses(errors.RequestNotFound)}
-        full = (errors.QueueFull, errors.StorageQuota, errors.DeadlineUnreachable)
-        refusals = (*full, errors.Draining, errors.UnsupportedMediaType)
-        redriven = {**of_one, **error_responses(*refusals)}
+        router = APIRouter(prefix=PATH, tags=["admin"])
+        always = (errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.StoreUnavailable)
+        of_one = (*always, errors.RequestNotFound)
+        full = (errors.Overloaded, errors.QueueFull, errors.StorageQuota, errors.DeadlineUnreachable)
+        redriven = (*of_one, *full, errors.Draining, errors.UnsupportedMediaType)
 
-        def add(path: str, route: Any, method: str, responses: dict[int | str, dict[str, Any]]) -> None:
-            router.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
+        def add(method: str, path: str, route: Any, name: str, kind: Kind, failures: Failures) -> None:
+            add_route(router, method, path, route, f"admin_{name}", answer_of(kind), failures)
 
-        add("/overview", self.overview, "GET", documented | {200: answer_of(PoolOverview)})
-        add("/doctor", self.doctor, "GET", documented | {200: answer_of(DoctorReport)})
-        add("/dead", self.dead, "GET", documented | {200: answer_of(DeadList)})
-        add("/dead/{request_id}", self.show_dead, "GET", of_one)
-        add("/dead/{request_id}/redrive", self.redrive, "POST", redriven)
-        add("/dead/{request_id}", self.drop_dead, "DELETE", of_one)
-        add("/requests/{request_id}", self.cancel, "DELETE", of_one)
-        add("/callers/{caller}/requests", self.cancel_all, "DELETE", documented)
+        add("GET", "/overview", self.overview, "overview", PoolOverview, always)
+        add("GET", "/doctor", self.doctor, "doctor", DoctorReport, always)
+        add("GET", "/dead", self.dead, "dead_list", DeadList, always)
+        add("GET", "/dead/{request_id}", self.show_dead, "dead_retrieve", DeadEntry, of_one)
+        add("POST", "/dead/{request_id}/redrive", self.redrive, "dead_redrive", Redriven, redriven)
+        add("DELETE", "/dead/{request_id}", self.drop_dead, "dead_drop", Dropped, of_one)
+        add("DELETE", "/requests/{request_id}", self.cancel, "requests_cancel", CancelOutcome, of_one)
+        add("DELETE", "/callers/{caller}/requests", self.cancel_all, "callers_cancel", CallerCancelled, always)
         return router
 
     async def overview(self, request: Request) -> Response:
@@ -102,8 +112,13 @@ class AdminAPI:
         await self._admit(request)
         job = await self._find_dead(request_id)
         (seen,) = await self.gateway.operators.read_summary([request_id])
-        known = {} if seen is None else {"attempts": seen.num_claims, "created_at": seen.created_at}
-        return json_response({**msgspec.to_builtins(job), **known, "can_redrive": seen is not None})
+        entry = DeadEntry(
+            **msgspec.structs.asdict(job),
+            attempts=None if seen is None else seen.num_claims,
+            created_at=None if seen is None else seen.created_at,
+            can_redrive=seen is not None,
+        )
+        return json_response(entry)
 
     async def redrive(self, request: Request, request_id: str) -> Response:
         """Run it once more, under a new id, in the background; it leaves the list."""
@@ -125,14 +140,14 @@ class AdminAPI:
         finally:
             permit.release()
         await self.gateway.operators.remove_dead(request_id)
-        return json_response({"request_id": job.id, "redriven": request_id})
+        return json_response(Redriven(request_id=job.id, redriven=request_id))
 
     async def drop_dead(self, request: Request, request_id: str) -> Response:
         """Take it off the list."""
         await self._admit(request)
         if not await self.gateway.operators.remove_dead(request_id):
             raise RequestNotFound("It is not in the dead-letter list.", param="request_id")
-        return json_response({"dropped": request_id})
+        return json_response(Dropped(dropped=request_id))
 
     async def cancel(self, request: Request, request_id: str) -> Response:
         """Cancel a request of any caller."""
@@ -140,14 +155,11 @@ class AdminAPI:
         is_id = JOB_ID.fullmatch(request_id)
         outcome = await self.gateway.relay.cancel(request_id, "operator") if is_id else "gone"
         if outcome == "gone":
-            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
-        return json_response({"request_id": request_id, "outcome": _OUTCOMES[outcome]})
+            raise RequestNotFound(f"Request not found; it may have expired ({KEPT}).", param="request_id")
+        return json_response(CancelOutcome(request_id=request_id, outcome=_OUTCOMES[outcome]))
 
     async def cancel_all(self, request: Request, caller: Annotated[str, Path(max_length=64)]) -> Response:
-        """Cancel everything that a caller, an API key by its id, has waiting or running.
-
-        `is_live`: the key is not revoked, as this gateway sees it, so that more may come.
-        """
+        """Cancel everything that a caller, an API key by its id, has waiting or running."""
         await self._admit(request)
         done = await cancel_all(self.gateway.store, self.gateway.operators, caller)
         keys = self.gateway.keys
@@ -155,7 +167,7 @@ class AdminAPI:
             keys.refresh()
         is_live = keys is not None and keys.is_live(caller)
         return json_response(
-            {"caller": caller, "cancelled": done.ended, "being_cancelled": done.marked, "is_live": is_live}
+            CallerCancelled(caller=caller, cancelled=done.ended, being_cancelled=done.marked, is_live=is_live)
         )
 
     async def _admit(self, request: Request) -> Caller:

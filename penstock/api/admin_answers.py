@@ -74,6 +74,50 @@ class DoctorReport(Struct, frozen=True, kw_only=True):
     findings: list[Finding]
 
 
+class DeadEntry(DeadJob, frozen=True, kw_only=True):
+    """An entry of the dead-letter list, without its prompt.
+
+    `attempts` and `created_at` (seconds since 1970 on the store's clock) are None where the store no longer has the
+    request; it cannot be run again then.
+    """
+
+    attempts: int | None
+    created_at: float | None
+    can_redrive: bool
+
+
+class Redriven(Struct, frozen=True, kw_only=True):
+    """`request_id`: of the request that runs now; `redriven`: of the one that has left the list."""
+
+    request_id: str
+    redriven: str
+
+
+class Dropped(Struct, frozen=True, kw_only=True):
+    """`dropped`: the id that has left the list."""
+
+    dropped: str
+
+
+class CancelOutcome(Struct, frozen=True, kw_only=True):
+    """`outcome`: in words, for people."""
+
+    request_id: str
+    outcome: str
+
+
+class CallerCancelled(Struct, frozen=True, kw_only=True):
+    """`cancelled`: requests that waited, and have ended; `being_cancelled`: those that run, and will end.
+
+    `is_live`: the key is not revoked, as this gateway sees it, so that more may come.
+    """
+
+    caller: str
+    cancelled: int
+    being_cancelled: int
+    is_live: bool
+
+
 class DeadList(Struct, frozen=True, kw_only=True):
     """The dead-letter list, newest first."""
 

@@ -19,12 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.api.answer_fields import failure_of, timings
 from penstock.api.opened import Opened
+from penstock.api.stream_head import SSE_TYPE, STREAM_HEADERS
 from penstock.errors import PenstockError
 from penstock.event import Done, Failed, Terminal
 from penstock.gateway.keepalive import StreamHealth
 from penstock.gateway.relay import Reader, run_push, wait_changed
 from penstock.http.connection import CLIENT, ClientChannel, Disconnect
-from penstock.http.edge import error_response
+from penstock.http.edge import error_response, give_back
 from penstock.rich_token import Token
 from penstock.sse import KEEPALIVE, unbroken
 
@@ -32,15 +33,6 @@ logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
 MAX_JOINED = 128  # tokens in one write; with `WRITE_BUFFER_BYTES` the bound of what a stalled stream holds
-STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-
-
-def head_of_stream() -> Response:
-    """The answer to HEAD where GET streams: the stream's headers, and no length, as a stream has none."""
-    named = (AnswerResponse.stream_type, *STREAM_HEADERS)
-    head = Response(headers={name.decode(): value.decode() for name, value in named})
-    del head.headers["content-length"]
-    return head
 
 
 class AnswerResponse(Response):
@@ -52,7 +44,7 @@ class AnswerResponse(Response):
     """
 
     is_replay = False
-    stream_type = (b"content-type", b"text/event-stream; charset=utf-8")
+    stream_type = SSE_TYPE
 
     def __init__(self, opened: Opened, *, is_stream: bool, queue_events: bool | None = False) -> None:
         # Not `super().__init__()`, which renders a body and headers that this answer does not have, at the cost of
@@ -73,6 +65,10 @@ class AnswerResponse(Response):
     def whole(self, ends: Sequence[Done]) -> bytes:
         """The JSON body of a whole answer; `ends` are those of the streams, in their order."""
         raise NotImplementedError
+
+    async def make_whole(self, ends: Sequence[Done]) -> bytes:
+        """The same, where making it may take long."""
+        return self.whole(ends)
 
     def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
         """One SSE event for each token of the reader's stream; `first` is the index of the first."""
@@ -131,9 +127,10 @@ class AnswerResponse(Response):
                 return False
             await wait_changed(self.readers)
         if error is not None:
+            await give_back(self.call, error)
             await error_response(error, self.call)(scope, receive, send)
             return True
-        body = self.whole([end for reader in self.readers if isinstance(end := reader.stream.end, Done)])
+        body = await self.make_whole([end for reader in self.readers if isinstance(end := reader.stream.end, Done)])
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -145,7 +142,8 @@ class AnswerResponse(Response):
             return False
         failed = self._early_failure()
         if failed is not None:
-            await error_response(failed.error(), self.call)(scope, receive, send)
+            await give_back(self.call, error := failed.error())
+            await error_response(error, self.call)(scope, receive, send)
             return True
         await send({"type": "http.response.start", "status": 200, "headers": [self.stream_type, *STREAM_HEADERS]})
         client: ClientChannel = scope[CLIENT]
@@ -156,7 +154,9 @@ class AnswerResponse(Response):
         finally:
             self.gateway.keepalive.watched.discard(health)
             if health.was_cut:
-                logger.warning("cut: the client does not read", extra={"request_id": self.stream.job.id})
+                logger.warning(
+                    "cut: the client does not read (PENSTOCK_SLOW_READER_S)", extra={"request_id": self.stream.job.id}
+                )
 
     async def _relay(self, disconnect: Disconnect, health: StreamHealth, client: ClientChannel, send: Send) -> bool:
         """Write the frames that wait, each time in one write, until the end; `send` is the server's own."""

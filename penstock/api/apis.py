@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter
-from msgspec import Struct
 from pydantic import BaseModel
 
 from penstock.api.admin import AdminAPI
-from penstock.api.admin_answers import DeadList, DoctorReport, PoolOverview
+from penstock.api.anthropic.answers import AnthropicErrorAnswer
 from penstock.api.anthropic.body import MessagesBody
 from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
@@ -36,12 +35,12 @@ from penstock.api.responses.routes import RESPONSES, ResponsesAPI
 from penstock.api.responses.stored import StoredResponsesAPI
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Dialect, Handler
+from penstock.http.openapi import ErrorAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class ApiTable:
-    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method); `answers`: the structs in its answers. `hot`:
-    the POSTs that `Edge` calls itself.
+    """`bodies`: what the OpenAPI page shows of POSTs, by (path, method). `hot`: the POSTs that `Edge` calls itself.
 
     `take_up`: a request's events, which `Edge` calls itself, too: when a gateway dies, all its clients ask another
     one for them in the same instant.
@@ -49,7 +48,6 @@ class ApiTable:
 
     routers: tuple[APIRouter, ...]
     bodies: Mapping[tuple[str, str], type[BaseModel]]
-    answers: tuple[type[Struct], ...]
     hot: Mapping[str, Handler]
     take_up: Handler
 
@@ -66,6 +64,10 @@ class ApiTable:
         if path.startswith("/api/"):
             return OLLAMA
         return ANTHROPIC if path.startswith(MESSAGES) and path[len(MESSAGES) :][:1] in ("", "/") else None
+
+    def envelope(self, path: str) -> type[BaseModel]:
+        """The form of the errors at `path`."""
+        return ErrorAnswer if self.dialect(path) is None else AnthropicErrorAnswer
 
 
 def apis_of(gateway: Gateway) -> ApiTable:
@@ -89,7 +91,6 @@ def apis_of(gateway: Gateway) -> ApiTable:
             (ollama_routes.EMBEDDINGS, "post"): OllamaEmbeddingsBody,
             (ollama_routes.SHOW, "post"): OllamaShowBody,
         },
-        answers=(PoolOverview, DoctorReport, DeadList),
         hot={
             ENDPOINT: native.generate,
             CHAT: openai.chat,

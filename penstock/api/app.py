@@ -18,8 +18,8 @@ from penstock.api.callers import guard_metrics
 from penstock.errors import PenstockError
 from penstock.gateway.gateway import Gateway
 from penstock.http.docs_page import docs_routes
+from penstock.http.document import describe
 from penstock.http.edge import Call, Edge, on_bad_query, on_error, on_http_error
-from penstock.http.openapi import describe
 from penstock.http.ops import routes as ops_routes
 from penstock.version import __version__
 
@@ -57,23 +57,22 @@ def create_app(gateway: Gateway) -> ASGIApp:
         redirect_slashes=False,  # a redirect would lead to the host that the client sent, over http
     )
     apis = apis_of(gateway)
-    for router in apis.routers:
-        app.include_router(router)
-    app.include_router(
-        ops_routes(
-            gateway.metrics,
-            gateway.why_not_ready,
-            lambda: {"id": gateway.id},
-            partial(guard_metrics, gateway),
-            gateway.why_degraded,
-        )
+    ops = ops_routes(
+        gateway.metrics,
+        gateway.why_not_ready,
+        lambda: {"id": gateway.id},
+        partial(guard_metrics, gateway),
+        gateway.why_degraded,
     )
+    routers = (*apis.routers, ops)
+    for router in routers:
+        app.include_router(router)
     app.include_router(docs_routes("/openapi.json"))
     app.add_exception_handler(PenstockError, on_error)
     app.add_exception_handler(Exception, on_error)  # else the framework answers a bug in its own format
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
-    describe(app, apis.bodies, apis.answers)
+    describe(app, routers, apis.bodies, apis.envelope)
     door = gateway.door if gateway.door is not None and gateway.door.judges else None
 
     def count_refusal(call: Call) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 
 from penstock.errors import Forbidden
@@ -9,19 +11,32 @@ from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.connection import header
 from penstock.http.edge import Call, call_of
+from penstock.settings.about import env_name
 
 
 async def authenticate(gateway: Gateway, request: Request, call: Call) -> Caller:
     """Identify the caller and charge the rate limit. Raises `Unauthorized`, `RateLimited`."""
     caller = identify(gateway, request)
     call.caller = caller.id
-    call.headers |= await gateway.admission.charge(caller)
+    await charge(gateway, call, caller, 1)
     return caller
+
+
+async def charge(gateway: Gateway, call: Call, caller: Caller, cost: int) -> None:
+    """Count the call as `cost` requests in all, and give them back if there turns out to be no room for it.
+
+    Raises `RateLimited`, `InvalidRequest`.
+    """
+    call.headers |= await gateway.admission.charge(caller, cost, charged=call.num_charged)
+    call.num_charged = max(cost, call.num_charged)
+    call.refund = partial(gateway.admission.refund, caller)
 
 
 def identify(gateway: Gateway, request: Request) -> Caller:
     """The caller, by key and address. Raises `Unauthorized`."""
     token = header(request.scope, b"x-api-key")
+    if token is None:
+        token = header(request.scope, b"api-key")  # Azure's
     if token is None:
         scheme, _, value = (header(request.scope, b"authorization") or "").partition(" ")
         token = value if scheme.lower() == "bearer" else None
@@ -39,4 +54,7 @@ def guard_metrics(gateway: Gateway, request: Request) -> None:
     caller = identify(gateway, request)
     call_of(request).caller = caller.id
     if caller.key is not None and not (caller.key.admin or caller.key.metrics):
-        raise Forbidden("This needs a key for metrics (penstock keys create --metrics) or an administrator's.")
+        raise Forbidden(
+            "This needs a key for metrics (penstock keys create --metrics) or an administrator's, as long as "
+            f"{env_name('metrics_public')} is not set."
+        )

@@ -15,11 +15,12 @@ from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.job import OnDisconnect
 
 MAX_MESSAGES = 1000
-MAX_STOPS = 4
+MAX_STOPS = 32
 MAX_STOP_LENGTH = 200
-MAX_TOOLS = 128
+MAX_TOOLS = 512
 MAX_TOP_LOGPROBS = 20
 MAX_METADATA = 16
+MAX_INPUTS = 2048  # to embed, of one request
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]

@@ -15,12 +15,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from penstock.api.callers import authenticate
+from penstock.api.callers import authenticate, charge
 from penstock.api.extras import NO_EXTRAS, Extras, split
+from penstock.api.fields import MAX_INPUTS
 from penstock.api.hints import Api, extras_of
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
 from penstock.api.opened import Opened
-from penstock.errors import InvalidRequest, UnsupportedParameter
+from penstock.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities
 from penstock.gateway.admission import INPUTS_PER_UNIT, Caller
 from penstock.gateway.gateway import Gateway
@@ -30,6 +31,7 @@ from penstock.http.body_json import fields_of, parse_json, validate
 from penstock.http.edge import Call
 from penstock.http.large_bodies import LargeBodies, is_large
 from penstock.job import Job, Message, OnDisconnect, Sampling
+from penstock.settings import Settings
 from penstock.settings.about import env_name
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -67,13 +69,14 @@ class Draft:
 
 @dataclass(slots=True)
 class Received(Generic[Body]):
-    """One valid body, what it has for engines, who sent it, and the idempotency key that came with it."""
+    """One valid body of `num_bytes`, what it has for engines, who sent it, and the idempotency key with it."""
 
     body: Body
     extras: Extras
     caller: Caller
     key: str | None
     body_hash: str
+    num_bytes: int
     _large: LargeBodies | None
 
     async def into(self, translate: Callable[Concatenate[Body, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -99,13 +102,7 @@ async def receive(
     """
     caller = await authenticate(gateway, request, call)
     settings = gateway.settings
-    raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
-    key = idempotency_key(request)
-
-    def read() -> tuple[Body, Extras, str]:
-        data = parse_json(raw)
-        own, extras = prepare_all(data)
-        return validate(body, own), extras, "" if key is None else hash_of(call.endpoint, data)
+    key, limit = idempotency_key(request), gateway.body_limit
 
     def prepare_all(data: dict[str, Any]) -> tuple[dict[str, Any], Extras]:
         if api is None:
@@ -114,32 +111,38 @@ async def receive(
         own, asked = split(prepare(data), fields_of(body), gateway.pool.extras)
         return own, Extras(asked, hints)
 
-    large = gateway.large_bodies if is_large(raw) else None
-    parsed, extras, body_hash = read() if large is None else await large.run(caller.rate_key, read)
-    return Received(parsed, extras, caller, key, body_hash, large)
+    with gateway.large_bodies.room(caller.rate_key) as room:
+        max_bytes = getattr(settings, limit)
+        raw = await read_body(request, max_bytes, settings.body_timeout_s, setting=limit, hold=room.hold)
+
+        def read() -> tuple[Body, Extras, str]:
+            data = parse_json(raw)
+            own, extras = prepare_all(data)
+            return validate(body, own), extras, "" if key is None else hash_of(call.endpoint, data)
+
+        large = gateway.large_bodies if is_large(raw) else None
+        parsed, extras, body_hash = read() if large is None else await large.run(caller.rate_key, read)
+    return Received(parsed, extras, caller, key, body_hash, len(raw), large)
 
 
 async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body], drafts: Sequence[Draft]) -> Opened:
     """Admit and submit all drafts, or none of them. The first job has the call's id.
 
-    The rate limit counts them all; `receive` has counted one.
+    The rate limit counts them all, once all of them are valid; `receive` has counted one.
     """
-    cost = sum([max(1, math.ceil(len(draft.inputs) / INPUTS_PER_UNIT)) for draft in drafts])
-    call.headers |= await gateway.admission.charge(received.caller, cost, charged=1)
+    key = received.key
     permit = await gateway.admission.admit(received.caller)
     readers: list[Reader] = []
     try:
+        jobs = []
         for number, draft in enumerate(drafts):
-            key = received.key
-            job = job_of(
-                gateway,
-                received.caller,
-                draft,
-                gateway.new_request_id() if number else call.id,
-                received.extras,
-                has_key=key is not None,
-            )
-            call.fields.setdefault("model", job.model)
+            job_id, size = gateway.new_request_id() if number else call.id, received.num_bytes
+            is_kept, extras = key is not None, received.extras
+            jobs.append(job_of(gateway, received.caller, draft, job_id, extras, has_key=is_kept, num_bytes=size))
+            call.fields.setdefault("model", jobs[0].model)
+        cost = sum([max(1, math.ceil(len(draft.inputs) / INPUTS_PER_UNIT)) for draft in drafts])
+        await charge(gateway, call, received.caller, cost)
+        for number, job in enumerate(jobs):
             if key is None:
                 readers.append(await gateway.submit(job, call.endpoint))
             else:
@@ -155,26 +158,34 @@ async def admit_and_submit(gateway: Gateway, call: Call, received: Received[Body
 
 
 def job_of(
-    gateway: Gateway, caller: Caller, draft: Draft, job_id: str, extras: Extras = NO_EXTRAS, *, has_key: bool = False
+    gateway: Gateway,
+    caller: Caller,
+    draft: Draft,
+    job_id: str,
+    extras: Extras = NO_EXTRAS,
+    *,
+    has_key: bool = False,
+    num_bytes: int = 0,
 ) -> Job:
-    """The valid `Job` that a draft asks for.
+    """The valid `Job` that a draft asks for, which came in a body of `num_bytes`.
 
-    Raises `InvalidRequest`, `UnsupportedParameter`, `ModelNotFound` and `ModelNotAllowed`, with the client's names.
+    Raises `InvalidRequest`, `UnsupportedParameter`, `BodyTooLarge`, `ModelNotFound` and `ModelNotAllowed`, with the
+    client's names.
     """
     settings = gateway.settings
     model, can = gateway.admission.choose_model(draft.model, caller)
+    if num_bytes > settings.max_body_bytes and "images" not in can.accepts:
+        limit = f"{settings.max_body_bytes} bytes ({env_name('max_body_bytes')})"
+        raise BodyTooLarge(f"The request's body is larger than {limit}, and the model {model!r} takes no images.")
     if not (can.embeds if draft.inputs else can.generates):
         raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
-    if draft.max_tokens is not None and draft.max_tokens > settings.max_tokens_limit:
-        name = draft.names.get("max_tokens", "max_tokens")
-        limit = f"{settings.max_tokens_limit} ({env_name('max_tokens_limit')})"
-        raise InvalidRequest(f"'{name}' must be at most {limit}.", param=name)
     if draft.timeout_s is not None and draft.timeout_s > settings.max_timeout_s:
         limit = f"{settings.max_timeout_s:g} ({env_name('max_timeout_s')})"
         raise InvalidRequest(f"'timeout_s' must be at most {limit}.", param="timeout_s")
     hints = {name: value for name, value in draft.hints.items() if name in can.accepts}
     sampling = Sampling(
-        max_tokens=draft.max_tokens or settings.default_max_tokens,
+        max_tokens=_max_tokens(draft, settings, can),
+        max_tokens_given=draft.max_tokens is not None,
         **draft.sampling,
         **hints,
         extras=extras.for_model(can),
@@ -202,6 +213,21 @@ def job_of(
     )
 
 
+def _max_tokens(draft: Draft, settings: Settings, can: Capabilities) -> int:
+    """The most tokens of the answer. A default stays within the model's own limit; what a client names is judged by it
+    in `check_capabilities`. Raises `InvalidRequest`.
+    """
+    if draft.inputs:
+        return MAX_INPUTS  # the same for all, so that all of a model may share a batch
+    if draft.max_tokens is None:
+        return min(settings.default_max_tokens, can.max_tokens or settings.default_max_tokens)
+    if draft.max_tokens > settings.max_tokens_limit:
+        name = draft.names.get("max_tokens", "max_tokens")
+        limit = f"{settings.max_tokens_limit} ({env_name('max_tokens_limit')})"
+        raise InvalidRequest(f"'{name}' must be at most {limit}.", param=name)
+    return draft.max_tokens
+
+
 def check_capabilities(
     sampling: Sampling,
     model: str,
@@ -223,6 +249,7 @@ def check_capabilities(
         if name not in can.accepts:
             shown = names.get(name, name)
             raise UnsupportedParameter(f"The model {model!r} does not support {shown!r}.", param=shown)
-    if can.max_tokens is not None and sampling.max_tokens > can.max_tokens:
+    if sampling.max_tokens_given and can.max_tokens is not None and sampling.max_tokens > can.max_tokens:
         name = names.get("max_tokens", "max_tokens")
-        raise UnsupportedParameter(f"The model {model!r} gives at most {can.max_tokens} tokens.", param=name)
+        limit = f"{can.max_tokens} (its backend's option max_tokens)"
+        raise UnsupportedParameter(f"'{name}' must be at most {limit} for the model {model!r}.", param=name)

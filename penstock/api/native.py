@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 from starlette.responses import Response
 
 from penstock.api.answer import AnswerResponse
@@ -21,11 +21,12 @@ from penstock.api.dialects import begin
 from penstock.api.fields import MAX_MESSAGES, PAUSE, exactly
 from penstock.api.hints import taken
 from penstock.api.intake import Draft, admit_and_submit, receive
+from penstock.api.native_answers import GENERATE_EVENTS, AcceptedAnswer, GenerateAnswer
 from penstock.errors import InvalidRequest, UnsupportedParameter
-from penstock.event import Done, Failed, FinishReason, Terminal
+from penstock.event import Done, Failed, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
-from penstock.http.openapi import SUBMIT_ERRORS
+from penstock.http.openapi import SUBMIT_FAILURES, add_route, answer_of
 from penstock.job import Job
 from penstock.rich_token import Token, join, with_call_ids
 from penstock.settings import Settings
@@ -51,61 +52,6 @@ class GenerateBody(ConversationFields):
     )
 
 
-class UsageAnswer(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class TimingsAnswer(BaseModel):
-    """Milliseconds since the gateway submitted the request; null for what did not happen."""
-
-    queue_ms: float | None
-    ttft_ms: float | None
-    total_ms: float | None
-
-
-class ToolCallAnswer(BaseModel):
-    """`arguments` is the text of a JSON object, as the model wrote it; absent where it is empty, as `index` is where it
-    is 0."""
-
-    index: int = 0
-    id: str
-    name: str
-    arguments: str = ""
-
-
-class LogprobAnswer(BaseModel):
-    """`top`: the likeliest tokens at this place, each with its log probability; absent where none were asked for.
-
-    `raw`: the token's bytes in base64, where its text does not have them, such as half of a character; `top_raw`: the
-    same for each of `top`.
-    """
-
-    token: str
-    logprob: float
-    top: list[tuple[str, float]] = []
-    raw: str | None = None
-    top_raw: list[str | None] = []
-
-
-class TextAnswer(BaseModel):
-    """The parts of an answer other than its text; absent if the model returned none."""
-
-    reasoning: str = ""
-    tool_calls: list[ToolCallAnswer] = []
-    logprobs: list[LogprobAnswer] = []
-
-
-class GenerateAnswer(TextAnswer):
-    request_id: str
-    model: str
-    text: str
-    finish_reason: FinishReason
-    usage: UsageAnswer
-    timings: TimingsAnswer
-
-
 def generate_body(settings: Settings) -> type[GenerateBody]:
     """`GenerateBody` with the limits that this gateway is set to.
 
@@ -115,7 +61,7 @@ def generate_body(settings: Settings) -> type[GenerateBody]:
         None,
         ge=1,
         json_schema_extra={"maximum": settings.max_tokens_limit},
-        description=f"Default: {settings.default_max_tokens}.",
+        description=f"Default: as many as the model has room for, at most {settings.default_max_tokens}.",
     )
     timeout_s = Field(
         None,
@@ -186,37 +132,11 @@ class NativeResponse(AnswerResponse):
         return frame("done", msgspec.json.encode(data), position)
 
 
-class AcceptedAnswer(BaseModel):
-    request_id: str
-    state: Literal["queued"]
-    model: str
-
-
 def accepted(job: Job) -> Response:
     """202 for a request in the background, with where to look."""
     where = f"/v1/requests/{job.id}"
     body = {"request_id": job.id, "state": "queued", "model": job.model}
     return Response(msgspec.json.encode(body), 202, {"location": where}, "application/json")
-
-
-_STREAM_EXAMPLE = """id: g….01K…/1795424410123-1
-event: token
-data: {"request_id":"g….01K…","index":0,"text":"Hi"}
-
-id: g….01K…/1795424410123-1
-event: done
-data: {"request_id":"g….01K…","model":"mock","finish_reason":"length","usage":{…},"timings":{…}}
-"""
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": GenerateAnswer,
-        "description": "The whole answer; or, with `stream: true`, a `token` event each and then `done` or `error`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
-    },
-    202: {"model": AcceptedAnswer, "description": "With `background: true`: it is queued."},
-    **SUBMIT_ERRORS,
-}
 
 
 class NativeAPI:
@@ -227,14 +147,19 @@ class NativeAPI:
         self.body = generate_body(gateway.settings)
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        router.add_api_route(
+        router = APIRouter(tags=["penstock"])
+        about = "The whole answer; or, with `stream: true`, a `token` event each and then `done` or `error`."
+        accepted = answer_of(AcceptedAnswer, about="With `background: true`: it is queued.")
+        add_route(
+            router,
+            "POST",
             ENDPOINT,
             self.generate,
-            methods=["POST"],
-            response_model=None,
+            "generate",
+            answer_of(GenerateAnswer, GENERATE_EVENTS, about),
+            SUBMIT_FAILURES,
+            responses={202: accepted},
             summary="Generate text, whole or as a stream of tokens",
-            responses=_RESPONSES,
         )
         return router
 

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import head_of_stream
 from penstock.api.answer_fields import extra_fields, usage
 from penstock.api.callers import authenticate, identify
-from penstock.api.native import NativeResponse, TextAnswer, TimingsAnswer, UsageAnswer
+from penstock.api.native import NativeResponse
+from penstock.api.native_answers import GENERATE_EVENTS, RequestAnswer, RequestList, RequestState
 from penstock.api.opened import Opened
+from penstock.api.stream_head import head_of_stream
 from penstock.errors import InvalidRequest, RequestNotFound
 from penstock.event import Done, Failed, fold
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Call, call_of, is_head
 from penstock.http.json_response import json_response
-from penstock.http.openapi import ErrorDetail, error_responses
+from penstock.http.openapi import RUN_FAILURES, Failures, add_route, answer_of
 from penstock.job import JOB_ID
 from penstock.rich_token import join, with_call_ids
+from penstock.settings.about import env_name
 from penstock.transports.base import JobSummary, Record
 
 PATH = "/v1/requests"
@@ -36,33 +38,16 @@ EVENTS_END = "/events"
 EVENTS = ONE + EVENTS_END
 CANCEL_WAIT_S = 1.0
 MAX_LISTED = 100
+KEPT = f"{env_name('retention_s')}, {env_name('background_retention_s')}"  # how long a request is kept after its end
 _POSITION = re.compile(r"([^/]+)/(\d{1,16})-(\d{1,9})")
 
-RequestState = Literal["queued", "running", "completed", "failed", "cancelled"]
-
-
-class RequestAnswer(TextAnswer):
-    """The request object. Instants are seconds since 1970 on the store's clock."""
-
-    request_id: str
-    model: str
-    state: RequestState
-    created_at: float
-    deadline_at: float
-    attempts: int
-    position: int | None
-    estimated_wait_s: float | None
-    timings: TimingsAnswer
-    usage: UsageAnswer | None
-    finish_reason: str | None
-    text: str | None
-    error: ErrorDetail | None
-    metadata: dict[str, str]
-    user: str | None
-
-
-class RequestList(BaseModel):
-    data: list[RequestAnswer]
+_LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The `id` of the last event that was read: those after it follow.",
+    "schema": {"type": "string"},
+}
+_AFTER = {"parameters": [_LAST_EVENT_ID]}
 
 
 class RequestsAPI:
@@ -72,23 +57,16 @@ class RequestsAPI:
         self.gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        refusals = error_responses(
-            errors.InvalidRequest, errors.Unauthorized, errors.RateLimited, errors.StoreUnavailable
-        )
-        not_found = error_responses(errors.RequestNotFound)
-        add = router.add_api_route
-        found: dict[int | str, dict[str, Any]] = {200: {"model": RequestAnswer}, **refusals, **not_found}
-        events: dict[int | str, dict[str, Any]] = {
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."},
-            **refusals,
-            **not_found,
-            **error_responses(errors.Cancelled, errors.InternalError, errors.BackendError, errors.DeadlineExceeded),
-        }
-        add(PATH, self.index, methods=["GET"], response_model=None, responses={200: {"model": RequestList}, **refusals})
-        add(ONE, self.show, methods=["GET"], response_model=None, responses=found)
-        add(ONE, self.cancel, methods=["DELETE"], response_model=None, responses=found)
-        add(EVENTS, self.events, methods=["GET"], response_model=None, responses=events)
+        router = APIRouter(tags=["penstock"])
+        add = partial(add_route, router)
+        always = (errors.Unauthorized, errors.RateLimited, errors.StoreUnavailable)
+        of_one = (*always, errors.RequestNotFound)
+        read_again: Failures = (*of_one, errors.Draining, *RUN_FAILURES)
+        events = answer_of(events=GENERATE_EVENTS, about="The events.")
+        add("GET", PATH, self.index, "requests_list", answer_of(RequestList), always)
+        add("GET", ONE, self.show, "requests_retrieve", answer_of(RequestAnswer), of_one)
+        add("DELETE", ONE, self.cancel, "requests_cancel", answer_of(RequestAnswer), of_one)
+        add("GET", EVENTS, self.events, "requests_events", events, read_again, openapi_extra=_AFTER)
         return router
 
     async def index(self, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20) -> Response:
@@ -136,7 +114,7 @@ class RequestsAPI:
     async def _find(self, request: Request, call: Call, request_id: str) -> Record:
         record = await find(self.gateway, await authenticate(self.gateway, request, call), request_id)
         if record is None:
-            raise RequestNotFound("Request not found; it may have expired.", param="request_id")
+            raise RequestNotFound(f"Request not found; it may have expired ({KEPT}).", param="request_id")
         call.fields["subject"] = request_id
         return record
 

@@ -43,6 +43,8 @@ from penstock.rich_token import RichToken, Token, encode_vector
 # "image_urls".
 OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
 
+EMBEDDED_AT_ONCE = 256  # inputs: an engine's answer in JSON has some 20 bytes for each number of each vector
+
 Observer = Callable[[str, Mapping[str, str], float], None]
 
 
@@ -142,7 +144,7 @@ class Backend:
         raise NotImplementedError
 
     async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
-        """The vectors of `inputs`, which are those of `job.inputs` that no earlier attempt has delivered.
+        """The vectors of `inputs`: some of `job.inputs`, at most `EMBEDDED_AT_ONCE` of them.
 
         Only called with `capabilities.embeds`; which of `job.sampling` it reads is in `capabilities.accepts`.
         """
@@ -183,10 +185,15 @@ class Backend:
         return self.stream(claim.job)
 
     async def _embeddings(self, claim: Claim) -> AsyncIterator[Token | Finish]:
-        done = await self.embed(claim.job, claim.job.inputs[len(claim.tokens) :])
-        for vector in done.vectors:
-            yield RichToken(embedding=encode_vector(vector))
-        yield Finish("stop", None if claim.tokens or done.prompt_tokens is None else Usage(done.prompt_tokens))
+        inputs = claim.job.inputs
+        num_tokens: int | None = None if claim.tokens else 0
+        for first in range(len(claim.tokens), len(inputs), EMBEDDED_AT_ONCE):
+            done = await self.embed(claim.job, inputs[first : first + EMBEDDED_AT_ONCE])
+            known = num_tokens is not None and done.prompt_tokens is not None
+            num_tokens = (num_tokens or 0) + (done.prompt_tokens or 0) if known else None
+            for vector in done.vectors:
+                yield RichToken(embedding=encode_vector(vector))
+        yield Finish("stop", None if num_tokens is None else Usage(num_tokens))
 
 
 def engines_of(backends: Mapping[str, Backend]) -> dict[str, Engines]:

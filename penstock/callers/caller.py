@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from penstock.callers.keys import Key, KeyRing
 from penstock.errors import Unauthorized
+from penstock.settings.about import env_name
 from penstock.settings.declaration import Network
 
 MAX_HOPS = 32  # of X-Forwarded-For that are looked at, from the right; a client may write thousands
@@ -44,7 +45,10 @@ class Callers:
             return Caller("", address)
         key = self._keys.verify(token) if token else None
         if key is None:
-            error = Unauthorized("A valid API key is needed: Authorization: Bearer <key>, or X-API-Key.")
+            error = Unauthorized(
+                "A valid API key is needed: Authorization: Bearer <key>, X-API-Key or api-key; the keys are those of "
+                f"{env_name('api_keys_file')}."
+            )
             error.headers = {"www-authenticate": 'Bearer realm="penstock"'}
             raise error
         return Caller(key.id, address, key)

@@ -28,6 +28,7 @@ from penstock.errors import (
 )
 from penstock.fleet import Capabilities
 from penstock.gateway.pool import PoolView
+from penstock.settings.about import env_name
 from penstock.settings.declaration import Network
 from penstock.transports.base import GatewayStore, RateLimit, Verdict
 from penstock.transports.gcra import gcra
@@ -91,10 +92,11 @@ class Admission:
         return self._rate_limit
 
     async def charge(self, caller: Caller, cost: int = 1, charged: int = 0) -> dict[str, str]:
-        """Count this request; returns the x-ratelimit headers. Raises `RateLimited` (with the same headers).
+        """Count this request; returns the x-ratelimit headers. Raises `RateLimited`, with the same headers unless a
+        part of it was counted before.
 
-        `cost`: as how many requests it counts, `charged` of which have been counted before. `InvalidRequest` for one
-        that no caller of this limit could ever make.
+        `cost`: as how many requests it counts, `charged` of which have been counted before, and are for the caller of
+        this to `refund` if it is refused. `InvalidRequest` for one that no caller of this limit could ever make.
         """
         limit = self.limit_of(caller)
         if limit is None or cost <= charged:
@@ -103,26 +105,31 @@ class Admission:
             raise InvalidRequest(
                 f"This request counts as {cost}: each answer and prompt counts as one, and so do {INPUTS_PER_UNIT} "
                 f"inputs to embed. At most {limit.burst} may come at once. Ask for fewer, or raise the burst of the "
-                "key or PENSTOCK_RATE_LIMIT_BURST."
+                "key (penstock keys create --burst) or PENSTOCK_RATE_LIMIT_BURST."
             )
-        try:
-            verdict = await self._store.charge(caller.rate_key, limit, cost - charged)
-        except StoreUnavailable:
-            verdict = self._charge_locally(caller.rate_key, limit, cost - charged)
-        headers = {
-            "x-ratelimit-limit-requests": str(limit.rpm),
-            "x-ratelimit-remaining-requests": str(verdict.remaining),
-            "x-ratelimit-reset-requests": f"{verdict.reset_s:.3f}s",
-        }
+        verdict = await self._charge(caller, limit, cost - charged)
+        headers = _headers(limit, verdict)
         if not verdict.is_allowed:
             error = RateLimited(
-                f"Over the limit of {limit.rpm} requests a minute (burst {limit.burst})."
+                f"Over the limit of {limit.rpm} requests a minute (burst {limit.burst}; {_setting_of(caller)})."
                 + (f" This request counts as {cost}." if cost > 1 else ""),
-                retry_after_s=verdict.retry_after_s + charged * 60 / limit.rpm,
+                retry_after_s=verdict.retry_after_s,
             )
-            error.headers = headers
+            if not charged:
+                error.headers = headers
             raise error
         return headers
+
+    async def refund(self, caller: Caller, cost: int) -> dict[str, str]:
+        """Give back what was counted for a request that there was no room for; returns the x-ratelimit headers."""
+        limit = self.limit_of(caller)
+        return {} if limit is None or not cost else _headers(limit, await self._charge(caller, limit, -cost))
+
+    async def _charge(self, caller: Caller, limit: RateLimit, cost: int) -> Verdict:
+        try:
+            return await self._store.charge(caller.rate_key, limit, cost)
+        except StoreUnavailable:
+            return self._charge_locally(caller.rate_key, limit, cost)
 
     def _charge_locally(self, key: str, limit: RateLimit, cost: int) -> Verdict:
         """While the store is unavailable each gateway counts for itself: the limit still holds, per gateway."""
@@ -144,7 +151,8 @@ class Admission:
 
     async def _first_worker(self) -> None:
         if self._num_waiting >= self._max_waiting:
-            raise QueueFull("Too many requests wait for a first worker.", retry_after_s=self._grace_s)
+            message = f"{self._max_waiting} requests wait for a first worker ({env_name('max_queue_depth')})."
+            raise QueueFull(message, retry_after_s=self._grace_s)
         self._num_waiting += 1
         try:
             if not self.pool.has_looked:
@@ -153,7 +161,7 @@ class Admission:
                 if not self.pool.has_looked:
                     raise StoreUnavailable("The store cannot be reached.", retry_after_s=1.0)
             if not await self.pool.first_worker(self._grace_s):
-                message = f"No worker is alive (waited {self._grace_s:g} s)."
+                message = f"No worker is alive (waited {self._grace_s:g} s, {env_name('no_worker_grace_s')})."
                 raise NoWorkers(message, retry_after_s=self._grace_s)
         finally:
             self._num_waiting -= 1
@@ -190,3 +198,18 @@ class Admission:
         wait = self.pool.wait_s(max(1, self.pool.depth // 10))
         wait = _MIN_RETRY_S if wait is None else min(max(wait, _MIN_RETRY_S), _MAX_RETRY_S)
         return wait * random.uniform(1.0, 1.3)
+
+
+def _headers(limit: RateLimit, verdict: Verdict) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit-requests": str(limit.rpm),
+        "x-ratelimit-remaining-requests": str(verdict.remaining),
+        "x-ratelimit-reset-requests": f"{verdict.reset_s:.3f}s",
+    }
+
+
+def _setting_of(caller: Caller) -> str:
+    """Where the limit that this caller has comes from."""
+    if caller.key is not None and caller.key.rpm is not None:
+        return "this key's own, penstock keys create --rpm"
+    return f"{env_name('rate_limit_rpm')}, {env_name('rate_limit_burst')}"

@@ -25,6 +25,7 @@ from penstock.job import Job, new_process_id, new_ulid
 from penstock.metrics import Metrics
 from penstock.metrics.lag import watch_lag
 from penstock.settings import Settings
+from penstock.settings.about import env_name
 from penstock.transports.base import LEASE_S, TICK_S, GatewayStore, OperatorStore, RateLimit, Transport
 from penstock.transports.quota import Share
 
@@ -112,7 +113,8 @@ class Gateway:
         """No longer ready; open streams may finish within `drain_s`, then they end in `Draining`."""
         if not self.admission.is_draining:
             self.admission.is_draining = True
-            error = Draining("This gateway is shutting down.", retry_after_s=1.0)
+            message = f"This gateway is shutting down, and waited {self.settings.drain_s:g} s ({env_name('drain_s')})."
+            error = Draining(message, retry_after_s=1.0)
             asyncio.get_running_loop().call_later(self.settings.drain_s, self.relay.fail_all, error)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
@@ -201,6 +203,11 @@ class Gateway:
         return no_engine(down)
 
     # ── what the routes call ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def body_limit(self) -> str:
+        """The setting with the size of the largest body that is read; its model is known only then (`job_of`)."""
+        return "max_image_body_bytes" if self.pool.may_take_images else "max_body_bytes"
 
     def new_request_id(self) -> str:
         """A request's id. It begins with this gateway's own, so that its events come back here."""

@@ -53,6 +53,7 @@ class PoolView:
         self.models: dict[str, Capabilities] = {}
         self.extras: frozenset[str] = EXTRAS
         self.without_engine: list[str] = []
+        self.may_take_images = True  # a model served takes images; before any is known, perhaps
         self.has_looked = False
         self.drain_rate = DrainRate()
         self._looked_at = 0.0
@@ -65,6 +66,7 @@ class PoolView:
         accepted = {name for can in self.models.values() for name in can.accepts}
         self.extras = EXTRAS.union(accepted.difference(RESERVED, OPTIONAL_FIELDS))
         self.without_engine = pool.without_engine
+        self.may_take_images = not self.models or any("images" in can.accepts for can in self.models.values())
         self.has_looked = True
         self._looked_at = time.monotonic()
         self.drain_rate.observe(pool.num_taken, pool.depth, self._looked_at)

@@ -6,13 +6,14 @@ What a client can do wrong while it sends ends here as a `PenstockError`. Knows 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from starlette.requests import ClientDisconnect, Request
 
-from penstock.errors import BodyTooLarge, Cancelled, SlowBody, UnsupportedMediaType
+from penstock.errors import BodyTooLarge, Cancelled, PenstockError, SlowBody, UnsupportedMediaType
 from penstock.http.connection import WHOLE
+from penstock.settings.about import env_name
 
 MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 DISCARD_S = 1.0
@@ -24,41 +25,59 @@ class ClientGone(Cancelled):
     """The client left before its request had arrived; no client is left to answer."""
 
 
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body, at most `max_bytes`, within `timeout_s`.
+async def read_body(
+    request: Request,
+    max_bytes: int,
+    timeout_s: float,
+    *,
+    setting: str = "max_body_bytes",
+    hold: Callable[[int], PenstockError | None] = lambda size: None,
+) -> bytes:
+    """The whole body, at most `max_bytes` (as `setting` has it), within `timeout_s`.
 
-    Raises `UnsupportedMediaType`, `BodyTooLarge`, `SlowBody` or `ClientGone`. The size is counted while reading:
-    `Content-Length` may be absent, and is used only to refuse a body that it declares too large.
+    Raises `UnsupportedMediaType`, `BodyTooLarge`, `SlowBody` or `ClientGone`, and what `hold` returns: it is called
+    with the body's size as far as it is known. The size is counted while reading: `Content-Length` may be absent, and
+    is used only to refuse a body that it declares too large.
     """
     check_media_type(request)
+
+    def refused(size: int) -> PenstockError | None:
+        if size > max_bytes:
+            return BodyTooLarge(f"The request's body is larger than {max_bytes} bytes ({env_name(setting)}).")
+        return hold(size)
+
     if request.scope.get(WHOLE):  # it has arrived already, as nearly every body has: there is nothing to wait for
         message = await request.receive()
         if message["type"] != "http.request":
             raise ClientGone(GONE)
         whole: bytes = message["body"]
-        if len(whole) > max_bytes:
-            raise _too_large(max_bytes)
+        if (refusal := refused(len(whole))) is not None:
+            raise refusal
         return whole
     announced = request.headers.get("content-length", "")
-    is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes)
-    if is_too_large and "expect" in request.headers:  # the client waits for `100 Continue` before it sends the body
-        raise _too_large(max_bytes)
+    refusal = refused(int(announced[:18])) if announced.isdecimal() else None
+    if refusal is not None and "expect" in request.headers:  # the client waits for `100 Continue` before it sends
+        raise refusal
     chunks: list[bytes] = []
     size = 0
     try:
         async with aclosing(request.stream()) as stream:
             async with asyncio.timeout(timeout_s):
-                while not is_too_large and (chunk := await anext(stream, None)) is not None:
+                while refusal is None and (chunk := await anext(stream, None)) is not None:
                     size += len(chunk)
-                    is_too_large = size > max_bytes
+                    refusal = refused(size)
                     chunks.append(chunk)
-            if is_too_large:
+            if refusal is not None:
+                chunks.clear()
                 await _discard(stream)
-                raise _too_large(max_bytes)
     except TimeoutError:
-        raise SlowBody(f"The request's body did not arrive within {timeout_s:g} s.") from None
+        limit = f"{timeout_s:g} s ({env_name('body_timeout_s')})"
+        raise SlowBody(f"The request's body did not arrive within {limit}.") from None
     except ClientDisconnect:
         raise ClientGone(GONE) from None
+    if refusal is not None:
+        refusal.headers["connection"] = "close"  # the rest of the body is unread
+        raise refusal
     return b"".join(chunks)
 
 
@@ -73,10 +92,6 @@ async def _discard(stream: AsyncIterator[bytes]) -> None:
                     return
     except TimeoutError:
         return
-
-
-def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request's body is larger than {max_bytes} bytes.")
 
 
 def check_media_type(request: Request) -> None:
@@ -101,7 +116,7 @@ def check_bodiless(request: Request) -> None:
     may be absent, as some clients name one only with a body.
     """
     names = {name for name, _ in request.scope["headers"]}
-    if b"content-type" in names or names.isdisjoint((b"authorization", b"x-api-key")):
+    if b"content-type" in names or names.isdisjoint((b"authorization", b"x-api-key", b"api-key")):
         check_media_type(request)
 
 

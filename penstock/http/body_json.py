@@ -19,7 +19,7 @@ from penstock.errors import InvalidRequest
 from penstock.http.field_errors import NAME, Path, describe
 from penstock.http.sifted import as_written
 
-MAX_DEPTH = 32
+MAX_DEPTH = 128  # an object in a schema takes two levels
 MAX_VALUES = 50_000  # keys do not count; an empty array or object counts as two
 MAX_KEYS = 1000
 MAX_INTEGER_DIGITS = 19  # what 64 bits hold
@@ -100,7 +100,7 @@ def _check_shape(data: bytes, max_depth: int) -> None:
         if mark != b",":
             depth += 1
             if depth > max_depth:
-                raise InvalidRequest(f"The body is nested more than {max_depth} levels deep.")
+                raise InvalidRequest(f"The body is nested more than {max_depth} levels deep (MAX_DEPTH).")
 
 
 def _integer(digits: str) -> int:

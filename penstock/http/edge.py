@@ -25,8 +25,10 @@ from penstock.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     PenstockError,
     SlowBody,
+    Unavailable,
 )
 from penstock.http.body_bytes import ClientGone
 from penstock.http.connection import CLIENT, header
@@ -55,6 +57,9 @@ class Dialect:
         return error.envelope()
 
 
+Refund = Callable[[int], Awaitable[dict[str, str]]]  # of so many requests; returns the headers that are true then
+
+
 class Call:
     """One HTTP request at this gateway: what its log line and its answer's headers are made of."""
 
@@ -68,7 +73,9 @@ class Call:
         "id",
         "is_gone",
         "is_refused",
+        "num_charged",
         "outcome",
+        "refund",
         "send",
         "started_at",
         "status",
@@ -86,6 +93,8 @@ class Call:
         self.bug: Exception | None = None
         self.send: Send | None = None  # the server's own, for what comes after the head
         self.dialect: Dialect | None = None  # None: our own
+        self.num_charged = 0  # as how many requests it was counted against its caller's rate
+        self.refund: Refund | None = None
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {}
 
@@ -164,13 +173,14 @@ class Edge:
                 if call.status:  # a part of the answer is sent; the server closes the connection
                     logger.exception("a bug in a route")
                     raise
+                await give_back(call, error)
                 await refusal(call, error)(scope, receive, send_with_headers)
             finally:
                 if call.is_refused:
                     self.on_refused(call)
                 self._log(scope, call)
                 # see "No cycles": both refer to the server's cycle, which refers to the scope, which refers to both
-                call.send = None
+                call.send = call.refund = None
                 scope.pop(CLIENT, None)
 
     def _log(self, scope: Scope, call: Call) -> None:
@@ -198,6 +208,13 @@ def _encode_headers(call: Call) -> list[tuple[bytes, bytes]]:
     if call.dialect is not None:
         named += call.dialect.headers(call)
     return [(b"x-request-id", call.id.encode()), *named]
+
+
+async def give_back(call: Call, error: Exception) -> None:
+    """A request that there was no room for does not count against its caller's rate. Call it before the answer."""
+    if call.refund is not None and isinstance(error, Overloaded | Unavailable):
+        num, call.num_charged = call.num_charged, 0
+        call.headers |= await call.refund(num)
 
 
 def error_response(error: PenstockError, call: Call) -> Response:
@@ -228,6 +245,7 @@ def refusal(call: Call, error: Exception) -> Response:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """The framework calls this for what a route raised."""
+    await give_back(call_of(request), error)
     return refusal(call_of(request), error)
 
 

@@ -17,6 +17,7 @@ from penstock.http.heads import judge_head
 from penstock.http.listener import OpenConnections
 from penstock.http.refusal import answer
 from penstock.http.uvicorn_inside import FlowControl, HttpToolsProtocol
+from penstock.settings.about import env_name
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024  # of later requests, unparsed, while one is answered: then reading stops
@@ -60,7 +61,7 @@ class Http1Connection(HttpToolsProtocol):
         if state.is_closing:
             self._refuse(Draining(CLOSING, retry_after_s=1.0))
         elif len(self.connections) > self.max_connections and not state.evict_one(self.loop.time()):
-            self._refuse(Unavailable("Too many connections.", retry_after_s=1.0))
+            self._refuse(Unavailable(f"Too many connections ({env_name('max_connections')}).", retry_after_s=1.0))
         else:
             self._idle[self] = self.loop.time()
             self._await_head()
@@ -245,7 +246,7 @@ class Http1Connection(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         if not self._ignores_input:
-            self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
+            self._refuse(InvalidRequest(f"The request's head is larger than {MAX_HEAD_BYTES} bytes (MAX_HEAD_BYTES)."))
 
     def _await_head(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
@@ -258,7 +259,8 @@ class Http1Connection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
-            self._refuse(SlowBody(f"The request's head did not arrive within {self.header_timeout_s:g} s."))
+            in_time = f"within {self.header_timeout_s:g} s ({env_name('header_timeout_s')})"
+            self._refuse(SlowBody(f"The request's head did not arrive {in_time}."))
 
     def _refuse(self, error: PenstockError) -> None:
         """Answer what is not a valid request, in the one envelope, after the answers that are due; then close."""

@@ -1,46 +1,145 @@
-"""The OpenAPI document: what FastAPI cannot see, as bodies are read and parsed by our own strict code."""
+"""What a route declares of its answers for the OpenAPI document: their types, the events of a stream, and its errors.
+
+Nothing here runs when a request is answered: answers are encoded by hand, and `tests/unit/api/test_openapi.py` holds
+them to what is declared. Knows no route.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter
 from msgspec import Struct
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from penstock import errors
 from penstock.errors import PenstockError
 
-_SCHEMAS = "#/components/schemas/{model}"
+SCHEMAS = "#/components/schemas/{model}"
 
 
-class ErrorDetail(BaseModel):
+OPTIONAL: Any = Field(None)  # the default of a field of an answer that may be absent
+
+
+class AnswerModel(BaseModel):
+    """A JSON object of an answer. A field with a default (`OPTIONAL`) may be absent; any other is always there."""
+
+    # Its schema is made at the first look at the document, and not while a gateway starts.
+    model_config = ConfigDict(defer_build=True)
+
+
+Kind = type[BaseModel] | type[Struct]
+Failures = tuple[type[PenstockError], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A stream: the data of each of its events is one of `kinds`. `name`: of their union in the document.
+
+    `discriminator`: the field whose value names the kind; empty where there is none.
+    """
+
+    name: str
+    kinds: tuple[type[BaseModel], ...]
+    discriminator: str = ""
+    example: str = ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """OpenAPI 3.1 has no form for the items of a stream. By the convention that OpenAI's own document follows, and
+        that generators of clients understand, the schema is that of one event's data."""
+        schema = {"schema": {"$ref": SCHEMAS.format(model=self.name)}}
+        return {"text/event-stream": schema | ({"example": self.example} if self.example else {})}
+
+
+class Documented(dict[str, Any]):
+    """A response in the form of the document, with what its schemas refer to."""
+
+    def __init__(self, fields: dict[str, Any], kinds: tuple[Kind, ...] = (), events: Events | None = None) -> None:
+        super().__init__(fields)
+        self.kinds = kinds
+        self.events = events
+
+
+def answer_of(whole: Kind | None = None, events: Events | None = None, about: str = "") -> Documented:
+    """An answer that is a JSON object, a stream, or, as the request asks, either. `about`: default: the type's own."""
+    content: dict[str, Any] = {}
+    kinds: tuple[Kind, ...] = ()
+    if whole is not None:
+        content["application/json"] = {"schema": {"$ref": SCHEMAS.format(model=whole.__name__)}}
+        kinds = (whole,)
+    if events is not None:
+        content |= events.content  # behind the other: generators take the first form that they know
+    about = about or inspect.cleandoc((whole.__doc__ if whole is not None else "") or "")
+    return Documented({"description": about, "content": content}, kinds, events)
+
+
+def add_route(
+    router: APIRouter,
+    method: str,
+    path: str,
+    route: Callable[..., Awaitable[Response]],
+    name: str,
+    answer: Documented,
+    failures: Failures = (),
+    **more: Any,
+) -> None:
+    """Add `route`, which writes its answers itself, to `router`, with its place in the document.
+
+    `name`: the operation's id, by which generated clients call it, so that it does not change. `more`: of FastAPI's
+    own arguments; `responses` for answers with another status than 200.
+    """
+    responses = {200: answer, **more.pop("responses", {}), **error_responses(*failures)}
+    router.add_api_route(
+        path,
+        route,
+        methods=[method],
+        operation_id=name,
+        response_model=None,
+        response_class=Response,  # with another one FastAPI adds an answer without a schema
+        responses=responses,
+        **more,
+    )
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ErrorDetail(AnswerModel):
+    """`param`: the name of the field at fault. `code` is one of the table of errors; a newer gateway may have more."""
+
     message: str
     type: str
     code: str
     param: str | None
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(AnswerModel):
     """The one envelope of every error."""
 
     error: ErrorDetail
 
 
-def error_responses(*errors: type[PenstockError]) -> dict[int | str, dict[str, Any]]:
-    """The documented failures of a route: one entry a status, with the codes that it may carry."""
+def error_responses(*kinds: type[PenstockError]) -> dict[int | str, dict[str, Any]]:
+    """The documented failures of a route: one entry a status, with the codes that it may carry.
+
+    `describe` adds the envelope, and the errors that every route may give.
+    """
     codes: dict[int, list[str]] = {}
-    for error in errors:
-        codes.setdefault(error.status, []).append(f"`{error.code}`")
-    return {
-        status: {"model": ErrorAnswer, "description": ", ".join(names)}
-        | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
-        for status, names in sorted(codes.items())
-    }
+    for kind in kinds:
+        named = codes.setdefault(kind.status, [])
+        if kind.code not in named:
+            named.append(kind.code)
+    return {status: error_entry(status, named) for status, named in sorted(codes.items())}
+
+
+def error_entry(status: int, codes: Iterable[str]) -> dict[str, Any]:
+    described = {"description": ", ".join(f"`{code}`" for code in codes)}
+    return described | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
 def _header(description: str, kind: str) -> dict[str, Any]:
@@ -57,10 +156,32 @@ _HEADERS: dict[int, dict[str, Any]] = {
     503: _RETRY,
 }
 
-
-# The error responses of a POST that submits a request.
-SUBMIT_ERRORS = error_responses(
+# What any route may give: before it is called, because of its query, or by a bug.
+ANYWHERE: Failures = (
     errors.InvalidRequest,
+    errors.OriginNotAllowed,
+    errors.Misdirected,
+    errors.InternalError,
+    errors.Unavailable,
+)
+
+# How a request that was submitted may fail.
+RUN_FAILURES: Failures = (
+    errors.InvalidRequest,
+    errors.ContextLengthExceeded,
+    errors.Overloaded,
+    errors.Cancelled,
+    errors.InternalError,
+    errors.RequestPoisoned,
+    errors.BackendError,
+    errors.WorkerLost,
+    errors.NoWorkers,
+    errors.StoreUnavailable,
+    errors.DeadlineExceeded,
+)
+
+# What a POST that submits a request may give.
+SUBMIT_FAILURES: Failures = (
     errors.UnsupportedParameter,
     errors.Unauthorized,
     errors.ModelNotAllowed,
@@ -69,51 +190,11 @@ SUBMIT_ERRORS = error_responses(
     errors.SlowBody,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
-    errors.Overloaded,
     errors.RateLimited,
     errors.QueueFull,
     errors.StorageQuota,
     errors.DeadlineUnreachable,
-    errors.Cancelled,
-    errors.InternalError,
-    errors.BackendError,
-    errors.WorkerLost,
-    errors.NoWorkers,
-    errors.StoreUnavailable,
     errors.Draining,
-    errors.DeadlineExceeded,
+    *RUN_FAILURES,
 )
-
-
-def answer_of(kind: type[Struct]) -> dict[str, Any]:
-    """The documented JSON answer of a route that writes a struct; `describe` gets it among its `answers`."""
-    schema = {"$ref": _SCHEMAS.format(model=kind.__name__)}
-    return {"description": inspect.cleandoc(kind.__doc__ or ""), "content": {"application/json": {"schema": schema}}}
-
-
-def describe(
-    app: FastAPI, bodies: Mapping[tuple[str, str], type[BaseModel]], answers: Sequence[type[Struct]] = ()
-) -> None:
-    """Add the request bodies, by (path, method), and the structs that routes answer with, to the document of `app`."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = make()
-            for path in document["paths"].values():
-                for operation in path.values():
-                    operation.get("responses", {}).pop("422", None)  # FastAPI's own; ours are 400, in our envelope
-            for name in ("HTTPValidationError", "ValidationError"):
-                document.get("components", {}).get("schemas", {}).pop(name, None)
-            wanted: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies.values()]
-            refs, definitions = models_json_schema(wanted, ref_template=_SCHEMAS)
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(definitions.get("$defs", {}))
-            schemas.update(msgspec.json.schema_components(answers, ref_template="#/components/schemas/{name}")[1])
-            for (path, method), body in bodies.items():
-                content = {"application/json": {"schema": refs[(body, "validation")]}}
-                document["paths"][path][method]["requestBody"] = {"required": True, "content": content}
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+SUBMIT_ERRORS = error_responses(*SUBMIT_FAILURES)

@@ -100,32 +100,24 @@ def routes(
     """The routes for a FastAPI app, with their place in its OpenAPI page."""
     from fastapi import APIRouter  # a worker's small app does without it
 
-    from penstock.http.openapi import error_responses
+    from penstock.http.openapi import Documented, Failures, add_route, answer_of
+    from penstock.http.ops_answers import HealthSummary, Liveness, Readiness, VersionAnswer
 
     ops = Ops(metrics, ready, info, guard, degraded)
     router = APIRouter(tags=["operations"])
-    json_answer: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-    not_ready = error_responses(Unavailable)
-    text_answer: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-    table: list[tuple[str, Handler, dict[int | str, dict[str, Any]]]] = [
-        ("/livez", ops.livez, {200: json_answer}),
-        ("/readyz", ops.readyz, {200: json_answer, **not_ready}),
-        ("/healthz", ops.healthz, {200: json_answer}),
-        ("/health", ops.readyz, {200: json_answer, **not_ready}),
-        ("/ping", ops.readyz, {200: json_answer, **not_ready}),
-        ("/version", ops.version, {200: json_answer}),
-        ("/metrics", ops.metrics, {200: text_answer, **error_responses(Unauthorized, Forbidden)}),
+    text = Documented({"content": {"text/plain": {"schema": {"type": "string"}}}})
+    table: list[tuple[str, Handler, Documented, Failures]] = [
+        ("livez", ops.livez, answer_of(Liveness), ()),
+        ("readyz", ops.readyz, answer_of(Readiness), (Unavailable,)),
+        ("healthz", ops.healthz, answer_of(HealthSummary), ()),
+        ("health", ops.readyz, answer_of(Readiness), (Unavailable,)),
+        ("ping", ops.readyz, answer_of(Readiness), (Unavailable,)),
+        ("version", ops.version, answer_of(VersionAnswer), ()),
+        ("metrics", ops.metrics, text, (Unauthorized, Forbidden)),
     ]
-    for path, handler, answers in table:
-        router.add_api_route(
-            path,
-            handler,
-            methods=["GET"],
-            response_model=None,
-            response_class=Response,
-            summary=(handler.__doc__ or "").rstrip("."),
-            responses=answers,
-        )
+    for name, handler, answer, failures in table:
+        summary = (handler.__doc__ or "").rstrip(".")
+        add_route(router, "GET", f"/{name}", handler, name, answer, failures, summary=summary)
     return router
 
 

@@ -31,11 +31,15 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def _default_max_tokens(data: dict[str, Any]) -> int:
-    return min(256, int(data["max_tokens_limit"]))
+    return min(32_768, int(data["max_tokens_limit"]))
 
 
 def _default_timeout_s(data: dict[str, Any]) -> float:
     return min(600.0, float(data["max_timeout_s"]))
+
+
+def _max_image_body_bytes(data: dict[str, Any]) -> int:
+    return max(2**24, int(data["max_body_bytes"]))
 
 
 def _metrics_host(data: dict[str, Any]) -> str:
@@ -255,8 +259,9 @@ class Settings(BaseModel):
         int,
         Field(ge=0, le=2**50),
         About(
-            "Bytes of one caller's requests and answers that the store holds; until its end a request counts with the "
-            "longest answer that it may get. Beyond it: 429 `storage_quota`. 0: no limit.",
+            "Bytes of one caller's requests and answers that the store holds; until its end a request counts with an "
+            "answer of up to 4,096 tokens, and with more while its answer grows. Beyond it: 429 `storage_quota`. 0: no "
+            "limit.",
             EDGE,
             "bytes",
         ),
@@ -279,7 +284,13 @@ class Settings(BaseModel):
     default_max_tokens: Annotated[
         int,
         Field(ge=1, le=10_000_000),
-        About("`max_tokens` of a request without one.", EDGE, "tokens", default="256, or the limit if lower"),
+        About(
+            "Most tokens of an answer to a request that names no `max_tokens`. A model whose own limit is lower goes "
+            "by that; an upstream engine is asked for as many as its context holds, and cut at this number.",
+            EDGE,
+            "tokens",
+            default="32768, or the limit if lower",
+        ),
     ] = Field(default_factory=_default_max_tokens)
     max_timeout_s: Annotated[
         float, Field(ge=1, le=7 * DAY_S), About("Longest `timeout_s` that a request may ask for.", EDGE, "s")
@@ -300,8 +311,20 @@ class Settings(BaseModel):
         About("How long a request waits while no worker is alive. Then 503 `no_workers`.", EDGE, "s"),
     ] = 10.0
     max_body_bytes: Annotated[
-        int, Field(ge=1024, le=2**30), About("Largest request body. Beyond it: 413.", EDGE, "bytes")
+        int,
+        Field(ge=1024, le=2**30),
+        About("Largest request body, unless its model takes images. Beyond it: 413.", EDGE, "bytes"),
     ] = 2**20
+    max_image_body_bytes: Annotated[
+        int,
+        Field(ge=1024, le=2**30),
+        About(
+            "Largest body of a request to a model that takes images. Beyond it: 413.",
+            EDGE,
+            "bytes",
+            default="16777216 (16 MiB), or the largest body if higher",
+        ),
+    ] = Field(default_factory=_max_image_body_bytes)
     header_timeout_s: Annotated[
         float, Field(gt=0, le=3600), About("Time for a request's headers to arrive.", EDGE, "s")
     ] = 10.0
@@ -468,6 +491,13 @@ class Settings(BaseModel):
         limit = {"default_max_tokens": "max_tokens_limit", "default_timeout_s": "max_timeout_s"}[info.field_name or ""]
         if limit in info.data and value > info.data[limit]:
             raise ValueError(f"must not be above {env_name(limit)} ({text_of(info.data[limit])})")
+        return value
+
+    @field_validator("max_image_body_bytes")
+    @classmethod
+    def _not_below_other_bodies(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("max_body_bytes", 0):
+            raise ValueError(f"must not be below {env_name('max_body_bytes')} ({info.data['max_body_bytes']})")
         return value
 
     def is_set(self, name: str) -> bool:

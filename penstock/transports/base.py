@@ -43,8 +43,8 @@ TICK_S = 0.5
 MAX_DEATHS_IN_A_ROW = 3
 MAX_DEATHS = 10
 LATE_SLACK_S = 4.0  # a worker that lives has ended what is late by then; from then on a gateway may
-LATE = "The request did not finish within its timeout_s."
-NO_WORKERS = "No worker is there to run this."
+LATE = "The request did not finish within its timeout_s (default: PENSTOCK_DEFAULT_TIMEOUT_S)."
+NO_WORKERS = "No worker has come to run this in time (PENSTOCK_NO_WORKER_GRACE_S)."
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -290,7 +290,10 @@ class GatewayStore(Store):
 
     @abstractmethod
     async def charge(self, key: str, limit: RateLimit, cost: int = 1) -> Verdict:
-        """Count `cost` requests of `key` against `limit` (GCRA), all or none, shared by every gateway."""
+        """Count `cost` requests of `key` against `limit` (GCRA), all or none, shared by every gateway.
+
+        A negative `cost` gives back what was counted before.
+        """
 
     @abstractmethod
     async def submit(
@@ -380,6 +383,13 @@ class GatewayStore(Store):
         """Keep an ended job at most `retention_s` from now, as its client has the last byte.
 
         Not awaited: if it is lost the job expires a little later.
+        """
+
+    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
+        """The answer of a job takes up to `num_bytes` of its caller's share, more than was booked for it so far.
+
+        Never refused: a job that was admitted is not cut. `life_s`: how long it may still be kept, with its retention.
+        Not awaited: if it is lost the job counts with less until its answer has doubled, or has ended.
         """
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:

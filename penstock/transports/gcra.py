@@ -10,7 +10,10 @@ from penstock.transports.base import RateLimit, Verdict
 
 
 def gcra(tat: float, now: float, limit: RateLimit, cost: int = 1) -> tuple[Verdict, float]:
-    """Judge a request that counts as `cost` at `now`: the verdict, and the new `tat`, unchanged if refused. Seconds."""
+    """Judge a request that counts as `cost` at `now`: the verdict, and the new `tat`, unchanged if refused. Seconds.
+
+    A negative `cost` gives back what was counted, and is never refused. It leaves no more than a whole burst.
+    """
     interval = 60.0 / limit.rpm
     tolerance = interval * limit.burst
     tat = max(tat, now)
@@ -18,5 +21,6 @@ def gcra(tat: float, now: float, limit: RateLimit, cost: int = 1) -> tuple[Verdi
     early = new_tat - tolerance - now
     if early > 1e-9:
         return Verdict(False, 0, tat - now, early), tat
+    new_tat = max(new_tat, now)
     remaining = int((tolerance - (new_tat - now)) / interval + 1e-6)
     return Verdict(True, remaining, new_tat - now), new_tat

@@ -23,7 +23,6 @@ from penstock.errors import (
     DeadlineExceeded,
     NoWorkers,
     PenstockError,
-    QueueFull,
     RequestPoisoned,
     StoreUnavailable,
 )
@@ -57,7 +56,7 @@ from penstock.transports.base import (
 )
 from penstock.transports.gcra import gcra
 from penstock.transports.memory_state import BoundKey, Entry, Snapshot, WorkerLease
-from penstock.transports.quota import REQUEST_BYTES, Books, Share, most_answer_bytes
+from penstock.transports.quota import REQUEST_BYTES, Books, Share, booked_answer_bytes, queue_full
 from penstock.wire import encode_json
 
 _FORGET_WORKER_S = 10.0
@@ -133,7 +132,7 @@ class MemoryTransport(Transport):
         for job_id, entry in state.jobs.items():
             if job_id not in self._jobs:
                 size = REQUEST_BYTES + len(encode_json(entry.job))
-                self._books.book(entry.job, size, most_answer_bytes(entry.job))
+                self._books.book(entry.job, size, booked_answer_bytes(entry.job))
         self._jobs = {job_id: entry.copy() for job_id, entry in state.jobs.items()}
         self._queue = deque(state.queue)
         self._lists = {worker_id: list(held) for worker_id, held in state.lists.items()}
@@ -157,10 +156,10 @@ class MemoryTransport(Transport):
     ) -> int:
         now = self._sweep()
         if max_depth and len(self._queue) >= max_depth:
-            raise QueueFull(f"The queue is full: {max_depth} requests are waiting.")
+            raise queue_full(max_depth)
         if job.id not in self._jobs:
             size = REQUEST_BYTES + len(encode_json(job))
-            self._judge(job, size + most_answer_bytes(job), share, now)
+            self._judge(job, size + booked_answer_bytes(job), share, now)
             self._make(job, owner, now, size).attempt = floor
         self._push(job.id, front)
         return len(self._queue)
@@ -177,6 +176,7 @@ class MemoryTransport(Transport):
             return False
         self._raise_attempt(entry, attempt)
         entry.state, entry.worker, entry.restored = "queued", "", (attempt, entry.attempt)
+        self._books.grow(job, booked_answer_bytes(job, len(tokens)))
         entry.is_unread = entry.is_unread and not job.stream
         # All of them: if the short attempt continued meanwhile, the log differs from the relayed tokens.
         self._append(entry, Tokens(job.id, entry.attempt, 0, tokens=tuple(tokens)), publish=False)
@@ -290,6 +290,9 @@ class MemoryTransport(Transport):
         entry = self._jobs.get(job_id)
         if entry is not None and entry.state == "done":
             self._expire_at(entry, self._now() + retention_s)
+
+    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
+        self._books.grow(job, num_bytes)
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         entry = self._jobs.get(job.id)
@@ -586,7 +589,7 @@ class MemoryTransport(Transport):
             *(job, owner, now, deadline, deadline + retention_s), retention_s=retention_s, is_unread=not job.stream
         )
         self._jobs[job.id] = entry
-        self._books.book(job, size, most_answer_bytes(job))
+        self._books.book(job, size, booked_answer_bytes(job))
         heapq.heappush(self._expiry, (entry.expires_at, job.id))
         return entry
 

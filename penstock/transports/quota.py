@@ -1,7 +1,9 @@
 """The storage quota of one caller, and how it is counted. Pure, time is an argument.
 
-A request is booked when it is submitted: its own bytes, and the most that its answer may take. Once it has ended its
-answer counts at its size, until the request expires. `lua/book.lua` and `lua/weigh.lua` are the same in Lua.
+A request is booked when it is submitted: its own bytes, and what its answer is expected to take, which is all that it
+may take for answers of up to `AHEAD_TOKENS`. A longer answer is booked anew as it grows, always ahead of its tokens.
+Once the request has ended its answer counts at its size, until the request expires. `lua/book.lua` and `lua/weigh.lua`
+are the same in Lua.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from penstock.rich_token import RichToken, Token, encoded_length
 REQUEST_BYTES = 1024  # what a store needs for any request: its fields, its names, its places in lists
 TOKEN_BYTES = 128  # a token in a log, with the frame around it
 LOGPROB_BYTES = 32  # more, for the token itself and each likely one, where log probabilities are asked for
+AHEAD_TOKENS = 4096  # of an answer that are booked before there are any
 VECTOR_BYTES = 8192  # an embedding of 1,536 dimensions, as it is stored
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_REMEMBERED = 10_000
@@ -63,10 +66,23 @@ class Share(Struct, frozen=True, kw_only=True):
         return 10 * num >= 9 * self.max_stored > 0 or 10 * num_bytes >= 9 * self.max_stored_bytes > 0
 
 
-def most_answer_bytes(job: Job) -> int:
-    """The most that the answer may take."""
+def queue_full(max_depth: int) -> QueueFull:
+    """The error for a request beyond the depth of the queue."""
+    return QueueFull(f"The queue is full: {max_depth} requests are waiting (PENSTOCK_MAX_QUEUE_DEPTH).")
+
+
+def booked_tokens(job: Job, num_tokens: int = 0) -> int:
+    """For how many tokens the answer is booked once it has `num_tokens`: for more, unless it can have no more."""
+    most = AHEAD_TOKENS
+    while most < 2 * num_tokens:
+        most *= 2
+    return max(min(most, job.sampling.max_tokens), num_tokens)
+
+
+def booked_answer_bytes(job: Job, num_tokens: int = 0) -> int:
+    """The bytes that are booked for the answer once it has `num_tokens`."""
     if not job.inputs:
-        return _token_bytes(job) * job.sampling.max_tokens
+        return _token_bytes(job) * booked_tokens(job, num_tokens)
     numbers = encoded_length(job.sampling.dimensions or 0)
     return max(VECTOR_BYTES, TOKEN_BYTES + numbers) * len(job.inputs)
 
@@ -103,6 +119,12 @@ class Books:
         more = request + answer - sum(mine.get(job.id, ()))
         mine[job.id] = (request, answer)
         self._add(job.caller, more)
+
+    def grow(self, job: Job, answer: int) -> None:
+        """Its answer counts with so many bytes, if that is more. Nothing for a request that is not counted."""
+        booked = self._of.get(job.caller, {}).get(job.id)
+        if booked is not None and answer > booked[1]:
+            self.book(job, booked[0], answer)
 
     def weigh(self, job: Job, request: int | None, answer: int) -> None:
         """They have so many bytes, if that is less than was booked; None: as it was booked.

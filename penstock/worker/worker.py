@@ -204,12 +204,12 @@ class Worker:
 
     def _stalled(self, seconds: float) -> None:
         """Called from the lease's thread, or from the loop if there is none."""
-        logger.critical("the engine has made no progress for %.1f s", seconds, extra={"worker": self.id})
+        what = f"engine has made no progress for {seconds:.1f} s (PENSTOCK_ENGINE_STALL_S)"
+        logger.critical("the %s", what, extra={"worker": self.id})
         if self._on_stall is not None:
             self._on_stall(seconds)
         else:
-            error = BackendError(f"The engine has made no progress for {seconds:.1f} s.")
-            self._loop().call_soon_threadsafe(self._fail, error)
+            self._loop().call_soon_threadsafe(self._fail, BackendError(f"The {what}."))
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         assert self._failed is not None

@@ -302,6 +302,22 @@ async def test_charge_limits_and_recovers(store: Store) -> None:
     assert 2 < again.reset_s <= 3
 
 
+async def test_what_was_counted_can_be_given_back(store: Store) -> None:
+    one, two = await store.transport(), await store.transport()
+    limit = RateLimit(rpm=1, burst=5)
+    assert (await one.charge("k", limit, 3)).remaining == 2
+    assert (await two.charge("k", limit, -2)).remaining == 4
+    assert (await one.charge("k", limit, 4)).remaining == 0
+    assert not (await two.charge("k", limit)).is_allowed
+    given_back = await two.charge("k", limit, -1)
+    assert (given_back.is_allowed, given_back.remaining) == (True, 1), "also where nothing is left"
+    assert 239 < given_back.reset_s <= 240
+    for _ in range(3):
+        whole = await one.charge("k", limit, -5)
+        assert (whole.remaining, whole.reset_s) == (5, 0.0), "no more than the burst, whatever comes back"
+    assert (await one.charge("k", limit, 5)).remaining == 0
+
+
 async def test_a_huge_limit_never_refuses(transport: Transport) -> None:
     limit = RateLimit(rpm=1_000_000_000, burst=1_000_000_000)
     verdicts = [await transport.charge("k", limit) for _ in range(20)]

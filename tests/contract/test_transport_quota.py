@@ -15,7 +15,16 @@ from penstock.rich_token import Logprob, RichToken, encode_vector
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
-from penstock.transports.quota import REQUEST_BYTES, TOKEN_BYTES, VECTOR_BYTES, Share, answer_bytes, most_answer_bytes
+from penstock.transports.quota import (
+    AHEAD_TOKENS,
+    REQUEST_BYTES,
+    TOKEN_BYTES,
+    VECTOR_BYTES,
+    Share,
+    answer_bytes,
+    booked_answer_bytes,
+    booked_tokens,
+)
 from penstock.transports.redis import RedisTransport, keys, weighing
 from penstock.transports.redis.driver import link
 from tests.support.servers import redis_client
@@ -105,7 +114,7 @@ async def test_a_caller_stores_so_many_requests(store: Store) -> None:
 
 
 async def test_a_caller_stores_so_many_bytes(store: Store) -> None:
-    """Until its end a request counts with the longest answer that it may get, then with the one it has."""
+    """Until its end a request counts with the answer that was booked for it, then with the one it has."""
     transport = await store.transport()
     await transport.enlist(new_worker("w1"))
     share = Share(max_stored_bytes=200_000)
@@ -120,6 +129,29 @@ async def test_a_caller_stores_so_many_bytes(store: Store) -> None:
     await transport.submit(another, "g1", 0, share=share)
     with pytest.raises(StorageQuota):
         await transport.submit(new_job(caller="bob", prompt="x" * 100_000), "g1", 0, share=share)
+
+
+async def test_an_answer_that_grows_counts_with_more(store: Store) -> None:
+    transport = await store.transport()
+    await transport.enlist(new_worker("w1"))
+    share = Share(max_stored_bytes=3 * AHEAD_TOKENS * TOKEN_BYTES)
+    long = new_job(caller="bob", sampling=Sampling(max_tokens=100_000))
+    half = new_job(caller="bob", sampling=Sampling(max_tokens=AHEAD_TOKENS))
+    await transport.submit(long, "g1", 0, share=share)
+    transport.grow(long, booked_answer_bytes(long, AHEAD_TOKENS), 60.0)  # twice as much as before
+    with pytest.raises(StorageQuota):
+        await transport.submit(half, "g1", 0, share=share)
+    await _end(transport, "w1", long.id)
+    transport.weigh(long, AHEAD_TOKENS * TOKEN_BYTES, 60.0)
+
+    async def is_taken() -> bool:
+        try:
+            await transport.submit(half, "g1", 0, share=share)
+        except StorageQuota:
+            return False
+        return True
+
+    await store.until(is_taken, "its answer to count at its size")
 
 
 async def test_a_request_booked_twice_counts_once(store: Store) -> None:
@@ -283,10 +315,15 @@ async def test_memory_has_a_bound() -> None:
 
 def test_how_an_answer_is_counted() -> None:
     text = new_job(sampling=Sampling(max_tokens=100))
-    assert most_answer_bytes(text) == 100 * TOKEN_BYTES
+    assert booked_answer_bytes(text) == 100 * TOKEN_BYTES
     assert answer_bytes(text, ["a", "b"]) == 2 * TOKEN_BYTES
+    long = new_job(sampling=Sampling(max_tokens=10_000))
+    assert [booked_tokens(long, num) for num in (0, 2048, 2049, 4096, 4097, 10_001)] == [
+        *[AHEAD_TOKENS] * 2, *[2 * AHEAD_TOKENS] * 2, 10_000, 10_001,
+    ]  # fmt: skip
+    assert booked_answer_bytes(long) == AHEAD_TOKENS * TOKEN_BYTES
     texts = new_job(prompt=None, inputs=("a", "b", "c"))
-    assert most_answer_bytes(texts) == 3 * VECTOR_BYTES
+    assert booked_answer_bytes(texts) == 3 * VECTOR_BYTES
     assert REQUEST_BYTES > 0
 
 
@@ -294,12 +331,12 @@ def test_log_probabilities_and_long_vectors_are_counted_by_their_size() -> None:
     likely = new_job(sampling=Sampling(max_tokens=100, logprobs=20))
     names = tuple((f"token{number}", -1.25) for number in range(20))
     token = RichToken("token", logprobs=(Logprob("token", -0.125, names),))
-    assert answer_bytes(likely, [token] * 100) == most_answer_bytes(likely) > 100 * len(msgspec.msgpack.encode(token))
+    assert answer_bytes(likely, [token] * 100) == booked_answer_bytes(likely) > 100 * len(msgspec.msgpack.encode(token))
     vector = RichToken(embedding=encode_vector([0.5] * 65_536))
     long = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=65_536))
-    assert most_answer_bytes(long) == answer_bytes(long, [vector, vector]) > 2 * len(vector.embedding)
+    assert booked_answer_bytes(long) == answer_bytes(long, [vector, vector]) > 2 * len(vector.embedding)
     short = new_job(prompt=None, inputs=("a", "b"), sampling=Sampling(dimensions=8))
-    assert most_answer_bytes(short) == 2 * VECTOR_BYTES
+    assert booked_answer_bytes(short) == 2 * VECTOR_BYTES
 
 
 @pytest.mark.parametrize("planted", ["inf", "-inf", "nan", "-1e300", "1e300", "-1"])
@@ -483,7 +520,7 @@ async def test_requests_that_end_together_are_each_weighed(real: RedisStore, cli
         await transport.submit(job, "g1", 0)
     before = _booked(client)
     hers = str(client.hget(keys.caller("alice")[2], alices.id)).split()
-    most = most_answer_bytes(first)
+    most = booked_answer_bytes(first)
     transport.weigh(first, 1 * TOKEN_BYTES, 60.0)
     transport.weigh(twice, 3 * TOKEN_BYTES, 60.0)
     transport.weigh(new_job(caller="bob"), 0, 60.0)
@@ -563,7 +600,7 @@ async def test_ended_requests_are_weighed_at_the_end_of_the_process_too(
     await transport.close()
 
     async def is_weighed() -> bool:
-        return _booked(client)[job.id] == before - most_answer_bytes(job)
+        return _booked(client)[job.id] == before - booked_answer_bytes(job)
 
     await wait_until_async(is_weighed, "it is weighed")
 

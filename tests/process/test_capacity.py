@@ -112,7 +112,7 @@ async def test_a_server_full_of_streams_answers_503() -> None:
             for _ in range(3):
                 answer = await http.post(f"{url}/v1/generate", json={"prompt": "x" * 100_000})
                 assert answer.status_code == 503
-                assert answer.json()["error"]["message"] == "Too many connections."
+                assert answer.json()["error"]["message"] == "Too many connections (PENSTOCK_MAX_CONNECTIONS)."
                 assert answer.headers["retry-after"] == "1"
                 assert answer.headers["x-should-retry"] == "true"
         for _, writer in streams:

@@ -117,6 +117,7 @@ async def test_keys(tmp_path: Path) -> None:
             assert await ask({"authorization": f"Bearer {altered(good)}"}) == (401, "invalid_api_key")
             assert await ask({"authorization": f"Bearer {good}"}) == (200, "ok")
             assert await ask({"x-api-key": good}) == (200, "ok")
+            assert await ask({"api-key": good}) == (200, "ok")
             assert await ask({"x-api-key": narrow}) == (403, "model_not_allowed")
             assert await ask({"x-api-key": limited}) == (200, "ok")
             assert await ask({"x-api-key": limited}) == (429, "rate_limited")

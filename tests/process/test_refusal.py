@@ -16,6 +16,21 @@ from tests.support.servers import free_port, start_server
 
 pytestmark = pytest.mark.timeout(90)
 
+BROKEN = """
+import asyncio
+
+from penstock import Backend
+
+
+class Broken(Backend):
+    async def start(self):
+        await asyncio.sleep(DELAY_S)
+        raise RuntimeError("no weights")
+
+    async def stream(self, job):
+        yield job.text
+"""
+
 
 @pytest.fixture
 def evicting() -> Iterator[str]:
@@ -126,3 +141,16 @@ async def test_hosts_are_judged_as_they_come_over_the_wire() -> None:
             assert await ask(port, head) == (421, "misdirected_request"), head
         foreign = b"GET /v1/requests HTTP/1.1\nhost: localhost\norigin: http://evil.example\n"
         assert await ask(port, foreign) == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize("after", ["at once", "once the server is up"])
+def test_a_server_whose_backend_does_not_start_has_failed(tmp_path: Path, after: str) -> None:
+    """Its status is not that of a clean stop: a supervisor starts it again."""
+    module = tmp_path / "broken.py"
+    module.write_text(BROKEN.replace("DELAY_S", "0" if after == "at once" else "1"))
+    program = Program("serve", "--port", str(free_port()), "--model", f"m={module}:Broken")
+    try:
+        assert program.wait(60.0) in (1, 70), program.output()
+        assert "no weights" in program.output()
+    finally:
+        program.close()

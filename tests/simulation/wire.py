@@ -104,6 +104,9 @@ class Wire:
     def retire(self, job_id: str, retention_s: float) -> None:
         """Nothing of it is forgotten while the run lasts."""
 
+    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
+        """Nothing is counted."""
+
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         """Nothing is counted."""
 

@@ -98,8 +98,8 @@ BAD_VALUES = [
 ]
 
 TOO_DEEP = [
-    Case("100 arrays", _prompt(_nested(100, b"[", b"1", b"]"))),
-    Case("100 objects", _prompt(_nested(100, b'{"a":', b"1", b"}"))),
+    Case("200 arrays", _prompt(_nested(200, b"[", b"1", b"]"))),
+    Case("200 objects", _prompt(_nested(200, b'{"a":', b"1", b"}"))),
     Case("100,000 arrays, never closed", b"[" * 100_000),
     Case("100,000 objects, never closed", b'{"a":' * 100_000),
     Case("200,000 brackets, closed at once", b"[]" * 200_000),

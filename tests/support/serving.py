@@ -29,7 +29,8 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
     configured = Settings(**settings)
     gateway = Gateway(configured, store, metrics)
     worker = build_worker(configured, store, metrics)
-    http = ConnectionLimit(1000).apply(GatewayConnection)
+    limit = ConnectionLimit(min(1000, configured.max_connections))
+    http = limit.apply(GatewayConnection, header_timeout_s=configured.header_timeout_s)
     config = uvicorn.Config(
         create_app(gateway), http=http, log_config=None, access_log=False, proxy_headers=False, ws="none"
     )

@@ -52,6 +52,7 @@ Kind = Literal[
 ]
 _TOKEN = re.compile(r"(?: [0-9a-f]{4}\.\d+)+$")
 PAUSE_S = 0.002
+CONTEXT = 24  # tokens of an answer for which no limit is asked
 
 
 def tokens_of(prompt: str, num: int) -> list[str]:
@@ -260,7 +261,8 @@ class _Script:
         match = _TOKEN.search(so_far)
         base = so_far[: match.start()] if match else so_far
         begun = match[0].count(".") if match else 0
-        asked = body.get("max_tokens", body.get("max_completion_tokens", 0))
+        asked = body.get("max_tokens", body.get("max_completion_tokens"))
+        asked = CONTEXT if asked is None else asked
         num = begun + (asked if self.mood.kind != "ignores_max_tokens" else 5_000)
         self.tokens = tokens_of(base, num)[begun:]
         if self.mood.kind == "long_tokens":

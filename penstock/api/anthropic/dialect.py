@@ -5,13 +5,10 @@ Form: https://docs.anthropic.com/en/api/errors. Our statuses stay what they are.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any
 
 from penstock.errors import ContextLengthExceeded, PenstockError, UnsupportedParameter
 from penstock.http.edge import Call, Dialect
-from penstock.http.openapi import ErrorDetail
 
 _TYPES = {
     401: "authentication_error",
@@ -24,14 +21,6 @@ _TYPES = {
 }
 # By this Anthropic's SDKs know that they must send the whole conversation; they do so by themselves.
 _NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
-
-
-class AnthropicErrorAnswer(BaseModel):
-    """Anthropic's envelope, with our `code` and `param` in it."""
-
-    type: Literal["error"]
-    error: ErrorDetail
-    request_id: str
 
 
 class AnthropicDialect(Dialect):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock.api.answer import AnswerResponse
+from penstock.api.anthropic.answers import MESSAGE_EVENTS, MessageAnswer
 from penstock.api.anthropic.body import REFUSED, MessagesBody, draft_of
-from penstock.api.anthropic.dialect import ANTHROPIC, AnthropicErrorAnswer
+from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.events import MessageEvents, events_of
 from penstock.api.dialects import begin
 from penstock.api.hints import taken
@@ -22,38 +21,10 @@ from penstock.errors import PenstockError
 from penstock.event import Done, Terminal
 from penstock.gateway.gateway import Gateway
 from penstock.gateway.relay import Reader
-from penstock.http.openapi import SUBMIT_ERRORS
+from penstock.http.openapi import SUBMIT_FAILURES, add_route, answer_of
 from penstock.rich_token import Token
 
 MESSAGES = "/v1/messages"
-
-
-class MessagesUsage(BaseModel):
-    input_tokens: int
-    output_tokens: int
-
-
-class MessageAnswer(BaseModel):
-    """A message, in Anthropic's form."""
-
-    id: str
-    type: str
-    role: str
-    model: str
-    content: list[dict[str, Any]]
-    stop_reason: str
-    stop_sequence: None
-    usage: MessagesUsage
-
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": MessageAnswer,
-        "description": "The message; with `stream: true`, its events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    },
-    **{status: documented | {"model": AnthropicErrorAnswer} for status, documented in SUBMIT_ERRORS.items()},
-}
 
 
 class AnthropicAPI:
@@ -63,8 +34,9 @@ class AnthropicAPI:
         self.gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        router.add_api_route(MESSAGES, self.messages, methods=["POST"], response_model=None, responses=_RESPONSES)
+        router = APIRouter(tags=["anthropic"])
+        answer = answer_of(MessageAnswer, MESSAGE_EVENTS, "The message; with `stream: true`, its events.")
+        add_route(router, "POST", MESSAGES, self.messages, "messages_create", answer, SUBMIT_FAILURES)
         return router
 
     async def messages(self, request: Request) -> Response:

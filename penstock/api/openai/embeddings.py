@@ -5,6 +5,7 @@ Form: https://platform.openai.com/docs/api-reference/embeddings. One request is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,12 +13,12 @@ import msgspec
 from pydantic import Field
 
 from penstock.api.answer import AnswerResponse
-from penstock.api.fields import Strict
+from penstock.api.fields import MAX_INPUTS, Strict
 from penstock.api.intake import Draft
 from penstock.event import Done
 from penstock.rich_token import RichToken, decode_vector
 
-MAX_INPUTS = 256
+MAX_ON_LOOP = 16  # vectors that are written as numbers on the event loop: a millisecond or two
 
 EmbeddingInput = Annotated[str, Field(min_length=1)]
 
@@ -39,7 +40,6 @@ def draft_of(body: EmbeddingBody) -> Draft:
     return Draft(
         model=body.model,
         inputs=(body.input,) if isinstance(body.input, str) else tuple(body.input),
-        max_tokens=MAX_INPUTS,  # the same for all, so that all of a model may share a batch
         sampling={"dimensions": body.dimensions},
         timeout_s=body.timeout_s,
         user=body.user or "",
@@ -51,11 +51,23 @@ class EmbeddingResponse(AnswerResponse):
 
     is_base64 = False
 
+    async def make_whole(self, ends: Sequence[Done]) -> bytes:
+        """Many vectors as numbers are made in a thread: they take as long as thousands of tokens."""
+        if self.is_base64 or len(self.stream.tokens) <= MAX_ON_LOOP:
+            return self.whole(ends)
+        return await asyncio.to_thread(self.whole, ends)
+
     def whole(self, ends: Sequence[Done]) -> bytes:
         (end,) = ends
         vectors = [token.embedding for token in self.stream.tokens if isinstance(token, RichToken)]
+        # Each by itself, so that the interpreter may be given to the event loop in between.
+        encode = msgspec.json.encode
         data: list[dict[str, Any]] = [
-            {"object": "embedding", "index": index, "embedding": text if self.is_base64 else decode_vector(text)}
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": text if self.is_base64 else msgspec.Raw(encode(decode_vector(text))),
+            }
             for index, text in enumerate(vectors)
         ]
         usage = {"prompt_tokens": end.usage.prompt_tokens, "total_tokens": end.usage.prompt_tokens}

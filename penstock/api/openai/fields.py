@@ -10,7 +10,7 @@ from pydantic import Field
 from penstock.api.fields import Strict, exactly
 from penstock.api.intake import Draft
 
-MAX_CHOICES = 16
+MAX_CHOICES = 128  # requests of one call
 
 
 class StreamOptions(Strict):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
@@ -15,44 +15,29 @@ from penstock.api.dialects import OPENAI, begin
 from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.openai import chat, completions
+from penstock.api.openai.answers import (
+    CHAT_EVENTS,
+    COMPLETION_EVENTS,
+    ChatCompletion,
+    EmbeddingList,
+    ModelAnswer,
+    ModelList,
+    TextCompletion,
+)
 from penstock.api.openai.choices import ChoicesResponse
 from penstock.api.openai.embeddings import EmbeddingBody, EmbeddingResponse, draft_of
 from penstock.errors import ModelNotFound
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.json_response import json_response
-from penstock.http.openapi import SUBMIT_ERRORS, error_responses
+from penstock.http.openapi import SUBMIT_FAILURES, add_route, answer_of
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer in OpenAI's form; with `stream: true`, chunks.", "content": _EVENTS},
-    **SUBMIT_ERRORS,
-}
-
-
-class ModelAnswer(BaseModel):
-    """A model in OpenAI's form, and in Anthropic's."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    type: str
-    display_name: str
-    created_at: str
-
-
-class ModelList(BaseModel):
-    object: str
-    data: list[ModelAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
+_FORMS = "The whole answer; or, with `stream: true`, its chunks, and then `[DONE]`."
 
 
 class OpenAIAPI:
@@ -63,20 +48,17 @@ class OpenAIAPI:
         self.started_at = int(time.time())
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        add = router.add_api_route
-        add(CHAT, self.chat, methods=["POST"], response_model=None, responses=_RESPONSES)
-        add(COMPLETIONS, self.completions, methods=["POST"], response_model=None, responses=_RESPONSES)
-        add(EMBEDDINGS, self.embeddings, methods=["POST"], response_model=None, responses=_RESPONSES)
-        refusals = error_responses(errors.Unauthorized, errors.RateLimited)
-        shown: dict[int | str, dict[str, Any]] = {200: {"model": ModelList}, **refusals}
-        one: dict[int | str, dict[str, Any]] = {
-            200: {"model": ModelAnswer},
-            **refusals,
-            **error_responses(errors.ModelNotFound, errors.ModelNotAllowed),
-        }
-        add(MODELS, self.models, methods=["GET"], response_model=None, responses=shown)
-        add(MODELS + "/{model:path}", self.model, methods=["GET"], response_model=None, responses=one)
+        router = APIRouter(tags=["openai"])
+        add = partial(add_route, router)
+        chat = answer_of(ChatCompletion, CHAT_EVENTS, _FORMS)
+        completion = answer_of(TextCompletion, COMPLETION_EVENTS, _FORMS)
+        add("POST", CHAT, self.chat, "chat_completions_create", chat, SUBMIT_FAILURES)
+        add("POST", COMPLETIONS, self.completions, "completions_create", completion, SUBMIT_FAILURES)
+        add("POST", EMBEDDINGS, self.embeddings, "embeddings_create", answer_of(EmbeddingList), SUBMIT_FAILURES)
+        listed = (errors.Unauthorized, errors.RateLimited)
+        shown = (*listed, errors.ModelNotFound, errors.ModelNotAllowed)
+        add("GET", MODELS, self.models, "models_list", answer_of(ModelList), listed)
+        add("GET", MODELS + "/{model:path}", self.model, "models_retrieve", answer_of(ModelAnswer), shown)
         return router
 
     async def chat(self, request: Request) -> Response:

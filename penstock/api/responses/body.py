@@ -250,7 +250,7 @@ def described(job: Job) -> dict[str, Any]:
         "created_at": created_at_of(job.id),
         "background": notes.background,
         "instructions": instructions,
-        "max_output_tokens": sampling.max_tokens,
+        "max_output_tokens": sampling.max_tokens if sampling.max_tokens_given else None,
         "metadata": job.metadata,
         "model": job.model,
         "parallel_tool_calls": sampling.parallel_tool_calls is not False,

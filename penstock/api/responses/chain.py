@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.api.requests import find
+from penstock.api.requests import KEPT, find
 from penstock.api.responses.body import Before, notes_of, own_messages
 from penstock.api.responses.events import ResponseEvents
 from penstock.api.responses.items import Turns
@@ -18,6 +18,7 @@ from penstock.event import Done, fold
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.job import Job, Message
+from penstock.settings.about import env_name
 from penstock.transports.base import Record
 from penstock.transports.quota import answer_bytes
 
@@ -34,9 +35,11 @@ async def conversation(gateway: Gateway, caller: Caller, record: Record) -> tupl
     links = await _links(gateway, caller, record)
     parts = [_said(link) for link in links]
     messages = tuple(message for part in reversed(parts) for message in part)
-    limit = gateway.settings.max_body_bytes
+    setting = "max_image_body_bytes" if any(message.parts for message in messages) else "max_body_bytes"
+    limit = getattr(gateway.settings, setting)
     if _size(messages) > limit:
-        raise InvalidRequest(f"The conversation has grown larger than {limit} bytes.", param=PARAM)
+        message = f"The conversation has grown larger than {limit} bytes ({env_name(setting)})."
+        raise InvalidRequest(message, param=PARAM)
     if _size(parts[0]) > MAX_REPEATED_BYTES:
         return Before(messages, record.job.id, len(messages)), links
     return Before(messages, _base_of(record.job), len(messages) - len(parts[0])), links[1:]
@@ -57,7 +60,7 @@ async def _links(gateway: Gateway, caller: Caller, record: Record) -> list[Recor
             raise InvalidRequest(f"The conversation has more than {MAX_LINKS} long parts.", param=PARAM)
         found = await find(gateway, caller, base)
         if found is None:
-            raise RequestNotFound("An earlier part of this conversation may have expired.", param=PARAM)
+            raise RequestNotFound(f"An earlier part of this conversation may have expired ({KEPT}).", param=PARAM)
         links.append(found)
     return links
 

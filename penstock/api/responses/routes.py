@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
-from penstock.api.answer import AnswerResponse, head_of_stream
+from penstock.api.answer import AnswerResponse
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
 from penstock.api.hints import taken
 from penstock.api.intake import admit_and_submit, receive
 from penstock.api.opened import Opened
-from penstock.api.requests import cancelled
+from penstock.api.requests import KEPT, cancelled
+from penstock.api.responses.answers import RESPONSE_EVENTS, ResponseAnswer
 from penstock.api.responses.body import NOTHING, REFUSED, Before, ResponseBody, draft_of
 from penstock.api.responses.chain import PARAM, conversation, keep
 from penstock.api.responses.events import ResponseEvents, num_events, present, response_of
 from penstock.api.responses.references import resolved
 from penstock.api.responses.stored import ONE, find_stored
+from penstock.api.stream_head import head_of_stream
 from penstock.errors import InvalidRequest, PenstockError, RequestNotFound
 from penstock.event import Done, Failed, Terminal, fold
 from penstock.gateway.admission import Caller
@@ -31,55 +33,17 @@ from penstock.gateway.relay import Reader
 from penstock.http.body_bytes import check_bodiless
 from penstock.http.edge import is_head
 from penstock.http.json_response import json_response
-from penstock.http.openapi import SUBMIT_ERRORS, error_responses
+from penstock.http.openapi import SUBMIT_FAILURES, add_route, answer_of
 from penstock.rich_token import Token
 from penstock.transports.base import Record
 
 RESPONSES = "/v1/responses"
 CANCEL = ONE + "/cancel"
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _QUERY = frozenset(("stream", "starting_after", "include_obfuscation"))
 
 
-class ResponseAnswer(BaseModel):
-    """A response, in OpenAI's form. `penstock` in its `error` is our own code."""
-
-    id: str
-    object: str
-    created_at: int
-    status: str
-    background: bool
-    error: dict[str, Any] | None
-    incomplete_details: dict[str, Any] | None
-    instructions: str | None
-    max_output_tokens: int
-    metadata: dict[str, str]
-    model: str
-    output: list[dict[str, Any]]
-    parallel_tool_calls: bool
-    previous_response_id: str | None
-    reasoning: dict[str, Any]
-    service_tier: str
-    store: bool
-    temperature: float | None
-    text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
-    top_logprobs: int
-    top_p: float | None
-    truncation: str
-    usage: dict[str, Any] | None
-    user: str | None
-
-
-_FOUND: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ResponseAnswer,
-        "description": "The response in OpenAI's form; with `stream: true`, its events.",
-        "content": _EVENTS,
-    },
-}
+_FORMS = "The response in OpenAI's form; with `stream: true`, its events."
 
 
 class ResponsesAPI:
@@ -89,16 +53,16 @@ class ResponsesAPI:
         self.gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        add = router.add_api_route
-        kinds = (errors.InvalidRequest, errors.Unauthorized, errors.RequestNotFound, errors.RateLimited)
-        found = _FOUND | error_responses(*kinds, errors.StoreUnavailable)
-        created = _FOUND | error_responses(errors.RequestNotFound) | SUBMIT_ERRORS
-        created[404] = error_responses(errors.ModelNotFound, errors.RequestNotFound)[404]
-        add(RESPONSES, self.create, methods=["POST"], response_model=None, responses=created)
-        add(ONE, self.retrieve, methods=["GET"], response_model=None, responses=found)
-        changed = {**found, **error_responses(errors.UnsupportedMediaType)}
-        add(CANCEL, self.cancel, methods=["POST"], response_model=None, responses=changed)
+        router = APIRouter(tags=["responses"])
+        add = partial(add_route, router)
+        found = answer_of(ResponseAnswer, RESPONSE_EVENTS, _FORMS)
+        of_one = (errors.Unauthorized, errors.RequestNotFound, errors.RateLimited, errors.StoreUnavailable)
+        created = (*SUBMIT_FAILURES, errors.RequestNotFound)
+        add("POST", RESPONSES, self.create, "responses_create", found, created)
+        retrieved = (*of_one, errors.Overloaded, errors.Draining)
+        add("GET", ONE, self.retrieve, "responses_retrieve", found, retrieved)
+        cancelled = (*of_one, errors.UnsupportedMediaType)
+        add("POST", CANCEL, self.cancel, "responses_cancel", answer_of(ResponseAnswer), cancelled)
         return router
 
     async def create(self, request: Request) -> Response:
@@ -124,7 +88,7 @@ class ResponsesAPI:
         response_id: str,
         stream: bool = False,
         starting_after: Annotated[int | None, Query(ge=0)] = None,
-        include_obfuscation: bool = False,
+        include_obfuscation: Annotated[bool, Query(json_schema_extra={"const": False})] = False,
     ) -> Response:
         """A stored response in its present state; with `stream`, its events, all or those after a number."""
         call = begin(request, ONE, OPENAI)
@@ -173,7 +137,7 @@ class ResponsesAPI:
             return NOTHING, []
         record = await find_stored(self.gateway, caller, response_id, PARAM)
         if record.job.caller != caller.id:  # an administrator may look at it, and not go on from it
-            raise RequestNotFound("Response not found; it may have expired.", param=PARAM)
+            raise RequestNotFound(f"Response not found; it may have expired ({KEPT}).", param=PARAM)
         return await conversation(self.gateway, caller, record)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from penstock import errors
 from penstock.api.callers import authenticate
 from penstock.api.dialects import OPENAI, begin
-from penstock.api.requests import cancelled, find
+from penstock.api.requests import KEPT, cancelled, find
 from penstock.api.responses.body import PREFIX, notes_of, request_id_of
 from penstock.api.responses.chain import asked
 from penstock.api.responses.listing import listed
@@ -120,7 +120,7 @@ async def find_stored(gateway: Gateway, caller: Caller, response_id: str, param:
     record = None if request_id is None else await find(gateway, caller, request_id)
     notes = None if record is None else notes_of(record.job)
     if record is None or notes is None or not notes.store:
-        raise RequestNotFound("Response not found; it may have expired.", param=param)
+        raise RequestNotFound(f"Response not found; it may have expired ({KEPT}).", param=param)
     return record
 
 

@@ -2,7 +2,7 @@
 
 In this order: reasoning, if `reasoning_effort` asks for it; then the text that the prompt dictates (`script.py`), tool
 calls (`calls.py`), JSON for a `response_format` (`schema/`), or sentences. All but sentences end by themselves.
-Sentences end by themselves after 12 to 60 tokens, or run to `max_tokens`: `Ends`.
+Sentences end by themselves after 12 to 60 tokens, or run to `max_tokens` (256 where none is named): `Ends`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ Ends = Literal["auto", "natural", "length"]
 T = TypeVar("T")
 
 REASONING = {"minimal": 6, "low": 12, "medium": 24, "high": 48, "xhigh": 96}  # tokens
+OWN_MAX_TOKENS = 256
 JSON_LENGTH = 6  # characters of a JSON answer in a token
 
 
@@ -44,6 +45,12 @@ class Answer:
 
     def cut(self, max_tokens: int) -> Answer:
         return self if self.num_tokens <= max_tokens else Answer(self.token_of, max_tokens, "length")
+
+
+def most_tokens(job: Job) -> int:
+    """Where sentences end that do not end by themselves. Without a limit of the client the mock has one of its own."""
+    sampling = job.sampling
+    return sampling.max_tokens if sampling.max_tokens_given else min(sampling.max_tokens, OWN_MAX_TOKENS)
 
 
 NOTHING = Answer(lambda index: "", 0, "stop")
@@ -65,7 +72,7 @@ def answer_to(job: Job, ends: Ends = "auto", chain: bool = False) -> Answer:
         words = links(key) if chain else sentences(key)
         ignores_end, least = _extra(job, "ignore_eos", False), _extra(job, "min_tokens", 0)
         if ignores_end or ends == "length" or (ends == "auto" and job.messages is None):
-            answer = Answer(words, max(0, sampling.max_tokens - num_thoughts), "length")
+            answer = Answer(words, max(0, most_tokens(job) - num_thoughts), "length")
         else:
             answer = Answer(words, max(natural_length(key), least - num_thoughts), "stop")
     if sampling.logprobs is not None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from penstock.backends.base import Backend
-from penstock.backends.mock.answer import NOTHING, Ends, answer_to
+from penstock.backends.mock.answer import NOTHING, Ends, answer_to, most_tokens
 from penstock.backends.mock.script import trigger_of
 from penstock.backends.mock.text import token_source
 from penstock.backends.stop import StopMatcher
@@ -89,9 +89,9 @@ class MockBackend(Backend):
         )
 
     def expected(self, job: Job, num: int | None = None) -> list[str]:
-        """The first `num` (default: all `max_tokens`) tokens of the job's sentences, as if they did not end."""
+        """The first `num` (default: as many as there may be) tokens of the job's sentences, as if they did not end."""
         token_of = token_source(job, self._chain)
-        return [token_of(index) for index in range(job.sampling.max_tokens if num is None else num)]
+        return [token_of(index) for index in range(most_tokens(job) if num is None else num)]
 
     async def generate(self, batch: Batch) -> AsyncIterator[Event]:
         live = []

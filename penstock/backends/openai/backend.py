@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from penstock.backends.base import Backend, Embedded, Finish
 from penstock.backends.openai import embeddings
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
+from penstock.backends.openai.first_token import Patience
 from penstock.backends.openai.health import Health
 from penstock.backends.openai.http import Times, UpstreamHttp
 from penstock.backends.openai.options import ENGINE, Images, Upstream, build_tiers, read_accepts, read_resumes
@@ -131,7 +132,8 @@ class OpenAIBackend(Backend):
             model = ticket.tier.model or self.name or job.model
             body = embeddings.build(job, inputs, model)
             try:
-                data = await self._http.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body)
+                patience = _patience(plan, ticket, time.monotonic() + job.timeout_s)
+                data = await self._http.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body, patience)
                 done = embeddings.read(data, len(inputs))
                 self._upstreams.began(ticket, plan)
                 self._upstreams.leave(ticket, "ok")
@@ -158,7 +160,7 @@ class OpenAIBackend(Backend):
             ticket = await self._upstreams.take(plan, job.id)
             num_before = len(so_far)
             try:
-                async with aclosing(self._ask(ticket, job, so_far)) as answer:
+                async with aclosing(self._ask(ticket, job, so_far, _patience(plan, ticket, deadline_at))) as answer:
                     async for token in answer:
                         if isinstance(token, Finish):
                             self._upstreams.leave(ticket, "ok")
@@ -171,8 +173,7 @@ class OpenAIBackend(Backend):
                             raise too_much(max_chars, job.sampling.max_tokens)
                         so_far.append(token)
                         yield token
-                        if len(so_far) > 2 * job.sampling.max_tokens + SLACK:
-                            logger.error("an upstream ignores max_tokens", extra={"upstream": ticket.replica.name})
+                        if self._has_enough(job, len(so_far), ticket):
                             yield Finish("length")
                             return
             except UpstreamError as failure:
@@ -185,11 +186,22 @@ class OpenAIBackend(Backend):
             finally:
                 self._upstreams.leave(ticket, "cancelled")
 
-    async def _ask(self, ticket: Ticket, job: Job, so_far: Sequence[Token]) -> AsyncGenerator[Token | Finish, None]:
+    def _has_enough(self, job: Job, num_tokens: int, ticket: Ticket) -> bool:
+        """Whether to leave the engine: it was given no limit and reached ours, or it ignores the one given."""
+        if not job.sampling.max_tokens_given:
+            return num_tokens >= job.sampling.max_tokens
+        if num_tokens <= 2 * job.sampling.max_tokens + SLACK:
+            return False
+        logger.error("an upstream ignores max_tokens", extra={"upstream": ticket.replica.name})
+        return True
+
+    async def _ask(
+        self, ticket: Ticket, job: Job, so_far: Sequence[Token], patience: Patience
+    ) -> AsyncGenerator[Token | Finish, None]:
         tier = ticket.tier
         model = tier.model or self.name or job.model
         path, body = build(job, so_far, model, tier.engine, self._shape)
-        async with aclosing(self._http.ask(tier, ticket.replica, model, path, body, job.id)) as answer:
+        async with aclosing(self._http.ask(tier, ticket.replica, model, path, body, patience, job.id)) as answer:
             async for token in answer:
                 yield token
 
@@ -211,6 +223,10 @@ class OpenAIBackend(Backend):
             return
         # An error that the upstream reports is passed on; a break alone is `WorkerLost`, as a retry may help.
         raise WorkerLost(_LOST) if failure.reason in ("cut", "timeout", "unreachable") else failure.error
+
+
+def _patience(plan: RetryPlan, ticket: Ticket, deadline_at: float) -> Patience:
+    return Patience(lambda: plan.has_other(ticket.replica, ticket.tier, time.monotonic()), deadline_at)
 
 
 def _caller(job: Job) -> str:

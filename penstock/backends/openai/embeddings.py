@@ -1,6 +1,6 @@
 """Embeddings at an upstream: the body of a request to /embeddings, and its answer. Pure.
 
-Form: https://platform.openai.com/docs/api-reference/embeddings. All inputs of a job travel in one request.
+Form: https://platform.openai.com/docs/api-reference/embeddings. The inputs of a job travel some hundreds at a time.
 """
 
 from __future__ import annotations

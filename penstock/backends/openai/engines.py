@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Resume = Literal["prompt", "messages"]
+# How to ask an engine for as many tokens as its context holds: without a limit, with null, or not at all.
+Unlimited = Literal["left_out", "null", "never"]
 EngineName = Literal["any", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"]
 
 _EVERY = ("temperature", "top_p", "stop")
@@ -61,6 +63,8 @@ class Engine:
 
     `reasoning`: what it calls the reasoning of an earlier answer in its messages; () where it has no field for it.
 
+    `chat_unlimited`, `prompt_unlimited`: how a request of each kind asks for as many tokens as there is room for.
+
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
     `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what
     it can go on from in the middle of an answer. Ollama puts a prompt into the model's template too, so not that.
@@ -71,6 +75,8 @@ class Engine:
     in_template: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
     vision: str = ""
+    chat_unlimited: Unlimited = "left_out"
+    prompt_unlimited: Unlimited = "never"  # /completions without a limit gives 16 tokens, unless an engine knows better
     health: str = ""
     has_completions: bool = True
     continues: frozenset[Resume] = frozenset(("prompt", "messages"))
@@ -79,7 +85,11 @@ class Engine:
 ENGINES: dict[EngineName, Engine] = {
     "any": Engine(),
     "vllm": Engine(
-        (*_ALL, *_VLLM), in_template=_THINKING, reasoning=("reasoning", "reasoning_content"), health="/health"
+        (*_ALL, *_VLLM),
+        in_template=_THINKING,
+        reasoning=("reasoning", "reasoning_content"),
+        prompt_unlimited="null",
+        health="/health",
     ),
     "sglang": Engine((*_ALL, *_SGLANG), in_template=_THINKING, reasoning=("reasoning_content",), health="/health"),
     "llamacpp": Engine(
@@ -88,16 +98,19 @@ ENGINES: dict[EngineName, Engine] = {
         in_template=_THINKING,
         reasoning=("reasoning_content",),
         vision="/props",
+        prompt_unlimited="left_out",
         health="/health",
         continues=_PROMPT,
     ),
     "ollama": Engine(
         (*_USUAL, "response_format", "tools", "images", "reasoning_effort"),
+        prompt_unlimited="left_out",
         health="/api/version",
         continues=frozenset(),
     ),
     "tgi": Engine(
         (*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images"),
+        chat_unlimited="never",  # some of its releases give 100 tokens then
         health="/health",
         continues=_PROMPT,
     ),

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,8 +20,8 @@ import msgspec
 from penstock.backends.base import Finish
 from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, cut, malformed, of_status, timeout, unreachable
+from penstock.backends.openai.first_token import FirstToken, Patience
 from penstock.backends.openai.replicas import Replica, Tier
-from penstock.limit import Limit
 from penstock.rich_token import Token
 from penstock.sse import Decoder, SSEError
 from penstock.version import __version__
@@ -42,8 +42,8 @@ POOL_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds. `first_token_s` runs from the sending of the request, `idle_s` between two chunks after that. A
-    `Retry-After` counts up to `max_rest_s`.
+    """Seconds. `first_token_s` runs from the sending of the request (see `FirstToken`), `idle_s` between two chunks
+    after that. A `Retry-After` counts up to `max_rest_s`.
     """
 
     connect_s: float = 5.0
@@ -102,23 +102,22 @@ class UpstreamHttp:
         )
 
     async def ask(
-        self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, request_id: str = ""
+        self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, patience: Patience, request_id: str = ""
     ) -> AsyncGenerator[Token | Finish, None]:
         """Yield the answer's tokens, and a `Finish` at last."""
-        until = time.monotonic() + self._times.first_token_s
-        with self._client() as client:
-            response = await self._send(client, tier, replica, path, body, until)
+        with self._client() as client, closing(FirstToken(self._times.first_token_s, patience)) as limit:
+            response = await self._send(client, tier, replica, path, body, limit)
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
                 chunks = Chunks(model, tier.key, request_id)
                 if _is_whole(response):
-                    whole = chunks.feed_whole((await self._body(response, until)).decode("utf-8", "replace"))
+                    whole = chunks.feed_whole((await self._body(response, limit)).decode("utf-8", "replace"))
                     if whole is not None:
                         yield whole
                     yield chunks.finish()
                     return
-                async with aclosing(self._answer(response, chunks, until)) as answer:
+                async with aclosing(self._answer(response, chunks, limit)) as answer:
                     async for token in answer:
                         yield token
             except SSEError as error:
@@ -126,28 +125,27 @@ class UpstreamHttp:
             finally:
                 await response.aclose()
 
-    async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes) -> bytes:
-        """A whole answer of status 200, within `first_token_s`."""
-        until = time.monotonic() + self._times.first_token_s
-        with self._client() as client:
-            response = await self._send(client, tier, replica, path, body, until, accept="application/json")
+    async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, patience: Patience) -> bytes:
+        """A whole answer of status 200."""
+        with self._client() as client, closing(FirstToken(self._times.first_token_s, patience)) as limit:
+            response = await self._send(client, tier, replica, path, body, limit, accept="application/json")
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
-                return await self._body(response, until)
+                return await self._body(response, limit)
             finally:
                 await response.aclose()
 
-    async def _body(self, response: httpx2.Response, until: float) -> bytes:
+    async def _body(self, response: httpx2.Response, limit: FirstToken) -> bytes:
         data = bytearray()
         try:
-            async with asyncio.timeout(until - time.monotonic()):
+            with limit:
                 async for part in response.aiter_raw():
                     data += part
                     if len(data) > MAX_WHOLE_BYTES:
                         raise malformed(f"an answer of more than {MAX_WHOLE_BYTES} bytes")
         except TimeoutError:
-            raise timeout(f"sent no complete answer within {self._times.first_token_s:g} s") from None
+            raise timeout(f"sent no complete answer within {limit}") from None
         except httpx2.HTTPError as error:
             raise cut(type(error).__name__) from None
         return bytes(data)
@@ -180,7 +178,7 @@ class UpstreamHttp:
         replica: Replica,
         path: str,
         body: bytes,
-        until: float,
+        limit: FirstToken,
         accept: str = "text/event-stream",
     ) -> httpx2.Response:
         request = client.build_request(
@@ -190,45 +188,41 @@ class UpstreamHttp:
             headers={"content-type": "application/json", "accept": accept, **_key(tier)},
         )
         try:
-            async with asyncio.timeout(until - time.monotonic()):
+            with limit:
                 return await client.send(request, stream=True)
         except TimeoutError:
-            raise timeout(f"did not answer within {self._times.first_token_s:g} s") from None
+            raise timeout(f"did not answer within {limit}") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise unreachable(type(error).__name__) from None
         except httpx2.HTTPError as error:
             raise cut(type(error).__name__) from None
 
     async def _answer(
-        self, response: httpx2.Response, chunks: Chunks, until: float
+        self, response: httpx2.Response, chunks: Chunks, limit: FirstToken
     ) -> AsyncGenerator[Token | Finish, None]:
         decoder = Decoder(MAX_EVENT_BYTES)
-        has_begun = False
-        limit = Limit(until)
-        try:
-            async with aclosing(response.aiter_raw()) as raw:
-                while True:
-                    data = await self._read(raw, chunks, limit, has_begun=has_begun)
-                    # A last event may lack its blank line.
-                    events = decoder.feed(data or b"\n\n")
-                    for event in events:
-                        token = chunks.feed(event)
-                        if token is not None:
-                            has_begun = True
-                            yield token
-                    # Only chunks count: a proxy in front of an engine that hangs may send comments. The clock starts
-                    # after the last token was taken: a pause of the consumer is not the upstream's silence.
-                    if has_begun and events:
-                        limit.until = time.monotonic() + self._times.idle_s
-                    if not data:
-                        yield chunks.finish()
-                        return
-                    if chunks.has_ended or chunks.is_over:
-                        limit.until = min(limit.until, time.monotonic() + LINGER_S)
-        finally:
-            limit.close()
+        async with aclosing(response.aiter_raw()) as raw:
+            while True:
+                data = await self._read(raw, chunks, limit)
+                # A last event may lack its blank line.
+                events = decoder.feed(data or b"\n\n")
+                for event in events:
+                    token = chunks.feed(event)
+                    if token is not None:
+                        limit.has_begun = True
+                        yield token
+                # Only chunks count: a proxy in front of an engine that hangs may send comments. The clock starts
+                # after the last token was taken: a pause of the consumer is not the upstream's silence.
+                if limit.has_begun and events:
+                    limit.until = time.monotonic() + self._times.idle_s
+                if not data:
+                    yield chunks.finish()
+                    return
+                if chunks.has_ended or chunks.is_over:
+                    limit.has_begun = True
+                    limit.until = min(limit.until, time.monotonic() + LINGER_S)
 
-    async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, limit: Limit, *, has_begun: bool) -> bytes:
+    async def _read(self, raw: AsyncIterator[bytes], chunks: Chunks, limit: FirstToken) -> bytes:
         """The next bytes; b"" at the end of the stream. The end of the body is read too: it frees the connection."""
         try:
             with limit:
@@ -237,10 +231,10 @@ class UpstreamHttp:
                         return b""
                 return data
         except TimeoutError:
-            if has_begun:
-                failure = timeout(f"sent nothing for {self._times.idle_s:g} s")
+            if limit.has_begun:
+                failure = timeout(f"sent nothing for {self._times.idle_s:g} s (idle_s)")
             else:
-                failure = timeout(f"sent no token within {self._times.first_token_s:g} s")
+                failure = timeout(f"sent no token within {limit}")
         except httpx2.HTTPError as error:
             failure = cut(type(error).__name__)
         if chunks.has_ended or chunks.is_over:

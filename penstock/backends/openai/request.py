@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.backends.openai.engines import Engine, Resume
+from penstock.backends.openai.engines import Engine, Resume, Unlimited
 from penstock.errors import InvalidRequest, UnsupportedParameter
 from penstock.extras import GRAMMARS, REASONING, TEMPLATE
 from penstock.job import OPTIONAL_FIELDS, Job, Message, Sampling
@@ -28,6 +28,9 @@ ReasoningHistory = Literal["engine", "yes", "no"]
 _CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
 _CHAT_EXTRAS = (*TEMPLATE, *REASONING, "bad_words")
 _PLAIN = tuple(name for name in OPTIONAL_FIELDS if name not in ("logprobs", "stop", "tools"))
+# What an engine that cannot be asked without a limit is asked for, where the client names none: more may not fit into
+# its context, and would be refused.
+MAX_UNASKED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,9 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
     body |= {"n": 1, "stream": True}
     if shape.asks_usage:
         body["stream_options"] = {"include_usage": True}
-    # A token may have been more than one of the engine's, so this is at least what is left.
-    body[engine.names.get("max_tokens", "max_tokens") if is_chat else "max_tokens"] = max(
-        1, job.sampling.max_tokens - len(tokens)
-    )
+    limit = _limit(job.sampling, len(tokens), engine.chat_unlimited if is_chat else engine.prompt_unlimited)
+    if limit != "left_out":
+        body[engine.names.get("max_tokens", "max_tokens") if is_chat else "max_tokens"] = limit
     body |= _sampling(job.sampling, engine, is_chat)
     if job.user:
         body["user"] = job.user
@@ -99,6 +101,15 @@ def _extras(extras: Mapping[str, Any], engine: Engine, is_chat: bool, num_before
 
 def _needs_conversation(name: str) -> UnsupportedParameter:
     return UnsupportedParameter(f"{name!r} needs a conversation, not a prompt.", param=name)
+
+
+def _limit(sampling: Sampling, num_before: int, unlimited: Unlimited) -> int | Literal["left_out"] | None:
+    """The `max_tokens` to ask for: at least what is left, as a token may have been more than one of the engine's."""
+    if sampling.max_tokens_given:
+        return max(1, sampling.max_tokens - num_before)
+    if unlimited == "never":
+        return max(1, min(sampling.max_tokens, MAX_UNASKED) - num_before)
+    return None if unlimited == "null" else "left_out"
 
 
 def _sampling(sampling: Sampling, engine: Engine, is_chat: bool) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class RetryPlan:
             self._failed_now.clear()
         return picked
 
+    def has_other(self, replica: Replica, tier: Tier, now: float) -> bool:
+        """Whether this job could leave `replica`, where it is, for one that it has not tried and that is usable now."""
+        left = [each for each in self._tiers if self._num_costly[each.number] + (each is tier) < self._limits.tries]
+        return choose(left, now, {replica, *self._num_failed, *self._hopeless}, self.caller) is not None
+
     def failed(
         self,
         replica: Replica,

@@ -18,7 +18,7 @@ from penstock.gateway.relay.records import is_dead, outcome_of
 from penstock.gateway.relay.stream import RelayStream
 from penstock.job import Job
 from penstock.transports.base import LEASE_S, TICK_S, Bound, GatewayStore
-from penstock.transports.quota import answer_bytes
+from penstock.transports.quota import AHEAD_TOKENS, answer_bytes, booked_answer_bytes, booked_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,25 @@ class Keeper:
         """Remember how a request ended, for as long as the store keeps it."""
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
+    def grow(self, stream: RelayStream, now: float) -> None:
+        """Book more for an answer that grows, before its tokens are as many as were booked."""
+        num = booked_tokens(stream.job, len(stream.tokens))
+        if num > stream.num_booked:
+            stream.num_booked = num
+            num_bytes = booked_answer_bytes(stream.job, len(stream.tokens))
+            self._store.grow(stream.job, num_bytes, self._life_s(stream, now))
+
     def weigh(self, stream: RelayStream, keep_s: float | None) -> None:
         """Book the final size of a request for its caller. A dead one keeps its size, so that it can run again."""
-        if not is_dead(stream):
-            self._store.weigh(stream.job, answer_bytes(stream.job, stream.tokens), keep_s)
+        if is_dead(stream):
+            return
+        num_bytes = answer_bytes(stream.job, stream.tokens)
+        if len(stream.tokens) > AHEAD_TOKENS:  # a quick one may have more than it was booked for
+            self._store.grow(stream.job, num_bytes, self._life_s(stream, time.monotonic()))
+        self._store.weigh(stream.job, num_bytes, keep_s)
+
+    def _life_s(self, stream: RelayStream, now: float) -> float:
+        return max(0.0, stream.deadline_at - now) + self.retention_of(stream.job)
 
     def get(self, job_id: str) -> RelayStream | None:
         """How a request ended here, if that is remembered."""

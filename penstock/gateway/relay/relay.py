@@ -234,7 +234,11 @@ class Relay:
 
     def look(self, now: float) -> None:
         """One round of `watch`."""
-        self._patience.look(list(self._streams.values()), now)
+        streams = list(self._streams.values())
+        self._patience.look(streams, now)
+        for stream in streams:
+            if 2 * len(stream.tokens) > stream.num_booked and stream.end is None:
+                self.keeper.grow(stream, now)
         if self.keeper.expire(now):
             self._table.expire(self.keeper.ended.ids(now))
 

@@ -14,6 +14,7 @@ from penstock.event import Done, Event, Failed, Started, Terminal, Tokens
 from penstock.job import Job
 from penstock.rich_token import Token
 from penstock.transports.base import EndReason
+from penstock.transports.quota import booked_tokens
 
 MAX_SERVED = 32
 
@@ -36,11 +37,13 @@ class RelayStream:
     `cancel`: the reason with which the store was asked to end it, which the store may lose.
     `is_read`: a client may have a token from here, so none is dropped any more. `job.stream` is set before that, so
     that a store that is given the request back knows it too.
+    `num_booked`: the tokens of its answer that are booked for its caller.
     """
 
     __slots__ = (
         "asked_at", "attempt", "cancel", "deadline_at", "end", "ended_at", "first_token_at", "heard_at", "is_ended",
-        "is_followed", "is_read", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "readers",
+        "is_followed", "is_read", "is_restoring", "is_trusted", "job", "left_at", "meter", "num_asked", "num_booked",
+        "readers",
         "started_at", "submitted_at", "tokens", "verdict", "waiting_frames",
     )  # fmt: skip
 
@@ -60,6 +63,7 @@ class RelayStream:
         self.deadline_at = now + job.timeout_s
         self.is_trusted = True
         self.num_asked = 0
+        self.num_booked = booked_tokens(job)
         self.waiting_frames: deque[Event] | None = None
         self.readers: list[Reader] = []
 

@@ -13,7 +13,7 @@ from hiredis import ReplyError
 
 from penstock.errors import StorageQuota, StoreUnavailable
 from penstock.job import Job
-from penstock.transports.quota import REQUEST_BYTES, Recently, Share, most_answer_bytes
+from penstock.transports.quota import REQUEST_BYTES, Recently, Share, booked_answer_bytes
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.client import RedisClient
 from penstock.transports.redis.driver.command import Command, command
@@ -50,6 +50,10 @@ class CallerBooks:
         self._redis.request_conn(job.id).post(scripts.shorten(job.id, shorter).packed, 1)
         self._weighing.add(job.caller, (job.id, num_bytes, keep_ms, REQUEST_BYTES + len(shorter)))
 
+    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
+        size = REQUEST_BYTES + len(encode_job(job))
+        self._post(job.caller, scripts.book(job, size, num_bytes, ms(life_s), Share()))
+
     def prolong(self, job: Job, num_bytes: int, life_s: float) -> None:
         names = keys.job(job.id), keys.log(job.id)
         words = b"".join(command("PEXPIRE", name, ms(life_s), "GT").packed for name in names)
@@ -66,10 +70,10 @@ class CallerBooks:
         """Post what is waiting to be weighed."""
         self._weighing.flush()
 
-    def booking(self, job: Job, size: int, share: Share, keep_s: float | None = None) -> Command:
+    def booking(self, job: Job, size: int, share: Share, keep_s: float | None = None, num_tokens: int = 0) -> Command:
         """Books a job whose JSON has `size` bytes, for the longest that it may live, or for `keep_s`."""
         life_ms = ms(job.timeout_s) + self._lifetimes.retention_of(job) if keep_s is None else ms(keep_s)
-        return scripts.book(job, REQUEST_BYTES + size, most_answer_bytes(job), life_ms, share)
+        return scripts.book(job, REQUEST_BYTES + size, booked_answer_bytes(job, num_tokens), life_ms, share)
 
     def verdict(self, job: Job, size: int, share: Share, reply: list[int] | ReplyError) -> StorageQuota | None:
         """Interpret a booking's reply. A booking that fails does not fail the request."""
@@ -81,7 +85,7 @@ class CallerBooks:
             self._near.note(job.caller, time.monotonic())
         if is_booked:
             return None
-        wanted = REQUEST_BYTES + size + most_answer_bytes(job)
+        wanted = REQUEST_BYTES + size + booked_answer_bytes(job)
         return share.refusal(num, num_bytes, wanted, frees_in_ms / 1000)
 
     async def book_alone(self, job: Job, booking: Command) -> list[int] | ReplyError:
@@ -100,9 +104,11 @@ class CallerBooks:
         again: list[int] | ReplyError = booked
         return again
 
-    async def book_again(self, job: Job, keep_s: float | None = None) -> None:
-        """A request that was admitted before is stored anew: it counts, whatever the share. `keep_s`: it has ended."""
-        booking = self.booking(job, len(encode_job(job)), Share(), keep_s)
+    async def book_again(self, job: Job, num_tokens: int, keep_s: float | None = None) -> None:
+        """A request that was admitted before is stored anew, with `num_tokens` of its answer: it counts, whatever the
+        share. `keep_s`: it has ended.
+        """
+        booking = self.booking(job, len(encode_job(job)), Share(), keep_s, num_tokens)
         try:
             self.verdict(job, 0, Share(), await self.book_alone(job, booking))
         except StoreUnavailable as error:

@@ -185,7 +185,7 @@ class RedisGatewayStore(RedisBase, GatewayStore):
             pool, is_again = self._redis.pool, outcome == RESTORED_BEFORE
             await self._redis.ask("enqueue", pool.queue, scripts.enqueue(pool, job.id, 0, "head", is_again=is_again))
         if outcome == MADE_AGAIN:
-            await self._books.book_again(job)
+            await self._books.book_again(job, len(tokens))
         return bool(outcome)
 
     async def restore_end(self, outcome: Outcome, owner: str) -> bool:
@@ -203,7 +203,7 @@ class RedisGatewayStore(RedisBase, GatewayStore):
         if restored:
             await self._redis.ask("withdraw", pool.queue, scripts.withdraw(pool, job.id))
         if restored == MADE_AGAIN:
-            await self._books.book_again(job, outcome.keep_s)
+            await self._books.book_again(job, len(outcome.tokens), outcome.keep_s)
         return bool(restored)
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, State]:
@@ -226,6 +226,9 @@ class RedisGatewayStore(RedisBase, GatewayStore):
         names = keys.job(job_id).encode(), keys.log(job_id).encode()
         words = [_EXPIRE_SOONER % (len(name), name, len(after), after) for name in names]
         self._redis.request_conn(job_id).post(b"".join(words), len(words))
+
+    def grow(self, job: Job, num_bytes: int, life_s: float) -> None:
+        self._books.grow(job, num_bytes, life_s)
 
     def weigh(self, job: Job, num_bytes: int, keep_s: float | None) -> None:
         self._books.weigh(job, num_bytes, keep_s)

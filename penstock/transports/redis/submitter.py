@@ -9,11 +9,11 @@ from typing import Literal
 
 from hiredis import ReplyError
 
-from penstock.errors import QueueFull, StoreUnavailable
+from penstock.errors import StoreUnavailable
 from penstock.job import Job
 from penstock.limit import Limit
 from penstock.transports.base import NO_SHARE
-from penstock.transports.quota import Recently, Share
+from penstock.transports.quota import Recently, Share, queue_full
 from penstock.transports.redis import keys, scripts
 from penstock.transports.redis.books import CallerBooks
 from penstock.transports.redis.client import RedisClient
@@ -112,7 +112,7 @@ class Submitter:
             if depth == SHARE_FULL:
                 self._crowding.note(job.caller, time.monotonic())
                 raise share.queue_full()
-            raise QueueFull(f"The queue is full: {asked.max_depth} requests are waiting.")
+            raise queue_full(asked.max_depth)
         return int(depth) if depth >= 0 else asked.max_depth
 
     async def _take_back(self, job: Job) -> None:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from penstock.api.conversation import ConversationFields
 from penstock.api.hints import taken
 from penstock.api.intake import Draft, job_of
-from penstock.api.native import GenerateBody, TextAnswer, draft_of, generate_body, without_several
+from penstock.api.native import GenerateBody, draft_of, generate_body, without_several
+from penstock.api.native_answers import TextAnswer
 from penstock.api.openai import chat, completions
 from penstock.api.openai.chat import ChatBody
 from penstock.api.openai.completions import CompletionBody
@@ -159,9 +160,8 @@ def test_the_clients_options_are_the_fields_of_a_request() -> None:
 
 def test_every_field_of_the_sampling_is_reached_but_the_one_of_embeddings() -> None:
     more = {"logprobs": True, "tools": [TOOL], "response_format": {"type": "json_object"}}
-    assert set(_native({"prompt": "x"} | more).sampling) | {"max_tokens", "dimensions", "extras"} == set(
-        Sampling.__struct_fields__
-    )
+    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras"}
+    assert set(_native({"prompt": "x"} | more).sampling) | apart == set(Sampling.__struct_fields__)
     assert Sampling(**_native({"prompt": "x"}).sampling).named() == []
 
 

@@ -66,7 +66,12 @@ async def test_a_request_counts_as_the_work_that_it_is() -> None:
     assert await admission.charge(one, 1, charged=1) == {}
     with pytest.raises(RateLimited, match="counts as 16") as caught:
         await admission.charge(one, 16, charged=1)
-    assert caught.value.retry_after_s == pytest.approx(6.0, abs=0.5)  # five are missing, and one was spent for nothing
+    assert caught.value.retry_after_s == pytest.approx(
+        5.0, abs=0.5
+    )  # five are missing; the one that counted comes back
+    assert caught.value.headers == {}, "they would not be true any more"
+    assert (await admission.refund(one, 1))["x-ratelimit-remaining-requests"] == "11"
+    assert (await admission.charge(one))["x-ratelimit-remaining-requests"] == "10"
     assert (await admission.charge(one))["x-ratelimit-remaining-requests"] == "9"  # refused ones cost nothing
 
 
@@ -79,6 +84,8 @@ async def test_a_request_above_the_burst_gets_advice() -> None:
 async def test_work_is_counted_while_the_store_is_away() -> None:
     admission, one = gate(transport=Away(), rate_limit=RateLimit(60, 10)), Caller("", "203.0.113.1")
     assert (await admission.charge(one, 8))["x-ratelimit-remaining-requests"] == "2"
+    assert (await admission.refund(one, 8))["x-ratelimit-remaining-requests"] == "10"
+    assert await gate().refund(one, 8) == {}, "there is no limit"
 
 
 # ── who ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

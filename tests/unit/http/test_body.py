@@ -15,11 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.types import Message
 
-from penstock.errors import BodyTooLarge, InvalidRequest, PenstockError, SlowBody, UnsupportedMediaType
+from penstock.api.openai.chat import ChatBody, drafts_of
+from penstock.errors import BodyTooLarge, InvalidRequest, Overloaded, PenstockError, SlowBody, UnsupportedMediaType
 from penstock.http.body_bytes import ClientGone, check_bodiless, check_media_type, read_body
-from penstock.http.body_json import MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
+from penstock.http.body_json import MAX_DEPTH, MAX_KEYS, MAX_VALUES, num_marks, parse_json, validate
 from penstock.http.connection import WHOLE
 from penstock.http.field_errors import MAX_FAULTS
+from penstock.job import Job, Sampling
+from penstock.wire import decode_job, encode_job
 from tests.support.hostile import BAD_FIELDS, ODD_BUT_RIGHT, PARSER, Case
 
 SECRET = "the-secret-of-the-prompt"
@@ -124,14 +127,25 @@ def test_every_object_is_read_back(value: dict[str, Any], is_escaped: bool) -> N
     assert parse_json(json.dumps(value, ensure_ascii=is_escaped).encode(), max_depth=1000) == value
 
 
-@given(st.integers(1, 40))
+@given(st.integers(1, MAX_DEPTH + 8))
 def test_depth_is_counted_exactly(levels: int) -> None:
     data = b'{"a":' * levels + b'"]}[{"' + b"}" * levels
-    if levels <= 32:
+    if levels <= MAX_DEPTH:
         parse_json(data)
     else:
-        with pytest.raises(InvalidRequest, match="nested more than 32 levels"):
+        with pytest.raises(InvalidRequest, match=f"nested more than {MAX_DEPTH} levels"):
             parse_json(data)
+
+
+def test_objects_in_the_schema_of_a_tool_may_be_nested_sixty_deep() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(60):
+        schema = {"type": "object", "properties": {"a": schema}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": tools}
+    (draft,) = drafts_of(validate(ChatBody, parse_json(json.dumps(body).encode())))
+    assert draft.sampling["tools"] == tuple(tools)
+    assert decode_job(encode_job(Job(id="g.1", model="m", prompt="x", sampling=Sampling(tools=tuple(tools)))))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +327,7 @@ async def test_a_body_may_have_exactly_the_size() -> None:
 @pytest.mark.parametrize("headers", [{}, {"content-length": "3"}, {"content-length": "nonsense"}])
 async def test_size_is_counted_whatever_was_announced(headers: dict[str, str]) -> None:
     endless = (part(b"x" * 5000) for _ in iter(int, 1))
-    with pytest.raises(BodyTooLarge):
+    with pytest.raises(BodyTooLarge, match=r"larger than 100 bytes \(PENSTOCK_MAX_BODY_BYTES\)"):
         await read_body(request_of(endless, {"content-type": "application/json"} | headers), 100, 1.0)
 
 
@@ -324,8 +338,25 @@ async def test_a_body_that_announces_too_much_is_not_kept(length: str) -> None:
         await read_body(request, 100, 1.0)
 
 
+async def test_a_body_without_room_is_refused_as_soon_as_its_size_is_known() -> None:
+    held: list[int] = []
+
+    def hold(size: int) -> Overloaded | None:
+        held.append(size)
+        return Overloaded("No room.") if size > 60 else None
+
+    headers = {"content-type": "application/json"}
+    assert await read_body(request_of([part(b"x" * 60, False)], headers), 100, 1.0, hold=hold)
+    for more in ({"content-length": "61"}, {}):
+        request = request_of([part(b"x" * 50), part(b"x" * 50), part(b"x")], headers | more)
+        with pytest.raises(Overloaded) as refused:
+            await read_body(request, 100, 1.0, hold=hold)
+        assert refused.value.headers == {"connection": "close"}, "the rest of it is unread"
+    assert held == [60, 60, 61, 50, 100]
+
+
 async def test_a_slow_body_ends() -> None:
-    with pytest.raises(SlowBody):
+    with pytest.raises(SlowBody, match=r"within 0.02 s \(PENSTOCK_BODY_TIMEOUT_S\)"):
         await read_body(request_of([part(b"{")]), 100, 0.02)
 
 
@@ -423,6 +454,7 @@ def test_json_in_utf8_is_taken(headers: list[tuple[str, str]]) -> None:
         ([("content-type", JSON)], True),
         ([("authorization", "Bearer x")], True),
         ([("x-api-key", "x")], True),
+        ([("api-key", "x")], True),
     ],
     ids=str,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -21,10 +23,21 @@ from penstock.api.openai.completions import CompletionBody
 from penstock.api.openai.embeddings import EmbeddingBody
 from penstock.api.responses.body import ResponseBody
 from penstock.errors import InvalidRequest, Overloaded
-from penstock.http.large_bodies import LARGE_BYTES, LARGE_VALUES, MAX_WAITING, MAX_WAITING_OF_ONE, LargeBodies, is_large
+from penstock.http.large_bodies import (
+    LARGE_BYTES,
+    LARGE_VALUES,
+    MAX_HELD_BYTES,
+    MAX_HELD_BYTES_OF_ONE,
+    MAX_WAITING,
+    MAX_WAITING_OF_ONE,
+    SMALL_BYTES,
+    LargeBodies,
+    is_large,
+)
 from penstock.processes.announce import GC_THRESHOLD
 from tests.support.bodies import GENERATE, SHAPES, bodies
 from tests.support.serving import ask, post, serving
+from tests.support.upstream import Upstream
 
 MAX_HELD_S = 0.1
 
@@ -245,3 +258,46 @@ async def test_an_error_of_the_thread_is_raised_and_the_next_body_is_read() -> N
         with pytest.raises(InvalidRequest, match="no"):
             await large.run("a", fail)
     assert await large.run("a", lambda: 1) == 1
+
+
+# ── the bytes that are held ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_large_bodies_of_one_caller_and_of_all_have_so_many_bytes() -> None:
+    bodies, of_one = LargeBodies(), MAX_HELD_BYTES_OF_ONE
+    with contextlib.ExitStack() as stack:
+        for number in range(MAX_HELD_BYTES // of_one):
+            room = stack.enter_context(bodies.room(f"caller-{number}"))
+            assert room.hold(of_one // 2) is None
+            assert room.hold(of_one // 2 - 1) is None, "it is known already"
+            assert room.hold(of_one) is None, "half of it was held"
+            with bodies.room(f"caller-{number}") as more:
+                assert isinstance(more.hold(SMALL_BYTES + 1), Overloaded)
+                assert more.hold(SMALL_BYTES) is None, "a small one needs no room"
+        with bodies.room("another") as late:
+            assert isinstance(late.hold(SMALL_BYTES + 1), Overloaded)
+    assert bodies.num_held("caller-0") == (0, 0)
+    with bodies.room("another") as free:
+        assert free.hold(MAX_HELD_BYTES + 1) is None, "one always has room, however large the operator lets it be"
+    assert bodies.num_held("another") == (0, 0)
+
+
+async def test_a_photo_reaches_a_model_that_takes_images() -> None:
+    url = "data:image/png;base64," + "A" * (12 * 2**20)
+    photo = {"type": "image_url", "image_url": {"url": url}}
+    body = json.dumps({"max_tokens": 1, "messages": [{"role": "user", "content": [photo]}]}).encode()
+    text = json.dumps({"model": "words", "max_tokens": 1, "prompt": "a" * (12 * 2**20)}).encode()
+    async with Upstream() as up:
+        eyes = f"eyes=openai:url={up.url},images=data"
+        async with serving(models=f"{eyes};words=mock") as port, Pulse() as pulse:
+            assert (await post(port, GENERATE, body))[0] == 200
+            status, answer = await post(port, GENERATE, text)
+    assert up.seen[0].body["messages"][0]["content"] == [photo]
+    assert (status, b"PENSTOCK_MAX_BODY_BYTES" in answer) == (413, True)
+    assert pulse.held_s < 1.0
+
+
+async def test_without_such_a_model_it_is_too_large() -> None:
+    async with serving() as port:
+        status, answer = await post(port, GENERATE, b'{"prompt":"' + b"a" * 2**20 + b'"}')
+    assert (status, b"(PENSTOCK_MAX_BODY_BYTES)" in answer) == (413, True)

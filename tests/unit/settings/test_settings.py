@@ -108,7 +108,7 @@ def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
     assert settings.metrics_host == "::1"
     assert (settings.default_max_tokens, settings.default_timeout_s, settings.rate_limit_burst) == (100, 60.0, 100)
     assert Settings().rate_limit_burst == 1
-    assert (Settings().default_max_tokens, Settings().default_timeout_s) == (256, 600.0)
+    assert (Settings().default_max_tokens, Settings().default_timeout_s) == (32_768, 600.0)
 
 
 def test_without_any_model_there_is_mock(tmp_path: Path) -> None:

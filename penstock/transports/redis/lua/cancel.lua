@@ -65,9 +65,9 @@ local cancel = {}
 if not fence then
   local kind, tail = 'done', '"finish_reason":"cancelled"'
   if ARGV[2] == 'deadline' then
-    kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s."'
+    kind, tail = 'failed', '"code":"deadline_exceeded","message":"The request did not finish within its timeout_s (default: PENSTOCK_DEFAULT_TIMEOUT_S)."'
   elseif ARGV[2] == 'no_workers' then
-    kind, tail = 'failed', '"code":"no_workers","message":"No worker is there to run this."'
+    kind, tail = 'failed', '"code":"no_workers","message":"No worker has come to run this in time (PENSTOCK_NO_WORKER_GRACE_S)."'
   end
   fence = int(math.max(attempt + 1, now))
   frame = string.format('{"kind":"%s","id":"%s","attempt":%s,"seq":%s,%s}', kind, ARGV[1], fence, int(tokens), tail)

@@ -1,5 +1,6 @@
 #!lua
 -- charge: count a request, or several, against a limit (GCRA), on Redis' clock, shared by every gateway. Refused ones cost nothing.
+-- A negative number gives back what was counted, and is never refused; it leaves no more than a whole burst.
 -- The key holds the theoretical arrival time, in microseconds since 1.7e9 s (so that a double keeps fractions of one).
 -- KEYS  1 inference:rate:{<key>}
 -- ARGV  1 requests a minute   2 burst   3 as how many it counts, all or none of them (may be missing: 1)
@@ -18,7 +19,7 @@ local cost = interval * (ARGV[3] or 1)
 local early = arrival + cost - window - now
 if early > 0.01 then return {0, 0, math.ceil(arrival - now), math.ceil(early)} end
 
-arrival = arrival + cost
+arrival = math.max(arrival + cost, now)
 local life = string.format('%.0f', math.max(1000, math.ceil(2 * window / 1000)))
 redis.call('SET', KEYS[1], string.format('%.17g', arrival), 'PX', life)
 return {1, math.floor((window - (arrival - now)) / interval + 1e-6), math.ceil(arrival - now), 0}

@@ -109,7 +109,7 @@ if cancel and cancel ~= 'deadline' then
   return {'ended'}
 end
 if cancel or now >= deadline then
-  local message = 'The request did not finish within its timeout_s.'
+  local message = 'The request did not finish within its timeout_s (default: PENSTOCK_DEFAULT_TIMEOUT_S).'
   finish(frame('"failed"', ',"code":"deadline_exceeded","message":"' .. message .. '"'), retention)
   return {'ended'}
 end

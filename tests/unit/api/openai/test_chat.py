@@ -113,7 +113,8 @@ def test_every_field_of_a_chat_arrives() -> None:
     }
     assert (draft.max_tokens, draft.user, draft.metadata) == (9, "u", {"a": "b"})
     assert (draft.stream, draft.timeout_s, draft.on_disconnect) == (True, 5, "continue")
-    assert set(draft.sampling) | {"max_tokens", "dimensions", "extras"} == set(Sampling.__struct_fields__)
+    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras"}
+    assert set(draft.sampling) | apart == set(Sampling.__struct_fields__)
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
@@ -184,8 +185,8 @@ def test_an_image_is_on_the_web_or_in_the_request(url: str) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
-        ({"n": 17}, "n"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"n": 129}, "n"),
+        ({"stop": ["a"] * 33}, "stop"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"metadata": {"a": "b" * 513}}, "metadata.a"),
@@ -220,7 +221,7 @@ def test_completions_of_several_prompts_stand_in_their_order() -> None:
     drafts = _completion(prompt=["a", "b"], n=2, logprobs=0, max_tokens=3)
     assert [draft.prompt for draft in drafts] == ["a", "a", "b", "b"]
     assert {draft.sampling["logprobs"] for draft in drafts} == {0}
-    assert _refusal(_completion, prompt=["a"] * 9, n=2).param == "n"
+    assert _refusal(_completion, prompt=["a"] * 65, n=2).param == "n"
     assert _refusal(_completion, prompt=[1, 2]).param == "prompt.0"
     assert _refusal(_completion, suffix="x").param == "suffix"
 

@@ -162,7 +162,7 @@ async def test_a_client_that_reads_none_of_several_choices_is_cut_with_a_warning
         health.check(now, 15.0, 10.0)
     with caplog.at_level(logging.WARNING):
         await asked.answering
-    assert [record.message for record in caplog.records] == ["cut: the client does not read"]
+    assert [record.message for record in caplog.records] == ["cut: the client does not read (PENSTOCK_SLOW_READER_S)"]
     assert asked.call.outcome == "disconnected"
     assert not asked.gateway.keepalive.watched
 

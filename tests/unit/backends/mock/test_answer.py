@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.backends.mock.answer import REASONING, answer_to
+from penstock.backends.mock.answer import REASONING, Ends, answer_to
 from penstock.backends.mock.engine import MockBackend
 from penstock.backends.mock.sentences import natural_length
 from penstock.backends.mock.text import key_of
@@ -205,3 +205,12 @@ def test_fields_of_what_is_switched_off_are_not_accepted() -> None:
 async def test_reasoning_is_a_part_of_its_own() -> None:
     tokens = (await answered(chat(reasoning_effort="minimal"))).tokens
     assert [isinstance(token, RichToken) for token in tokens[:7]] == [True] * 6 + [False]
+
+
+@pytest.mark.parametrize("ends", ["auto", "length"])
+def test_where_no_limit_is_named_it_has_one_of_its_own(ends: Ends) -> None:
+    """A gateway's default is far more than a page."""
+    for most, num in ((100_000, 256), (100, 100)):
+        sampling = Sampling(max_tokens=most, max_tokens_given=False)
+        answer = answer_to(Job(id="j", model="m", prompt="x", sampling=sampling), ends)
+        assert (answer.num_tokens, answer.reason) == (num, "length")

@@ -16,7 +16,7 @@ from penstock.job import Batch, Claim, Message
 from penstock.metrics import Metrics
 from penstock.rich_token import Logprob, RichToken, ToolCall, join
 from tests.support.asking import PROMPT, TALK, Watch, ask, claim, done_of, failed_of, is_whole, running
-from tests.support.upstream import Upstream, tokens_of
+from tests.support.upstream import CONTEXT, Upstream, tokens_of
 from tests.support.waiting import wait_until
 
 KEY = "sk-very-secret-1"
@@ -152,6 +152,20 @@ async def test_an_answer_of_a_dead_worker_continues_if_the_model_declares_it() -
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_engine_that_was_asked_for_no_limit_is_left_at_ours() -> None:
+    async with Upstream("ignores_max_tokens") as up, running(up.url, engine="vllm") as backend:
+        said = await ask(backend, claim(messages=TALK, max_tokens=9, max_tokens_given=False))
+        await wait_until(lambda: up.num_open == 0, "the engine's stream to be closed")
+    assert (len(said.tokens), done_of(said).finish_reason) == (9, "length")
+    assert "max_tokens" not in up.seen[0].body
+
+
+async def test_an_engine_that_was_asked_for_no_limit_ends_by_itself() -> None:
+    async with Upstream() as up, running(up.url, engine="vllm") as backend:
+        said = await ask(backend, claim(messages=TALK, max_tokens=900, max_tokens_given=False))
+    assert len(said.tokens) == CONTEXT
 
 
 @pytest.mark.parametrize(("mood", "num"), [("hang", 0), ("hang_after=2", 2)])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.backends import base
 from penstock.backends.base import Embedded
 from penstock.backends.openai import embeddings
 from penstock.backends.openai.failures import UpstreamError
@@ -48,6 +49,16 @@ async def test_all_inputs_in_one_request_tried_elsewhere_like_any_other() -> Non
         short = await ask(backend, claim(inputs=("a", "b"), dimensions=1))
         assert vectors_of(short.tokens) == [[1.0], [1.0]]
     assert watch.outcomes() == ["server_error", "ok", "ok", "ok"]
+
+
+async def test_many_inputs_travel_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "EMBEDDED_AT_ONCE", 2)
+    inputs = ("a", "bcd", "ef", "g", "hi")
+    async with Upstream() as up, running(up.url, task="embed") as backend:
+        said = await ask(backend, claim(inputs=inputs))
+        assert [vector[0] for vector in vectors_of(said.tokens)] == [1, 3, 2, 1, 2]
+        assert [one.body["input"] for one in up.seen] == [["a", "bcd"], ["ef", "g"], ["hi"]]
+        assert done_of(said).usage == Usage(5, 0)
 
 
 async def test_too_few_are_an_error_and_are_tried_again() -> None:

@@ -240,6 +240,31 @@ def test_a_continued_answer_sends_its_tokens_and_asks_for_the_missing_ones(token
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("engine", "talk", "prompt"),
+    [
+        ("any", None, 1024), ("vllm", None, "null"), ("sglang", None, 1024), ("llamacpp", None, None),
+        ("ollama", None, None), ("tgi", 1024, 1024), ("openai", None, None),
+    ],
+)  # fmt: skip
+def test_where_no_limit_is_named_an_engine_is_asked_for_all_that_it_has_room_for(
+    engine: str, talk: int | None, prompt: int | str | None
+) -> None:
+    """None: the field is left out."""
+    sampling = Sampling(max_tokens=5000, max_tokens_given=False)
+    name = ENGINES[engine].names.get("max_tokens", "max_tokens")  # type: ignore[index]
+    for job, most in (
+        (Job(id="j", model="m", messages=TALK, sampling=sampling), talk),
+        (Job(id="j", model="m", prompt="p", sampling=sampling), prompt),
+    ):
+        _, body = body_of(job, engine=engine)
+        assert "max_tokens_given" not in body
+        if most is None:
+            assert not {name, "max_tokens"} & set(body)
+        else:
+            assert body[name] == (None if most == "null" else most)
+
+
 def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
     prompt, talk = Job(id="j", model="m", prompt="p"), Job(id="j", model="m", messages=TALK)
     scored = RichToken("a", logprobs=(Logprob("a", -1.0),))

@@ -260,6 +260,22 @@ def test_a_replica_is_charged_once_another_answers_what_it_failed() -> None:
     assert one.convicted(bad.replica) == [], "it has answered the request itself"
 
 
+def test_a_slow_replica_is_left_only_for_one_that_was_not_asked_and_can_take_the_request() -> None:
+    (tier,) = tiers = site(2, slots=1)
+    slow, other = tier.replicas
+    one = plan(tiers, tries=2)
+    assert one.has_other(slow, tier, 0.0)
+    other.num_open = 1
+    assert not one.has_other(slow, tier, 0.0), "it is full"
+    other.num_open = 0
+    assert not plan(tiers, tries=1).has_other(slow, tier, 0.0), "the only try is used up"
+    first, second = both = site(1, 1)
+    assert plan(both, tries=1).has_other(first.replicas[0], first, 0.0), "another tier has tries of its own"
+    assert not plan([second], tries=1).has_other(second.replicas[0], second, 0.0)
+    one.failed(slow, tier, timeout("x"), 0.0)
+    assert not one.has_other(other, tier, 60.0), "both were asked"
+
+
 def test_tokens_renew_the_patience() -> None:
     one = plan(site(1), tries=1, retry_s=10.0)
     picked = go(one)

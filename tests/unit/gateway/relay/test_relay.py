@@ -19,7 +19,7 @@ from penstock.gateway.relay.stream import MAX_SERVED, run_push, wait_changed
 from penstock.job import Claim, Job, OnDisconnect, Sampling
 from penstock.metrics import Metrics
 from penstock.rich_token import text_of
-from penstock.transports import memory
+from penstock.transports import memory, quota
 from penstock.transports.base import EndReason
 from penstock.transports.memory import MemoryTransport
 from penstock.transports.memory_state import Entry
@@ -993,6 +993,44 @@ async def test_a_queued_job_in_no_list_is_pushed_again(rig: Rig, monkeypatch: py
     await rig.transport.take("w1", 1)
     forget(rig.transport, "lists")  # what a bare BLPOP leaves behind
     await wait_until(lambda: rig.transport.snapshot().queue == [stream.job.id], "it was pushed again")
+
+
+# ── what an answer counts with ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_answer_is_booked_ahead_of_its_tokens(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    booked: list[int] = []
+    grow = rig.transport.grow
+
+    def grown(job: Job, num_bytes: int, life_s: float) -> None:
+        assert 0 < life_s <= job.timeout_s + 60.0
+        booked.append(num_bytes // quota.TOKEN_BYTES)
+        grow(job, num_bytes, life_s)
+
+    monkeypatch.setattr(rig.transport, "grow", grown)
+    job = Job(id="g1.1", model="mock", prompt="x", sampling=Sampling(max_tokens=9_000), caller="bob")
+    stream = (await rig.relay.open(job)).stream
+    (claim,) = await rig.transport.claim("w1", await rig.transport.take("w1", 1))
+    for num, seen in ((2_000, []), (2_000, [8_192]), (2_000, [8_192, 9_000]), (2_000, [8_192, 9_000])):
+        await rig.transport.emit("w1", [Tokens(job.id, claim.attempt, len(stream.tokens), tokens=("a",) * num)])
+        rig.relay.look(time.monotonic())
+        assert booked == seen
+    assert rig.transport._books.bytes_of("bob") > 9_000 * quota.TOKEN_BYTES
+    await rig.transport.emit("w1", [Done(job.id, claim.attempt, 8_000, finish_reason="stop")])
+    rig.relay.leave(stream.readers[0], is_delivered=True)
+    assert booked[-1] == 8_000
+    assert rig.transport._books.bytes_of("bob") < 8_100 * quota.TOKEN_BYTES
+
+
+async def test_a_quick_answer_counts_with_all_of_its_tokens(rig: Rig) -> None:
+    """One that ends before the gateway looks."""
+    job = Job(id="g1.1", model="mock", prompt="x", sampling=Sampling(max_tokens=9_000), caller="bob")
+    stream = (await rig.relay.open(job)).stream
+    (claim,) = await rig.transport.claim("w1", await rig.transport.take("w1", 1))
+    end = Done(job.id, claim.attempt, 0, tokens=("a",) * 9_000, finish_reason="length")
+    await rig.transport.emit("w1", [end])
+    rig.relay.leave(stream.readers[0], is_delivered=True)
+    assert rig.transport._books.bytes_of("bob") >= 9_000 * quota.TOKEN_BYTES
 
 
 async def test_a_request_that_another_gateway_has_deleted_is_not_remembered_here(rig: Rig) -> None:
