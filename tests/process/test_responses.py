@@ -204,6 +204,8 @@ def test_a_response_that_is_not_stored_cannot_be_retrieved(client: OpenAI) -> No
         lambda: client.responses.retrieve(kept.id),
         lambda: client.responses.cancel(kept.id),
         lambda: client.responses.create(model="mock", input="x", previous_response_id=kept.id),
+        lambda: client.responses.delete(kept.id),
+        lambda: client.responses.input_items.list(kept.id),
         lambda: client.responses.retrieve("resp_nonsense"),
     ]
     for call in calls:
@@ -213,9 +215,29 @@ def test_a_response_that_is_not_stored_cannot_be_retrieved(client: OpenAI) -> No
     chat = client.chat.completions.create(model="mock", messages=[{"role": "user", "content": "x"}], max_tokens=1)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(chat.id.replace("chatcmpl-", "resp_"))
-    with pytest.raises(openai.APIStatusError) as undeletable:
-        client.responses.delete(kept.id)
-    assert undeletable.value.status_code == 405
+
+
+def test_an_answer_is_one_conversation_in_three_ways(client: OpenAI) -> None:
+    """By value, by reference, and by the response's id: the model answers the same."""
+    asked: Any = {"model": "mock", "max_output_tokens": 6}
+    first = client.responses.create(**asked, input="hello")
+    hello: Any = {"role": "user", "content": "hello"}
+    more: Any = {"role": "user", "content": "more"}
+    values: list[Any] = [item.model_dump() for item in first.output]
+    references: list[Any] = [{"type": "item_reference", "id": item.id} for item in first.output]
+    ways: list[dict[str, Any]] = [{"input": [hello, *between, more]} for between in (values, references)]
+    ways.append({"input": [more], "previous_response_id": first.id})
+    answers = [client.responses.create(**asked, **way) for way in ways]
+    assert len({answer.output_text for answer in answers}) == 1
+    assert len({answer.usage.input_tokens for answer in answers if answer.usage}) == 1
+    texts = [
+        [item.to_dict()["content"][0]["text"] for item in client.responses.input_items.list(answer.id, order="asc")]  # type: ignore[index]
+        for answer in answers
+    ]
+    assert texts == [["hello", first.output_text, "more"]] * 3
+    with pytest.raises(openai.NotFoundError, match="not the id of an item") as unknown:
+        client.responses.create(**asked, input=[hello, {"type": "item_reference", "id": "msg_g1.gone_0"}])
+    assert unknown.value.param == "input.1.id"
 
 
 def test_failures(client: OpenAI) -> None:
@@ -298,6 +320,8 @@ def test_only_ones_own_responses_are_seen(tmp_path: Path) -> None:
                 lambda: yours.responses.retrieve(found.id),
                 lambda: yours.responses.retrieve(found.id, stream=True),
                 lambda: yours.responses.cancel(found.id),
+                lambda: yours.responses.delete(found.id),
+                lambda: yours.responses.input_items.list(found.id),
                 lambda: yours.responses.create(model="mock", input="x", previous_response_id=found.id),
             ]
             for call in calls:
@@ -305,6 +329,26 @@ def test_only_ones_own_responses_are_seen(tmp_path: Path) -> None:
                     call()
             with pytest.raises(openai.AuthenticationError):
                 yours.with_options(api_key="wrong").responses.retrieve(found.id)
+
+
+async def test_a_response_that_one_gateway_has_deleted_is_gone_at_every_other(redis_url: str) -> None:
+    with site(redis_url) as fleet:
+        fleet.worker("--model", "mock=mock:step_ms=20,ends=length")
+        fleet.gateway(), fleet.gateway()
+        here, there = (AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=3) for url in fleet.gateways)
+        async with here, there:
+            ended = await here.responses.create(model="mock", input="x", max_output_tokens=2, background=True)
+            running = await here.responses.create(model="mock", input="x", max_output_tokens=5000, background=True)
+
+            async def is_over() -> bool:
+                return (await there.responses.retrieve(ended.id)).status == "incomplete"
+
+            await wait_until_async(is_over, "it has ended")
+            for response in (ended, running):
+                await there.responses.delete(response.id)
+                for client in (here, there):
+                    with pytest.raises(openai.NotFoundError):
+                        await client.responses.retrieve(response.id)
 
 
 async def test_a_stream_continues_at_another_gateway_when_its_own_is_killed(redis_url: str) -> None:
