@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from penstock.errors import StoreUnavailable
 from penstock.event import Done, Terminal
@@ -59,13 +59,16 @@ class Keeper:
         """Remember how a request ended, for as long as the store keeps it."""
         self.ended.keep(stream, stream.ended_at + self.retention_of(stream.job, stream.end))
 
-    def grow(self, stream: RelayStream, now: float) -> None:
-        """Book more for an answer that grows, before its tokens are as many as were booked."""
-        num = booked_tokens(stream.job, len(stream.tokens))
-        if num > stream.num_booked:
-            stream.num_booked = num
-            num_bytes = booked_answer_bytes(stream.job, len(stream.tokens))
-            self._store.grow(stream.job, num_bytes, self._life_s(stream, now))
+    def grow(self, streams: Iterable[RelayStream], now: float) -> None:
+        """Book more for answers that grow, before their tokens are as many as were booked."""
+        for stream in streams:
+            num_tokens = len(stream.tokens)
+            if 2 * num_tokens <= stream.num_booked or stream.end is not None:
+                continue
+            num = booked_tokens(stream.job, num_tokens)
+            if num > stream.num_booked:
+                stream.num_booked = num
+                self._store.grow(stream.job, booked_answer_bytes(stream.job, num_tokens), self._life_s(stream, now))
 
     def weigh(self, stream: RelayStream, keep_s: float | None) -> None:
         """Book the final size of a request for its caller. A dead one keeps its size, so that it can run again."""

@@ -236,9 +236,7 @@ class Relay:
         """One round of `watch`."""
         streams = list(self._streams.values())
         self._patience.look(streams, now)
-        for stream in streams:
-            if 2 * len(stream.tokens) > stream.num_booked and stream.end is None:
-                self.keeper.grow(stream, now)
+        self.keeper.grow(streams, now)
         if self.keeper.expire(now):
             self._table.expire(self.keeper.ended.ids(now))
 
