@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
+from pydantic import BaseModel
 
+from penstock.api import native
+from penstock.api.anthropic import body as anthropic
+from penstock.api.anthropic.body import MessagesBody
 from penstock.api.fields import MAX_INPUTS
 from penstock.api.intake import Draft, job_of
+from penstock.api.native import GenerateBody
+from penstock.api.ollama import body as ollama
+from penstock.api.ollama.body import OllamaChatBody, OllamaGenerateBody
+from penstock.api.openai import chat, completions
+from penstock.api.openai.chat import ChatBody
+from penstock.api.openai.completions import CompletionBody
+from penstock.api.responses import body as responses
+from penstock.api.responses.body import ResponseBody
 from penstock.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
+from penstock.http.body_json import validate
 from penstock.job import Job
 from penstock.metrics import Metrics
 from penstock.settings import Settings
@@ -20,6 +34,7 @@ from penstock.transports.memory import MemoryTransport
 from tests.support.serving import serving
 
 MIB = 2**20
+HI = [{"role": "user", "content": "hi"}]
 LEFT = "x-ratelimit-remaining-requests"
 
 
@@ -123,3 +138,25 @@ async def test_a_part_of_a_request_that_is_beyond_the_rate_costs_nothing() -> No
             assert answer.headers.get_list(LEFT) == ["1"]
             assert 119 <= int(answer.headers["retry-after"]) <= 120, "two are missing"
         assert (await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})).status_code == 200
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("body", "draft", "asked"),
+    [
+        (GenerateBody, native.draft_of, {"prompt": "x"}),
+        (ChatBody, chat.drafts_of, {"messages": HI}),
+        (CompletionBody, completions.drafts_of, {"prompt": "x"}),
+        (MessagesBody, anthropic.draft_of, {"messages": HI, "model": "m", "max_tokens": 5}),
+        (ResponseBody, responses.draft_of, {"input": "x"}),
+        (OllamaChatBody, ollama.chat_draft_of, {"messages": HI}),
+        (OllamaGenerateBody, ollama.generate_draft_of, {"prompt": "x"}),
+    ],
+)
+def test_every_api_tells_the_store_whether_a_client_reads_token_by_token(
+    body: type[BaseModel], draft: Callable[[Any], Any], asked: dict[str, Any], is_stream: bool
+) -> None:
+    """What is not marked as a stream may begin again in the middle of its answer."""
+    made = draft(validate(body, asked | {"stream": is_stream}))
+    (one,) = made if isinstance(made, list) else [made]
+    assert one.stream is is_stream
