@@ -15,6 +15,7 @@ from penstock.api.anthropic.dialect import ANTHROPIC
 from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.ollama import routes as ollama_routes
+from penstock.api.ollama.answers import OllamaErrorAnswer
 from penstock.api.ollama.body import (
     OllamaChatBody,
     OllamaEmbedBody,
@@ -67,7 +68,8 @@ class ApiTable:
 
     def envelope(self, path: str) -> type[BaseModel]:
         """The form of the errors at `path`."""
-        return ErrorAnswer if self.dialect(path) is None else AnthropicErrorAnswer
+        dialect = self.dialect(path)
+        return ErrorAnswer if dialect is None else OllamaErrorAnswer if dialect is OLLAMA else AnthropicErrorAnswer
 
 
 def apis_of(gateway: Gateway) -> ApiTable:

@@ -38,22 +38,24 @@ Failures = tuple[type[PenstockError], ...]
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """A stream: the data of each of its events is one of `kinds`. `name`: of their union in the document.
+    """A stream: the data of each of its events, or each of its lines, is one of `kinds`.
 
-    `discriminator`: the field whose value names the kind; empty where there is none.
+    `name`: of their union in the document. `discriminator`: the field whose value names the kind; empty where there is
+    none.
     """
 
     name: str
     kinds: tuple[type[BaseModel], ...]
     discriminator: str = ""
     example: str = ""
+    media_type: str = "text/event-stream"
 
     @property
     def content(self) -> dict[str, Any]:
         """OpenAPI 3.1 has no form for the items of a stream. By the convention that OpenAI's own document follows, and
         that generators of clients understand, the schema is that of one event's data."""
         schema = {"schema": {"$ref": SCHEMAS.format(model=self.name)}}
-        return {"text/event-stream": schema | ({"example": self.example} if self.example else {})}
+        return {self.media_type: schema | ({"example": self.example} if self.example else {})}
 
 
 class Documented(dict[str, Any]):

@@ -15,7 +15,11 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
-from schemathesis.checks import content_type_conformance, status_code_conformance
+from schemathesis.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from schemathesis.core.result import Ok
 
 from tests.support import reading
@@ -177,7 +181,7 @@ async def test_prompts_are_never_logged(fleet: Site, url: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_schemathesis_finds_only_documented_answers(url: str, mode: GenerationMode) -> None:
-    """The whole OpenAPI document, with valid and with invalid data: every answer is a documented one."""
+    """The whole document, with valid and with invalid data: every answer is documented, and of its schema."""
     num_examples = settings().max_examples // 4  # of each operation; more with --hypothesis-profile=deep
     statuses: set[int] = set()
     for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
@@ -191,7 +195,8 @@ def test_schemathesis_finds_only_documented_answers(url: str, mode: GenerationMo
         def check(case: schemathesis.Case[Any]) -> None:
             answer = case.call(timeout=60.0)
             statuses.add(answer.status_code)
-            case.validate_response(answer, checks=[status_code_conformance, content_type_conformance])
+            checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+            case.validate_response(answer, checks=checks)
 
         check()
     assert not {status for status in statuses if status >= 500} - {503, 504}

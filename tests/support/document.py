@@ -44,6 +44,9 @@ class Document:
         self.asked.add((method.lower(), template, str(status)))
         if kind == "text/event-stream":
             self.check_events(schema, body)
+        elif kind == "application/x-ndjson":
+            for line in body.splitlines():
+                self.check_value(schema, json.loads(line))
         elif kind == "application/json":
             self.check_value(schema, json.loads(body))
 

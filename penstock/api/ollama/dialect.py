@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
 from penstock.errors import PenstockError
 from penstock.http.edge import Call, Dialect
-
-
-class OllamaErrorAnswer(BaseModel):
-    """Ollama's envelope."""
-
-    error: str
 
 
 class OllamaDialect(Dialect):

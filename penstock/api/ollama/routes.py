@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeVar
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
+from penstock.api.answer import AnswerResponse
+from penstock.api.answer_fields import timings
 from penstock.api.callers import authenticate
 from penstock.api.dialects import begin
 from penstock.api.hints import Api, taken
 from penstock.api.intake import Received, admit_and_submit, receive
 from penstock.api.ollama.answers import (
+    CHAT_LINES,
+    GENERATE_LINES,
     LINES,
     OllamaChatAnswer,
+    OllamaDetails,
     OllamaEmbedAnswer,
     OllamaEmbeddingAnswer,
-    OllamaEmbedResponse,
     OllamaGenerateAnswer,
     OllamaModelAnswer,
     OllamaModelList,
-    OllamaResponse,
     OllamaRunningAnswer,
     OllamaRunningList,
     OllamaShowAnswer,
@@ -40,14 +46,18 @@ from penstock.api.ollama.body import (
     chat_draft_of,
     generate_draft_of,
 )
-from penstock.api.ollama.dialect import OLLAMA, OllamaErrorAnswer
-from penstock.api.ollama.lines import loaded, stamp
-from penstock.errors import InvalidRequest
+from penstock.api.ollama.dialect import OLLAMA
+from penstock.api.ollama.lines import Lines, lines_of, loaded, nanoseconds, stamp
+from penstock.api.opened import Opened
+from penstock.errors import InvalidRequest, PenstockError
+from penstock.event import Done, Terminal
 from penstock.fleet import Capabilities
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
+from penstock.gateway.relay import Reader
 from penstock.http.edge import Call
-from penstock.http.openapi import SUBMIT_ERRORS, error_responses
+from penstock.http.openapi import SUBMIT_FAILURES, AnswerModel, add_route, answer_of
+from penstock.rich_token import RichToken, Token, decode_vector
 
 CHAT = "/api/chat"
 GENERATE = "/api/generate"
@@ -62,7 +72,8 @@ SPOKEN = "0.12.11"  # the release of Ollama whose API this is: clients ask for i
 NEVER = "9999-12-31T23:59:59Z"
 
 _Body = TypeVar("_Body", bound=BaseModel)
-_Documented = dict[int | str, dict[str, Any]]
+_FORMS = "The whole answer; or, unless `stream` is false, its lines."
+_DETAILS = OllamaDetails(parent_model="", format="", family="", families=[], parameter_size="", quantization_level="")
 
 
 class OllamaAPI:
@@ -73,27 +84,24 @@ class OllamaAPI:
         self.started_at = time.time()
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        refused = _in_its_form(error_responses(errors.Unauthorized, errors.RateLimited))
-        asked = refused | _in_its_form(
-            error_responses(errors.InvalidRequest, errors.UnsupportedMediaType, errors.ModelNotFound)
+        router = APIRouter(tags=["ollama"])
+        add = partial(add_route, router)
+        known = (errors.Unauthorized, errors.RateLimited)
+        asked = (*known, errors.SlowBody, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.Overloaded)
+        of_one = (*asked, errors.ModelNotFound, errors.ModelNotAllowed)
+        chat, text = (
+            answer_of(OllamaChatAnswer, CHAT_LINES, _FORMS),
+            answer_of(OllamaGenerateAnswer, GENERATE_LINES, _FORMS),
         )
-        submitted = _in_its_form(SUBMIT_ERRORS)
-
-        def add(path: str, route: Any, method: str, answer: type[BaseModel], others: _Documented) -> None:
-            kind: dict[str, Any] = {"model": answer, "description": answer.__doc__ or "The answer in Ollama's form."}
-            if path in (CHAT, GENERATE):
-                kind["content"] = {LINES: {"schema": {"$ref": f"#/components/schemas/{answer.__name__}"}}}
-            router.add_api_route(path, route, methods=[method], response_model=None, responses={200: kind, **others})
-
-        add(CHAT, self.chat, "POST", OllamaChatAnswer, submitted)
-        add(GENERATE, self.generate, "POST", OllamaGenerateAnswer, submitted)
-        add(EMBED, self.embed, "POST", OllamaEmbedAnswer, submitted)
-        add(EMBEDDINGS, self.embeddings, "POST", OllamaEmbeddingAnswer, submitted)
-        add(SHOW, self.show, "POST", OllamaShowAnswer, asked)
-        add(TAGS, self.tags, "GET", OllamaModelList, refused)
-        add(RUNNING, self.running, "GET", OllamaRunningList, refused)
-        add(VERSION, self.version, "GET", OllamaVersionAnswer, refused)
+        add("POST", CHAT, self.chat, "ollama_chat", chat, SUBMIT_FAILURES)
+        add("POST", GENERATE, self.generate, "ollama_generate", text, SUBMIT_FAILURES)
+        add("POST", EMBED, self.embed, "ollama_embed", answer_of(OllamaEmbedAnswer), SUBMIT_FAILURES)
+        vector = answer_of(OllamaEmbeddingAnswer)
+        add("POST", EMBEDDINGS, self.embeddings, "ollama_embeddings", vector, SUBMIT_FAILURES)
+        add("POST", SHOW, self.show, "ollama_show", answer_of(OllamaShowAnswer), of_one)
+        add("GET", TAGS, self.tags, "ollama_tags", answer_of(OllamaModelList), known)
+        add("GET", RUNNING, self.running, "ollama_ps", answer_of(OllamaRunningList), known)
+        add("GET", VERSION, self.version, "ollama_version", answer_of(OllamaVersionAnswer), known)
         return router
 
     async def chat(self, request: Request) -> Response:
@@ -135,18 +143,29 @@ class OllamaAPI:
         if asked is None:
             raise InvalidRequest("'model' is required.", param="model")
         _, can = self.gateway.admission.choose_model(asked, received.caller)
-        return _json(OllamaShowAnswer(capabilities=_abilities(can), modified_at=stamp(self.started_at)))
+        shown = OllamaShowAnswer(
+            license="",
+            modelfile="",
+            parameters="",
+            template="",
+            details=_DETAILS,
+            model_info={},
+            capabilities=_abilities(can),
+            modified_at=stamp(self.started_at),
+        )
+        return _json(shown)
 
     async def tags(self, request: Request) -> Response:
         """The models that live workers serve and the caller may use."""
         caller = await authenticate(self.gateway, request, begin(request, TAGS, OLLAMA))
-        return _json(OllamaModelList(models=[OllamaModelAnswer(**one) for one in self._models(caller)]))
+        return _json(OllamaModelList(models=self._models(caller)))
 
     async def running(self, request: Request) -> Response:
         """The same models: all of them are loaded."""
         caller = await authenticate(self.gateway, request, begin(request, RUNNING, OLLAMA))
-        models = [OllamaRunningAnswer(expires_at=NEVER, **one) for one in self._models(caller)]
-        return _json(OllamaRunningList(models=models))
+        models = self._models(caller)
+        running = [OllamaRunningAnswer(**dict(model), size_vram=0, expires_at=NEVER) for model in models]
+        return _json(OllamaRunningList(models=running))
 
     async def version(self, request: Request) -> Response:
         """The version of Ollama's API that is spoken here. Penstock's own is at `/version`."""
@@ -177,13 +196,73 @@ class OllamaAPI:
         body = loaded(name, time.time(), is_chat=is_chat)
         return Response(body, media_type=LINES if is_stream else "application/json")
 
-    def _models(self, caller: Caller) -> list[dict[str, Any]]:
+    def _models(self, caller: Caller) -> list[OllamaModelAnswer]:
         names = [name for name in sorted(self.gateway.pool.models) if caller.key is None or caller.key.may_use(name)]
         at = stamp(self.started_at)
         return [
-            {"name": name, "model": name, "modified_at": at, "digest": hashlib.sha256(name.encode()).hexdigest()}
+            OllamaModelAnswer(
+                name=name,
+                model=name,
+                modified_at=at,
+                size=0,
+                digest=hashlib.sha256(name.encode()).hexdigest(),
+                details=_DETAILS,
+            )
             for name in names
         ]
+
+
+class OllamaResponse(AnswerResponse):
+    """A chat or a generated text, whole or line by line."""
+
+    stream_type = (b"content-type", LINES.encode())
+
+    def __init__(self, opened: Opened, *, is_stream: bool, is_chat: bool) -> None:
+        super().__init__(opened, is_stream=is_stream)
+        self.is_chat = is_chat
+        self.lines = Lines(self.stream.job, is_chat=is_chat)
+
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        (end,) = ends
+        return self._read().whole(end, timings(self.stream))
+
+    def failure(self, end: Terminal) -> PenstockError | None:
+        return self._read().failure(end)
+
+    def keepalive(self) -> bytes:
+        return self.lines.keepalive()
+
+    def token_frames(self, reader: Reader, first: int, tokens: list[Token]) -> list[bytes]:
+        return self.lines.all_of(tokens)
+
+    def end_frame(self, reader: Reader, end: Terminal) -> bytes:
+        return b"".join(self.lines.end(end, timings(self.stream)))
+
+    def _read(self) -> Lines:
+        return lines_of(self.stream.job, self.stream.tokens, is_chat=self.is_chat)
+
+
+class OllamaEmbedResponse(AnswerResponse):
+    """Vectors of the inputs; with `is_single` the older form, of one."""
+
+    is_single = False
+
+    def whole(self, ends: Sequence[Done]) -> bytes:
+        (end,) = ends
+        stream = self.stream
+        vectors = [decode_vector(token.embedding) for token in stream.tokens if isinstance(token, RichToken)]
+        if self.is_single:
+            return msgspec.json.encode({"embedding": vectors[0]})
+        times = timings(stream)
+        return msgspec.json.encode(
+            {
+                "model": stream.job.model,
+                "embeddings": vectors,
+                "total_duration": nanoseconds(times["total_ms"]),
+                "load_duration": nanoseconds(times["queue_ms"]),
+                "prompt_eval_count": end.usage.prompt_tokens,
+            }
+        )
 
 
 def _abilities(can: Capabilities) -> list[str]:
@@ -193,9 +272,5 @@ def _abilities(can: Capabilities) -> list[str]:
     return [*(["completion"] if can.generates else []), *(["embedding"] if can.embeds else []), *able]
 
 
-def _in_its_form(documented: _Documented) -> _Documented:
-    return {status: one | {"model": OllamaErrorAnswer} for status, one in documented.items()}
-
-
-def _json(answer: BaseModel) -> Response:
+def _json(answer: AnswerModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json", headers={"cache-control": "no-store"})

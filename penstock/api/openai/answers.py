@@ -34,7 +34,7 @@ class ChoiceLogprobs(AnswerModel):
 # ── chat completions ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class CalledFunction(AnswerModel):
+class CalledFunctionAnswer(AnswerModel):
     """`arguments` is the text of a JSON object, as the model wrote it."""
 
     name: str
@@ -44,7 +44,7 @@ class CalledFunction(AnswerModel):
 class ChatToolCall(AnswerModel):
     id: str
     type: Literal["function"]
-    function: CalledFunction
+    function: CalledFunctionAnswer
 
 
 class AssistantMessage(AnswerModel):

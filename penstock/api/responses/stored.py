@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from penstock import errors
@@ -15,11 +15,12 @@ from penstock.api.requests import KEPT, cancelled, find
 from penstock.api.responses.body import PREFIX, notes_of, request_id_of
 from penstock.api.responses.chain import asked
 from penstock.api.responses.listing import listed
+from penstock.api.responses.stored_answers import DeletedResponse, ResponseInputItemList
 from penstock.errors import InvalidRequest, RequestNotFound, Unavailable
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.json_response import json_response
-from penstock.http.openapi import error_responses
+from penstock.http.openapi import add_route, answer_of
 from penstock.transports.base import Record
 
 ONE = "/v1/responses/{response_id}"
@@ -42,22 +43,6 @@ _INCLUDES = frozenset(
 )
 
 
-class DeletedResponse(BaseModel):
-    id: str
-    object: Literal["response"]
-    deleted: Literal[True]
-
-
-class InputItemList(BaseModel):
-    """Items in the form of a request's `input`, each with an `id`."""
-
-    object: Literal["list"]
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class StoredResponsesAPI:
     """See the head of this file."""
 
@@ -65,13 +50,12 @@ class StoredResponsesAPI:
         self.gateway = gateway
 
     def router(self) -> APIRouter:
-        router = APIRouter()
-        kinds = (errors.InvalidRequest, errors.Unauthorized, errors.RequestNotFound, errors.RateLimited)
-        refused = error_responses(*kinds, errors.StoreUnavailable, errors.Unavailable)
-        deleted: dict[int | str, dict[str, Any]] = {200: {"model": DeletedResponse}, **refused}
-        items: dict[int | str, dict[str, Any]] = {200: {"model": InputItemList}, **refused}
-        router.add_api_route(ONE, self.delete, methods=["DELETE"], response_model=None, responses=deleted)
-        router.add_api_route(INPUT_ITEMS, self.input_items, methods=["GET"], response_model=None, responses=items)
+        router = APIRouter(tags=["responses"])
+        add = partial(add_route, router)
+        of_one = (errors.Unauthorized, errors.RequestNotFound, errors.RateLimited, errors.StoreUnavailable)
+        items = answer_of(ResponseInputItemList)
+        add("DELETE", ONE, self.delete, "responses_delete", answer_of(DeletedResponse), of_one)
+        add("GET", INPUT_ITEMS, self.input_items, "responses_input_items_list", items, of_one)
         return router
 
     async def delete(self, request: Request, response_id: str) -> Response:

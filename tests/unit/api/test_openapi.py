@@ -42,8 +42,18 @@ OPERATIONS = {
     "models_retrieve": "get /v1/models/{model}",
     "responses_create": "post /v1/responses",
     "responses_retrieve": "get /v1/responses/{response_id}",
+    "responses_delete": "delete /v1/responses/{response_id}",
+    "responses_input_items_list": "get /v1/responses/{response_id}/input_items",
     "responses_cancel": "post /v1/responses/{response_id}/cancel",
     "messages_create": "post /v1/messages",
+    "ollama_chat": "post /api/chat",
+    "ollama_generate": "post /api/generate",
+    "ollama_embed": "post /api/embed",
+    "ollama_embeddings": "post /api/embeddings",
+    "ollama_show": "post /api/show",
+    "ollama_tags": "get /api/tags",
+    "ollama_ps": "get /api/ps",
+    "ollama_version": "get /api/version",
     "admin_overview": "get /v1/admin/overview",
     "admin_doctor": "get /v1/admin/doctor",
     "admin_dead_list": "get /v1/admin/dead",
@@ -63,6 +73,8 @@ OPERATIONS = {
 RAW = {"/metrics": "text/plain"}  # answers that have no schema to speak of
 FREE = {  # a client's own, or always empty
     "MessageToolUseBlock.input",
+    "OllamaCalledFunctionAnswer.arguments",
+    "OllamaShowAnswer.model_info",
     "ResponseFunctionTool.parameters",
     "ResponseOutputText.annotations",
     "ResponseReasoningItem.summary",
@@ -102,7 +114,7 @@ def test_every_answer_has_a_schema(document: Document) -> None:
         assert next(iter(content)) == ("text/event-stream" if path.endswith("/events") and status == "200" else JSON)
         for kind, one in content.items():
             schema = document.schemas[one["schema"]["$ref"].rpartition("/")[2]]
-            assert schema["oneOf"] if kind == "text/event-stream" else schema["properties"], (method, path, status)
+            assert schema["properties"] if kind == JSON else schema["oneOf"], (method, path, status)
 
 
 def test_every_field_of_an_answer_has_a_type(document: Document) -> None:
@@ -167,7 +179,8 @@ def test_every_error_has_its_envelope_and_those_of_every_route_are_there(documen
     for method, path, status, documented in document.responses():
         if status < "400":
             continue
-        envelope = "AnthropicErrorAnswer" if path.startswith("/v1/messages") else "ErrorAnswer"
+        owner = {"/v1/messages": "Anthropic", "/api": "Ollama"}
+        envelope = next((name for start, name in owner.items() if path.startswith(start)), "") + "ErrorAnswer"
         assert documented["content"] == {JSON: {"schema": {"$ref": f"#/components/schemas/{envelope}"}}}, (method, path)
         assert documented["description"].startswith("`"), (method, path, status)
     everywhere = {"400", "403", "421", "500", "503"}
