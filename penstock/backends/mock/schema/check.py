@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.backends.mock.schema.keywords import (
     MAX_DEPTH,
+    TOO_DEEP,
     Root,
     Schema,
     Unwritable,
@@ -27,12 +28,12 @@ from penstock.backends.mock.schema.pattern import Pattern
 
 def is_valid(value: Any, given: Any, root: Root, depth: int = 0) -> bool:
     """Raises `Unwritable` for a schema that cannot be read, or that takes too much work."""
-    root.spend()
     if given is False:
         return False
     schema = schema_of(given)
+    root.visit(schema)
     if depth > MAX_DEPTH:
-        raise Unwritable("it is too deep, or contains itself")
+        raise Unwritable(TOO_DEEP)
     if "$ref" in schema and not is_valid(value, target_of(schema["$ref"], root.schema), root, depth + 1):
         return False
     return (

@@ -6,11 +6,14 @@ Drafts 6 to 2020-12 in the parts that engines and frameworks use. Everything tha
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 UNKNOWN = ("unevaluatedProperties", "unevaluatedItems", "dependentSchemas", "$dynamicRef", "$recursiveRef")
-MAX_DEPTH = 32  # of schemas in one another
+SIZE_OF_STEP = 32  # characters of a value that count as one step of work
+TOO_DEEP = "it is too deep, or contains itself"
+MAX_DEPTH = 48  # of schemas in one another
 
 MAX_NUMBER = 10.0**300
 _BRANCHES = ("then", "else")
@@ -120,6 +123,11 @@ class Root:
         if self.num_steps > self.max_steps:
             raise Unwritable("its values are too large, or it contains itself too often")
 
+    def visit(self, schema: Schema) -> None:
+        """Count the work that looking at the keywords of a schema takes."""
+        sizes = [len(value) for value in schema.values() if isinstance(value, dict | list)]
+        self.spend(1 + (len(schema) + sum(sizes)) // SIZE_OF_STEP)
+
     def flat(self, given: Any, depth: int = 0) -> Schema:
         """One schema for `given`: with its `$ref` and its `allOf` joined into it."""
         schema = schema_of(given)
@@ -130,17 +138,24 @@ class Root:
             depth += 1
             if "$ref" in schema:
                 rest = {name: value for name, value in schema.items() if name != "$ref"}
-                schema = joined(schema_of(target_of(schema["$ref"], self.schema)), rest)
+                schema = self.joined(schema_of(target_of(schema["$ref"], self.schema)), rest)
             else:
                 parts = list_of(schema, "allOf")
                 schema = {name: value for name, value in schema.items() if name != "allOf"}
                 for part in parts:
-                    schema = joined(schema, self.flat(part, depth))
+                    schema = self.joined(schema, self.flat(part, depth))
         return schema
 
+    def joined(self, one: Schema, other: Schema) -> Schema:
+        """A schema for what both allow."""
+        for name in (name for name in one if name in other):
+            sizes = [len(each[name]) for each in (one, other) if isinstance(each[name], dict | list)]
+            self.spend((math.prod(sizes) if name == "enum" else sum(sizes)) // SIZE_OF_STEP)
+        return _joined(one, other)
 
-def joined(one: Schema, other: Schema) -> Schema:
-    """A schema for what both allow. Where two keywords cannot be joined the first stays: the check will decide."""
+
+def _joined(one: Schema, other: Schema) -> Schema:
+    """Where two keywords cannot be joined the first stays: the check will decide."""
     both = {**other, **one}
     more: list[Schema] = []
     for name in (name for name in one if name in other):

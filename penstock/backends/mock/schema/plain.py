@@ -9,7 +9,7 @@ from fractions import Fraction
 from penstock.backends.mock.schema.check import exact, is_valid
 from penstock.backends.mock.schema.draw import Draw
 from penstock.backends.mock.schema.formats import FORMATS, noun
-from penstock.backends.mock.schema.keywords import Root, Schema, Unwritable, count_of, number_of, text_of
+from penstock.backends.mock.schema.keywords import SIZE_OF_STEP, Root, Schema, Unwritable, count_of, number_of, text_of
 from penstock.backends.mock.schema.pattern import MAX_TEXT, Pattern
 
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -30,6 +30,7 @@ def text_for(schema: Schema, draw: Draw, root: Root) -> str:
     if pattern is not None:
         known = Pattern(pattern)
         return known.written(draw, lambda text: fits(text) and known.matches(text, root))
+    root.spend(least // SIZE_OF_STEP)
     if kind in FORMATS:
         return FORMATS[kind](draw)
     text = " ".join([noun(draw) for _ in range(1 + draw.below(3))])

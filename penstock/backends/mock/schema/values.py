@@ -16,23 +16,25 @@ from penstock.backends.mock.schema.draw import Draw
 from penstock.backends.mock.schema.formats import noun
 from penstock.backends.mock.schema.keywords import (
     MAX_DEPTH,
+    SIZE_OF_STEP,
+    TOO_DEEP,
     Root,
     Schema,
     Unwritable,
     count_of,
     dict_of,
-    joined,
     list_of,
     same,
     schema_of,
+    shown,
     types_of,
 )
 from penstock.backends.mock.schema.pattern import Pattern
 from penstock.backends.mock.schema.plain import LIMITS, number_for, text_for
 
 _TRIES = 4  # of a whole value
-_LEAN_DEPTH = 4  # from here on optional parts are left out
-_LEAN_STEPS = 2000  # spent: likewise
+_LEAN_DEPTH = 6  # from here on optional parts are left out
+_LEAN_STEPS = 600  # spent: likewise
 
 TYPES = ("string", "integer", "boolean", "object", "array", "number", "null")
 # Which type a schema without `type` describes, by its other keywords.
@@ -50,10 +52,13 @@ _KEYWORDS = {
 def value_for(schema: Any, key: int) -> Any:
     """A value that is valid against `schema`: the same for the same key. Raises `Unwritable` if none is found."""
     root = Root(schema)
-    for number in range(_TRIES):
-        value = _Writer(root, Draw(key + number)).value(schema)
-        if is_valid(value, schema, root):
-            return value
+    try:
+        for number in range(_TRIES):
+            value = _Writer(root, Draw(key + number)).value(schema)
+            if is_valid(value, schema, root):
+                return value
+    except RecursionError:
+        raise Unwritable(TOO_DEEP) from None
     raise Unwritable("no value is found that fulfils all of it")
 
 
@@ -63,15 +68,13 @@ class _Writer:
         self._draw = draw
 
     def value(self, given: Any, depth: int = 0) -> Any:
-        """A value for a schema, `depth` values below the top."""
-        self._root.spend()
+        """A value for a schema, `depth` schemas below the top."""
         if depth > MAX_DEPTH:
-            raise Unwritable("it is too deep, or contains itself")
+            raise Unwritable(TOO_DEEP)
         schema = self._root.flat(given)
-        if "const" in schema:
-            return schema["const"]
-        if "enum" in schema:
-            return self._one_of(schema)
+        self._root.visit(schema)
+        if "const" in schema or "enum" in schema:
+            return self._given(schema)
         for name in ("anyOf", "oneOf"):
             if name in schema:
                 return self._of_branch(schema, name, depth)
@@ -82,12 +85,15 @@ class _Writer:
     def _is_lean(self, depth: int) -> bool:
         return depth >= _LEAN_DEPTH or self._root.num_steps > _LEAN_STEPS
 
-    def _one_of(self, schema: Schema) -> Any:
-        values = list_of(schema, "enum")
+    def _given(self, schema: Schema) -> Any:
+        """One of the values that the schema contains."""
+        values = [schema["const"]] if "const" in schema else list_of(schema, "enum")
+        rest = {key: value for key, value in schema.items() if key not in ("const", "enum")}
         for index in self._draw.ordered(len(values)):
-            if is_valid(values[index], schema, self._root):
+            if is_valid(values[index], rest, self._root):
+                self._root.spend(len(shown(values[index])) // SIZE_OF_STEP)
                 return values[index]
-        raise Unwritable("'enum' has no value that fulfils the rest")
+        raise Unwritable("'enum' and 'const' have no value that fulfils the rest")
 
     def _of_branch(self, schema: Schema, name: str, depth: int) -> Any:
         """A value of one of the branches, which come in a drawn order; deep inside, the simple ones first."""
@@ -99,7 +105,7 @@ class _Writer:
         why = f"{name!r} has no value"
         for index in order:
             try:
-                value = self.value(joined(self._root.flat(branches[index]), rest), depth)
+                value = self.value(self._root.joined(self._root.flat(branches[index]), rest), depth + 1)
             except Unwritable as error:
                 why = str(error)  # the error itself would refer to this frame: see "No cycles"
                 continue
@@ -111,7 +117,7 @@ class _Writer:
         rest = {key: value for key, value in schema.items() if key not in ("if", "then", "else")}
         for branch in ({"allOf": [schema["if"], schema.get("then", True)]}, schema.get("else", True)):
             try:
-                value = self.value(joined(self._root.flat(branch), rest), depth)
+                value = self.value(self._root.joined(self._root.flat(branch), rest), depth + 1)
             except Unwritable:
                 continue
             if is_valid(value, schema, self._root):
@@ -144,9 +150,9 @@ class _Writer:
 
     def _object(self, schema: Schema, depth: int) -> dict[str, Any]:
         properties = dict_of(schema, "properties")
-        required = needed(schema, {})
+        required = dict.fromkeys(needed(schema, {}))
         most = count_of(schema, "maxProperties")
-        room = math.inf if most is None else most - len(set(required))
+        room = math.inf if most is None else most - len(required)
         value: dict[str, Any] = {}
         for name in dict.fromkeys((*properties, *required)):
             if name not in required and (room <= 0 or self._is_lean(depth)):
@@ -166,6 +172,7 @@ class _Writer:
         return value
 
     def _property(self, schema: Schema, name: str, depth: int) -> Any:
+        self._root.spend(len(name) // SIZE_OF_STEP)
         parts = parts_of(schema, name, self._root)
         return self.value(parts[0] if len(parts) == 1 else {"allOf": parts}, depth + 1)
 
@@ -180,7 +187,9 @@ class _Writer:
             if len(value) >= least:
                 return
             if "propertyNames" in schema:
-                name = self.value(joined({"type": "string"}, self._root.flat(schema["propertyNames"])), depth + 1)
+                name = self.value(
+                    self._root.joined({"type": "string"}, self._root.flat(schema["propertyNames"])), depth + 1
+                )
             elif rest is False and patterns:
                 name = self._name_like(patterns[0], value)
             else:

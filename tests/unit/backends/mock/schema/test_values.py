@@ -94,6 +94,7 @@ KNOWN: dict[str, Any] = {
         "if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}, "else": {"required": ["c"]},
     },
     "not": {"type": "integer", "minimum": 0, "maximum": 1, "not": {"const": 0}},
+    "a wide tree": {"type": "object", "properties": {name: {"$ref": "#"} for name in "abcdefghij"}},
     "anything": True,
 }  # fmt: skip
 
@@ -236,6 +237,18 @@ def _wide(depth: int) -> Any:
     return {"anyOf": [_wide(depth - 1)] * 2} if depth else {"type": "string", "minLength": 5, "maxLength": 4}
 
 
+def _often(schema: Any) -> Any:
+    """So many of them that without a limit it would take minutes, or gigabytes."""
+    return {"type": "array", "items": schema, "minItems": 3000}
+
+
+def _deep(depth: int) -> Any:
+    schema: Any = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "why"),
     [
@@ -244,6 +257,10 @@ def _wide(depth: int) -> Any:
         ({"$ref": "#/$defs/a"}, "not in the schema"),
         ({"$ref": "https://example.com/a"}, "must begin"),
         ({"allOf": [{"$ref": "#"}, {"$ref": "#"}]}, "itself"),
+        ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "itself|too large"),
+        ({"if": {"$ref": "#"}, "then": {"$ref": "#"}, "else": {"$ref": "#"}}, "itself|too large|'if'"),
+        ({"not": {"$ref": "#"}}, "itself"),
+        (_deep(200), "too deep"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "itself"),
         ({"type": "array", "minItems": 10**9}, "too large"),
         ({"type": "array", "items": {"type": "array", "minItems": 300}, "minItems": 300}, "too large"),
@@ -256,6 +273,14 @@ def _wide(depth: int) -> Any:
         ({"type": "string", "pattern": "(?<=a)b"}, "pattern"),
         ({"type": "object", "required": "a"}, "required"),
         (_wide(12), "too large"),
+        (_often({"const": "x" * 1_000_000}), "too large"),
+        (_often({"enum": list(range(50_000))}), "too large"),
+        (_often({"anyOf": [{"type": "integer"}] * 20_000}), "too large"),
+        (_often({"type": ["null"] * 20_000}), "too large"),
+        (_often({"allOf": [{"properties": dict.fromkeys(map(str, range(3000)), True)}] * 20}), "too large"),
+        (_often({"pattern": "^(.*)*(.*)*(.*)*z$", "minLength": 1000}), "too large"),
+        (_often({"type": "object", "required": ["x" * 100_000]}), "too large"),
+        ({"allOf": [{"enum": list(range(50_000))}, {"enum": list(range(49_999, 99_999))}]}, "too large"),
     ],
 )
 def test_a_schema_without_a_value_is_refused_with_the_reason(schema: Any, why: str) -> None:
