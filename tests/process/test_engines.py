@@ -199,3 +199,19 @@ async def test_errors_reach_the_client_as_its_own_or_as_ours(engines: list[Engin
         refused = await reading.whole(http, url, model="bad", prompt="p", seed=1)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "seed"), "it was not declared"
         assert (await http.get(f"{url}/readyz")).status_code == 200, "an engine that is silent is no hang of ours"
+
+
+async def test_a_photo_travels_through_redis(engines: list[Engine], http: httpx2.AsyncClient, redis_url: str) -> None:
+    """As large as a gateway takes one, to a model that takes images; to another one it is too large."""
+    photo = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * (15 * 2**20)}}
+    body = {"messages": [{"role": "user", "content": [photo]}], "max_tokens": 3}
+    url = start(engines).url
+    with site(redis_url) as built:
+        built.worker("--model", f"eyes=openai:url={url},images=data", "--model", f"words=openai:url={url}")
+        built.gateway()
+        route = f"{built.gateways[0]}/v1/chat/completions"
+        answer = await http.post(route, json={"model": "eyes", **body})
+        assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 3)
+        refused = await http.post(route, json={"model": "words", **body})
+        assert refused.status_code == 413
+        assert "PENSTOCK_MAX_BODY_BYTES" in refused.json()["error"]["message"]
