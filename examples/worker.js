@@ -220,6 +220,7 @@ class Life {
       const { max_tokens, extras, ...sampling } = asked.sampling || {};
       const unable = Object.keys({ ...sampling, ...extras }).find((name) => !can.accepts.includes(name));
       if (asked.model !== model) error = { code: "model_not_found", message: "This worker does not serve the model." };
+      else if (asked.task) error = { code: "unsupported_task", message: "This worker has no tasks." };
       else if (unable) error = { code: "unsupported_parameter", message: `This worker does not support ${unable}.`, param: unable };
     } catch {
       error = { code: "internal_error", message: "The request cannot be read." };

@@ -53,6 +53,8 @@ the other end of a wire.
     |  |  internal_error         500    no    server_error            a bug in Penstock
     |  +- RequestPoisoned
     |     request_poisoned       500    no    server_error            it took several workers down
+    +- UnsupportedTask
+    |     unsupported_task       501    no    invalid_request_error   the model's backend has no such task
     +- BackendError
     |  |  backend_error          502    no    server_error            the engine failed this request
     |  +- WorkerLost
@@ -192,6 +194,10 @@ class InternalError(PenstockError):
 
 class RequestPoisoned(InternalError):
     code = "request_poisoned"
+
+
+class UnsupportedTask(PenstockError):
+    code, status, type = "unsupported_task", 501, "invalid_request_error"
 
 
 class BackendError(PenstockError):

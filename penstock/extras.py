@@ -38,7 +38,7 @@ EXTRAS = frozenset((*SAMPLING, *TEMPLATE, *REASONING, *GRAMMARS, *CACHING, *HINT
 # What every request has, whatever its engine: a backend sets these itself.
 RESERVED = frozenset(
     (
-        *("images", "image_urls"),  # abilities, not fields
+        *("images", "image_urls", "token_ids"),  # abilities, not fields
         *("model", "messages", "prompt", "input", "inputs", "stream", "stream_options", "n", "extras"),
         *("max_tokens", "max_completion_tokens", "max_output_tokens", "top_logprobs", "user", "metadata"),
         *("background", "timeout_s", "on_disconnect", "queue_events", "previous_response_id", "instructions"),

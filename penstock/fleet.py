@@ -16,7 +16,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
     `accepts`: the optional fields of `Sampling` and the extras that it honours. `continuous`: jobs may join at any
     step, so there is no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it
-    makes tokens, and vectors. `max_tokens`: its own limit, None for none.
+    makes tokens, and vectors. `max_tokens`: its own limit, None for none. `tasks`: its other tasks, as
+    `penstock/tasks.py` names them.
     """
 
     accepts: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     generates: bool = True
     embeds: bool = False
     max_tokens: int | None = None
+    tasks: tuple[str, ...] = ()
 
     def shared(self, other: Capabilities) -> Capabilities:
         """The abilities that both have."""
@@ -36,6 +38,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             generates=self.generates and other.generates,
             embeds=self.embeds and other.embeds,
             max_tokens=min(limits, default=None),
+            tasks=tuple(name for name in self.tasks if name in other.tasks),
         )
 
 

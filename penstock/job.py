@@ -24,6 +24,7 @@ from penstock.rich_token import Token, ToolCall
 
 OnDisconnect = Literal["cancel", "resume", "continue"]
 CancelReason = Literal["client", "deadline", "operator"]
+TokenIds = tuple[int, ...]  # of the model's vocabulary
 
 
 class Message(Struct, frozen=True, omit_defaults=True):
@@ -58,9 +59,10 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     The names are OpenAI's, and for `top_k`, `min_p` and `repetition_penalty` those of the engines that have them.
     `logprobs`: number of alternatives at each token; 0 for the token's own log probability alone. `dimensions`: of an
-    embedding. `tools`, `tool_choice` and `response_format` are the client's JSON, unchanged: a backend that accepts
-    them must know their form. `max_tokens_given`: False where the client named no `max_tokens`; it is then a bound, and
-    an engine that knows a limit of its own uses that.
+    embedding. `add_special_tokens`, `return_token_strs`: of the task `tokenize`. `tools`, `tool_choice` and
+    `response_format` are the client's JSON, unchanged: a backend that accepts them must know their form.
+    `max_tokens_given`: False where the client named no `max_tokens`; it is then a bound, and an engine that knows a
+    limit of its own uses that.
 
     `extras`: more fields by name, as the client gave them (`penstock/extras.py`), such as `ignore_eos`. Each name is
     accepted or refused like a field of its own.
@@ -85,6 +87,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
     extras: dict[str, Any] = {}
 
     def named(self) -> list[str]:
@@ -105,8 +109,12 @@ _NOTHING_NAMED = _optional_values(Sampling())
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One durable request. The store sets its deadline at creation, by its own clock: `timeout_s` from then.
 
-    A job has exactly one of `prompt`, `messages` and `inputs`; `inputs` are texts to embed, a token each.
+    A job has exactly one of `prompt`, `messages` and `inputs`, which are texts to embed, a token each; or it has a
+    `task` (the table in `penstock/tasks.py` has what each reads). Token ids in place of a text are for a backend that
+    accepts `token_ids`.
 
+    * `task`: "" to generate, or, with `inputs`, to embed.
+    * `queries`: to score the `inputs` by, one for all of them or one for each.
     * `caller`: the verified key's id, or "" without keys; never a secret.
     * `retention_s`: how long it is kept after its end; None for the transport's default.
     * `stream`: whether a client may read it token by token. False lets a worker group tokens into fewer, larger frames,
@@ -121,9 +129,9 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     model: str
-    prompt: str | None = None
+    prompt: str | TokenIds | None = None
     messages: tuple[Message, ...] | None = None
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str | TokenIds, ...] = ()
     sampling: Sampling = Sampling()
     caller: str = ""
     priority: int = 0
@@ -137,6 +145,18 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     notes: dict[str, Any] = {}
     repeated: tuple[int, int] = (0, 0)
     once: str = ""
+    task: str = ""
+    queries: tuple[str, ...] = ()
+
+    @property
+    def generates(self) -> bool:
+        """Whether its tokens are those of an answer, which its `max_tokens` limits and its usage counts."""
+        return not self.task and not self.inputs
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether it has token ids in place of a text."""
+        return not self.task and any(isinstance(text, tuple) for text in (self.prompt, *self.inputs))
 
     def kept(self) -> Job:
         """The job as stored after its end: without the messages that an earlier request has."""
@@ -148,16 +168,23 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The prompt as one string; messages as `role: content` lines. For backends without a chat template."""
+        """The prompt as one string; messages as `role: content` lines. For backends without a chat template.
+
+        Token ids are numbers with blanks between them.
+        """
         if self.prompt is not None:
-            return self.prompt
+            return _text_of(self.prompt)
         if self.inputs:
-            return "\n".join(self.inputs)
+            return "\n".join([_text_of(text) for text in self.inputs])
         return "\n".join(f"{message.role}: {message.content}" for message in self.messages or ())
 
     @property
     def batch_key(self) -> tuple[str, int]:
         return (self.model, self.sampling.max_tokens)
+
+
+def _text_of(text: str | TokenIds) -> str:
+    return text if isinstance(text, str) else " ".join(map(str, text))
 
 
 @dataclass(slots=True, eq=False)

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from penstock.api.admin import AdminAPI
 from penstock.api.anthropic.answers import AnthropicErrorAnswer
 from penstock.api.anthropic.body import MessagesBody
+from penstock.api.anthropic.count import CountBody
 from penstock.api.anthropic.dialect import ANTHROPIC
-from penstock.api.anthropic.routes import MESSAGES, AnthropicAPI
+from penstock.api.anthropic.routes import COUNT_TOKENS, MESSAGES, AnthropicAPI
 from penstock.api.native import ENDPOINT, NativeAPI
 from penstock.api.ollama import routes as ollama_routes
 from penstock.api.ollama.answers import OllamaErrorAnswer
@@ -34,6 +35,18 @@ from penstock.api.requests import PATH as REQUESTS
 from penstock.api.responses.body import ResponseBody
 from penstock.api.responses.routes import RESPONSES, ResponsesAPI
 from penstock.api.responses.stored import StoredResponsesAPI
+from penstock.api.vllm.routes import (
+    ALSO_RERANK,
+    ALSO_SCORE,
+    DETOKENIZE,
+    RERANK,
+    SCORE,
+    TOKENIZE,
+    TOKENIZER_INFO,
+    VllmAPI,
+)
+from penstock.api.vllm.scores import RerankBody, ScoreBody
+from penstock.api.vllm.tokenizer import DetokenizeBody, TokenizeBody, TokenizerInfoBody
 from penstock.gateway.gateway import Gateway
 from penstock.http.edge import Dialect, Handler
 from penstock.http.openapi import ErrorAnswer
@@ -77,7 +90,7 @@ def apis_of(gateway: Gateway) -> ApiTable:
     responses, anthropic = ResponsesAPI(gateway), AnthropicAPI(gateway)
     requests, ollama = RequestsAPI(gateway), OllamaAPI(gateway)
     stored, admin = StoredResponsesAPI(gateway), AdminAPI(gateway)
-    every = (native, openai, responses, stored, anthropic, ollama, requests, admin)
+    every = (native, openai, responses, stored, anthropic, ollama, VllmAPI(gateway), requests, admin)
     return ApiTable(
         routers=tuple(api.router() for api in every),
         bodies={
@@ -92,6 +105,12 @@ def apis_of(gateway: Gateway) -> ApiTable:
             (ollama_routes.EMBED, "post"): OllamaEmbedBody,
             (ollama_routes.EMBEDDINGS, "post"): OllamaEmbeddingsBody,
             (ollama_routes.SHOW, "post"): OllamaShowBody,
+            (COUNT_TOKENS, "post"): CountBody,
+            (TOKENIZE, "post"): TokenizeBody,
+            (DETOKENIZE, "post"): DetokenizeBody,
+            (TOKENIZER_INFO, "post"): TokenizerInfoBody,
+            **{(path, "post"): RerankBody for path in (RERANK, *ALSO_RERANK)},
+            **{(path, "post"): ScoreBody for path in (SCORE, *ALSO_SCORE)},
         },
         hot={
             ENDPOINT: native.generate,

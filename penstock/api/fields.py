@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
 from penstock.errors import InvalidRequest, UnsupportedParameter
-from penstock.job import OnDisconnect
+from penstock.job import OnDisconnect, TokenIds
 
 MAX_MESSAGES = 1000
 MAX_STOPS = 32
@@ -28,6 +28,8 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, le=2**63 - 1)]
+TokenIdList = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]  # a body bounds its number of values
 
 
 def _pause(value: Any) -> Any:
@@ -60,6 +62,15 @@ def given(model: BaseModel) -> dict[str, Any]:
     `model_dump` copies a tool's whole schema, holding the interpreter, and with it the event loop, all the while.
     """
     return {name: value for name, value in vars(model).items() if value is not None}
+
+
+def texts_of(given: str | list[str] | list[int] | list[list[int]]) -> list[str | TokenIds]:
+    """The texts of a field that has one or several, each a string or its token ids."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [tuple(given)]
+    return [text if isinstance(text, str) else tuple(text) for text in given]
 
 
 class RequestFields(Strict):

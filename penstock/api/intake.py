@@ -21,7 +21,7 @@ from penstock.api.fields import MAX_INPUTS
 from penstock.api.hints import Api, extras_of
 from penstock.api.idempotency import hash_of, idempotency_key, submit_once
 from penstock.api.opened import Opened
-from penstock.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
+from penstock.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter, UnsupportedTask
 from penstock.fleet import Capabilities
 from penstock.gateway.admission import INPUTS_PER_UNIT, Caller
 from penstock.gateway.gateway import Gateway
@@ -30,9 +30,10 @@ from penstock.http.body_bytes import read_body
 from penstock.http.body_json import fields_of, parse_json, validate
 from penstock.http.edge import Call
 from penstock.http.large_bodies import LargeBodies, is_large
-from penstock.job import Job, Message, OnDisconnect, Sampling
+from penstock.job import Job, Message, OnDisconnect, Sampling, TokenIds
 from penstock.settings import Settings
 from penstock.settings.about import env_name
+from penstock.tasks import VERBS
 
 Body = TypeVar("Body", bound=BaseModel)
 P = ParamSpec("P")
@@ -49,9 +50,11 @@ class Draft:
     """
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: str | TokenIds | None = None
     messages: tuple[Message, ...] | None = None
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str | TokenIds, ...] = ()
+    task: str = ""
+    queries: tuple[str, ...] = ()
     max_tokens: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     hints: dict[str, Any] = field(default_factory=dict)
@@ -177,8 +180,7 @@ def job_of(
     if num_bytes > settings.max_body_bytes and "images" not in can.accepts:
         limit = f"{settings.max_body_bytes} bytes ({env_name('max_body_bytes')})"
         raise BodyTooLarge(f"The request's body is larger than {limit}, and the model {model!r} takes no images.")
-    if not (can.embeds if draft.inputs else can.generates):
-        raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
+    _check_task(draft, model, can)
     if draft.timeout_s is not None and draft.timeout_s > settings.max_timeout_s:
         limit = f"{settings.max_timeout_s:g} ({env_name('max_timeout_s')})"
         raise InvalidRequest(f"'timeout_s' must be at most {limit}.", param="timeout_s")
@@ -194,7 +196,7 @@ def job_of(
     fetches = any(message.fetches for message in draft.messages or ())
     check_capabilities(sampling, model, can, has_images=has_images, fetches=fetches, names=draft.names)
     is_kept = has_key or draft.is_kept
-    return Job(
+    job = Job(
         id=job_id,
         model=model,
         prompt=draft.prompt,
@@ -210,14 +212,29 @@ def job_of(
         user=draft.user,
         notes=draft.notes,
         repeated=draft.repeated,
+        task=draft.task,
+        queries=draft.queries,
     )
+    if job.has_token_ids and "token_ids" not in can.accepts:
+        hint = " (LangChain's OpenAIEmbeddings sends text with check_embedding_ctx_length=False.)"
+        message = f"The model {model!r} takes text, not token ids.{hint if job.inputs else ''}"
+        raise UnsupportedParameter(message, param="input" if job.inputs else "prompt")
+    return job
+
+
+def _check_task(draft: Draft, model: str, can: Capabilities) -> None:
+    if draft.task:
+        if draft.task not in can.tasks:
+            raise UnsupportedTask(f"The backend of the model {model!r} cannot {VERBS[draft.task]}.", param="model")
+    elif not (can.embeds if draft.inputs else can.generates):
+        raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
 
 
 def _max_tokens(draft: Draft, settings: Settings, can: Capabilities) -> int:
     """The most tokens of the answer. A default stays within the model's own limit; what a client names is judged by it
     in `check_capabilities`. Raises `InvalidRequest`.
     """
-    if draft.inputs:
+    if draft.inputs or draft.task:
         return MAX_INPUTS  # the same for all, so that all of a model may share a batch
     if draft.max_tokens is None:
         return min(settings.default_max_tokens, can.max_tokens or settings.default_max_tokens)

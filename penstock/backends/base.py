@@ -32,16 +32,19 @@ from msgspec.structs import replace
 from penstock.backends.finish import Finish as Finish
 from penstock.backends.finish import failure as failure
 from penstock.backends.streams import side_by_side
+from penstock.errors import BackendError, UnsupportedTask
 from penstock.event import Event, Usage
 from penstock.extras import problem_of
 from penstock.fleet import Capabilities, Engines
 from penstock.job import OPTIONAL_FIELDS as SAMPLING_FIELDS
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import RichToken, Token, encode_vector
+from penstock.tasks import COUNT, DETOKENIZE, SCORE, TASKS, TOKENIZE, encode, encode_score
+from penstock.tasks import Tokenized as Tokenized
 
 # The names that `accepts` may contain, besides extras. "images" are part of the request itself; the engine fetches
-# "image_urls".
-OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls")
+# "image_urls". "token_ids": a prompt, or inputs to embed, may be token ids.
+OPTIONAL_FIELDS = (*SAMPLING_FIELDS, "images", "image_urls", "token_ids")
 
 EMBEDDED_AT_ONCE = 256  # inputs: an engine's answer in JSON has some 20 bytes for each number of each vector
 
@@ -53,6 +56,14 @@ class Embedded:
     """One vector for each input, in order; `prompt_tokens` as the engine counted them, or None."""
 
     vectors: Sequence[Sequence[float]]
+    prompt_tokens: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Scored:
+    """One score for each input, in order, the higher the nearer; `prompt_tokens` as in `Embedded`."""
+
+    scores: Sequence[float]
     prompt_tokens: int | None = None
 
 
@@ -118,6 +129,8 @@ class Backend:
         for name in cls.capabilities.accepts:
             if problem := problem_of(name, OPTIONAL_FIELDS):
                 raise TypeError(f"backend {cls.__qualname__} accepts {name!r}, which {problem}")
+        if unknown := set(cls.capabilities.tasks) - set(TASKS):
+            raise TypeError(f"backend {cls.__qualname__} has the tasks {sorted(unknown)}; there are {TASKS}")
         if not has_generate and not cls.handles_stop:
             cls.capabilities = _with_stop(cls)
 
@@ -143,8 +156,9 @@ class Backend:
         """
         raise NotImplementedError
 
-    async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
-        """The vectors of `inputs`: some of `job.inputs`, at most `EMBEDDED_AT_ONCE` of them.
+    async def embed(self, job: Job, inputs: Sequence[Any]) -> Embedded:
+        """The vectors of `inputs`: some of `job.inputs`, at most `EMBEDDED_AT_ONCE` of them. They are texts, and with
+        `token_ids` in `capabilities.accepts` also tuples of token ids.
 
         Only called with `capabilities.embeds`; which of `job.sampling` it reads is in `capabilities.accepts`.
         """
@@ -163,7 +177,31 @@ class Backend:
         If not, a worker begins the answer again where no client has read any of it. Where one has, it calls `generate`
         all the same, which fails that job with `WorkerLost`.
         """
-        return self.capabilities.resumes or bool(claim.job.inputs)
+        return self.capabilities.resumes or not claim.job.generates
+
+    async def count(self, job: Job) -> int:
+        """Number of tokens that the model would read for the prompt or the conversation, as `usage` would have it.
+
+        Only called with "count" in `capabilities.tasks`, as each of the following with its own name there. The default
+        is for backends whose `count_prompt_tokens` is exact.
+        """
+        return self.count_prompt_tokens(job)
+
+    async def tokenize(self, job: Job) -> Tokenized:
+        """The tokens of the prompt or the conversation; `strs` if `job.sampling.return_token_strs`."""
+        raise NotImplementedError
+
+    async def detokenize(self, job: Job, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        raise NotImplementedError
+
+    async def score(self, job: Job, queries: Sequence[str], inputs: Sequence[str]) -> Scored:
+        """How near each of `inputs` is to the query at its place. `inputs` are those that lack a score."""
+        raise NotImplementedError
+
+    async def tokenizer_info(self, job: Job) -> dict[str, Any]:
+        """The configuration of the tokenizer, in the form of `tokenizer_config.json`."""
+        raise NotImplementedError
 
     def count_prompt_tokens(self, job: Job) -> int:
         """Number of tokens of the prompt, for `usage`. The default counts words between white space."""
@@ -178,6 +216,10 @@ class Backend:
             self.observer(metric, labels, value)
 
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
+        if claim.job.task:
+            if claim.job.task not in self.capabilities.tasks:
+                raise UnsupportedTask(f"The model's backend does not have the task {claim.job.task!r}.", param="model")
+            return self._scores(claim) if claim.job.task == SCORE else self._result(claim)
         if claim.job.inputs:
             return self._embeddings(claim)
         if self.capabilities.resumes:
@@ -194,6 +236,32 @@ class Backend:
             for vector in done.vectors:
                 yield RichToken(embedding=encode_vector(vector))
         yield Finish("stop", None if num_tokens is None else Usage(num_tokens))
+
+    async def _result(self, claim: Claim) -> AsyncIterator[Token | Finish]:
+        """The token of a task: the table of tasks is at the head of `penstock/tasks.py`."""
+        if not claim.tokens:
+            yield await self._whole_result(claim.job)
+        yield Finish("stop", Usage())  # a model has read nothing
+
+    async def _scores(self, claim: Claim) -> AsyncIterator[Token | Finish]:
+        job, num = claim.job, len(claim.tokens)
+        queries = job.queries if len(job.queries) > 1 else job.queries * len(job.inputs)
+        texts = [text for text in job.inputs[num:] if isinstance(text, str)]
+        done = await self.score(job, queries[num:], texts) if texts else Scored(())
+        if len(done.scores) != len(job.inputs) - num:
+            raise BackendError("The model's backend did not give one score for each input.")
+        for score in done.scores:
+            yield encode_score(score)
+        yield Finish("stop", None if num or done.prompt_tokens is None else Usage(done.prompt_tokens))
+
+    async def _whole_result(self, job: Job) -> str:
+        if job.task == COUNT:
+            return encode(await self.count(job))
+        if job.task == TOKENIZE:
+            return encode(await self.tokenize(job))
+        if job.task == DETOKENIZE:
+            return await self.detokenize(job, [int(one) for one in job.inputs[0]])
+        return encode(await self.tokenizer_info(job))
 
 
 def engines_of(backends: Mapping[str, Backend]) -> dict[str, Engines]:

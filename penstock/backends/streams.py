@@ -92,7 +92,7 @@ async def _run(
         if claim.cancelled is not None:
             return
         finish = await _relay(claim, open_stream, resumes, handles_stop, sent, funnel)
-        num = 0 if claim.job.inputs else sent.seq + len(sent.last)
+        num = sent.seq + len(sent.last) if claim.job.generates else 0
         usage = finish.usage or Usage(count(claim.job), num)
         done = Done(claim.job.id, claim.attempt, sent.seq, tokens=sent.last, finish_reason=finish.reason, usage=usage)
         await funnel.put(done)
@@ -116,10 +116,10 @@ async def _relay(
 ) -> Finish:
     """Put the tokens of one stream until it ends, has enough, or meets a stop string; return which."""
     job, num = claim.job, len(claim.tokens)
-    handles_stop = handles_stop or bool(job.inputs)
-    if num >= job.sampling.max_tokens:
+    handles_stop = handles_stop or not job.generates
+    if num >= job.sampling.max_tokens and job.generates:
         return Finish("length")
-    if num and not resumes and not job.inputs:
+    if num and not resumes and job.generates:
         raise WorkerLost("The request's worker died, and this model's backend cannot continue a begun answer.")
     matcher = StopMatcher(() if handles_stop else job.sampling.stop)
     stop: FinishReason = "stop"  # `tool_calls` once the answer has one: a client runs a tool only for that reason

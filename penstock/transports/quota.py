@@ -15,13 +15,16 @@ from msgspec import Struct
 
 from penstock.errors import QueueFull, StorageQuota
 from penstock.job import Job
-from penstock.rich_token import RichToken, Token, encoded_length
+from penstock.rich_token import RichToken, Token, encoded_length, text_of
+from penstock.tasks import DETOKENIZE, TOKENIZE, TOKENIZER_INFO
 
 REQUEST_BYTES = 1024  # what a store needs for any request: its fields, its names, its places in lists
 TOKEN_BYTES = 128  # a token in a log, with the frame around it
 LOGPROB_BYTES = 32  # more, for the token itself and each likely one, where log probabilities are asked for
 AHEAD_TOKENS = 4096  # of an answer that are booked before there are any
 VECTOR_BYTES = 8192  # an embedding of 1,536 dimensions, as it is stored
+ID_BYTES = 32  # a token of the vocabulary: its id and its text
+INFO_BYTES = 256 * 1024  # the configuration of a tokenizer, with its chat template
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 120.0
 _MAX_REMEMBERED = 10_000
 
@@ -81,17 +84,31 @@ def booked_tokens(job: Job, num_tokens: int = 0) -> int:
 
 def booked_answer_bytes(job: Job, num_tokens: int = 0) -> int:
     """The bytes that are booked for the answer once it has `num_tokens`."""
-    if not job.inputs:
+    if job.generates:
         return _token_bytes(job) * booked_tokens(job, num_tokens)
+    if job.task:
+        return _most_result_bytes(job)
     numbers = encoded_length(job.sampling.dimensions or 0)
     return max(VECTOR_BYTES, TOKEN_BYTES + numbers) * len(job.inputs)
 
 
 def answer_bytes(job: Job, tokens: Sequence[Token]) -> int:
     """The bytes that an answer of these tokens takes."""
-    if not job.inputs:
+    if job.generates:
         return _token_bytes(job) * len(tokens)
+    if job.task:
+        return sum([TOKEN_BYTES + len(text_of(token)) for token in tokens])
     return sum(TOKEN_BYTES + len(token.embedding or "") for token in tokens if isinstance(token, RichToken))
+
+
+def _most_result_bytes(job: Job) -> int:
+    """Of a task: a token for each input, and what is in it beyond a number."""
+    num = (TOKEN_BYTES + ID_BYTES) * max(1, len(job.inputs))
+    if job.task == TOKENIZE:  # a token has a character at least
+        return num + ID_BYTES * len(job.text)
+    if job.task == DETOKENIZE:
+        return num + ID_BYTES * sum(map(len, job.inputs))
+    return num + INFO_BYTES if job.task == TOKENIZER_INFO else num
 
 
 def _token_bytes(job: Job) -> int:

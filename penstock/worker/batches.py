@@ -81,7 +81,7 @@ class Runs:
         except Exception as error:
             logger.error("the backend cannot count: %s", type(error).__name__, extra={"request_id": job.id})
             num_prompt = 0
-        return Usage(num_prompt, 0 if job.claim.job.inputs else job.num)
+        return Usage(num_prompt, job.num if job.claim.job.generates else 0)
 
     def _ran(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)

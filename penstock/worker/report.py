@@ -32,5 +32,5 @@ def report(running: RunningJob, end: Terminal, metrics: Metrics | None) -> None:
     }
     log_fields(logger, logging.WARNING if isinstance(end, Failed) else logging.INFO, "finished", fields)
     if metrics is not None:
-        num = 0 if job.inputs else running.num - running.num_given  # an embedding is a token of the log only
+        num = running.num - running.num_given if job.generates else 0  # an embedding is a token of the log only
         metrics.generated(job.model, usage.prompt_tokens, num)

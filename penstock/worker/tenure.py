@@ -23,6 +23,7 @@ from penstock.errors import (
     PenstockError,
     StoreUnavailable,
     UnsupportedParameter,
+    UnsupportedTask,
     WorkerLost,
 )
 from penstock.event import Done, Failed, Terminal
@@ -275,7 +276,11 @@ class Tenure:
         backend = self._backends.get(job.model)
         if backend is None:
             return ModelNotFound("This worker does not serve the request's model.")
+        if job.task and job.task not in backend.capabilities.tasks:
+            return UnsupportedTask("The worker that took this request does not have its task.", param="model")
         accepts = backend.capabilities.accepts
+        if job.has_token_ids and "token_ids" not in accepts:
+            return UnsupportedParameter("The worker that took this request takes text, not token ids.")
         for name in job.sampling.named():
             if name not in accepts:
                 return UnsupportedParameter(f"The worker that took this request does not support {name!r}.", param=name)

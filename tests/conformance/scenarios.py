@@ -298,6 +298,15 @@ def what_it_does_not_accept(kit: Kit) -> None:
 
 
 @scenario
+def a_task_that_it_does_not_have(kit: Kit) -> None:
+    """A `task` that the worker does not name among its tasks is refused, and never answered with words."""
+    kit.start()
+    end: Any = kit.wait_end(kit.submit(PROMPT, 5, fields={"task": "dream"}), 10.0).end
+    expect(end.get("code") == "unsupported_task", f"it has ended with {end}")
+    kit.wait_empty()
+
+
+@scenario
 def what_cannot_be_read(kit: Kit) -> None:
     """A job that is not JSON, lacks its model, or names another id, ends at once with an error, and harms no other."""
     kit.start()

@@ -10,15 +10,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.backends import Backend, build_backend
 from penstock.backends.base import OPTIONAL_FIELDS
+from penstock.backends.mock.tasks import id_of
 from penstock.event import Completion, Done, Event, Failed, Tokens, fold
 from penstock.extras import problem_of
-from penstock.job import Batch, Claim, Job, Sampling
+from penstock.job import Batch, Claim, Job, Message, Sampling
 from penstock.rich_token import Token
+from penstock.tasks import TASKS, read_count, read_info, read_scores, read_tokenized
 from penstock.wire import decode_event, encode_event
 from tests.support.upstream import Upstream
 
@@ -38,6 +41,9 @@ UPSTREAMS: dict[str, tuple[str, dict[str, str]]] = {
     "openai-resumes": ("ok", {"engine": "vllm", "resumes": "prompt+messages"}),
     "openai-chat": ("no_done", {"engine": "vllm", "api": "chat", "resumes": "messages"}),
     "openai-bytewise": ("bytewise", {"engine": "llamacpp"}),
+    "openai-scores": ("ok", {"engine": "vllm", "task": "generate+embed+score"}),
+    "openai-reranks": ("ok", {"engine": "sglang", "task": "generate+score"}),
+    "openai-tgi": ("ok", {"engine": "tgi"}),
 }
 
 
@@ -91,6 +97,53 @@ async def test_every_job_of_a_batch_gets_its_tokens_and_one_end(backend: Backend
         assert len(done.tokens) == 4
         assert done.end.usage.completion_tokens == 4
         assert done.end.usage.prompt_tokens > 0
+
+
+# What a job of each task has, and a check of its tokens.
+TASK_JOBS: dict[str, tuple[dict[str, Any], Callable[[tuple[Token, ...]], bool]]] = {
+    "count": ({"messages": (Message("user", PROMPT),)}, lambda tokens: read_count(tokens) >= 10),
+    "tokenize": ({"prompt": PROMPT}, lambda tokens: read_tokenized(tokens).count == 10),
+    "detokenize": ({"inputs": (tuple(map(id_of, PROMPT.split())),)}, lambda tokens: tokens == (PROMPT,)),
+    "score": ({"queries": ("one",), "inputs": ("one", "two")}, lambda tokens: len(read_scores(tokens, 2)) == 2),
+    "tokenizer_info": ({}, lambda tokens: "tokenizer_class" in read_info(tokens)),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+async def test_a_task_gives_its_result_or_is_clearly_refused(backend: Backend, task: str) -> None:
+    fields, is_result = TASK_JOBS[task]
+    one = Claim(Job(id="j", model="m", task=task, **fields), 1234567890123, time.monotonic() + 60)
+    done = whole((await run(backend, one))["j"], one)
+    if task not in backend.capabilities.tasks:  # the worker asks no such backend; one that is asked all the same fails
+        assert isinstance(done.end, Failed)
+        return
+    assert isinstance(done.end, Done)
+    assert (done.end.finish_reason, done.end.usage.completion_tokens) == ("stop", 0)
+    assert is_result(done.tokens)
+    again = Claim(one.job, one.attempt, one.deadline_at, done.tokens)  # it lacks only its end
+    assert whole((await run(backend, again))["j"], again).tokens == done.tokens
+
+
+async def test_a_text_is_counted_as_it_is_tokenized(backend: Backend) -> None:
+    if not {"count", "tokenize"} <= set(backend.capabilities.tasks):
+        pytest.skip("it does not do both")
+    found = []
+    for task in ("count", "tokenize"):
+        one = Claim(Job(id="j", model="m", task=task, prompt=PROMPT), 1234567890123, time.monotonic() + 60)
+        found.append(whole((await run(backend, one))["j"], one).tokens)
+    assert read_count(found[0]) == read_tokenized(found[1]).count
+
+
+async def test_a_prompt_of_token_ids_is_answered_where_they_are_accepted(backend: Backend) -> None:
+    if "token_ids" not in backend.capabilities.accepts:
+        pytest.skip("it does not accept token ids, so the gateway refuses them")
+    job = Job(id="j", model="m", prompt=(5, 67, 8), sampling=Sampling(max_tokens=3))
+    one = Claim(job, 1234567890123, time.monotonic() + 60)
+    done = whole((await run(backend, one))["j"], one)
+    if isinstance(done.end, Failed):  # an API of conversations only
+        assert (done.end.code, done.end.param) == ("unsupported_parameter", "prompt")
+    else:
+        assert len(done.tokens) == 3
 
 
 async def test_one_token_is_an_answer(backend: Backend) -> None:

@@ -222,6 +222,21 @@ async def test_tokens_that_are_more_than_text_go_the_same_way(transport: Transpo
     assert fold(event for event in listener.events if event.attempt == claim.attempt).tokens == said
 
 
+async def test_a_job_with_a_task_and_one_of_token_ids_go_the_same_way(transport: Transport) -> None:
+    await transport.enlist(new_worker("w1", models={"m": Capabilities(tasks=("score",), accepts=("token_ids",))}))
+    assert (await transport.tick("g1")).models["m"].tasks == ("score",)
+    scored = new_job(prompt=None, task="score", queries=("q",), inputs=("a", "b"))
+    for job in (scored, new_job(prompt=(5, 67)), new_job(prompt=None, inputs=((5, 67), (8,)))):
+        await transport.submit(job, "g1", 0)
+        claim = await run_one(transport, "w1", job.id)
+        assert claim.job == job
+        await transport.emit("w1", [Tokens(job.id, claim.attempt, 0, tokens=("0.5",))])
+        await transport.hand_back("w1", [claim])
+        again = await run_one(transport, "w1", job.id)
+        assert (again.job, again.tokens) == (job, ("0.5",))
+        await transport.emit("w1", [Done(job.id, again.attempt, 1, finish_reason="stop")])
+
+
 async def test_several_frames_of_one_job_in_one_step(transport: Transport) -> None:
     job = new_job()
     await transport.submit(job, "g1", 0)

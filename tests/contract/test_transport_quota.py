@@ -12,6 +12,7 @@ from penstock.errors import QueueFull, StorageQuota, StoreUnavailable
 from penstock.event import Done
 from penstock.job import Job, Message, Sampling
 from penstock.rich_token import Logprob, RichToken, encode_vector
+from penstock.tasks import Tokenized, encode
 from penstock.transports import Transport
 from penstock.transports.base import NO_SHARE
 from penstock.transports.memory import MemoryTransport
@@ -325,6 +326,23 @@ def test_how_an_answer_is_counted() -> None:
     texts = new_job(prompt=None, inputs=("a", "b", "c"))
     assert booked_answer_bytes(texts) == 3 * VECTOR_BYTES
     assert REQUEST_BYTES > 0
+
+
+def test_results_of_tasks_are_counted_by_their_size() -> None:
+    def task(name: str, **fields: Any) -> Job:
+        return new_job(task=name, **({"prompt": None} | fields))
+
+    text = "a b " * 100
+    ids = encode(Tokenized(tuple(range(2**40, 2**40 + 200)), ("ab",) * 200))
+    cases = [
+        (task("count", prompt=text), ["200"]),
+        (task("tokenize", prompt=text), [ids]),
+        (task("detokenize", inputs=(tuple(range(200)),)), ["token " * 200]),
+        (task("score", queries=("q",), inputs=("a", "b")), ["0.123456789012345", "-1e-300"]),
+        (task("tokenizer_info"), ["x" * 100_000]),
+    ]
+    for job, tokens in cases:
+        assert sum(map(len, tokens)) < answer_bytes(job, tokens) <= booked_answer_bytes(job), job.task
 
 
 def test_log_probabilities_and_long_vectors_are_counted_by_their_size() -> None:

@@ -53,6 +53,12 @@ def test_a_whole_message_and_its_stream_say_the_same(client: Anthropic) -> None:
     assert whole.content[0].to_dict() == {"type": "text", "text": text}
 
 
+def test_the_tokens_of_a_message_are_counted_before_it_is_made(client: Anthropic) -> None:
+    asked: Any = {"model": "tools", "messages": HELLO, "system": "be brief", "tools": [TOOL]}
+    counted = client.messages.count_tokens(**asked)
+    assert counted.input_tokens == client.messages.create(max_tokens=1, **asked).usage.input_tokens
+
+
 def test_every_token_is_an_event(server: Site) -> None:
     body = {"model": "mock", "max_tokens": 4, "messages": HELLO, "stream": True}
     answer = httpx2.post(f"{server.gateways[0]}/v1/messages", json=body, headers={"anthropic-version": "2023-06-01"})

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -36,6 +37,7 @@ def layers() -> Iterator[Site]:
                     f"big=openai:url={url},model=small,{accepts},health=/readyz",
                     f"tools=openai:url={url},accepts=stop+tools+tool_choice+parallel_tool_calls",
                     f"vectors=openai:url={url},task=embed",
+                    f"words=openai:url={url},model=small,engine=vllm,task=generate+score",
                 ]
             ),
         )
@@ -82,6 +84,30 @@ def test_tools_and_embeddings_go_through_both_layers(layers: Site) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             upper.chat.completions.create(model="vectors", messages=HELLO)
         assert refused.value.param == "model"
+
+
+def test_tasks_and_token_ids_go_through_both_layers(layers: Site) -> None:
+    """The upper one knows the lower one as vLLM."""
+
+    def both(path: str, **body: Any) -> Any:
+        answers = []
+        for url, model in zip(layers.gateways, ("small", "words"), strict=True):
+            answer = httpx2.post(f"{url}{path}", json={"model": model, **body}, timeout=30.0)
+            assert answer.status_code == 200, answer.text
+            answers.append(answer.json())
+        for answer in answers:  # these are of the layer that answers
+            for name in ("id", "model", "created"):
+                answer.pop(name, None)
+        assert answers[0] == answers[1]
+        return answers[0]
+
+    tokens = both("/tokenize", prompt="hello sea", add_special_tokens=False, return_token_strs=True)["tokens"]
+    assert both("/detokenize", tokens=tokens) == {"prompt": "hello sea"}
+    assert both("/tokenizer_info")["tokenizer_class"] == "MockTokenizer"
+    assert both("/v1/messages/count_tokens", messages=HELLO) == {"input_tokens": 2}
+    assert both("/v1/score", text_1="a b", text_2=["a b", "c"])["data"][0]["score"] == 1.0
+    assert both("/v1/rerank", query="a b", documents=["c", "a b"])["results"][0]["index"] == 1
+    assert both("/v1/completions", prompt=tokens, max_tokens=4)["usage"]["prompt_tokens"] == 2
 
 
 def test_a_refusal_of_the_lower_layer_is_the_error_of_the_upper_one(layers: Site) -> None:

@@ -248,6 +248,15 @@ def test_embeddings(client: OpenAI) -> None:
     assert refused.value.param == "model"
 
 
+def test_token_ids_in_place_of_texts(client: OpenAI) -> None:
+    """As LangChain's OpenAIEmbeddings sends them."""
+    vectors = client.embeddings.create(model="vectors", input=[[57668, 53901], [5]])
+    assert len(vectors.data) == 2
+    whole = client.completions.create(model="mock", prompt=[57668, 53901], max_tokens=2)
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == 2
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "code"),
     [

@@ -60,11 +60,11 @@ def patience(mood: str) -> dict[str, Any]:
 
 
 def claim(id: str = "j", tokens: tuple[Token, ...] = (), timeout_s: float = 60.0, **others: Any) -> Claim:
-    """Of a prompt, unless `messages` or `inputs` are given, and of `caller`; the others are fields of `Sampling`."""
-    talk, inputs, caller = others.pop("messages", None), others.pop("inputs", ()), others.pop("caller", "")
-    sampling = Sampling(**{"max_tokens": 5, **others})
-    prompt = None if talk or inputs else PROMPT
-    job = Job(id=id, model="m", prompt=prompt, messages=talk, inputs=inputs, sampling=sampling, caller=caller)
+    """Of a prompt, unless `messages` or `inputs` are given. `others`: fields of `Job` and of `Sampling`."""
+    own = {name: others.pop(name) for name in list(others) if name not in Sampling.__struct_fields__}
+    if not own.get("messages") and not own.get("inputs"):
+        own = {"prompt": PROMPT} | own
+    job = Job(id=id, model="m", sampling=Sampling(**{"max_tokens": 5, **others}), **own)
     return Claim(job, 1, time.monotonic() + timeout_s, tokens)
 
 

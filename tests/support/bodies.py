@@ -50,6 +50,7 @@ def _wide(opening: bytes, item: bytes, num: int, closing: bytes) -> bytes:
 
 GENERATE, CHAT, COMPLETIONS = "/v1/generate", "/v1/chat/completions", "/v1/completions"
 EMBEDDINGS, RESPONSES, MESSAGES = "/v1/embeddings", "/v1/responses", "/v1/messages"
+TOKENIZE, DETOKENIZE, RERANK, SCORE = "/tokenize", "/detokenize", "/v1/rerank", "/v1/score"
 
 _TURN = b'{"role":"user","content":"x"}'
 _CHAT = b'{"max_tokens":1,"messages":[' + _TURN + b"],"
@@ -152,6 +153,24 @@ SHAPES = {
         Shape(EMBEDDINGS, "inputs", b'{"input":[', b'"' + b"a " * 2000 + b'"', b"]}", 256),
         Shape(EMBEDDINGS, "many inputs", b'{"input":[', b'"a"', b"]}"),
         Shape(EMBEDDINGS, "token ids", b'{"input":[', b"1", b"]}"),
+        Shape(EMBEDDINGS, "lists of token ids", b'{"input":[', b"[1,2]", b"]}", 256),
+        Shape(EMBEDDINGS, "a text behind token ids", b'{"input":[', b"1", b',"a"]}'),
+    ],
+    "tokens": [
+        *_everywhere(TOKENIZE, b'{"prompt":"x",'),
+        Shape(TOKENIZE, "a long prompt", b'{"prompt":"', b"hello there " * 100, b'"}'),
+        Shape(TOKENIZE, "messages", b'{"messages":[', _TURN, b"]}", 1000),
+        Shape(TOKENIZE, "a wide schema", b'{"messages":[' + _TURN + b'],"tools":[' + _TOOL, b'"k%d":1', b"}}}]}", 1000),
+        Shape(DETOKENIZE, "tokens", b'{"tokens":[', b"1", b"]}"),
+        Shape(DETOKENIZE, "no tokens", b'{"tokens":[', b"[]", b"]}"),
+    ],
+    "scores": [
+        *_everywhere(RERANK, b'{"query":"x","documents":["x"],'),
+        Shape(RERANK, "documents", b'{"query":"x","documents":[', b'"' + b"a " * 500 + b'"', b"]}", 1000),
+        Shape(RERANK, "objects", b'{"query":"x","documents":[', b'{"text":"a b"}', b"]}", 1000),
+        Shape(RERANK, "bad objects", b'{"query":"x","documents":[', b"{}", b"]}"),
+        Shape(SCORE, "texts", b'{"text_1":"a","text_2":[', b'"a"', b"]}", 1000),
+        Shape(SCORE, "numbers", b'{"text_1":"a","text_2":[', b"1", b"]}"),
     ],
     "responses": [
         *_everywhere(RESPONSES, b'{"input":"x",'),

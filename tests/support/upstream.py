@@ -18,6 +18,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from tests.support.results import result_of
+
 Kind = Literal[
     "ok",
     "status",  # =N: that status, with an envelope; with `retry_after`
@@ -142,6 +144,10 @@ class Upstream:
         first, *lines = head.split("\r\n")
         method, path, _ = first.split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+        if method == "GET" and (found := result_of(path, {})) is not None:
+            self.seen.append(Seen(path, headers, {}))
+            await self._say(writer, found)
+            return b""
         if method == "GET":
             props = self.props.encode() if path.endswith("/props") else b""
             self.num_checks += not path.endswith("/props")
@@ -183,6 +189,9 @@ class Upstream:
             await asyncio.Event().wait()
         if mood.kind == "drop":
             return False
+        if (found := result_of(seen.path, seen.body)) is not None:
+            await self._say(writer, {} if mood.kind == "json" else found)
+            return True
         if seen.path.endswith("/embeddings"):
             return await self._embed(writer, seen, mood)
         if mood.kind in ("html", "json", "whole"):
@@ -214,11 +223,14 @@ class Upstream:
         ]
         if mood.kind == "wrong_json_after":
             rows = rows[: mood.number]
-        body = {"object": "list", "data": rows[::-1], "usage": {"prompt_tokens": len(rows), "total_tokens": len(rows)}}
+        usage = {"prompt_tokens": len(rows), "total_tokens": len(rows)}
+        await self._say(writer, {"object": "list", "data": rows[::-1], "usage": usage})
+        return True
+
+    async def _say(self, writer: asyncio.StreamWriter, body: Any) -> None:
         data = json.dumps(body).encode()
         writer.write(_head(200, "application/json", length=len(data)) + data)
         await writer.drain()
-        return True
 
     async def _stream(self, writer: asyncio.StreamWriter, seen: Seen, mood: Mood) -> None:
         say = _Sayer(writer, mood)
@@ -251,7 +263,8 @@ class _Script:
     def __post_init__(self) -> None:
         body = self.seen.body
         self.is_chat = "messages" in body
-        so_far = body["prompt"] if not self.is_chat else ""
+        prompt = body["prompt"] if not self.is_chat else ""
+        so_far = " ".join(map(str, prompt)) if isinstance(prompt, list) else prompt  # token ids
         if self.is_chat:
             turns = [dict(turn) for turn in body["messages"]]
             if body.get("continue_final_message"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import Field
 
-from penstock.api.fields import GenerationFields
+from penstock.api.fields import GenerationFields, TokenIdList, texts_of
 from penstock.api.intake import Draft
 from penstock.api.openai.fields import MAX_CHOICES, ChoiceFields, copies
 from penstock.api.openai.form import Form
@@ -25,17 +25,22 @@ Prompt = Annotated[str, Field(min_length=1)]
 
 
 class CompletionBody(ChoiceFields, GenerationFields):
-    """A text to go on from. Form: https://platform.openai.com/docs/api-reference/completions/create."""
+    """A text, or its token ids, to go on from. Form: https://platform.openai.com/docs/api-reference/completions/create."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] = Field(
-        description="A text, or several; each is a request of its own. Token ids are not taken."
+    prompt: (
+        Prompt
+        | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+        | TokenIdList
+        | Annotated[list[TokenIdList], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+    ) = Field(
+        description="A text, or several; each is a request of its own. By model, a list of token ids in place of each."
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
 def drafts_of(body: CompletionBody) -> list[Draft]:
     """`n` drafts of each prompt, in the order of their choices. Raises `InvalidRequest` for too many of them."""
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = texts_of(body.prompt)
     if len(prompts) * (body.n or 1) > MAX_CHOICES:
         raise InvalidRequest(f"'n' times the number of prompts must be at most {MAX_CHOICES}.", param="n")
     drafts = [

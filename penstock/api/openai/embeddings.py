@@ -13,7 +13,7 @@ import msgspec
 from pydantic import Field
 
 from penstock.api.answer import AnswerResponse
-from penstock.api.fields import MAX_INPUTS, Strict
+from penstock.api.fields import MAX_INPUTS, Strict, TokenIdList, texts_of
 from penstock.api.intake import Draft
 from penstock.event import Done
 from penstock.rich_token import RichToken, decode_vector
@@ -24,11 +24,14 @@ EmbeddingInput = Annotated[str, Field(min_length=1)]
 
 
 class EmbeddingBody(Strict):
-    """Texts to embed. Form: https://platform.openai.com/docs/api-reference/embeddings/create."""
+    """Texts, or their token ids, to embed. Form: https://platform.openai.com/docs/api-reference/embeddings/create."""
 
     input: (
-        EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-    ) = Field(description=f"A text, or up to {MAX_INPUTS}. Token ids are not taken.")
+        EmbeddingInput
+        | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+        | TokenIdList
+        | Annotated[list[TokenIdList], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+    ) = Field(description=f"A text, or up to {MAX_INPUTS}; by model, a list of token ids for each.")
     model: str | None = Field(None, min_length=1, max_length=200, description="Default: the first model served.")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="Of each vector; by model.")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="Default: float.")
@@ -39,7 +42,7 @@ class EmbeddingBody(Strict):
 def draft_of(body: EmbeddingBody) -> Draft:
     return Draft(
         model=body.model,
-        inputs=(body.input,) if isinstance(body.input, str) else tuple(body.input),
+        inputs=tuple(texts_of(body.input)),
         sampling={"dimensions": body.dimensions},
         timeout_s=body.timeout_s,
         user=body.user or "",

@@ -95,7 +95,7 @@ class OpenAIAPI:
         opened = await admit_and_submit(self.gateway, call, received, await received.into(completions.drafts_of))
         model = opened.reader.stream.job.model
         form = completions.CompletionForm(call.id, model, int(time.time()), includes_usage=body.includes_usage)
-        num_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
+        num_prompts = len(opened.readers) // (body.n or 1)
         return ChoicesResponse(opened, form, is_stream=bool(body.stream), num_prompts=num_prompts)
 
     async def embeddings(self, request: Request) -> Response:

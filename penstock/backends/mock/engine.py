@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from penstock.backends.base import Backend
-from penstock.backends.mock.answer import NOTHING, Ends, answer_to, most_tokens
+from penstock.backends.mock.answer import NOTHING, Answer, Ends, answer_to, most_tokens
 from penstock.backends.mock.script import trigger_of
+from penstock.backends.mock.tasks import ACCEPTS, tokens_of
 from penstock.backends.mock.text import token_source
 from penstock.backends.stop import StopMatcher
 from penstock.errors import BackendError, InvalidRequest, PenstockError, WorkerLost
@@ -24,8 +25,9 @@ from penstock.event import Done, Event, Failed, FinishReason, Tokens, Usage
 from penstock.fleet import Capabilities
 from penstock.job import Batch, Claim, Job
 from penstock.rich_token import Token
+from penstock.tasks import TASKS
 
-_ALWAYS: Final = ("temperature", "top_p", "stop", "seed", "ignore_eos", "min_tokens")
+_ALWAYS: Final = ("temperature", "top_p", "stop", "seed", "ignore_eos", "min_tokens", *ACCEPTS)
 _TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 _LONG_PROMPT: Final = 64 * 1024
 _LOST: Final = "The request's worker died, and this mock does not continue a begun answer."
@@ -48,7 +50,7 @@ def _capabilities(
         ("dimensions",): embeds,
     }
     accepts = [name for names, is_on in fields.items() if is_on for name in names]
-    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=resumes, embeds=embeds)
+    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=resumes, embeds=embeds, tasks=TASKS)
 
 
 class MockBackend(Backend):
@@ -135,22 +137,28 @@ class _Sequence:
         self.index = self.seq = len(claim.tokens)
         self.error: PenstockError = BackendError("A scripted failure.")
         self.trigger = trigger_of(job) if backend._scripted else None
+        self.num_prompt_tokens = backend.count_prompt_tokens(job)
         try:
-            answer = answer_to(job, backend._ends, backend._chain)
+            answer = self._result(job) if job.task else answer_to(job, backend._ends, backend._chain)
         except InvalidRequest as error:
             self.error, self.trigger = error.with_traceback(None), ("fail", self.index)
             answer = NOTHING
         self.last, self.reason, self.token_of = answer.num_tokens - 1, answer.reason, answer.token_of
         self.matcher = StopMatcher(job.sampling.stop) if job.sampling.stop else None
-        self.num_prompt_tokens = backend.count_prompt_tokens(job)
         self.is_over = False
+
+    def _result(self, job: Job) -> Answer:
+        """The answer to a job that has a task."""
+        tokens, usage = tokens_of(job, self.num_prompt_tokens)
+        self.num_prompt_tokens = usage.prompt_tokens
+        return Answer(tokens.__getitem__, len(tokens), "stop")
 
     @property
     def is_costly(self) -> bool:
         """Whether it took milliseconds to prepare."""
         job = self.claim.job
         is_long = job.prompt is not None and len(job.prompt) > _LONG_PROMPT
-        return is_long or bool(job.sampling.tools) or job.sampling.response_format is not None
+        return is_long or bool(job.task) or bool(job.sampling.tools) or job.sampling.response_format is not None
 
     def step(self) -> Event | None:
         """The next token, with the end where it is the last; None while a stop string is undecided."""
@@ -190,5 +198,5 @@ class _Sequence:
 
     def _done(self, tokens: tuple[Token, ...], reason: FinishReason) -> Done:
         self.is_over = True
-        usage = Usage(self.num_prompt_tokens, 0 if self.claim.job.inputs else self.seq + len(tokens))
+        usage = Usage(self.num_prompt_tokens, self.seq + len(tokens) if self.claim.job.generates else 0)
         return Done(self.job_id, self.attempt, self.seq, tokens=tokens, finish_reason=reason, usage=usage)

@@ -51,7 +51,7 @@ def words_of(job: Job) -> str | None:
 def asked_of(job: Job) -> str:
     """The prompt, or the last message of the user."""
     if job.messages is None:
-        return job.prompt or ""
+        return job.prompt if isinstance(job.prompt, str) else ""
     return next((message.content for message in reversed(job.messages) if message.role == "user"), "")
 
 

@@ -15,7 +15,7 @@ def embedding_of(job: Job) -> Callable[[int], Token]:
     size = job.sampling.dimensions or 8
 
     def embedded(index: int) -> Token:
-        key = job.inputs[index].encode("utf-8", "surrogatepass")
+        key = str(job.inputs[index]).encode("utf-8", "surrogatepass")
         digest = hashlib.shake_128(key).digest(2 * size)
         raw = [int.from_bytes(digest[at : at + 2], "big") - 32767.5 for at in range(0, 2 * size, 2)]
         length = math.sqrt(sum(one * one for one in raw))

@@ -6,26 +6,38 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from penstock.backends.base import Backend, Embedded, Finish
-from penstock.backends.openai import embeddings
-from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, too_much
+from penstock.backends.base import Backend, Embedded, Finish, Scored, Tokenized
+from penstock.backends.openai import embeddings, scores
+from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, lacks, too_much
 from penstock.backends.openai.first_token import Patience
 from penstock.backends.openai.health import Health
 from penstock.backends.openai.http import Times, UpstreamHttp
-from penstock.backends.openai.options import ENGINE, Images, Upstream, build_tiers, read_accepts, read_resumes
-from penstock.backends.openai.request import Api, ReasoningHistory, RequestShape, build, can_continue
+from penstock.backends.openai.options import (
+    ENGINE,
+    Images,
+    Upstream,
+    build_tiers,
+    read_accepts,
+    read_kinds,
+    read_resumes,
+    read_tasks,
+)
+from penstock.backends.openai.replicas import Tier
+from penstock.backends.openai.request import Api, ReasoningHistory, RequestShape, build, can_continue, conversation
 from penstock.backends.openai.retries import RetryLimits, RetryPlan
+from penstock.backends.openai.steps import Steps, T
+from penstock.backends.openai.tokenizer import FORMS, Prompt
 from penstock.backends.openai.upstreams import Ticket, Upstreams
 from penstock.errors import PenstockError, WorkerLost
 from penstock.event import Usage
 from penstock.fleet import Capabilities, Engines
-from penstock.job import Claim, Job
+from penstock.job import Claim, Job, TokenIds
 from penstock.rich_token import Token
 
 logger = logging.getLogger("penstock.backends")
@@ -51,7 +63,8 @@ class OpenAIBackend(Backend):
         accepts: str = "",
         images: Images = "engine",
         api: Api = "both",
-        task: Literal["generate", "embed", "both"] = "generate",
+        task: str = "generate",
+        tokenizer: Literal["engine", "none"] = "engine",
         resumes: str = "no",
         usage: bool = True,
         reasoning_history: ReasoningHistory = "engine",
@@ -71,7 +84,8 @@ class OpenAIBackend(Backend):
         if min(tries, max_failures) < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError("tries, max_failures and max_tokens must be at least 1")
         tiers = build_tiers(upstreams, health=health, max_failures=max_failures, eject_s=eject_s)
-        taken = read_accepts(accepts, tiers, embeds=task != "generate", images=images)
+        kinds = read_kinds(task, tiers)
+        taken = read_accepts(accepts, tiers, embeds="embed" in kinds, images=images)
         self._shape = RequestShape(api, usage, read_resumes(resumes, tiers), "image_urls" in taken, reasoning_history)
         self._limits = RetryLimits(retry_s, tries)
         self._http = UpstreamHttp(Times(connect_s, first_token_s, idle_s, max_rest_s))
@@ -81,10 +95,11 @@ class OpenAIBackend(Backend):
         self.capabilities = Capabilities(
             accepts=taken,
             continuous=True,
-            generates=task != "embed",
-            embeds=task != "generate",
+            generates="generate" in kinds,
+            embeds="embed" in kinds,
             resumes=bool(self._shape.resumes),
             max_tokens=max_tokens,
+            tasks=read_tasks(kinds, tiers, has_tokenizer=tokenizer == "engine"),
         )
 
     async def start(self) -> None:
@@ -120,28 +135,62 @@ class OpenAIBackend(Backend):
         return bool(claim.job.inputs) or can_continue(claim.job, claim.tokens, self._shape)
 
     def _open(self, claim: Claim) -> AsyncIterator[Token | Finish]:
-        if claim.job.inputs:
-            return self._embeddings(claim)
+        if not claim.job.generates:
+            return super()._open(claim)
         return self.stream(claim.job, claim.tokens, claim.deadline_at)
 
-    async def embed(self, job: Job, inputs: Sequence[str]) -> Embedded:
-        """All of `inputs` at one replica; tried elsewhere like any other request."""
+    async def embed(self, job: Job, inputs: Sequence[str | TokenIds]) -> Embedded:
+        return await self._whole(job, lambda tier, model: embeddings.embed(job, inputs, model))
+
+    async def count(self, job: Job) -> int:
+        return len((await self.tokenize(job)).ids)
+
+    async def tokenize(self, job: Job) -> Tokenized:
+        def steps(tier: Tier, model: str) -> Steps[Tokenized]:
+            talk = {} if job.messages is None else conversation(job, tier.engine, self._shape)
+            return FORMS[tier.engine.tokenizer].tokenize(Prompt.of(job, model, talk))
+
+        return await self._whole(job, steps)
+
+    async def detokenize(self, job: Job, ids: Sequence[int]) -> str:
+        return await self._whole(job, lambda tier, model: FORMS[tier.engine.tokenizer].detokenize(model, ids))
+
+    async def tokenizer_info(self, job: Job) -> dict[str, Any]:
+        return await self._whole(job, lambda tier, model: FORMS[tier.engine.tokenizer].info())
+
+    async def score(self, job: Job, queries: Sequence[str], inputs: Sequence[str]) -> Scored:
+        return await self._whole(job, lambda tier, model: scores.score(tier.engine.scores, model, queries, inputs))
+
+    async def _whole(self, job: Job, steps_at: Callable[[Tier, str], Steps[T]]) -> T:
+        """All steps at one replica; tried elsewhere like any other request."""
         plan = RetryPlan(self._upstreams.tiers, self._limits, time.monotonic(), caller=_caller(job))
         while True:
             ticket = await self._upstreams.take(plan, job.id)
             model = ticket.tier.model or self.name or job.model
-            body = embeddings.build(job, inputs, model)
             try:
                 patience = _patience(plan, ticket, time.monotonic() + job.timeout_s)
-                data = await self._http.post(ticket.tier, ticket.replica, model, embeddings.EMBEDDINGS, body, patience)
-                done = embeddings.read(data, len(inputs))
+                result = await self._take_steps(job, ticket, model, patience, steps_at(ticket.tier, model))
                 self._upstreams.began(ticket, plan)
                 self._upstreams.leave(ticket, "ok")
-                return done
+                return result
             except UpstreamError as failure:
                 self._failed(job, plan, ticket, failure, 0)
+            except PenstockError:
+                self._upstreams.leave(ticket, "invalid")
+                raise
             finally:
                 self._upstreams.leave(ticket, "cancelled")
+
+    async def _take_steps(self, job: Job, ticket: Ticket, model: str, patience: Patience, steps: Steps[T]) -> T:
+        ask = next(steps)
+        try:
+            while True:
+                ask = steps.send(await self._http.whole(ticket.tier, ticket.replica, model, ask, patience))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except UpstreamError as failure:
+            raise (lacks(ask.path, model) if job.task and failure.reason == "not_found" else failure) from None
 
     async def stream(
         self, job: Job, tokens: Sequence[Token] = (), deadline_at: float = math.inf

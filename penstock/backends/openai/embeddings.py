@@ -13,18 +13,23 @@ import msgspec
 
 from penstock.backends.base import Embedded
 from penstock.backends.openai.failures import malformed
-from penstock.job import Job
+from penstock.backends.openai.steps import Ask, Steps
+from penstock.job import Job, TokenIds
 
 EMBEDDINGS = "/embeddings"
 
 
-def build(job: Job, inputs: Sequence[str], model: str) -> bytes:
+def embed(job: Job, inputs: Sequence[str | TokenIds], model: str) -> Steps[Embedded]:
+    return read((yield Ask(EMBEDDINGS, build(job, inputs, model))), len(inputs))
+
+
+def build(job: Job, inputs: Sequence[str | TokenIds], model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "input": list(inputs), "encoding_format": "float"}
     if job.sampling.dimensions is not None:
         body["dimensions"] = job.sampling.dimensions
     if job.user:
         body["user"] = job.user
-    return msgspec.json.encode(body)
+    return body
 
 
 def read(data: bytes, num: int) -> Embedded:

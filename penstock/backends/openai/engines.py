@@ -14,6 +14,9 @@ from typing import Literal
 Resume = Literal["prompt", "messages"]
 # How to ask an engine for as many tokens as its context holds: without a limit, with null, or not at all.
 Unlimited = Literal["left_out", "null", "never"]
+
+TokenizerName = Literal["", "vllm", "sglang", "llamacpp", "tgi"]
+ScoreForm = Literal["", "score", "rerank"]
 EngineName = Literal["any", "vllm", "sglang", "llamacpp", "ollama", "tgi", "openai"]
 
 _EVERY = ("temperature", "top_p", "stop")
@@ -68,6 +71,8 @@ class Engine:
     `health`: a path at the server's root that answers 2xx when the engine can work, "" where there is none.
     `has_completions`: whether there is /completions; without it a prompt is sent as a user's message. `continues`: what
     it can go on from in the middle of an answer. Ollama puts a prompt into the model's template too, so not that.
+
+    `tokenizer`: the form of its tokenizer's routes, "" where it has none. `scores`: the route that scores texts.
     """
 
     accepts: tuple[str, ...] = _EVERY
@@ -80,20 +85,35 @@ class Engine:
     health: str = ""
     has_completions: bool = True
     continues: frozenset[Resume] = frozenset(("prompt", "messages"))
+    tokenizer: TokenizerName = ""
+    scores: ScoreForm = ""
 
 
 ENGINES: dict[EngineName, Engine] = {
     "any": Engine(),
     "vllm": Engine(
-        (*_ALL, *_VLLM),
+        (*_ALL, *_VLLM, "token_ids", "add_special_tokens", "return_token_strs"),
         in_template=_THINKING,
         reasoning=("reasoning", "reasoning_content"),
         prompt_unlimited="null",
         health="/health",
+        tokenizer="vllm",
+        scores="score",
     ),
-    "sglang": Engine((*_ALL, *_SGLANG), in_template=_THINKING, reasoning=("reasoning_content",), health="/health"),
+    "sglang": Engine(
+        (*_ALL, *_SGLANG, "token_ids", "add_special_tokens"),
+        in_template=_THINKING,
+        reasoning=("reasoning_content",),
+        health="/health",
+        tokenizer="sglang",
+        scores="rerank",
+    ),
     "llamacpp": Engine(
-        (*(name for name in _ALL if name not in ("reasoning_effort", "images")), *_LLAMACPP),
+        (
+            *(name for name in _ALL if name not in ("reasoning_effort", "images")),
+            *("add_special_tokens", "return_token_strs"),
+            *_LLAMACPP,
+        ),
         {"repetition_penalty": "repeat_penalty"},
         in_template=_THINKING,
         reasoning=("reasoning_content",),
@@ -101,6 +121,8 @@ ENGINES: dict[EngineName, Engine] = {
         prompt_unlimited="left_out",
         health="/health",
         continues=_PROMPT,
+        tokenizer="llamacpp",
+        scores="rerank",
     ),
     "ollama": Engine(
         (*_USUAL, "response_format", "tools", "images", "reasoning_effort"),
@@ -109,13 +131,18 @@ ENGINES: dict[EngineName, Engine] = {
         continues=frozenset(),
     ),
     "tgi": Engine(
-        (*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images"),
+        (*_USUAL, "logprobs", "tools", "tool_choice", "response_format", "images", "return_token_strs"),
         chat_unlimited="never",  # some of its releases give 100 tokens then
         health="/health",
         continues=_PROMPT,
+        tokenizer="tgi",
     ),
     "openai": Engine(
-        (*(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")), "image_urls", *_OPENAI),
+        (
+            *(name for name in _ALL if name not in ("top_k", "min_p", "repetition_penalty")),
+            *("image_urls", "token_ids"),
+            *_OPENAI,
+        ),
         {"max_tokens": "max_completion_tokens"},
         has_completions=False,
         continues=frozenset(),

@@ -29,7 +29,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.errors import BackendError, ContextLengthExceeded, InvalidRequest, Overloaded, PenstockError
+from penstock.errors import (
+    BackendError,
+    ContextLengthExceeded,
+    InvalidRequest,
+    Overloaded,
+    PenstockError,
+    UnsupportedTask,
+)
 
 # The labels of metrics and logs.
 Reason = Literal[
@@ -107,7 +114,9 @@ def _of(status: int, found: ErrorBody, rest_s: float | None, model: str) -> Upst
         return UpstreamError("invalid", kind(message, param=found.param), again="never", is_fault=False)
     if status == 501:
         message = found.message or "The model's upstream cannot do what the request asks for (HTTP 501)."
-        wrong = InvalidRequest(message, param=found.param)
+        wrong: PenstockError = InvalidRequest(message, param=found.param)
+        if found.code == UnsupportedTask.code:  # of Penstock's own
+            wrong = UnsupportedTask(message, param=found.param)
         return UpstreamError("invalid", wrong, again="elsewhere", is_fault=False, costs_try=False)
     if status == 429:
         error: PenstockError = Overloaded("The model's upstream is at capacity.", retry_after_s=rest_s)
@@ -131,6 +140,13 @@ def _of(status: int, found: ErrorBody, rest_s: float | None, model: str) -> Upst
             BackendError(f"The upstream returned 404: it does not serve {model!r}, or the route is wrong."),
         )
     return UpstreamError(reason, error, again="elsewhere", is_fault=False, costs_try=False)
+
+
+def lacks(path: str, model: str) -> UpstreamError:
+    """404 where only some servers have a route: this one may have been started without it."""
+    message = f"The model's upstream returned 404 for {path}: it does not offer that, or does not serve {model!r}."
+    error = UnsupportedTask(message, param="model")
+    return UpstreamError("invalid", error, again="elsewhere", is_fault=False, costs_try=False)
 
 
 def unreachable(what: str) -> UpstreamError:

@@ -22,6 +22,7 @@ from penstock.backends.openai.chunks import Chunks
 from penstock.backends.openai.failures import MAX_REST_S, UpstreamError, cut, malformed, of_status, timeout, unreachable
 from penstock.backends.openai.first_token import FirstToken, Patience
 from penstock.backends.openai.replicas import Replica, Tier
+from penstock.backends.openai.steps import Ask
 from penstock.rich_token import Token
 from penstock.sse import Decoder, SSEError
 from penstock.version import __version__
@@ -105,8 +106,10 @@ class UpstreamHttp:
         self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, patience: Patience, request_id: str = ""
     ) -> AsyncGenerator[Token | Finish, None]:
         """Yield the answer's tokens, and a `Finish` at last."""
+        head = {"content-type": "application/json", "accept": "text/event-stream", **_key(tier)}
         with self._client() as client, closing(FirstToken(self._times.first_token_s, patience)) as limit:
-            response = await self._send(client, tier, replica, path, body, limit)
+            request = client.build_request("POST", _url(replica.url, path), content=body, headers=head)
+            response = await self._send(client, request, limit)
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
@@ -125,10 +128,14 @@ class UpstreamHttp:
             finally:
                 await response.aclose()
 
-    async def post(self, tier: Tier, replica: Replica, model: str, path: str, body: bytes, patience: Patience) -> bytes:
+    async def whole(self, tier: Tier, replica: Replica, model: str, ask: Ask, patience: Patience) -> bytes:
         """A whole answer of status 200."""
+        url = _root_url(replica.url, ask.path) if ask.at_root else _url(replica.url, ask.path)
+        head = {"content-type": "application/json", "accept": "application/json", **_key(tier)}
+        body = None if ask.method == "GET" else msgspec.json.encode(ask.body)
         with self._client() as client, closing(FirstToken(self._times.first_token_s, patience)) as limit:
-            response = await self._send(client, tier, replica, path, body, limit, accept="application/json")
+            request = client.build_request(ask.method, url, content=body, headers=head)
+            response = await self._send(client, request, limit)
             try:
                 if response.status_code != 200:
                     raise await _refusal(response, model, tier.key, self._times.max_rest_s)
@@ -171,22 +178,7 @@ class UpstreamHttp:
             return False
         return found.modalities.get("vision") is True
 
-    async def _send(
-        self,
-        client: httpx2.AsyncClient,
-        tier: Tier,
-        replica: Replica,
-        path: str,
-        body: bytes,
-        limit: FirstToken,
-        accept: str = "text/event-stream",
-    ) -> httpx2.Response:
-        request = client.build_request(
-            "POST",
-            _url(replica.url, path),
-            content=body,
-            headers={"content-type": "application/json", "accept": accept, **_key(tier)},
-        )
+    async def _send(self, client: httpx2.AsyncClient, request: httpx2.Request, limit: FirstToken) -> httpx2.Response:
         try:
             with limit:
                 return await client.send(request, stream=True)
@@ -247,6 +239,12 @@ def _url(base: str, path: str) -> httpx2.URL:
     """A route of the API below `base`, whose query stays. Cached: parsing one costs a tenth of a request."""
     url = httpx2.URL(base)
     return url.copy_with(path=url.path.rstrip("/") + path)
+
+
+def _root_url(base: str, path: str) -> httpx2.URL:
+    """A route next to the API: `/tokenize` where the API is at `/v1`."""
+    url = httpx2.URL(base)
+    return url.copy_with(path=url.path.rstrip("/").rpartition("/")[0] + path)
 
 
 def _is_whole(response: httpx2.Response) -> bool:

@@ -18,11 +18,14 @@ from penstock.backends.base import OPTIONAL_FIELDS
 from penstock.backends.openai.breaker import Breaker
 from penstock.backends.openai.engines import ENGINES, EngineName, Resume
 from penstock.backends.openai.replicas import Replica, Tier
+from penstock.backends.openai.tokenizer import FORMS
 from penstock.extras import problem_of
+from penstock.tasks import SCORE, TASKS
 
 # Where images may be: what the engines are known to take, any URL, in the request itself, or nowhere.
 Images = Literal["engine", "any", "data", "none"]
 
+KINDS = ("generate", "embed", SCORE)
 NO_CHECK = "none"
 ENGINE = "engine"  # in `accepts`: the fields that the engines are known to honour
 MAX_REPLICAS = 64  # of one tier; each is a label of metrics
@@ -95,6 +98,23 @@ def read_accepts(
     if embeds:
         names.add("dimensions")
     return (*(name for name in OPTIONAL_FIELDS if name in names), *sorted(names.difference(OPTIONAL_FIELDS)))
+
+
+def read_kinds(text: str, tiers: Sequence[Tier]) -> frozenset[str]:
+    """The model's abilities: `generate`, `embed`, `score`, joined by `+`; `both`: two of them. Raises `ValueError`."""
+    names = ["generate", "embed"] if text == "both" else text.split("+")
+    if not set(names) <= set(KINDS):
+        raise ValueError(f"task must be {', '.join(KINDS)}, some of them joined by +, or both")
+    for tier in tiers:
+        if SCORE in names and not tier.engine.scores:
+            raise ValueError(f"task={SCORE}: the engine of upstream {tier.number} has no route for scores")
+    return frozenset(names)
+
+
+def read_tasks(kinds: frozenset[str], tiers: Sequence[Tier], *, has_tokenizer: bool) -> tuple[str, ...]:
+    """The tasks that every tier has, besides to generate and to embed."""
+    forms = [FORMS[tier.engine.tokenizer] for tier in tiers] if has_tokenizer else [FORMS[""]]
+    return tuple([name for name in TASKS if name in kinds or all(name in form.tasks for form in forms)])
 
 
 def read_resumes(text: str, tiers: Sequence[Tier]) -> frozenset[Resume]:

@@ -33,6 +33,9 @@ _PLAIN = tuple(name for name in OPTIONAL_FIELDS if name not in ("logprobs", "sto
 MAX_UNASKED = 1024
 
 
+_IN_TEMPLATE = ("chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+
+
 @dataclass(frozen=True, slots=True)
 class RequestShape:
     """How to ask the upstreams of one model. `asks_usage`: whether to send `stream_options.include_usage`."""
@@ -47,11 +50,11 @@ class RequestShape:
 def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool:
     """Whether a new request to the engine can continue an answer that has `tokens` already.
 
-    An engine can continue text only: it would begin reasoning and tool calls anew. It would also apply a grammar
-    (`response_format`, and some extras) from its beginning, in the middle of the text.
+    An engine can continue text only, and not behind token ids: it would begin reasoning and tool calls anew. It would
+    also apply a grammar (`response_format`, and some extras) from its beginning, in the middle of the text.
     """
     kind: Resume = "messages" if job.prompt is None or shape.api == "chat" else "prompt"
-    if kind not in shape.resumes or job.sampling.response_format is not None:
+    if kind not in shape.resumes or job.sampling.response_format is not None or job.has_token_ids:
         return False
     if not job.sampling.extras.keys().isdisjoint(GRAMMARS):
         return False
@@ -61,6 +64,8 @@ def can_continue(job: Job, tokens: Iterable[Token], shape: RequestShape) -> bool
 def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: RequestShape) -> tuple[str, bytes]:
     """Path and JSON body. `tokens` were delivered already. Raises `InvalidRequest` if the upstream cannot do it."""
     is_chat = job.prompt is None or shape.api == "chat" or (shape.api == "both" and not engine.has_completions)
+    if is_chat and isinstance(job.prompt, tuple):
+        raise UnsupportedParameter("This model's upstream takes text, not token ids.", param="prompt")
     if is_chat and shape.api == "completions":
         raise InvalidRequest("This model's upstream takes a prompt, not a conversation.", param="messages")
     if not shape.fetches and any(message.fetches for message in job.messages or ()):
@@ -72,7 +77,7 @@ def build(job: Job, tokens: Sequence[Token], model: str, engine: Engine, shape: 
         if tokens:  # vLLM's and SGLang's: go on with the last message instead of answering it
             body |= {"add_generation_prompt": False, "continue_final_message": True}
     else:
-        body["prompt"] = (job.prompt or "") + join_text(tokens)
+        body["prompt"] = job.prompt + join_text(tokens) if isinstance(job.prompt, str) else list(job.prompt or ())
     body |= {"n": 1, "stream": True}
     if shape.asks_usage:
         body["stream_options"] = {"include_usage": True}
@@ -112,6 +117,17 @@ def _limit(sampling: Sampling, num_before: int, unlimited: Unlimited) -> int | L
     return None if unlimited == "null" else "left_out"
 
 
+def conversation(job: Job, engine: Engine, shape: RequestShape) -> dict[str, Any]:
+    """The fields of a chat about `job` that make its prompt."""
+    extras = _extras(job.sampling.extras, engine, is_chat=True, num_before=0)
+    if "documents" in extras:
+        raise UnsupportedParameter("The tokens of 'documents' cannot be counted.", param="documents")
+    fields: dict[str, Any] = {"messages": _messages(job, (), _reasoning_names(engine, shape))}
+    if job.sampling.tools:
+        fields["tools"] = list(job.sampling.tools)
+    return fields | {name: extras[name] for name in _IN_TEMPLATE if name in extras}
+
+
 def _sampling(sampling: Sampling, engine: Engine, is_chat: bool) -> dict[str, Any]:
     if not is_chat:
         for name in _CHAT_ONLY:
@@ -140,7 +156,7 @@ def _reasoning_names(engine: Engine, shape: RequestShape) -> tuple[str, ...]:
 
 def _messages(job: Job, tokens: Sequence[Token], names: tuple[str, ...]) -> list[dict[str, Any]]:
     if job.messages is None:
-        turns = [{"role": "user", "content": job.prompt}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": job.prompt}]
     else:
         turns = [_message(message, names) for message in job.messages]
     if not tokens:

@@ -118,6 +118,6 @@ def _weight(token: Token) -> int:
 
 
 def _size_of(job: Job) -> int:
-    if job.prompt is not None and not job.notes:
+    if isinstance(job.prompt, str) and not job.notes:
         return len(job.prompt)
-    return 2 * len(msgspec.json.encode((job.messages, job.inputs, job.prompt, job.notes, job.sampling)))
+    return 2 * len(msgspec.json.encode((job.messages, job.inputs, job.queries, job.prompt, job.notes, job.sampling)))

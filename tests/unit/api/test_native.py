@@ -158,9 +158,9 @@ def test_the_clients_options_are_the_fields_of_a_request() -> None:
     assert set(Options.__annotations__) - {"idempotency_key", "extras"} == fields
 
 
-def test_every_field_of_the_sampling_is_reached_but_the_one_of_embeddings() -> None:
+def test_every_field_of_the_sampling_is_reached_but_those_of_embeddings_and_tasks() -> None:
     more = {"logprobs": True, "tools": [TOOL], "response_format": {"type": "json_object"}}
-    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras"}
+    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras", "add_special_tokens", "return_token_strs"}
     assert set(_native({"prompt": "x"} | more).sampling) | apart == set(Sampling.__struct_fields__)
     assert Sampling(**_native({"prompt": "x"}).sampling).named() == []
 

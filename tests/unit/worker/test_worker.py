@@ -497,6 +497,18 @@ class TestRudeBackends:
             assert done.end.usage == Usage(1, 1), "usage is counted for a backend that leaves it out"
             assert isinstance(foreign.end, Failed)
 
+    async def test_a_task_and_token_ids_that_the_backend_does_not_have_are_refused(self) -> None:
+        """A gateway sends none; another producer may."""
+        jobs = [
+            Job(id="g1.a", model="mock", prompt="x", task="dream"),
+            Job(id="g1.b", model="mock", inputs=((5, 67),)),
+        ]
+        async with rig({"mock": Rude()}) as r:
+            for job in jobs:
+                await r.store.submit(job, "g1", 0)
+            ends = [one.end for one in await r.end(*jobs)]
+        assert [isinstance(end, Failed) and end.code for end in ends] == ["unsupported_task", "unsupported_parameter"]
+
     async def test_a_missing_model_is_answered(self) -> None:
         async with rig() as r:
             (done,) = await r.end(await r.submit("a", model="other"))

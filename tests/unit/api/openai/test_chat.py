@@ -113,7 +113,7 @@ def test_every_field_of_a_chat_arrives() -> None:
     }
     assert (draft.max_tokens, draft.user, draft.metadata) == (9, "u", {"a": "b"})
     assert (draft.stream, draft.timeout_s, draft.on_disconnect) == (True, 5, "continue")
-    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras"}
+    apart = {"max_tokens", "max_tokens_given", "dimensions", "extras", "add_special_tokens", "return_token_strs"}
     assert set(draft.sampling) | apart == set(Sampling.__struct_fields__)
 
 
@@ -222,7 +222,9 @@ def test_completions_of_several_prompts_stand_in_their_order() -> None:
     assert [draft.prompt for draft in drafts] == ["a", "a", "b", "b"]
     assert {draft.sampling["logprobs"] for draft in drafts} == {0}
     assert _refusal(_completion, prompt=["a"] * 65, n=2).param == "n"
-    assert _refusal(_completion, prompt=[1, 2]).param == "prompt.0"
+    assert [draft.prompt for draft in _completion(prompt=[1, 2])] == [(1, 2)]
+    assert [draft.prompt for draft in _completion(prompt=[[1, 2], [3]])] == [(1, 2), (3,)]
+    assert _refusal(_completion, prompt=[1, "a"]).param == "prompt.0"
     assert _refusal(_completion, suffix="x").param == "suffix"
 
 

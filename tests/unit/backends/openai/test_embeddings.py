@@ -67,10 +67,27 @@ async def test_too_few_are_an_error_and_are_tried_again() -> None:
     assert len(up.seen) == 2
 
 
+async def test_token_ids_are_passed_on_where_the_engine_takes_them() -> None:
+    async with Upstream() as up, running(up.url, task="embed", engine="vllm") as backend:
+        assert "token_ids" in backend.capabilities.accepts
+        said = await ask(backend, claim(inputs=((5, 67), (8,))))
+        assert vectors_of(said.tokens) == [[2.0, 0.0], [1.0, 1.0]]
+        assert up.seen[0].body["input"] == [[5, 67], [8]]
+
+
+async def test_vectors_that_lack_only_their_end_are_not_asked_for_again() -> None:
+    async with Upstream() as up, running(up.url, task="embed") as backend:
+        first = await ask(backend, claim(inputs=("a",)))
+        again = await ask(backend, claim(inputs=("a",), tokens=first.tokens))
+        assert again.tokens == first.tokens
+        assert done_of(again).finish_reason == "stop"
+        assert len(up.seen) == 1
+
+
 def test_the_body_of_a_request() -> None:
     job = Job(id="j", model="m", inputs=("a",), user="u")
     body = {"model": "up", "input": ["a"], "encoding_format": "float", "user": "u"}
-    assert json.loads(embeddings.build(job, job.inputs, "up")) == body
+    assert embeddings.build(job, job.inputs, "up") == body
 
 
 values = st.recursive(

@@ -122,3 +122,8 @@ def test_an_engines_own_words_are_in_its_error() -> None:
     assert found.answer
     lacking = of_status(501, None, b'{"error": {"message": "This server does not support embeddings."}}', "m")
     assert (lacking.error.message, lacking.error.status) == ("This server does not support embeddings.", 400)
+
+
+def test_a_task_that_a_penstock_below_lacks_is_lacking_here() -> None:
+    found = of_status(501, None, b'{"error": {"message": "It cannot.", "code": "unsupported_task"}}', "m")
+    assert (found.error.code, found.error.status, found.again) == ("unsupported_task", 501, "elsewhere")

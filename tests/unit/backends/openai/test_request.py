@@ -284,3 +284,12 @@ def test_only_text_can_be_continued_and_only_where_that_is_declared() -> None:
         assert not can_continue(bound, ("a",), ALL), "its grammar would begin anew"
     free = Job(id="j", model="m", prompt="p", sampling=Sampling(extras={"ignore_eos": True}))
     assert can_continue(free, ("a",), ALL)
+
+
+def test_token_ids_are_a_prompt_of_the_engines_completions_and_of_no_chat() -> None:
+    ids = Job(id="j", model="m", prompt=(5, 67))
+    assert body_of(ids, engine="vllm")[1]["prompt"] == [5, 67]
+    assert not can_continue(ids, ("a",), ALL), "a text cannot be added to them"
+    with pytest.raises(UnsupportedParameter) as caught:
+        body_of(ids, engine="openai")
+    assert caught.value.param == "prompt"
