@@ -14,6 +14,7 @@ import redis
 
 from penstock.errors import BackendError, ConfigError, StoreUnavailable
 from penstock.event import Done, Failed, Tokens, Usage
+from penstock.fleet import Engines
 from penstock.transports import Transport
 from penstock.transports.base import MAX_DEATHS_IN_A_ROW, DeadJob, Finding, JobSummary
 from penstock.transports.redis import RedisTransport, keys, rights
@@ -228,6 +229,22 @@ async def test_a_doctor_looks_at_the_server(real: RedisStore) -> None:
     findings = _by_name(await transport.inspect())
     assert (findings["workers"].level, findings["workers"].value) == ("ok", "1 alive, serving m")
     assert re.fullmatch(r"0\.\d s, 1 in the queue", findings["oldest waiting"].value)
+
+
+async def test_a_doctor_looks_at_the_engines_and_the_dead(real: RedisStore, client: redis.Redis) -> None:
+    transport = await real.transport()
+    assert "engines" not in _by_name(await transport.inspect())
+    info = new_worker("w1")
+    for num_up, level in ((2, "ok"), (1, "warning"), (0, "error")):
+        await transport.enlist(msgspec.structs.replace(info, engines={"m": Engines(num_up, 2)}))
+        found = _by_name(await transport.inspect())["engines"]
+        assert (found.level, found.value) == (level, f"m {num_up} of 2 up")
+    entry = {"id": "g1.x", "model": "m", "deaths": 0, "error": "unreadable", "reason": "its JSON is broken"}
+    client.rpush("{inference:queue}:dead", json.dumps(entry))
+    client.expire("{inference:queue}:dead", 60)
+    found = _by_name(await transport.inspect())["dead requests"]
+    assert (found.level, found.value) == ("warning", "1, of which 1 cannot be read")
+    assert "dead drop" in found.advice
 
 
 async def test_a_doctor_tells_of_a_server_that_is_not_there() -> None:
