@@ -54,7 +54,7 @@ def test_a_whole_message_and_its_stream_say_the_same(client: Anthropic) -> None:
 
 
 def test_the_tokens_of_a_message_are_counted_before_it_is_made(client: Anthropic) -> None:
-    asked: Any = {"model": "tools", "messages": HELLO, "system": "be brief", "tools": [TOOL]}
+    asked: Any = {"model": "mock", "messages": HELLO, "system": "be brief", "tools": [TOOL]}
     counted = client.messages.count_tokens(**asked)
     assert counted.input_tokens == client.messages.create(max_tokens=1, **asked).usage.input_tokens
 

@@ -250,7 +250,7 @@ def test_embeddings(client: OpenAI) -> None:
 
 def test_token_ids_in_place_of_texts(client: OpenAI) -> None:
     """As LangChain's OpenAIEmbeddings sends them."""
-    vectors = client.embeddings.create(model="vectors", input=[[57668, 53901], [5]])
+    vectors = client.embeddings.create(model="mock", input=[[57668, 53901], [5]])
     assert len(vectors.data) == 2
     whole = client.completions.create(model="mock", prompt=[57668, 53901], max_tokens=2)
     assert whole.usage is not None
