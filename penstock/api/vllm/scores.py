@@ -15,7 +15,7 @@ from penstock.api.fields import Strict
 from penstock.api.intake import Draft
 from penstock.errors import InvalidRequest
 from penstock.event import Done
-from penstock.http.openapi import AnswerModel
+from penstock.http.openapi import OPTIONAL, AnswerModel
 from penstock.tasks import SCORE
 
 MAX_TEXTS = 1000
@@ -109,7 +109,7 @@ class RerankResult(AnswerModel):
     """`index`: its place among the documents. `document` is missing with `return_documents: false`."""
 
     index: int
-    document: RerankDocument | None = None
+    document: RerankDocument = OPTIONAL
     relevance_score: float
 
 
