@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.support.waiting import PATIENCE
 
+ALONE_SCRIPTS = Path(__file__).parent / "alone"  # what runs in these, with `checks.py` and without this repository
 JS = Path(__file__).parent / "js"
 RUN_S = 240 * PATIENCE
 ALONE = Path(sys.prefix) / "alone"  # a venv each for programs that need other versions than the others
@@ -27,22 +28,22 @@ class Missing(Exception):
 class Program:
     """One row of docs/clients.md; each module of this ring has one as `PROGRAM`.
 
-    `python`: distributions of the extra `[clients]`. `node`: packages of `js/package.json`. `alone`: a distribution
-    with a venv of its own. `command`: a program of the system, with the option that prints its version.
+    `python`: distributions of the extra `[clients]`. `node`: packages of `js/package.json`. `alone`: distributions that
+    have a venv for themselves, by the name of the first. `command`: a program of the system, with the option that prints
+    its version.
     """
 
     title: str
     python: tuple[str, ...] = ()
     node: tuple[str, ...] = ()
-    alone: str = ""
+    alone: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
 
     def versions(self) -> dict[str, str]:
         """By name. Raises `Missing`."""
         found = {name: _of_distribution(name) for name in self.python}
         found |= {name: _of_package(name) for name in self.node}
-        if self.alone:
-            found[self.alone] = _of_venv(self.alone)
+        found |= {name: _of_venv(self.alone[0], name) for name in self.alone}
         if self.command:
             found[self.command[0]] = _of_command(self.command)
         return found
@@ -65,8 +66,8 @@ def _of_package(name: str) -> str:
     return str(json.loads(text)["version"])
 
 
-def _of_venv(name: str) -> str:
-    found = list((ALONE / name).glob(f"lib/python*/site-packages/{name.replace('-', '_')}-*.dist-info"))
+def _of_venv(venv: str, name: str) -> str:
+    found = list((ALONE / venv).glob(f"lib/python*/site-packages/{name.replace('-', '_')}-*.dist-info"))
     if not found:
         raise Missing(f"the Python package {name} is not installed{_why_not(name)}")
     return found[0].name.removesuffix(".dist-info").rpartition("-")[2]
@@ -101,9 +102,13 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def run_js(script: str, *args: str) -> str:
-    """A script of `js/`, next to its packages."""
-    return run("node", JS / script, *args)
+def outcomes(*command: str | Path) -> dict[str, str | None]:
+    """What a script with several checks prints: for each its error, or None."""
+    return json.loads(run(*command).splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def python_alone(program: Program) -> Path:
+    return ALONE / program.alone[0] / "bin" / "python"
 
 
 def bin_of_node(name: str) -> Path:

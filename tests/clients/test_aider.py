@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.program import ALONE, Program, run
 
-PROGRAM = Program("aider", alone="aider-chat")
+PROGRAM = Program("aider", alone=("aider-chat",))
 
 
 def test_a_message(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.clients.program import ALONE, Program, run
 from tests.support.programs import Site
 
-PROGRAM = Program("openapi-python-client", alone="openapi-python-client")
+PROGRAM = Program("openapi-python-client", alone=("openapi-python-client",))
 BIN = ALONE / "openapi-python-client" / "bin"
 USE = Path(__file__).parent / "python" / "generated.py"
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
     ("program", "reason"),
     [
         (Program("x", python=("no-such-package",)), "the Python package no-such-package is not installed"),
-        (Program("x", alone="no-such-package"), "the Python package no-such-package is not installed"),
+        (Program("x", alone=("no-such-package",)), "the Python package no-such-package is not installed"),
         (Program("x", command=("no-such-command", "--version")), "no-such-command is not on PATH"),
         (Program("x", command=("false", "--version")), "false --version ended with 1"),
     ],
