@@ -46,7 +46,7 @@ REPORT  := bench/results/clients.json
 
 install-clients: $(CLIENTS)/.clients  ## make .venv-clients, with clients of other projects for Python and node: some 1 GB
 
-$(CLIENTS)/.clients: pyproject.toml tests/clients/install.py tests/clients/js/package-lock.json
+$(CLIENTS)/.clients: pyproject.toml tests/clients/install.py tests/clients/js/package.json
 	$(MAKE) VENV=$(CLIENTS) install
 	$(CLIENTS)/bin/python -m tests.clients.install
 	@touch $@

@@ -38,11 +38,6 @@ QUIET = {
 @pytest.fixture(scope="session")
 def server() -> Iterator[Site]:
     """`penstock serve` as it is without a setting."""
-    if os.environ.get("CLIENTS_PREVIEW"):  # XXX
-        built = Site()
-        built.gateways.append(os.environ["CLIENTS_PREVIEW"])
-        yield built
-        return
     with site() as built:
         built.serve()
         yield built

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import httpx2
+
 from tests.support.waiting import PATIENCE
 
-ALONE_SCRIPTS = Path(__file__).parent / "alone"  # what runs in these, with `checks.py` and without this repository
+PYTHON = Path(__file__).parent / "python"  # what runs in these: it imports nothing of this repository
 JS = Path(__file__).parent / "js"
 RUN_S = 240 * PATIENCE
 ALONE = Path(sys.prefix) / "alone"  # a venv each for programs that need other versions than the others
@@ -29,8 +31,8 @@ class Program:
     """One row of docs/clients.md; each module of this ring has one as `PROGRAM`.
 
     `python`: distributions of the extra `[clients]`. `node`: packages of `js/package.json`. `alone`: distributions that
-    have a venv for themselves, by the name of the first. `command`: a program of the system, with the option that prints
-    its version.
+    have a venv for themselves, by the name of the first. `command`: a program of the system, with the option for its
+    version.
     """
 
     title: str
@@ -109,6 +111,13 @@ def outcomes(*command: str | Path) -> dict[str, str | None]:
 
 def python_alone(program: Program) -> Path:
     return ALONE / program.alone[0] / "bin" / "python"
+
+
+def num_answers(url: str) -> int:
+    """How many requests the server has answered well, by its metrics."""
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    counts = [line for line in lines if line.startswith("penstock_requests_total{") and 'outcome="ok"' in line]
+    return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
 
 def bin_of_node(name: str) -> Path:

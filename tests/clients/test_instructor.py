@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tests.clients.program import ALONE_SCRIPTS, Program, outcomes, python_alone
+from tests.clients.program import PYTHON, Program, outcomes, python_alone
 
 PROGRAM = Program("instructor", alone=("instructor",))
 CHECKS = (
@@ -22,7 +22,7 @@ CHECKS = (
 
 @functools.cache
 def _outcomes(url: str) -> dict[str, str | None]:
-    return outcomes(python_alone(PROGRAM), ALONE_SCRIPTS / "instructor_loop.py")
+    return outcomes(python_alone(PROGRAM), PYTHON / "instructor_loop.py")
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tests.clients.program import ALONE_SCRIPTS, Program, outcomes, python_alone
+from tests.clients.program import PYTHON, Program, outcomes, python_alone
 
 PROGRAM = Program("LlamaIndex", alone=("llama-index-llms-openai-like", "llama-index-embeddings-openai-like"))
 CHECKS = ("chat", "chat_streamed", "completion", "agent_with_a_tool", "object_by_schema", "embeddings")
@@ -14,7 +14,7 @@ CHECKS = ("chat", "chat_streamed", "completion", "agent_with_a_tool", "object_by
 
 @functools.cache
 def _outcomes(url: str) -> dict[str, str | None]:
-    return outcomes(python_alone(PROGRAM), ALONE_SCRIPTS / "llama_index_loop.py", url)
+    return outcomes(python_alone(PROGRAM), PYTHON / "llama_index_loop.py", url)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -1,4 +1,4 @@
-"""instructor in its modes: tools, JSON, JSON by schema, and two APIs of other forms. The environment names the server."""
+"""instructor in its modes: tools, JSON by schema, and two APIs of other forms. The environment names the server."""
 
 from __future__ import annotations
 
@@ -62,6 +62,5 @@ def tools_over_anthropic() -> None:
 
 
 if __name__ == "__main__":
-    run_and_print(
-        tools, strict_tools, json_by_schema, tools_over_responses, object_streamed, list_of_objects, tools_over_anthropic
-    )
+    of_chat = (tools, strict_tools, json_by_schema, object_streamed, list_of_objects)
+    run_and_print(*of_chat, tools_over_responses, tools_over_anthropic)
