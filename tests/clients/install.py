@@ -27,14 +27,16 @@ OF_THEIR_OWN = (
     ("openapi-python-client==0.29.1",),
 )
 
+NOT_TRIED = {"guidellm": "it needs torch, some 3 GB with its libraries"}
+
 
 def install() -> dict[str, str]:
     """Everything; returns the reason for each that could not be installed."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     clients: list[str] = wanted["project"]["optional-dependencies"]["clients"]
-    failed = {}
+    failed = dict(NOT_TRIED)
     if _failure(sys.executable, *INSTALL, *clients):
-        failed = {_name(one): why for one in clients if (why := _failure(sys.executable, *INSTALL, one))}
+        failed |= {_name(one): why for one in clients if (why := _failure(sys.executable, *INSTALL, one))}
     for names in OF_THEIR_OWN:
         if why := _failure_alone(*names):
             failed |= {_name(one): why for one in names}

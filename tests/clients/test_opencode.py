@@ -18,5 +18,5 @@ def test_a_task(url: str, tmp_path: Path) -> None:
         "models": {"mock": {}},
     }
     (tmp_path / "opencode.json").write_text(json.dumps({"provider": {"penstock": provider}}))
-    assert run(bin_of_node("opencode"), "run", "--model", "penstock/mock", "What is here?").strip()
+    assert run(bin_of_node("opencode"), "run", "--print-logs", "--model", "penstock/mock", "What is here?").strip()
     assert num_answers(url) - before >= 3, "a title, a tool call and an answer"
