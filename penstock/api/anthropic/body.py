@@ -172,7 +172,7 @@ def draft_of(body: MessagesBody) -> Draft:
 def _effort(body: MessagesBody) -> str | None:
     """The effort that is asked for by name, or else by the tokens that thinking may take."""
     if body.output_config is not None and body.output_config.effort is not None:
-        return "xhigh" if body.output_config.effort == "max" else body.output_config.effort
+        return body.output_config.effort
     budget = body.thinking.budget_tokens if body.thinking is not None else None
     if budget is None:
         return None

@@ -30,7 +30,7 @@ Ends = Literal["auto", "natural", "length"]
 
 T = TypeVar("T")
 
-REASONING = {"minimal": 6, "low": 12, "medium": 24, "high": 48, "xhigh": 96}  # tokens
+REASONING = {"minimal": 6, "low": 12, "medium": 24, "high": 48, "xhigh": 96, "max": 192}  # tokens
 OWN_MAX_TOKENS = 256
 JSON_LENGTH = 6  # characters of a JSON answer in a token
 

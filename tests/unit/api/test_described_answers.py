@@ -139,7 +139,7 @@ async def _fields_of_responses(ask: Asking) -> None:
     ]
     for form in forms:
         await ask("POST", "/v1/responses", {"input": "hi", "text": {"format": form}})
-    for effort in ("none", "minimal", "low", "medium", "high", "xhigh"):
+    for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
         await ask("POST", "/v1/responses", {"input": "hi", "reasoning": {"effort": effort}})
     tools = [FLAT_TOOL, {"type": "function", "name": "f", "description": "It is f."}]
     for choice in ("none", "auto", "required", {"type": "function", "name": "weather"}):

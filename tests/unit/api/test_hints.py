@@ -209,7 +209,7 @@ def _job(draft: Draft, *accepts: str) -> Job:
     ("fields", "effort"),
     [
         ({"output_config": {"effort": "high"}}, "high"),
-        ({"output_config": {"effort": "max"}}, "xhigh"),
+        ({"output_config": {"effort": "max"}}, "max"),
         ({"output_config": {"effort": "low"}, "thinking": {"type": "enabled", "budget_tokens": 31_999}}, "low"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
         ({"thinking": {"type": "enabled", "budget_tokens": 31_999}}, "high"),

@@ -106,7 +106,7 @@ chat_fields = st.fixed_dictionaries(
         "response_format": st.sampled_from(
             [{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x"}}]
         ),
-        "reasoning_effort": st.sampled_from(["none", "minimal", "low", "medium", "high", "xhigh"]),
+        "reasoning_effort": st.sampled_from(["none", "minimal", "low", "medium", "high", "xhigh", "max"]),
         "metadata": st.dictionaries(texts, texts, max_size=3),
     },
 )
