@@ -52,7 +52,7 @@ def url(server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     keys = {"OPENAI_BASE_URL": f"{base}/v1", "OPENAI_API_KEY": "any", "ANTHROPIC_BASE_URL": base}
     home = tmp_path / "home"
     home.mkdir()
-    for name, value in {**keys, "ANTHROPIC_API_KEY": "any", "HOME": str(home), **QUIET}.items():
+    for name, value in {**keys, "ANTHROPIC_API_KEY": "any", "HOME": str(home), "PWD": str(tmp_path), **QUIET}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return base

@@ -62,7 +62,9 @@ def test_json(url: str) -> None:
 def test_completion(url: str) -> None:
     import litellm
 
-    answer = litellm.text_completion("text-completion-openai/mock", prompt="hello", api_base=f"{url}/v1", api_key="any")
+    answer = litellm.text_completion(
+        model="text-completion-openai/mock", prompt="hello", api_base=f"{url}/v1", api_key="any"
+    )
     assert answer.choices[0].text
 
 

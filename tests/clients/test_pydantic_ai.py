@@ -67,8 +67,11 @@ def test_thinking_with_a_history(url: str, model: str) -> None:
 
 
 @each_model
-def test_structured_answers_in_three_ways(url: str, model: str) -> None:
+def test_structured_answers(url: str, model: str) -> None:
     from pydantic_ai import NativeOutput, PromptedOutput
 
-    for output in (City, NativeOutput(City), PromptedOutput(City)):
-        assert isinstance(_agent(model, output_type=output).run_sync("Paris").output, City), output
+    # Where no schema is sent, the mock is given the object. Of an unknown Anthropic model it expects no native output.
+    say = 'Paris [[say {"name": "Paris", "population": 2}]]'
+    natives = [] if model.startswith("anthropic") else [(NativeOutput(City), "Paris")]
+    for output, prompt in ((City, "Paris"), (PromptedOutput(City), say), *natives):
+        assert isinstance(_agent(model, output_type=output).run_sync(prompt).output, City), output
