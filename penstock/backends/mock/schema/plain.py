@@ -15,6 +15,7 @@ from penstock.backends.mock.schema.pattern import MAX_TEXT, Pattern
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 _SPAN = 100  # of numbers without both limits
+_WHOLE_SPAN = 10
 
 
 def text_for(schema: Schema, draw: Draw, root: Root) -> str:
@@ -41,7 +42,7 @@ def text_for(schema: Schema, draw: Draw, root: Root) -> str:
 
 
 def number_for(schema: Schema, draw: Draw, root: Root, *, is_whole: bool) -> int | float:
-    """A whole number, or one with a digit behind the point, within the limits."""
+    """A number within the limits. It is whole where they are far apart: tools that declare `number` often want that."""
     low, high = _limits(schema)
     if low is None:
         low = Fraction(0) if high is None else min(Fraction(0), high - _SPAN)
@@ -51,7 +52,7 @@ def number_for(schema: Schema, draw: Draw, root: Root, *, is_whole: bool) -> int
     unit = _unit(schema, high - low, is_whole)
     for factor in _factors(low / unit, high / unit, draw):
         number = factor * unit
-        value = int(number) if is_whole else float(number)
+        value = int(number) if number.denominator == 1 else float(number)
         if is_valid(value, limits, root):
             return value
     raise Unwritable("no number is within the limits")
@@ -64,7 +65,7 @@ def _unit(schema: Schema, span: Fraction, is_whole: bool) -> Fraction:
         if step <= 0:
             raise Unwritable("'multipleOf' must be above 0")
         return Fraction(exact(step).numerator) if is_whole else exact(step)
-    if is_whole:
+    if is_whole or span >= _WHOLE_SPAN:
         return Fraction(1)
     return Fraction(1, 10) if span >= 1 or span <= 0 else span / 16
 

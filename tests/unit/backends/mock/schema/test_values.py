@@ -292,3 +292,11 @@ def test_values_differ_from_key_to_key() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
     assert len({json.dumps(value_for(schema, key)) for key in range(100)}) > 90
     assert set(value_for(schema, 1)) == {"a", "b"}, "optional properties are written too"
+
+
+@pytest.mark.parametrize("limits", [{}, {"minimum": 0.5}, {"maximum": 1e6}, {"minimum": -5, "maximum": 5}])
+def test_a_number_is_whole_where_its_limits_are_far_apart(limits: dict[str, float]) -> None:
+    """Programs declare `number` for what they read as an integer; 88.0 would be a fraction to some of them."""
+    assert all(isinstance(value_for({"type": "number", **limits}, key), int) for key in range(50))
+    near = {value_for({"type": "number", "minimum": 0, "maximum": 1}, key) for key in range(50)}
+    assert any(isinstance(value, float) for value in near)
