@@ -46,7 +46,9 @@ class Draft:
 
     `is_kept`: a client may come back for it, so it is kept after its end. `names` gives the client's name for a field
     of ours where it has another one, so that an error names what the client wrote. `hints`: more of the sampling, which
-    a model that does not have it goes without.
+    a model that does not have it goes without. `extras`: those that its API has in a place of their own.
+
+    `is_begun`: the last message is the beginning of the answer.
     """
 
     model: str | None = None
@@ -68,6 +70,8 @@ class Draft:
     notes: dict[str, Any] = field(default_factory=dict)
     repeated: tuple[int, int] = (0, 0)
     names: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    is_begun: bool = False
 
 
 @dataclass(slots=True)
@@ -190,7 +194,7 @@ def job_of(
         max_tokens_given=draft.max_tokens is not None,
         **draft.sampling,
         **hints,
-        extras=extras.for_model(can),
+        extras=extras.for_model(can) | draft.extras | (_continuing(model, can) if draft.is_begun else {}),
     )
     has_images = any(message.parts for message in draft.messages or ())
     fetches = any(message.fetches for message in draft.messages or ())
@@ -228,6 +232,16 @@ def _check_task(draft: Draft, model: str, can: Capabilities) -> None:
             raise UnsupportedTask(f"The backend of the model {model!r} cannot {VERBS[draft.task]}.", param="model")
     elif not (can.embeds if draft.inputs else can.generates):
         raise InvalidRequest(f"The model {model!r} does not {'embed' if draft.inputs else 'generate'}.", param="model")
+
+
+def _continuing(model: str, can: Capabilities) -> dict[str, bool]:
+    """The extras that ask an engine to go on with the last message instead of answering it."""
+    if "continue_final_message" not in can.accepts:
+        problem = "cannot continue an answer that the client began: the last message must be the user's"
+        raise UnsupportedParameter(f"The model {model!r} {problem}.", param="messages")
+    # vLLM refuses the one without the other; SGLang does not have the other.
+    asked = {"continue_final_message": True, "add_generation_prompt": False}
+    return {name: value for name, value in asked.items() if name in can.accepts}
 
 
 def _max_tokens(draft: Draft, settings: Settings, can: Capabilities) -> int:

@@ -102,7 +102,16 @@ BODIES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
                         {"type": "tool_use", "id": "c", "name": "f", "input": {}},
                     ],
                 },
-                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [TEXT]}]},
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "c",
+                            "content": [TEXT, {"type": "image", "source": {"type": "url", "url": "https://x"}}],
+                        }
+                    ],
+                },
             ],
             "tools": [{"name": "f", "input_schema": {"type": "object"}}],
             "tool_choice": {"type": "tool", "name": "f"},

@@ -27,7 +27,7 @@ from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.admission import Caller
 from penstock.gateway.gateway import Gateway
 from penstock.http.body_json import validate
-from penstock.job import Job
+from penstock.job import Job, Message
 from penstock.metrics import Metrics
 from penstock.settings import Settings
 from penstock.transports.memory import MemoryTransport
@@ -46,6 +46,34 @@ def _gateway(can: Capabilities, **settings: Any) -> Gateway:
 
 def _job(gateway: Gateway, num_bytes: int = 0, **fields: Any) -> Job:
     return job_of(gateway, Caller("", ""), Draft(**{"prompt": "x"} | fields), "g.1", num_bytes=num_bytes)
+
+
+# ── a begun answer ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("accepts", "extras"),
+    [
+        (("continue_final_message",), {"continue_final_message": True}),
+        (
+            ("add_generation_prompt", "continue_final_message"),
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
+    ],
+)
+def test_a_begun_answer_is_continued_by_the_fields_that_the_engine_has(
+    accepts: tuple[str, ...], extras: dict[str, bool]
+) -> None:
+    begun = (Message("user", "hi"), Message("assistant", "{"))
+    job = _job(_gateway(Capabilities(accepts=accepts)), prompt=None, messages=begun, is_begun=True)
+    assert job.sampling.extras == extras
+
+
+def test_a_begun_answer_is_refused_where_the_engine_would_answer_it() -> None:
+    begun = (Message("user", "hi"), Message("assistant", "{"))
+    with pytest.raises(UnsupportedParameter) as caught:
+        _job(_gateway(Capabilities(accepts=("add_generation_prompt",))), prompt=None, messages=begun, is_begun=True)
+    assert caught.value.param == "messages"
 
 
 # ── how many tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
