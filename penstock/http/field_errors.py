@@ -38,6 +38,8 @@ _NOUNS = {
     "none_required": "null",
 }
 
+_LENGTHS = ("too_short", "too_long")
+
 _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than_equal": lambda ctx: f"be at least {_shown(ctx['ge'])}",
     "greater_than": lambda ctx: f"be more than {_shown(ctx['gt'])}",
@@ -59,7 +61,8 @@ _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
 def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple[Path, str]:
     """Where the first fault is, and a sentence about it, in which `NAME` is in place of the field.
 
-    A field that may have several types has an error for each; those that got furthest are joined into one sentence.
+    A field that may have several types has an error for each; those that got furthest are joined into one sentence. A
+    length is wrong only in a value of the right type.
     """
     if error.error_count() > MAX_FAULTS:
         path, error = _first_field(error, model, data)
@@ -69,7 +72,9 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> tuple
     faults = [(_path(details, model, data), details) for details in errors]
     first = faults[0][0][:1]
     faults = [fault for fault in faults if fault[0][:1] == first]
-    path = max((fault[0] for fault in faults), key=len)
+    # A list of too many texts has the type of a list of texts; as a list of numbers its first item would be wrong.
+    sized = [fault for fault in faults if fault[1]["type"] in _LENGTHS]
+    path = max((fault[0] for fault in sized or faults), key=len)
     here = [details for place, details in faults if place == path]
     here = [details for details in here if details["type"] not in _NOUNS] or here
     return path, _sentence(path, here, model)

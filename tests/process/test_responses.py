@@ -360,7 +360,7 @@ async def test_a_stream_continues_at_another_gateway_when_its_own_is_killed(redi
         here, there = (AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) for url in fleet.gateways)
         async with here, there:
             seen: list[dict[str, Any]] = []
-            stream = await here.responses.create(model="mock", input="go on", max_output_tokens=200, stream=True)
+            stream = await here.responses.create(model="mock", input="go on", max_output_tokens=400, stream=True)
             while len(seen) < 10:
                 seen.append((await anext(stream)).to_dict())
             fleet.worker(*model)
@@ -374,7 +374,7 @@ async def test_a_stream_continues_at_another_gateway_when_its_own_is_killed(redi
             await _read_on(rest, seen)
             assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
             deltas = [event["delta"] for event in seen if event["type"] == "response.output_text.delta"]
-            assert len(deltas) == 200
+            assert len(deltas) == 400
             assert verify_chain(deltas) is None
             last = seen[-1]["response"]
             assert (await there.responses.retrieve(response_id)).to_dict() == last

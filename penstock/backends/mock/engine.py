@@ -101,6 +101,9 @@ class MockBackend(Backend):
             if claim.tokens and not self.can_continue(claim):
                 yield Failed.of(claim.job.id, claim.attempt, len(claim.tokens), WorkerLost(_LOST))
                 continue
+            if _is_long(claim.job):  # tens of milliseconds
+                live.append(await asyncio.to_thread(_Sequence, claim, self))
+                continue
             live.append(_Sequence(claim, self))
             if live[-1].is_costly:  # milliseconds each, and there may be many
                 await asyncio.sleep(0)
@@ -119,6 +122,12 @@ class MockBackend(Backend):
                     ended = ended or sequence.is_over
             if ended:
                 live = [sequence for sequence in live if not sequence.is_over]
+
+
+def _is_long(job: Job) -> bool:
+    """Whether its text is long: it is read, and for some tasks written, as a whole before the first token."""
+    texts = (*job.inputs, *(message.content for message in job.messages or ()))
+    return len(job.prompt or ()) + sum([len(text) for text in texts]) > _LONG_PROMPT
 
 
 class _Sequence:
@@ -157,8 +166,7 @@ class _Sequence:
     def is_costly(self) -> bool:
         """Whether it took milliseconds to prepare."""
         job = self.claim.job
-        is_long = job.prompt is not None and len(job.prompt) > _LONG_PROMPT
-        return is_long or bool(job.task) or bool(job.sampling.tools) or job.sampling.response_format is not None
+        return bool(job.task) or bool(job.sampling.tools) or job.sampling.response_format is not None
 
     def step(self) -> Event | None:
         """The next token, with the end where it is the last; None while a stop string is undecided."""

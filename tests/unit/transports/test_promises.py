@@ -58,7 +58,7 @@ def test_no_verb_is_promised_twice() -> None:
 def test_no_promise_grows_unseen() -> None:
     """A verb more needs a reason in docs/decisions.md; the numbers stand there."""
     sizes = {promise.__name__: len(own_verbs(promise)) for promise in ALL}
-    assert sizes == {"Store": 4, "GatewayStore": 22, "WorkerStore": 11, "OperatorStore": 7}
+    assert sizes == {"Store": 4, "GatewayStore": 23, "WorkerStore": 11, "OperatorStore": 7}
 
 
 @pytest.mark.parametrize("room", HELD)

@@ -46,9 +46,9 @@ def _draft(before: Before = NOTHING, **data: Any) -> Draft:
 class Site:
     """A gateway that is not started, over a store with ended responses."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.store = MemoryTransport()
-        self.gateway = Gateway(Settings(max_body_bytes=2000), self.store, Metrics())
+        self.gateway = Gateway(Settings(**settings), self.store, Metrics())
 
     async def answer(self, tokens: list[Token], reason: FinishReason = "stop", **data: Any) -> Record:
         """A response of these tokens."""
@@ -137,7 +137,7 @@ async def test_an_item_of_another_caller_or_of_a_response_that_is_not_stored_is_
 
 
 async def test_references_do_not_make_an_input_larger_than_a_body_may_be() -> None:
-    site = Site()
+    site = Site(max_body_bytes=2000)
     item = _reference(_output(await site.answer(["a" * 500]))[0])
     await site.resolved(item)
     with pytest.raises(InvalidRequest, match="larger than 2000 bytes"):
