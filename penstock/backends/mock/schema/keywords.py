@@ -120,8 +120,13 @@ class Root:
 
     def spend(self, num: int = 1) -> None:
         self.num_steps += num
-        if self.num_steps > self.max_steps:
+        if self.is_spent:
             raise Unwritable("its values are too large, or it contains itself too often")
+
+    @property
+    def is_spent(self) -> bool:
+        """No work is left: another branch is not worth a try."""
+        return self.num_steps > self.max_steps
 
     def visit(self, schema: Schema) -> None:
         """Count the work that looking at the keywords of a schema takes."""
@@ -150,7 +155,7 @@ class Root:
         """A schema for what both allow."""
         for name in (name for name in one if name in other):
             sizes = [len(each[name]) for each in (one, other) if isinstance(each[name], dict | list)]
-            self.spend((math.prod(sizes) if name == "enum" else sum(sizes)) // SIZE_OF_STEP)
+            self.spend((math.prod(sizes) if name in ("enum", "type") else sum(sizes)) // SIZE_OF_STEP)
         return _joined(one, other)
 
 

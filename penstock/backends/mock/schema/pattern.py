@@ -30,30 +30,33 @@ class Pattern:
         """Whether some part of `text` matches. `root` counts the work."""
         return bool(_ends(self._node, frozenset(range(len(text) + 1)), text, root))
 
-    def written(self, draw: Draw, fits: Callable[[str], bool]) -> str:
-        """A text for which `fits` is true, which must include that it matches."""
+    def written(self, draw: Draw, root: Root, fits: Callable[[str], bool]) -> str:
+        """A text for which `fits` is true, which must include that it matches. `root` counts the work."""
         for spread in (1, 0, 2, 4, 4, 8, 16, 32, 64, 128):
-            text, more = "".join(_written(self._node, draw, spread)), noun(draw) * spread
+            text, more = "".join(_written(self._node, draw, spread, root)), noun(draw) * spread
             for found in (text, text + more, more + text):  # a pattern may be for a part of the text
                 if len(found) <= MAX_TEXT and fits(found):
                     return found
         raise Unwritable(f"no text is found for the pattern {self._pattern[:80]!r}")
 
 
-def _written(node: Node, draw: Draw, spread: int) -> list[str]:
+def _written(node: Node, draw: Draw, spread: int, root: Root) -> list[str]:
     """Characters for `node`; what may repeat is repeated up to `spread` times more than it must."""
     if isinstance(node, Chars):
         choice = _choice(node)
         return [choice[draw.below(len(choice))]]
     if isinstance(node, Row):
-        return [char for part in node.parts for char in _written(part, draw, spread)]
+        return [char for part in node.parts for char in _written(part, draw, spread, root)]
     if isinstance(node, Either):
-        return _written(node.parts[draw.below(len(node.parts))], draw, spread)
+        return _written(node.parts[draw.below(len(node.parts))], draw, spread, root)
     if not isinstance(node, Repeat):
         return []
     found: list[str] = []
     for _ in range(node.low + draw.below(min(node.high - node.low, spread) + 1)):
-        found += _written(node.part, draw, spread)
+        part = _written(node.part, draw, spread, root)
+        if not part:  # a part that may be empty: nothing comes of more of it, and they may be a million
+            root.spend()
+        found += part
         if len(found) > MAX_TEXT:
             raise Unwritable("a pattern asks for too long a text")
     return found
@@ -61,9 +64,11 @@ def _written(node: Node, draw: Draw, spread: int) -> list[str]:
 
 def _ends(node: Node, starts: frozenset[int], text: str, root: Root) -> frozenset[int]:
     """The places in `text` where a match of `node` may end that begins at one of `starts`."""
-    root.spend(1 + len(starts) // 64)
+    root.spend(1 + len(starts) // 32)
     if isinstance(node, Chars):
-        return frozenset(at + 1 for at in starts if at < len(text) and node.has(text[at]))
+        at_chars = [at for at in starts if at < len(text)]
+        allowed = {char for char in {text[at] for at in at_chars} if node.has(char)}
+        return frozenset(at + 1 for at in at_chars if text[at] in allowed)
     if isinstance(node, Row):
         for part in node.parts:
             starts = _ends(part, starts, text, root)

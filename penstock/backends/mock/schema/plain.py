@@ -30,7 +30,7 @@ def text_for(schema: Schema, draw: Draw, root: Root) -> str:
 
     if pattern is not None:
         known = Pattern(pattern)
-        return known.written(draw, lambda text: fits(text) and known.matches(text, root))
+        return known.written(draw, root, lambda text: fits(text) and known.matches(text, root))
     root.spend(least // SIZE_OF_STEP)
     if kind in FORMATS:
         return FORMATS[kind](draw)

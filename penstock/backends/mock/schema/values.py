@@ -107,6 +107,8 @@ class _Writer:
             try:
                 value = self.value(self._root.joined(self._root.flat(branches[index]), rest), depth + 1)
             except Unwritable as error:
+                if self._root.is_spent:
+                    raise
                 why = str(error)  # the error itself would refer to this frame: see "No cycles"
                 continue
             if is_valid(value, schema, self._root):
@@ -119,6 +121,8 @@ class _Writer:
             try:
                 value = self.value(self._root.joined(self._root.flat(branch), rest), depth + 1)
             except Unwritable:
+                if self._root.is_spent:
+                    raise
                 continue
             if is_valid(value, schema, self._root):
                 return value
@@ -160,7 +164,7 @@ class _Writer:
             try:
                 value[name] = self._property(schema, name, depth)
             except Unwritable:
-                if name in required:
+                if name in required or self._root.is_spent:
                     raise
                 continue
             room -= name not in required
@@ -183,6 +187,7 @@ class _Writer:
         if isinstance(rest, dict) and not value and not self._is_lean(depth):
             least = max(least, 2 if most is None else min(2, most))
         patterns = list(dict_of(schema, "patternProperties"))
+        self._root.spend(least)
         for _ in range(20 * least):
             if len(value) >= least:
                 return
@@ -200,8 +205,8 @@ class _Writer:
             raise Unwritable("'minProperties' asks for more properties than are found")
 
     def _name_like(self, pattern: str, others: dict[str, Any]) -> str:
-        known = Pattern(pattern)
-        return known.written(self._draw, lambda text: text not in others and known.matches(text, self._root))
+        known, root = Pattern(pattern), self._root
+        return known.written(self._draw, root, lambda text: text not in others and known.matches(text, root))
 
     def _array(self, schema: Schema, depth: int) -> list[Any]:
         first = schema["items"] if isinstance(schema.get("items"), list) else list_of(schema, "prefixItems")
@@ -219,7 +224,7 @@ class _Writer:
                 part = {"allOf": [item, schema["contains"]]} if at < wanted else item
                 value.append(self._item(part, value, schema.get("uniqueItems") is True, depth))
             except Unwritable:
-                if len(value) < least or at < wanted:
+                if len(value) < least or at < wanted or self._root.is_spent:
                     raise
                 break
         return value

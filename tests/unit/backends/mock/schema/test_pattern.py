@@ -40,7 +40,7 @@ def matches(pattern: str, text: str) -> bool:
 def test_texts_that_are_written_match(pattern: str) -> None:
     known = Pattern(pattern)
     for key in range(50):
-        text = known.written(Draw(key), lambda text: known.matches(text, Root(None)))
+        text = known.written(Draw(key), Root(None), lambda text: known.matches(text, Root(None)))
         assert re.search(pattern.replace("(?<year>", "(?P<year>"), text), text
 
 
@@ -68,7 +68,7 @@ def test_it_matches_what_python_matches(pattern: str, text: str) -> None:
 def test_any_text_is_a_pattern_or_is_refused(pattern: str) -> None:
     try:
         known = Pattern(pattern)
-        text = known.written(Draw(1), lambda text: known.matches(text, Root(None)))
+        text = known.written(Draw(1), Root(None), lambda text: known.matches(text, Root(None)))
     except Unwritable:
         return
     assert known.matches(text, Root(None))
@@ -89,8 +89,8 @@ def test_what_is_not_supported_is_refused(pattern: str) -> None:
 
 def test_texts_are_as_long_as_asked() -> None:
     known = Pattern("^[a-z]+$")
-    assert 40 <= len(known.written(Draw(1), lambda text: len(text) >= 40)) <= 200
+    assert 40 <= len(known.written(Draw(1), Root(None), lambda text: len(text) >= 40)) <= 200
     with pytest.raises(Unwritable, match="no text"):
-        known.written(Draw(1), lambda text: len(text) > 10_000)
+        known.written(Draw(1), Root(None), lambda text: len(text) > 10_000)
     with pytest.raises(Unwritable, match="too long"):
-        Pattern("^(a{1000}){1000}$").written(Draw(1), lambda text: True)
+        Pattern("^(a{1000}){1000}$").written(Draw(1), Root(None), lambda text: True)
