@@ -237,7 +237,7 @@ def fields_of(model: type[BaseModel]) -> frozenset[str]:
 
 def _described(path: Path, problem: str) -> InvalidRequest:
     param = dotted(path)
-    if param is None:
+    if not param:
         problem = problem.replace(f"field {NAME}", "field")
     return InvalidRequest(problem.replace(NAME, _name(path)), param=param)
 
