@@ -47,11 +47,12 @@ def split(data: dict[str, Any], own: Set[str], known: Container[str]) -> tuple[d
         return data, {}
     asked = {name: value for name, value in extras.items() if value is not None}
     if _KWARGS in asked:
-        _check_kwargs(asked[_KWARGS])
+        check_kwargs(asked[_KWARGS])
     return {name: value for name, value in data.items() if name not in extras}, asked
 
 
-def _check_kwargs(kwargs: Any) -> None:
+def check_kwargs(kwargs: Any) -> None:
+    """Raises `InvalidRequest` and `UnsupportedParameter` for `chat_template_kwargs` that no engine may get."""
     if not isinstance(kwargs, dict):
         raise InvalidRequest(f"'{_KWARGS}' must be an object.", param=_KWARGS)
     for name in kwargs:

@@ -105,6 +105,8 @@ NOTHING = (
     Row("options.num_predict", OLLAMA, (-1, -2)),
     Row("options.stop", OLLAMA, ([],)),
     Row("options.mirostat", OLLAMA, (0,)),
+    Row("options.mirostat_tau", OLLAMA, (5, 5.0)),
+    Row("options.mirostat_eta", OLLAMA, (0.1,)),
     Row("options.typical_p", OLLAMA, (1, 1.0)),
     Row("options.tfs_z", OLLAMA, (1, 1.0)),
     Row("options.repeat_last_n", OLLAMA, (64,)),

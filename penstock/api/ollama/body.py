@@ -46,6 +46,15 @@ class Options(Strict):
     repeat_penalty: float | None = Field(None, gt=0, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    mirostat: int | None = Field(None, ge=1, le=2)
+    mirostat_tau: float | None = Field(None, ge=0)
+    mirostat_eta: float | None = Field(None, ge=0)
+    typical_p: float | None = Field(None, ge=0, le=1)
+    repeat_last_n: int | None = Field(None, ge=-1)
+
+    def extras(self) -> dict[str, Any]:
+        """Options that are engines' own."""
+        return {name: value for name in _EXTRAS if (value := getattr(self, name)) is not None}
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that these make. A value that asks for nothing is None."""
@@ -97,6 +106,7 @@ class OllamaFields(Strict):
                 "response_format": _response_format(self.format),
             },
             hints={"reasoning_effort": _effort(self.think)},
+            extras=options.extras(),
             stream=self.is_stream,
             timeout_s=self.timeout_s,
             on_disconnect=self.on_disconnect,
@@ -104,13 +114,24 @@ class OllamaFields(Strict):
         )
 
 
+_EXTRAS = ("mirostat", "mirostat_tau", "mirostat_eta", "typical_p", "repeat_last_n")
 _NAMES = {
     "max_tokens": "options.num_predict",
     "repetition_penalty": "options.repeat_penalty",
     "response_format": "format",
 } | {
     name: f"options.{name}"
-    for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
+    for name in (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "presence_penalty",
+        "frequency_penalty",
+        *_EXTRAS,
+    )
 }
 
 

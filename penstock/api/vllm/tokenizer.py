@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from penstock.api.conversation import ChatMessage, Tool, message_of
+from penstock.api.extras import check_kwargs
 from penstock.api.fields import MAX_MESSAGES, MAX_TOOLS, PAUSE, Strict, TokenId, given
 from penstock.api.intake import Draft
 from penstock.errors import InvalidRequest
@@ -20,10 +21,7 @@ from penstock.tasks import DETOKENIZE, TOKENIZE, TOKENIZER_INFO, read_info, read
 
 # Fields that no backend of ours honours, and the values of each that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
     "chat_template": (),
-    "chat_template_kwargs": (),
-    "continue_final_message": (False,),
     "media_io_kwargs": (),
     "mm_processor_kwargs": (),
 }
@@ -45,6 +43,13 @@ class TokenizeBody(TokenizerFields):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         None, description="They are in the model's prompt; only with `messages`."
     )
+    add_generation_prompt: bool | None = Field(
+        None, description="Whether the beginning of an answer follows the messages. Default: true."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Whether the last message is an answer that is not at its end. Default: false."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="For the model's template.")
     add_special_tokens: bool | None = Field(
         None, description="Default: true for a prompt, false for messages, whose template has them."
     )
@@ -88,8 +93,10 @@ def tokenize_draft(body: TokenizeBody) -> Draft:
     """Raises `InvalidRequest` for fields that contradict each other."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt")
-    if body.tools and body.messages is None:
-        raise InvalidRequest("'tools' needs 'messages'.", param="tools")
+    extras = _of_template(body)
+    if body.messages is None:
+        for name in (["tools"] if body.tools else []) + list(extras):
+            raise InvalidRequest(f"'{name}' needs 'messages'.", param=name)
     has_default = body.add_special_tokens is (body.messages is None)
     return Draft(
         model=body.model,
@@ -103,8 +110,21 @@ def tokenize_draft(body: TokenizeBody) -> Draft:
             "add_special_tokens": None if has_default else body.add_special_tokens,
             "return_token_strs": body.return_token_strs or None,
         },
+        extras=extras,
         timeout_s=body.timeout_s,
     )
+
+
+def _of_template(body: TokenizeBody) -> dict[str, Any]:
+    """The extras that the template reads, without those that ask for nothing."""
+    if body.chat_template_kwargs:
+        check_kwargs(body.chat_template_kwargs)
+    asked = {
+        "add_generation_prompt": False if body.add_generation_prompt is False else None,
+        "continue_final_message": body.continue_final_message or None,
+        "chat_template_kwargs": body.chat_template_kwargs or None,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def detokenize_draft(body: DetokenizeBody) -> Draft:

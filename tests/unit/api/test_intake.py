@@ -76,6 +76,15 @@ def test_a_begun_answer_is_refused_where_the_engine_would_answer_it() -> None:
     assert caught.value.param == "messages"
 
 
+def test_an_extra_that_an_api_has_in_a_place_of_its_own() -> None:
+    """As one at the top of the body: by model, and refused by the client's name."""
+    fields: dict[str, Any] = {"extras": {"mirostat": 2}, "names": {"mirostat": "options.mirostat"}}
+    assert _job(_gateway(Capabilities(accepts=("mirostat",))), **fields).sampling.extras == {"mirostat": 2}
+    with pytest.raises(UnsupportedParameter) as caught:
+        _job(_gateway(Capabilities()), **fields)
+    assert caught.value.param == "options.mirostat"
+
+
 # ── how many tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -54,6 +54,15 @@ def test_every_option_arrives() -> None:
     assert draft.hints == {"reasoning_effort": "high"}
 
 
+def test_options_that_are_engines_own_are_extras() -> None:
+    options = {"mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "typical_p": 0.7, "repeat_last_n": -1}
+    draft = _chat(options=options)
+    assert draft.extras == options
+    assert {name: draft.names[name] for name in options} == {name: f"options.{name}" for name in options}
+    defaults = {"mirostat": 0, "mirostat_tau": 5, "mirostat_eta": 0.1, "typical_p": 1.0, "repeat_last_n": 64}
+    assert _chat(options=defaults).extras == {}
+
+
 def test_a_schema_and_thinking() -> None:
     schema = {"type": "object", "properties": {}}
     named = {"name": "answer", "schema": schema, "strict": True}
@@ -124,7 +133,8 @@ def test_a_turn_that_is_wrong_is_named(turn: dict[str, Any], param: str) -> None
         ({"suffix": "x"}, "suffix"),
         ({"template": "x"}, "template"),
         ({"context": [1]}, "context"),
-        ({"options": {"mirostat": 1}}, "options.mirostat"),
+        ({"options": {"mirostat": 3}}, "options.mirostat"),
+        ({"options": {"tfs_z": 0.5}}, "options.tfs_z"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": {"temperature": 3}}, "options.temperature"),
         ({"format": "xml"}, "format"),

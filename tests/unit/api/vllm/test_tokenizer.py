@@ -29,6 +29,14 @@ def test_a_prompt_and_a_conversation() -> None:
     talk = _draft(messages=TURNS, tools=[TOOL], add_generation_prompt=True, continue_final_message=False)
     assert (talk.prompt, talk.messages) == (None, (Message("user", "hi"),))
     assert talk.sampling["tools"] == (TOOL,)
+    assert talk.extras == {}
+
+
+def test_what_the_template_reads_is_an_extra() -> None:
+    asked = {"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False}
+    assert _draft(messages=TURNS, **asked).extras == asked
+    assert _draft(messages=TURNS, continue_final_message=True).extras == {"continue_final_message": True}
+    assert _draft(prompt="a", add_generation_prompt=True, chat_template_kwargs={}).extras == {}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,10 @@ def test_the_default_of_special_tokens_asks_for_nothing(data: dict[str, Any], as
         ({}, "prompt"),
         ({"prompt": "a", "messages": TURNS}, "prompt"),
         ({"prompt": "a", "tools": [TOOL]}, "tools"),
+        ({"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+        ({"prompt": "a", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"messages": TURNS, "chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs.chat_template"),
+        ({"messages": TURNS, "chat_template_kwargs": "x"}, "chat_template_kwargs"),
         ({"prompt": ["a"]}, "prompt"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
