@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from penstock import errors, metrics
-from penstock.api.hints import ALL, GIVEN_BACK, HINTS, INCLUDES, NOTHING, PROVIDER_TOOLS, Row
+from penstock.api.hints import ALL, GIVEN_BACK, HINTS, INCLUDES, NOTHING, Row
+from penstock.api.provider_tools import PROVIDER_TOOLS
 from penstock.backends.openai.engines import ENGINES
 from penstock.event import Usage
 from penstock.extras import EXTRAS

@@ -44,7 +44,14 @@ class ImagePart(Strict):
     image_url: ImageURL
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class RefusalPart(Strict):
+    """Of an answer, given back: the model reads its text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
 
 
 class FunctionCall(Strict):
@@ -83,7 +90,7 @@ class MessageFields(Strict):
     tool_call_id: str | None = Field(None, min_length=1, max_length=200)
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's and OpenRouter's name for the same
-    refusal: None = None
+    refusal: str | None = Field(None, description="Of an answer, given back: the model reads it as its text.")
     audio: None = None
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -190,7 +197,9 @@ def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
     if (message.tool_call_id is not None) != (message.role == "tool"):
         raise fault("tool_call_id", "is required in a tool's message, and allowed in no other")
     content = message.content
-    if content is None and not message.tool_calls:
+    if message.refusal and message.role != "assistant":
+        raise fault("refusal", "is allowed in an assistant's message only")
+    if content is None and not message.tool_calls and not message.refusal:
         raise fault("content", "is required")
     parts: tuple[dict[str, Any], ...] = ()
     if isinstance(content, list):
@@ -198,7 +207,11 @@ def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
             if message.role != "user":
                 raise fault("content", "may hold images in a user's message only")
             parts = tuple(map(_part, content))
-        content = "\n".join(part.text for part in content if isinstance(part, TextPart))
+        if message.role != "assistant" and any(isinstance(part, RefusalPart) for part in content):
+            raise fault("content", "may hold a refusal in an assistant's message only")
+        content = "\n".join([_text(part) for part in content if not isinstance(part, ImagePart)])
+    if message.refusal:
+        content = f"{content}\n{message.refusal}" if content else message.refusal
     return Message(
         role=message.role,
         content=content or "",
@@ -217,5 +230,11 @@ def _format(format_: ResponseFormat) -> dict[str, Any]:
     return {"type": format_.type, "json_schema": schema}
 
 
+def _text(part: TextPart | RefusalPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal
+
+
 def _part(part: Part) -> dict[str, Any]:
-    return given(part) if isinstance(part, TextPart) else {"type": part.type, "image_url": given(part.image_url)}
+    if isinstance(part, ImagePart):
+        return {"type": part.type, "image_url": given(part.image_url)}
+    return {"type": "text", "text": _text(part)}

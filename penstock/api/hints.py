@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, get_args
 
 from penstock.api.fields import without_refused
-from penstock.errors import UnsupportedParameter
+from penstock.api.provider_tools import leave_out_tools
 from penstock.http.sifted import sifted
 
 Api = Literal["native", "chat", "completions", "responses", "messages", "ollama", "ollama-embed"]
@@ -49,7 +49,13 @@ _OF_A_RUNNER = (
 HINTS = (
     Row("prompt_cache_key", ALL, extra="prompt_cache_key"),
     Row("prompt_cache_retention", ALL, extra="prompt_cache_retention"),
+    Row("prompt_cache_options", ALL),
+    Row("messages.*.content.*.prompt_cache_breakpoint", ("native", "chat")),
+    Row("input.*.content.*.prompt_cache_breakpoint", RESPONSES),
+    Row("input.*.output.*.prompt_cache_breakpoint", RESPONSES),
     Row("safety_identifier", ALL, extra="safety_identifier"),
+    Row("session_id", ("native", "chat")),
+    Row("chat_id", ("native", "chat")),
     Row("client_metadata", ALL),
     Row("service_tier", ("native", "chat", "completions", "responses"), extra="service_tier"),
     Row("service_tier", MESSAGES),  # Anthropic's has other values
@@ -70,6 +76,12 @@ HINTS = (
     Row("messages.*.content.*.content.*.cache_control", MESSAGES),
     Row("messages.*.tool_calls.*.cache_control", ("native", "chat")),
     Row("messages.*.parsed", ("native", "chat")),
+    Row("messages.*.reasoning_details", ("native", "chat")),
+    Row("messages.*.thinking_blocks", ("native", "chat")),
+    Row("messages.*.provider_specific_fields", ("native", "chat")),
+    Row("messages.*.tool_calls.*.provider_specific_fields", ("native", "chat")),
+    Row("messages.*.tool_calls.*.function.provider_specific_fields", ("native", "chat")),
+    Row("messages.*.tool_calls.*.extra_content", ("native", "chat")),
     Row("messages.*.tool_calls.*.function.parsed_arguments", ("native", "chat")),
     Row("messages.*.content.*.parsed_output", MESSAGES),
     Row("input.*.parsed_arguments", RESPONSES),
@@ -98,6 +110,8 @@ NOTHING = (
     Row("parallel_tool_calls", ("native", "chat", "responses"), (True,)),
     Row("top_k", ("native", "chat", "completions", "messages"), (-1, 0)),
     Row("top_logprobs", ("native", "chat", "responses"), (0,)),
+    Row("messages.*.images", ("native", "chat"), ([],)),
+    Row("messages.*.content.*.annotations", ("native", "chat"), ([],)),
     Row("messages.*.content.*.caller", MESSAGES, ({"type": "direct"},)),
     Row("thinking.type", MESSAGES, ("adaptive", "enabled", "disabled")),
     Row("thinking", MESSAGES, ({},)),
@@ -163,20 +177,14 @@ NULLS = (
     Row("input.*.output.*", RESPONSES),
 )
 
-# Beginnings of the types of tools that only the provider of an API can run, or that no engine knows. Not `mcp` and
-# `file_search`: they name the caller's own servers and files, without which the answer would be another one.
-PROVIDER_TOOLS = (
-    "web_search",
-    "web_fetch",
-    "code_interpreter",
-    "code_execution",
-    "image_generation",
-    "local_shell",
-    "namespace",
-    "tool_search",
-)
 MAX_HINT = 512  # characters of one that is passed on
-INCLUDES = ("reasoning.encrypted_content",)  # values of `include` that are hints
+# Values of `include` that are hints: of reasoning, and of the tools that are left out.
+INCLUDES = (
+    "reasoning.encrypted_content",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+)
 
 
 def extras_of(data: dict[str, Any], api: Api) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def taken(data: dict[str, Any], api: Api, refused: dict[str, tuple[Any, ...]] | 
 
     `refused`: as for `without_refused`. Raises `UnsupportedParameter`.
     """
-    _leave_out_tools(data, api)
+    leave_out_tools(data, is_function=api == "messages")
     if api == "responses" and isinstance(include := data.get("include"), list):
         data["include"] = sifted(include, lambda each: each not in INCLUDES)
     _strip(_TREES[api], data)
@@ -264,26 +272,3 @@ def _has_types_of(value: Any, other: Any) -> bool:
     if isinstance(value, dict):
         return all(type(item) is type(other[name]) for name, item in value.items())
     return type(value) is type(other)
-
-
-def _leave_out_tools(data: dict[str, Any], api: Api) -> None:
-    """Raises `UnsupportedParameter` where `tool_choice` demands one of those that are left out."""
-    tools = data.get("tools")
-    if not isinstance(tools, list):
-        return
-    left_out = [tool for tool in tools if _is_provider_tool(tool, api)]
-    if not left_out:
-        return
-    data["tools"] = sifted(tools, lambda tool: not _is_provider_tool(tool, api))
-    choice = data.get("tool_choice")
-    names = [tool.get("name", tool["type"]) for tool in left_out]
-    is_demanded = isinstance(choice, dict) and choice.get("type") != "auto" and choice.get("name") in names
-    if is_demanded or (not data["tools"] and choice in ("required", {"type": "any"})):
-        raise UnsupportedParameter("'tool_choice' demands a tool that Penstock does not run.", param="tool_choice")
-
-
-def _is_provider_tool(tool: Any, api: Api) -> bool:
-    kind = tool.get("type") if isinstance(tool, dict) else None
-    if not isinstance(kind, str):
-        return False
-    return kind.startswith(PROVIDER_TOOLS) or (kind == "custom" and api != "messages")  # there it is a function

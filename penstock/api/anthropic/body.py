@@ -20,7 +20,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "container": (),
     "diagnostics": (),
     "inference_geo": (),
-    "mcp_servers": (),
+    "mcp_servers": ([],),
     "speed": ("standard",),
     "thread": (),
 }

@@ -23,7 +23,7 @@ from penstock.settings import ReasoningField
 REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": (),
-    "functions": (),
+    "functions": ([],),
     "modalities": (["text"],),
     "prediction": (),
     "web_search_options": (),

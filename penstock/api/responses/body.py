@@ -42,7 +42,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_options": (),
     "truncation": (),
 }
 

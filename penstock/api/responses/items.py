@@ -69,12 +69,15 @@ class FunctionCallItem(Strict):
     status: Status | None = None
 
 
+OutputPart = Annotated[InputText | InputImage, Field(discriminator="type")]
+
+
 class FunctionCallOutput(Strict):
     """The result of the call."""
 
     type: Literal["function_call_output"]
     call_id: ItemId
-    output: str | Annotated[list[InputText], Field(max_length=MAX_PARTS, fail_fast=True)]
+    output: str | Annotated[list[OutputPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     id: ItemId | None = None
     status: Status | None = None
 
@@ -133,8 +136,10 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
     if isinstance(input_, str):
         return (*before, Message("user", input_))
     turns = Turns()
-    called = {call.id for message in before for call in message.tool_calls}
+    called = {call.id: call.name for message in before for call in message.tool_calls}
     for index, item in enumerate(input_):
+        if not isinstance(item, FunctionCallOutput):
+            turns.show()
         if isinstance(item, ReasoningItem):
             turns.think(item.text)
         elif isinstance(item, MessageItem):
@@ -144,13 +149,13 @@ def messages_of(input_: str | Sequence[Item], before: Sequence[Message] = ()) ->
             else:
                 turns.add(message)
         elif isinstance(item, FunctionCallItem):
-            called.add(item.call_id)
+            called[item.call_id] = item.name
             turns.call(item.call_id, item.name, item.arguments)
         elif isinstance(item, FunctionCallOutput):
             if item.call_id not in called:
                 raise _fault(index, "call_id", "does not name an earlier call")
-            output = item.output if isinstance(item.output, str) else "\n".join(part.text for part in item.output)
-            turns.add(Message("tool", output, tool_call_id=item.call_id))
+            turns.result(item, called[item.call_id])
+    turns.show()
     messages = (*before, *turns.messages)
     if not messages:
         raise InvalidRequest("'input' must hold a message.", param="input")
@@ -168,6 +173,7 @@ class Turns:
     def __init__(self, messages: Sequence[Message] = ()) -> None:
         self.messages = list(messages)
         self._thoughts: list[str] = []  # of the answer that comes next
+        self._shown: list[InputText | InputImage] = []  # of the results at the end
 
     def think(self, text: str) -> None:
         """Reasoning: it belongs to the text or the call behind it, if there is one."""
@@ -193,6 +199,20 @@ class Turns:
         self._thoughts = []
         self.messages.append(message)
 
+    def result(self, item: FunctionCallOutput, name: str) -> None:
+        """The result of a call of the function `name`. Engines have text only in it: `show` adds its images."""
+        parts: list[InputText | InputImage] = [] if isinstance(item.output, str) else item.output
+        output = item.output if isinstance(item.output, str) else _text(parts)
+        self.add(Message("tool", output, tool_call_id=item.call_id))
+        if images := [part for part in parts if isinstance(part, InputImage)]:
+            self._shown += [InputText(type="input_text", text=f"From the result of {name}:"), *images]
+
+    def show(self) -> None:
+        """Results have come to their end: their images are in a user's message behind them."""
+        if self._shown:
+            shown, self._shown = self._shown, []
+            self.messages.append(Message("user", _text(shown), parts=tuple(map(_chat_part, shown))))
+
     def _extend(self, text: str, calls: tuple[ToolCall, ...]) -> None:
         last, thoughts, self._thoughts = self.messages[-1], self._thoughts, []
         reasoning = "\n".join(filter(None, (last.reasoning, *thoughts)))
@@ -216,8 +236,11 @@ def _message(index: int, item: MessageItem) -> Message:
     parts: tuple[dict[str, Any], ...] = ()
     if any(isinstance(part, InputImage) for part in item.content):
         parts = tuple(_chat_part(part) for part in item.content)
-    text = "\n".join(part.text for part in item.content if not isinstance(part, InputImage))
-    return Message(item.role, text, parts=parts)
+    return Message(item.role, _text(item.content), parts=parts)
+
+
+def _text(parts: Sequence[ContentPart]) -> str:
+    return "\n".join([part.text for part in parts if not isinstance(part, InputImage)])
 
 
 def _chat_part(part: InputText | OutputText | InputImage) -> dict[str, Any]:

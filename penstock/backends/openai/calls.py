@@ -61,11 +61,13 @@ class CallReader:
 
     def feed(self, parts: Any) -> Iterator[ToolCall]:
         """`tool_calls` of one delta. Raises `UpstreamError`."""
-        for part in parts if isinstance(parts, list) else ():
+        if not isinstance(parts, list):
+            parts = [parts]
+        for part in parts:
             if not isinstance(part, dict):
                 raise malformed("a tool call is not an object")
             function = part.get("function")
-            if function is None and "function" in part:
+            if function is None and ("function" in part or part.get("id")):  # some engines send the id ahead
                 function = {}
             if not isinstance(function, dict):
                 raise malformed("a tool call without a function")

@@ -177,7 +177,7 @@ def _first_choice(choices: Any) -> Mapping[str, Any] | None:
         return None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise malformed("a chunk's choices are not a list of objects")
-    return next((choice for choice in choices if choice.get("index", 0) in (0, None)), None)
+    return next((choice for choice in choices if choice.get("index", 0) in (0, None, "0")), None)
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

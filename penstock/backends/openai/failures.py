@@ -53,7 +53,7 @@ _UNBEGUN = (502, 503, 504)
 # Words of vLLM, SGLang, llama.cpp, TGI, Mistral and Ollama for a request that is longer than the model's context.
 _LENGTH = re.compile(
     r"(?i)exceed_context_size|context_length_exceeded|maximum context length|context (length|size|window)"
-    r"|max_new_tokens.{0,20} must be <=|inputs.{0,20} must have less than"
+    r"|max_new_tokens.{0,20} must be <=|inputs.{0,20} must have less than|prompt is too long"
 )
 # A number so near to now, in seconds, is an instant and not a length of time.
 _NEAR_S = 10 * 365 * 86_400

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from penstock.api.hints import ALL, HINTS, NOTHING, PROVIDER_TOOLS, TOOLED, Api
+from penstock.api.hints import ALL, HINTS, INCLUDES, NOTHING, TOOLED, Api
 from penstock.api.intake import Draft, job_of
+from penstock.api.provider_tools import PROVIDER_TOOLS
 from penstock.errors import InvalidRequest
 from penstock.fleet import Capabilities, Pool, WorkerInfo
 from penstock.gateway.admission import Caller
@@ -56,6 +57,7 @@ BASES["ollama"] = {
     "options": {"temperature": 0.5},
 }
 BASES["ollama-embed"] = {"input": "x"}
+NATIVE_AND_CHAT: tuple[Api, ...] = ("native", "chat")
 ANY: tuple[Any, ...] = ("x", {"type": "ephemeral"}, True)
 
 
@@ -173,6 +175,37 @@ def test_an_error_names_the_place_of_an_include_among_all_that_the_client_wrote(
     with pytest.raises(InvalidRequest) as refused:
         drafts_of("responses", {"input": "x", "include": ["reasoning.encrypted_content", "file_search_call.results"]})
     assert refused.value.param == "include.1"
+
+
+@pytest.mark.parametrize("name", INCLUDES)
+def test_what_a_tool_that_is_left_out_would_answer_is_not_included(name: str) -> None:
+    assert drafts_of("responses", _base("responses") | {"include": [name]}) == drafts_of(
+        "responses", _base("responses")
+    )
+
+
+@pytest.mark.parametrize(("api", "name"), [("messages", "mcp_servers"), ("chat", "functions")])
+def test_a_list_of_nothing_asks_for_nothing(api: Api, name: str) -> None:
+    assert drafts_of(api, _base(api) | {name: []}) == drafts_of(api, _base(api))
+    with pytest.raises(InvalidRequest) as refused:
+        drafts_of(api, _base(api) | {name: [{"name": "x"}]})
+    assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"content": "Well.", "refusal": "No."}, "Well.\nNo."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+    ],
+)
+def test_a_refusal_that_is_given_back_is_text(message: dict[str, Any], text: str) -> None:
+    for api in NATIVE_AND_CHAT:
+        (draft,) = drafts_of(api, {"messages": [{"role": "assistant"} | message, {"role": "user", "content": "x"}]})
+        assert (draft.messages or ())[0] == Message("assistant", text)
+        with pytest.raises(InvalidRequest):
+            drafts_of(api, {"messages": [{"role": "user"} | message]})
 
 
 def test_a_tool_of_a_misspelt_type_is_refused_and_so_is_one_with_the_callers_own_servers() -> None:

@@ -143,6 +143,23 @@ def test_images_become_parts() -> None:
     assert _refused(input=[{"role": "user", "content": content}]) == "input.0.content.1.image_url"
 
 
+def test_the_images_of_results_are_shown_behind_all_of_them() -> None:
+    """The APIs of engines have text only in a tool's message, and the results of one answer side by side."""
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    calls = [{"type": "function_call", "call_id": one, "name": f"f{one}", "arguments": "{}"} for one in "12"]
+    one = {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "x"}, image]}
+    two = {"type": "function_call_output", "call_id": "2", "output": "y"}
+    said = {"role": "assistant", "content": "Sun."}
+    results = (Message("tool", "x", tool_call_id="1"), Message("tool", "y", tool_call_id="2"))
+    pictures = Message(
+        "user", "From the result of f1:", parts=({"type": "text", "text": "From the result of f1:"}, shown)
+    )
+    assert (_draft(input=[*calls, one, two]).messages or ())[1:] == (*results, pictures)
+    behind = _draft(input=[*calls, one, two, said]).messages or ()
+    assert behind[1:] == (*results, pictures, Message("assistant", "Sun."))
+
+
 def test_a_conversation_continues() -> None:
     before = (Message("user", "a"), Message("assistant", "", tool_calls=(ToolCall(0, "c1", "f", "{}"),)))
     output = {"type": "function_call_output", "call_id": "c1", "output": "x"}

@@ -22,6 +22,13 @@ MINTED = [call_id_of("g.1", index) for index in range(3)]
 TWO = [("c1", "f", '{"a": 1}'), ("c2", "g", '{"b": "é"}')]
 
 FORMS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
+    "the id in a part without a function": (
+        [
+            {"index": 0, "id": "c1", "type": "function"}, part('{"a": 1}', index=0, name="f"),
+            {"index": 1, "id": "c2"}, part('{"b": "é"}', index=1, name="g"),
+        ],
+        TWO,
+    ),
     "all index 0, new ids": (
         [part('{"a": 1}', index=0, id="c1", name="f"), part('{"b": "é"}', index=0, id="c2", name="g")],
         TWO,
@@ -279,3 +286,11 @@ def test_the_stream_of_an_engine(stream: str, calls: tuple[ToolCall, ...], text:
     assert (whole.tool_calls, whole.text, whole.reasoning) == (calls, text, reasoning)
     assert finish.reason == "tool_calls"
     assert all(isinstance(json.loads(call.arguments), dict) for call in whole.tool_calls)
+
+
+def test_a_part_that_is_not_in_a_list_is_read_and_what_is_not_a_part_is_a_fault() -> None:
+    """Never dropped: the answer would seem to call no tool."""
+    alone = part('{"a": 1}', index=0, id="c1", name="f")
+    tokens = read(delta(tool_calls=alone), delta("tool_calls"), "[DONE]")[0]
+    assert join(tokens).tool_calls == (ToolCall(0, "c1", "f", '{"a": 1}'),)
+    assert failure_of(delta(tool_calls="x"), delta("stop")).reason == "malformed"

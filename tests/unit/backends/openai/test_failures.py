@@ -101,6 +101,7 @@ def test_every_form_of_retry_after(value: str | None, seconds: float | None) -> 
         (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 9"}),
         (400, {"message": "Prompt contains 9 tokens, too large for model with 8 maximum context length"}),
         (413, {"error": {"message": "input exceeds the context window"}}),
+        (400, {"object": "error", "message": "prompt is too long: 9 tokens > 8 maximum", "code": 400}),
     ],
 )
 def test_too_long_for_the_context_keeps_its_code(status: int, body: dict[str, object]) -> None:
