@@ -40,7 +40,7 @@ TURNS = [
     },
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "c", "content": "sun"},
-    {"role": "assistant", "content": "fine"},
+    {"role": "assistant", "content": [{"type": "text", "text": "fine"}, {"type": "refusal", "refusal": "no"}]},
 ]
 TALK = {
     "messages": TURNS,
