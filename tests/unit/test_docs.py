@@ -30,6 +30,7 @@ from penstock.settings import Settings
 from penstock.settings.about import env_name
 from penstock.settings.models import read_models
 from tests.chaos import report
+from tests.clients import report as programs
 
 ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(penstock/[\w/]+\.py)::([\w.]+)`")
@@ -231,6 +232,12 @@ def test_a_figure_of_the_readme_is_replaced_in_its_phrase_alone() -> None:
     )
     with pytest.raises(ValueError, match="0 times instead of once"):
         readme.fill(page, ["pause of <3> ms"])
+
+
+def test_the_table_of_the_page_of_clients_is_that_of_the_last_run() -> None:
+    page = ROOT / "docs/clients.md"
+    made = json.loads((ROOT / "bench/results/clients.json").read_text(encoding="utf-8"))
+    assert programs.quote(made, page) == page.read_text(encoding="utf-8"), "run `make clients-docs`"
 
 
 def test_the_readme_does_not_promise_what_the_last_chaos_run_broke() -> None:
