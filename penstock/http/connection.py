@@ -20,6 +20,7 @@ __all__ = ["CLIENT", "WHOLE", "ClientChannel", "Disconnect", "GatewayConnection"
 
 WRITE_BUFFER_BYTES = 32 * 1024
 CLIENT = "penstock.client"  # in the scope: a `ClientChannel`
+CHUNKED = b"transfer-encoding: chunked"
 STATUS_LINE = b"HTTP/1.1 "  # how every answer begins
 # Times after a client's end of file at which one byte is written. A client that has closed rejects it, and the next
 # write fails.
@@ -66,14 +67,17 @@ class GatewayConnection(Http1Connection):
         cycle = self._running
         if isinstance(cycle.transport, _Head):
             cycle.transport.begin()
-        elif cycle.chunked_encoding and not cycle.response_complete:
+        elif cycle.chunked_encoding and not cycle.response_complete and cycle.scope["http_version"] != "1.0":
             self.transport.write(b"0")
         if num_sent + 1 < len(PROBE_AFTER_S):
             self._probe_timer = self.loop.call_later(PROBE_AFTER_S[num_sent + 1], self._probe, num_sent + 1)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         cycle.message_event = LightEvent(is_set=cycle.message_event.is_set())
-        cycle.transport = _Head(cycle, self.transport, self.loop)
+        # A client of HTTP/1.0 does not know chunks: its stream ends with the connection (RFC 9112, 6.1).
+        transport: asyncio.Transport | _Unchunked
+        transport = _Unchunked(self.transport) if cycle.scope["http_version"] == "1.0" else self.transport
+        cycle.transport = _Head(cycle, transport, self.loop)
         cycle.scope[CLIENT] = ClientChannel(self.transport, cycle, self._watchers)
         super()._start_asgi_task(cycle, app)
 
@@ -111,7 +115,7 @@ class _Head:
 
     __slots__ = ("_cycle", "_data", "_loop", "_num_begun", "_transport")
 
-    def __init__(self, cycle: Any, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, cycle: Any, transport: asyncio.Transport | _Unchunked, loop: asyncio.AbstractEventLoop) -> None:
         self._num_begun = 0
         self._cycle = cycle
         self._transport = transport
@@ -144,6 +148,47 @@ class _Head:
         self._cycle.transport = self._transport
         if data and not self._transport.is_closing():
             self._transport.write(data[self._num_begun :])
+
+
+class _Unchunked:
+    """A transport of an answer to HTTP/1.0: takes what is written in chunks, and sends it without them.
+
+    Each write has whole chunks, in front of which may be the head.
+    """
+
+    __slots__ = ("_has_head", "_is_chunked", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._has_head = self._is_chunked = False
+
+    def write(self, data: bytes) -> None:
+        if not self._has_head:
+            head, blank, data = data.partition(b"\r\n\r\n")
+            self._has_head = bool(blank)
+            plain = head.replace(b"\r\n" + CHUNKED, b"", 1)
+            self._is_chunked = plain != head
+            self._transport.write(plain + blank)
+        if self._is_chunked:
+            data = _joined(data)
+        if data:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
+def _joined(chunks: bytes) -> bytes:
+    parts, at = [], 0
+    while at < len(chunks):
+        begin = chunks.index(b"\r\n", at) + 2
+        end = begin + int(chunks[at : begin - 2], 16)
+        parts.append(chunks[begin:end])
+        at = end + 2
+    return b"".join(parts)
 
 
 class Disconnect:
