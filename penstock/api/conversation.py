@@ -199,7 +199,7 @@ def message_of(index: int, message: ChatMessage | NativeMessage) -> Message:
     content = message.content
     if message.refusal and message.role != "assistant":
         raise fault("refusal", "is allowed in an assistant's message only")
-    if content is None and not message.tool_calls and not message.refusal:
+    if content is None and message.role != "assistant":  # an answer may have been empty
         raise fault("content", "is required")
     parts: tuple[dict[str, Any], ...] = ()
     if isinstance(content, list):

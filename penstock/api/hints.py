@@ -157,6 +157,7 @@ GIVEN_BACK = (
     Row("messages.*.tool_calls.*.function.index", OLLAMA),
     Row("messages.*.content.*.thinking", MESSAGES),
     Row("messages.*.content.*.signature", MESSAGES),
+    Row("messages.*.content.*.data", MESSAGES),
     Row("input.*.id", RESPONSES),
     Row("input.*.status", RESPONSES),
     Row("input.*.summary", RESPONSES),

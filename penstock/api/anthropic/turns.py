@@ -71,7 +71,17 @@ class ThinkingBlock(Strict):
     signature: str
 
 
-Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
+class RedactedThinkingBlock(Strict):
+    """Thinking that only Anthropic can read, from a conversation that began there. It is dropped."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+Block = Annotated[
+    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock,
+    Field(discriminator="type"),
+]
 
 
 class MessageParam(Strict):
@@ -134,7 +144,7 @@ def _assistant(index: int, blocks: Sequence[Block]) -> Message:
             thoughts.append(block.thinking)
         elif isinstance(block, TextBlock):
             texts.append(block)
-        else:
+        elif not isinstance(block, RedactedThinkingBlock):
             raise _fault(index, number, "is of a type that only a user's message may hold")
     text = "".join([block.text for block in texts])  # as the model wrote it
     return Message("assistant", text, tool_calls=tuple(calls), reasoning="\n".join(filter(None, thoughts)))

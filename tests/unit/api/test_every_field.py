@@ -99,6 +99,7 @@ BODIES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
                     "role": "assistant",
                     "content": [
                         {"type": "thinking", "thinking": "x", "signature": ""},
+                        {"type": "redacted_thinking", "data": "x"},
                         {"type": "tool_use", "id": "c", "name": "f", "input": {}},
                     ],
                 },

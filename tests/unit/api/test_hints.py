@@ -198,9 +198,11 @@ def test_a_list_of_nothing_asks_for_nothing(api: Api, name: str) -> None:
         ({"content": None, "refusal": "No."}, "No."),
         ({"content": "Well.", "refusal": "No."}, "Well.\nNo."),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": None}, ""),
+        ({}, ""),
     ],
 )
-def test_a_refusal_that_is_given_back_is_text(message: dict[str, Any], text: str) -> None:
+def test_a_refusal_or_an_empty_answer_that_is_given_back_is_text(message: dict[str, Any], text: str) -> None:
     for api in NATIVE_AND_CHAT:
         (draft,) = drafts_of(api, {"messages": [{"role": "assistant"} | message, {"role": "user", "content": "x"}]})
         assert (draft.messages or ())[0] == Message("assistant", text)

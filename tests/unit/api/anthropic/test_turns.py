@@ -99,3 +99,11 @@ def test_an_answer_of_which_nothing_is_begun_is_not_there(begun: Any) -> None:
 
 def test_an_answer_that_ends_in_a_call_cannot_be_continued() -> None:
     assert _refused([*HI, _answer(TEXT, _call("t"))]) == "messages"
+
+
+def test_thinking_that_only_anthropic_can_read_is_dropped() -> None:
+    hidden = {"type": "redacted_thinking", "data": "EmwKAhgB"}
+    said = {"type": "text", "text": "Hi."}
+    users = _user({"type": "text", "text": "a"})
+    assert _draft([*users, _answer(hidden, said), *users]) == _draft([*users, _answer(said), *users])
+    assert _refused([*users, *_user(hidden)]) == "messages.1.content.0"
