@@ -350,7 +350,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (whatever_is_heard_is_believed, 5),
     (a_new_subscription_is_no_reason_to_ask, 19),
     (nothing_is_restored, 35),
-    (restored_tokens_are_only_added, 3937),
+    (restored_tokens_are_only_added, 21600),
     (the_reply_is_what_a_worker_holds, 24),
     (a_repeated_claim_is_a_death, 1583),
     (a_duplicate_steals, 90),
