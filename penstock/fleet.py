@@ -15,9 +15,9 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """A backend's abilities for one model.
 
     `accepts`: the optional fields of `Sampling` and the extras that it honours. `continuous`: jobs may join at any
-    step, so there is no batch window. `resumes`: it can continue after given tokens. `generates`, `embeds`: whether it
-    makes tokens, and vectors. `max_tokens`: its own limit, None for none. `tasks`: its other tasks, as
-    `penstock/tasks.py` names them.
+    step, so there is no batch window. `resumes`: it can continue an answer after its first tokens. `generates`,
+    `embeds`: whether it makes tokens, and vectors. `max_tokens`: its own limit, None if it has none.
+    `tasks`: its other tasks, as `penstock/tasks.py` names them.
     """
 
     accepts: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from penstock.rich_token import Logprob, RichToken, Token, ToolCall
 
 HALF = b"\xf0\x9f"
 
-Step = Token | Finish | Exception | None  # None: wait for ever
+Step = Token | Finish | Exception | None  # None: wait until it is cancelled
 
 SCRIPTS: dict[str, tuple[Step, ...]] = {
     "stop": ("Hi", " there", Finish("stop")),

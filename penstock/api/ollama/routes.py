@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from penstock.api.answer_fields import timings
 from penstock.api.callers import authenticate
 from penstock.api.dialects import begin
 from penstock.api.hints import Api, taken
-from penstock.api.intake import Received, admit_and_submit, receive
+from penstock.api.intake import Draft, Received, admit_and_submit, receive
 from penstock.api.ollama.answers import (
     CHAT_LINES,
     GENERATE_LINES,
@@ -72,6 +72,7 @@ SPOKEN = "0.12.11"  # the release of Ollama whose API this is: clients ask for i
 NEVER = "9999-12-31T23:59:59Z"
 
 _Body = TypeVar("_Body", bound=BaseModel)
+_Asked = TypeVar("_Asked", OllamaChatBody, OllamaGenerateBody)
 _FORMS = "The whole answer; or, unless `stream` is false, its lines."
 _DETAILS = OllamaDetails(parent_model="", format="", family="", families=[], parameter_size="", quantization_level="")
 
@@ -106,25 +107,12 @@ class OllamaAPI:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation: Ollama's chat."""
-        call = begin(request, CHAT, OLLAMA)
-        received = await self._receive(request, call, OllamaChatBody)
-        body = received.body
-        body.model = self._named(body.model)
-        if body.is_load:
-            return self._loaded(received.caller, body.model, is_chat=True, is_stream=body.is_stream)
-        opened = await admit_and_submit(self.gateway, call, received, [await received.into(chat_draft_of)])
-        return OllamaResponse(opened, is_stream=body.is_stream, is_chat=True)
+        return await self._answer(request, begin(request, CHAT, OLLAMA), OllamaChatBody, chat_draft_of, is_chat=True)
 
     async def generate(self, request: Request) -> Response:
         """Answer a prompt: Ollama's generate."""
         call = begin(request, GENERATE, OLLAMA)
-        received = await self._receive(request, call, OllamaGenerateBody)
-        body = received.body
-        body.model = self._named(body.model)
-        if body.is_load:
-            return self._loaded(received.caller, body.model, is_chat=False, is_stream=body.is_stream)
-        opened = await admit_and_submit(self.gateway, call, received, [await received.into(generate_draft_of)])
-        return OllamaResponse(opened, is_stream=body.is_stream, is_chat=False)
+        return await self._answer(request, call, OllamaGenerateBody, generate_draft_of, is_chat=False)
 
     async def embed(self, request: Request) -> Response:
         """Vectors of texts."""
@@ -176,6 +164,17 @@ class OllamaAPI:
 
     async def _receive(self, request: Request, call: Call, body: type[_Body], api: Api = "ollama") -> Received[_Body]:
         return await receive(self.gateway, request, call, body, lambda data: taken(data, api, REFUSED))
+
+    async def _answer(
+        self, request: Request, call: Call, kind: type[_Asked], draft_of: Callable[[_Asked], Draft], *, is_chat: bool
+    ) -> Response:
+        received = await self._receive(request, call, kind)
+        body = received.body
+        body.model = self._named(body.model)
+        if body.is_load:
+            return self._loaded(received.caller, body.model, is_chat=is_chat, is_stream=body.is_stream)
+        opened = await admit_and_submit(self.gateway, call, received, [await received.into(draft_of)])
+        return OllamaResponse(opened, is_stream=body.is_stream, is_chat=is_chat)
 
     async def _embed(
         self, request: Request, call: Call, kind: type[OllamaEmbedBody | OllamaEmbeddingsBody]

@@ -28,29 +28,21 @@ from penstock.rich_token import Token
 from penstock.tasks import TASKS
 
 _ALWAYS: Final = ("temperature", "top_p", "stop", "seed", "ignore_eos", "min_tokens", *ACCEPTS)
-_TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
+_ABILITIES: Final = {  # the option of each that can be switched off, and the fields that it accepts
+    "tools": ("tools", "tool_choice", "parallel_tool_calls"),
+    "json": ("response_format",),
+    "reasoning": ("reasoning_effort",),
+    "logprobs": ("logprobs",),
+    "embeds": ("dimensions",),
+}
 _LONG_PROMPT: Final = 64 * 1024
 _LOST: Final = "The request's worker died, and this mock does not continue a begun answer."
 
 
-def _capabilities(
-    *,
-    tools: bool = True,
-    json: bool = True,
-    reasoning: bool = True,
-    logprobs: bool = True,
-    embeds: bool = True,
-    resumes: bool = True,
-) -> Capabilities:
-    fields = {
-        _TOOLS: tools,
-        ("response_format",): json,
-        ("reasoning_effort",): reasoning,
-        ("logprobs",): logprobs,
-        ("dimensions",): embeds,
-    }
-    accepts = [name for names, is_on in fields.items() if is_on for name in names]
-    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=resumes, embeds=embeds, tasks=TASKS)
+def _capabilities(*off: str, resumes: bool = True) -> Capabilities:
+    """`off`: the abilities that it lacks."""
+    accepts = [name for ability, names in _ABILITIES.items() if ability not in off for name in names]
+    return Capabilities(accepts=(*_ALWAYS, *accepts), resumes=resumes, embeds="embeds" not in off, tasks=TASKS)
 
 
 class MockBackend(Backend):
@@ -86,9 +78,9 @@ class MockBackend(Backend):
         self._ends: Ends = ends
         self._chain = chain
         self._scripted = scripted
-        self.capabilities = _capabilities(
-            tools=tools, json=json, reasoning=reasoning, logprobs=logprobs, embeds=embeds, resumes=resumes
-        )
+        abilities = {"tools": tools, "json": json, "reasoning": reasoning, "logprobs": logprobs, "embeds": embeds}
+        off = [name for name, is_on in abilities.items() if not is_on]
+        self.capabilities = _capabilities(*off, resumes=resumes)
 
     def expected(self, job: Job, num: int | None = None) -> list[str]:
         """The first `num` (default: as many as there may be) tokens of the job's sentences, as if they did not end."""

@@ -85,7 +85,7 @@ async def test_work_is_counted_while_the_store_is_away() -> None:
     admission, one = gate(transport=Away(), rate_limit=RateLimit(60, 10)), Caller("", "203.0.113.1")
     assert (await admission.charge(one, 8))["x-ratelimit-remaining-requests"] == "2"
     assert (await admission.refund(one, 8))["x-ratelimit-remaining-requests"] == "10"
-    assert await gate().refund(one, 8) == {}, "there is no limit"
+    assert await gate().refund(one, 8) == {}, "without a limit there is nothing to give back"
 
 
 # ── who ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

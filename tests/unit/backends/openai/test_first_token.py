@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from penstock.backends.base import Backend
 from penstock.backends.openai.first_token import FirstToken, Patience
 from penstock.backends.openai.retries import RetryPlan
+from penstock.job import Claim
 from tests.support.asking import ask, claim, failed_of, is_whole, running
 from tests.support.upstream import Upstream
 from tests.support.waiting import wait_until
@@ -57,16 +59,20 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
+async def _waits(backend: Backend, one: Claim, up: Upstream, looks: list[bool]) -> None:
+    """The request still waits after the time of a first token has passed three times, and was sent once."""
+    asking = asyncio.create_task(ask(backend, one))
+    await wait_until(lambda: up.num_open == 1, "the request to arrive")
+    await wait_until(lambda: len(looks) >= 3, "its time to have passed three times")
+    assert not asking.done()
+    one.cancel("client")
+    await asking
+    assert len(up.seen) == 1
+
+
 async def test_a_slow_engine_without_another_is_asked_once(looks: list[bool]) -> None:
     async with Upstream("hang") as up, running(up.url, first_token_s="0.05", tries="3") as backend:
-        one = claim()
-        asking = asyncio.create_task(ask(backend, one))
-        await wait_until(lambda: up.num_open == 1, "the request to arrive")
-        await wait_until(lambda: len(looks) >= 3, "its time to have passed three times")
-        assert not asking.done()
-        one.cancel("client")
-        await asking
-    assert len(up.seen) == 1
+        await _waits(backend, claim(), up, looks)
 
 
 async def test_its_deadline_ends_the_wait() -> None:
@@ -91,14 +97,7 @@ async def test_of_two_slow_engines_each_is_asked_once(looks: list[bool]) -> None
 
 async def test_inputs_to_embed_wait_as_well(looks: list[bool]) -> None:
     async with Upstream("hang") as up, running(up.url, task="embed", first_token_s="0.05") as backend:
-        one = claim(inputs=("a",))
-        asking = asyncio.create_task(ask(backend, one))
-        await wait_until(lambda: up.num_open == 1, "the request to arrive")
-        await wait_until(lambda: len(looks) >= 3, "its time to have passed three times")
-        assert not asking.done()
-        one.cancel("client")
-        await asking
-    assert len(up.seen) == 1
+        await _waits(backend, claim(inputs=("a",)), up, looks)
 
 
 async def test_a_first_token_that_comes_late_is_an_answer() -> None:
